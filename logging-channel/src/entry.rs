@@ -1,0 +1,147 @@
+//! The records of the log.
+
+use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
+use serde::{Deserialize, Serialize};
+
+/// The place of an output in the guest's history of outputs, counted from 1.
+///
+/// Both sides count the same outputs, so the same number names the same output.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct OutputSequence(pub u64);
+
+/// The place of an entry in the log of one generation, counted from 1.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct EntrySequence(pub u64);
+
+/// The number of the reign. Every go-live takes the next one from the arbiter.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Generation(pub u64);
+
+/// Names one request of one device; both sides number requests alike.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct RequestId(pub u64);
+
+/// An input from the outside world, which only the primary can place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Arrival {
+    /// Guest time is corrected. Time never runs backwards: `time` is not before the
+    /// guest's time at the entry's point.
+    ClockSync {
+        /// Guest time from this point on.
+        time: VirtualTime,
+        /// Its rate from this point on.
+        rate: ClockRate,
+    },
+    /// A disk request ended.
+    DiskCompletion {
+        /// Which device.
+        disk: u8,
+        /// Which request of that device.
+        request: RequestId,
+        /// The virtio-blk status byte (0 is success).
+        status: u8,
+        /// The data of a read; empty for other requests.
+        data: Vec<u8>,
+    },
+    /// An entropy request was filled.
+    Entropy {
+        /// Which request.
+        request: RequestId,
+        /// The random bytes.
+        data: Vec<u8>,
+    },
+    /// Bytes typed at the console.
+    ConsoleInput(Vec<u8>),
+}
+
+/// A compact summary of the machine's state at one point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// The general registers RAX to R15 in hardware order, then RIP and RFLAGS: enough to
+    /// say in the report what differs.
+    pub registers: [u64; 18],
+    /// Hash of the whole CPU state.
+    pub cpu: u64,
+    /// Hash of all device state.
+    pub devices: u64,
+    /// Hash of the contents of every page written since the last digest, in address order.
+    pub memory: u64,
+    /// How many pages that was.
+    pub pages: u32,
+}
+
+/// Why a machine was stopped on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopReason {
+    /// The guest switched the machine off.
+    GuestPowerOff,
+    /// The operator stopped the pair.
+    Operator,
+}
+
+/// One record of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// An input and the point at which it arrived.
+    Arrival {
+        /// Where the guest was.
+        point: ExecutionPoint,
+        /// What came.
+        arrival: Arrival,
+    },
+    /// Every output up to `output` was produced at or before `point`. Once the backup has
+    /// acknowledged this entry, those outputs may be released (the output rule, §2.2 of the paper).
+    OutputMark {
+        /// Where the guest was when the mark was made.
+        point: ExecutionPoint,
+        /// The last output the mark covers.
+        output: OutputSequence,
+    },
+    /// Every output up to `output` has been let out.
+    Released {
+        /// The last output that is out.
+        output: OutputSequence,
+    },
+    /// The guest has reached `point` with no other input before it.
+    Progress {
+        /// The backup may run up to here.
+        point: ExecutionPoint,
+    },
+    /// The state at `point`.
+    Digest {
+        /// Where it was taken.
+        point: ExecutionPoint,
+        /// What it was.
+        digest: StateDigest,
+    },
+    /// The machine stops here on purpose; this is no failure.
+    Stop {
+        /// Where.
+        point: ExecutionPoint,
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+impl Entry {
+    /// The point up to which this entry lets a backup run; `None` for an entry that says
+    /// nothing about the guest's progress.
+    pub fn point(&self) -> Option<ExecutionPoint> {
+        match self {
+            Self::Arrival { point, .. }
+            | Self::OutputMark { point, .. }
+            | Self::Progress { point }
+            | Self::Digest { point, .. }
+            | Self::Stop { point, .. } => Some(*point),
+            Self::Released { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Names for places in the guest's instruction stream, and for moments of guest time.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A place in the guest's instruction stream: the number of instructions retired since
+/// the machine was switched on.
+///
+/// One iteration-bounded chunk of a `REP` string instruction counts as one, exactly as the
+/// engine executes it (see `docs/determinism.md`). Two runs with the same inputs are in the
+/// same state at the same point.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct ExecutionPoint(u64);
+
+impl ExecutionPoint {
+    /// The point before the first instruction.
+    pub const START: Self = Self(0);
+    /// A point no guest reaches (at a thousand million instructions a second: 584 years).
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The point after `retired` instructions.
+    pub const fn new(retired: u64) -> Self {
+        Self(retired)
+    }
+
+    /// Instructions retired at this point.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The point `instructions` later, saturating at [`Self::NEVER`].
+    pub const fn after(self, instructions: u64) -> Self {
+        Self(self.0.saturating_add(instructions))
+    }
+
+    /// Instructions from `earlier` to this point; zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for ExecutionPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment of guest time, in nanoseconds since the machine was switched on.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct VirtualTime(u64);
+
+impl VirtualTime {
+    /// Power-on.
+    pub const ZERO: Self = Self(0);
+    /// A moment no guest reaches.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// `ns` nanoseconds after power-on.
+    pub const fn from_ns(ns: u64) -> Self {
+        Self(ns)
+    }
+
+    /// Nanoseconds since power-on.
+    pub const fn as_ns(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `ns` nanoseconds later, saturating.
+    pub const fn after_ns(self, ns: u64) -> Self {
+        Self(self.0.saturating_add(ns))
+    }
+
+    /// Nanoseconds from `earlier` to this moment; zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// How much guest time one retired instruction takes: nanoseconds as a fixed-point
+/// number with 24 fractional bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClockRate(u32);
+
+impl ClockRate {
+    /// Fractional bits of the representation.
+    pub const FRACTION_BITS: u32 = 24;
+
+    /// A rate of `raw / 2^24` nanoseconds an instruction.
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The rate in units of 2^-24 nanoseconds an instruction.
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+/// Guest time as a function of the execution point:
+/// `time = sync_time + (point − sync_point) · rate`.
+///
+/// The primary corrects it with clock-sync arrivals; between two of them, clock reads and
+/// timer interrupts need no entries, because both sides compute the same function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualClock {
+    /// The point of the last correction.
+    pub sync_point: ExecutionPoint,
+    /// Guest time at that point.
+    pub sync_time: VirtualTime,
+    /// Guest time per instruction from there on.
+    pub rate: ClockRate,
+}
+
+impl VirtualClock {
+    /// Guest time at `point`, which must not lie before the last correction.
+    pub fn time_at(&self, point: ExecutionPoint) -> VirtualTime {
+        let elapsed = u128::from(point.since(self.sync_point)) * u128::from(self.rate.raw());
+        let ns = elapsed >> ClockRate::FRACTION_BITS;
+        self.sync_time.after_ns(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    /// The first point at which guest time has reached `time`;
+    /// [`ExecutionPoint::NEVER`] if it is out of range.
+    pub fn point_at(&self, time: VirtualTime) -> ExecutionPoint {
+        if time == VirtualTime::NEVER || self.rate.raw() == 0 {
+            return ExecutionPoint::NEVER;
+        }
+        let elapsed = u128::from(time.since(self.sync_time)) << ClockRate::FRACTION_BITS;
+        let instructions = elapsed.div_ceil(u128::from(self.rate.raw()));
+        u64::try_from(instructions).map_or(ExecutionPoint::NEVER, |n| self.sync_point.after(n))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn point_at_is_the_first_point_whose_time_has_come() {
+        let clock = VirtualClock {
+            sync_point: ExecutionPoint::new(1_000),
+            sync_time: VirtualTime::from_ns(77),
+            rate: ClockRate::from_raw((12 << ClockRate::FRACTION_BITS) + 12_345),
+        };
+        for ns in [77, 78, 88, 89, 90, 1_000, 123_456_789, 1 << 50] {
+            let time = VirtualTime::from_ns(ns);
+            let point = clock.point_at(time);
+            assert!(clock.time_at(point) >= time);
+            if point > clock.sync_point {
+                assert!(clock.time_at(ExecutionPoint::new(point.get() - 1)) < time);
+            }
+        }
+    }
+}

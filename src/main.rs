@@ -1,0 +1,5 @@
+//! The `vmft` command line.
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! What executes guest instructions.
+//!
+//! [`Engine`] is the narrow trait that joins the engines; nothing above it knows which one
+//! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
+
+pub mod soft;
+pub mod state;
+
+use crate::memory::GuestRam;
+use std::fmt;
+use vmft_logging_channel::point::ExecutionPoint;
+
+pub use state::CpuState;
+
+/// How many bytes one port access moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortWidth {
+    /// One byte.
+    Byte,
+    /// Two bytes.
+    Word,
+    /// Four bytes.
+    Long,
+}
+
+impl PortWidth {
+    /// The width in bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Long => 4,
+        }
+    }
+}
+
+/// What the CPU is connected to. The engine calls it in the middle of an instruction;
+/// `at` is the point before that instruction retires.
+pub trait Bus {
+    /// `IN`: the value, zero-extended. An absent port reads as all ones.
+    fn port_read(&mut self, at: ExecutionPoint, port: u16, width: PortWidth) -> u32;
+    /// `OUT`: only the low `width` bytes of `value` count.
+    fn port_write(&mut self, at: ExecutionPoint, port: u16, width: PortWidth, value: u32);
+    /// A load from an address that is not memory, at most 8 bytes. Absent devices read as all ones.
+    fn memory_read(&mut self, at: ExecutionPoint, address: u64, data: &mut [u8]);
+    /// A store to an address that is not memory, at most 8 bytes. Absent devices ignore it.
+    fn memory_write(&mut self, at: ExecutionPoint, address: u64, data: &[u8]);
+    /// The time-stamp counter, before the guest's own offset (`IA32_TSC_ADJUST`).
+    fn time_stamp(&mut self, at: ExecutionPoint) -> u64;
+}
+
+/// Why [`Engine::run`] came back. The engine is between two instructions in every case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The bound was reached, exactly.
+    Bound,
+    /// The instruction that just retired used the bus for a port or a device address;
+    /// timers, interrupt lines and outputs may have changed.
+    BusAccess,
+    /// An interrupt was wanted and can be taken at this boundary: call [`Engine::inject`].
+    InterruptWindow,
+    /// The CPU executed `HLT` and waits for an interrupt. With `interruptible` false nothing
+    /// can ever wake it: the guest has switched itself off.
+    Halted {
+        /// RFLAGS.IF.
+        interruptible: bool,
+    },
+    /// A triple fault: the machine resets.
+    Shutdown,
+    /// The engine cannot go on; the state is that before the offending instruction.
+    Fatal(EngineFault),
+}
+
+/// An instruction the engine cannot execute faithfully.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} at {rip:#x} (bytes {bytes:02x?}) at point {point}")]
+pub struct EngineFault {
+    /// What is missing.
+    pub what: &'static str,
+    /// Address of the instruction.
+    pub rip: u64,
+    /// Its bytes, as far as they could be read.
+    pub bytes: Vec<u8>,
+    /// Where in the instruction stream.
+    pub point: ExecutionPoint,
+}
+
+/// An interrupt or exception vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vector(pub u8);
+
+/// A state that no CPU of this engine can be in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("CPU state is not valid: {0}")]
+pub struct InvalidState(pub String);
+
+/// Executes guest instructions, deterministically, up to exact points.
+pub trait Engine: fmt::Debug + Send {
+    /// Runs until `bound` (at which it stops exactly, before any further instruction), or until
+    /// something else needs attention. With `want_interrupt` it stops at the first boundary at
+    /// which a maskable interrupt can be taken, which may be at once.
+    fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit;
+
+    /// How many instructions have retired.
+    fn point(&self) -> ExecutionPoint;
+
+    /// Delivers an external interrupt. Only right after [`Exit::InterruptWindow`], or when
+    /// halted with interrupts enabled; wakes a halted CPU. Delivery may itself fault; that is
+    /// handled inside, and shows at the next [`Self::run`]. It retires no instruction.
+    ///
+    /// # Panics
+    /// If the CPU cannot take an interrupt at this boundary.
+    fn inject(&mut self, vector: Vector);
+
+    /// The CPU's state, complete: a fresh engine given it goes on identically.
+    fn save(&self) -> CpuState;
+
+    /// Sets the CPU's state and the point, and forgets everything cached.
+    ///
+    /// # Errors
+    /// [`InvalidState`] if a value could not have come from [`Self::save`]; the engine is unchanged.
+    fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState>;
+
+    /// Takes back the write permissions cached for guest memory, so that the next write to each
+    /// page is recorded in the memory's write tracker again. Done at the same points on both
+    /// sides, because it renews the guest's page-table walks.
+    fn renew_write_tracking(&mut self);
+
+    /// Forgets every cached translation and decoded instruction. Done on both sides at the point
+    /// of a checkpoint, so that the restored side and the running side walk alike from there.
+    fn flush_caches(&mut self);
+
+    /// The memory this CPU runs in.
+    fn ram(&self) -> &GuestRam;
+}

@@ -1,0 +1,1 @@
+//! The `soft` engine: an x86-64 system CPU in user space.

@@ -1,0 +1,5 @@
+//! The machine: engines, board, devices and the run loop, the same code on both sides.
+
+pub mod board;
+pub mod engine;
+pub mod memory;
