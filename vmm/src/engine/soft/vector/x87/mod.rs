@@ -1,0 +1,5 @@
+//! The x87 unit.
+
+mod stack;
+
+pub(super) use stack::settle_loaded;
