@@ -33,3 +33,16 @@ pub(super) trait VectorContext {
     /// Stores bytes with the current privilege; all or nothing, also across a page boundary.
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Exception>;
 }
+
+/// True if [`execute`] knows the instruction form.
+pub(super) fn supports(_code: iced_x86::Code) -> bool {
+    false
+}
+
+/// Executes an SSE or x87 instruction.
+pub(super) fn execute(
+    _context: &mut impl VectorContext,
+    _instruction: &Instruction,
+) -> Result<(), Exception> {
+    Err(Exception::InvalidOpcode)
+}
