@@ -123,6 +123,38 @@ fn comparable(machine: &Machine) -> Machine {
     machine
 }
 
+/// The lines of state in which ours and the host's differ, each after what it was before.
+fn differences(before: &Machine, ours: &Machine, host: &Machine) -> String {
+    let lines = |machine: &Machine| {
+        let mut lines: Vec<_> =
+            machine.sse.registers.iter().map(|value| format!("xmm {value:032x}")).collect();
+        lines.extend(machine.x87.registers.iter().map(|value| {
+            let value: String = value.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+            format!("st {value}")
+        }));
+        let x87 = &machine.x87;
+        lines.push(format!(
+            "x87 control {:04x} status {:04x} tags {:04x}",
+            x87.control, x87.status, x87.tags
+        ));
+        lines.push(format!("mxcsr {:08x} flags {:04x}", machine.sse.mxcsr, machine.flags));
+        lines.extend(machine.general.iter().map(|value| format!("general {value:016x}")));
+        lines.extend(machine.memory.chunks_exact(16).map(|chunk| format!("memory {chunk:02x?}")));
+        lines
+    };
+    let (before, ours, host) = (lines(before), lines(ours), lines(host));
+    let mut text = format!("{}\n{}\n", before[24], before[25]);
+    for (i, line) in before.iter().enumerate() {
+        if i < 2 || i == 9 || (16..24).contains(&i) || ours[i] != host[i] {
+            text += &format!("{i}: {line}\n");
+        }
+        if ours[i] != host[i] {
+            text += &format!("  ours {}\n  host {}\n", ours[i], host[i]);
+        }
+    }
+    text
+}
+
 fn check(code: Code, page: &mut Page, random: &mut Random) {
     for memory in [false, true] {
         for _ in 0..RUNS {
@@ -134,10 +166,11 @@ fn check(code: Code, page: &mut Page, random: &mut Random) {
             page.run(&mut there);
             let outcome = execute(&mut here, &decoded);
             assert_eq!(outcome, Ok(()), "{code:?} {bytes:02x?} of {before:x?}");
-            assert_eq!(
-                comparable(&here),
-                comparable(&there),
-                "{code:?} {bytes:02x?}: ours is left, the host's right; before: {before:x?}"
+            let (here, there) = (comparable(&here), comparable(&there));
+            assert!(
+                here == there,
+                "{code:?} {bytes:02x?}: {}",
+                differences(&before, &here, &there)
             );
         }
     }
