@@ -99,10 +99,12 @@ pub(super) fn execute<C: VectorContext>(
     cpu: &mut C,
     instruction: &Instruction,
 ) -> Result<(), Exception> {
-    sse::execute(cpu, instruction).unwrap_or(Err(Exception::InvalidOpcode))
+    sse::execute(cpu, instruction)
+        .or_else(|| x87::execute(cpu, instruction))
+        .unwrap_or(Err(Exception::InvalidOpcode))
 }
 
 /// Whether [`execute`] knows this code.
 pub(super) fn supports(code: Code) -> bool {
-    sse::supports(code)
+    sse::supports(code) || x87::supports(code)
 }
