@@ -18,7 +18,7 @@ mod transfer;
 mod unmasked;
 
 pub(super) use frame::require_none_pending;
-pub(super) use stack::{Stack, settle_loaded};
+pub(super) use stack::{Stack, mark_all_empty, mark_all_full, settle_loaded};
 
 use super::VectorContext;
 use super::host_x87::{self as host, Extended, Outcome};

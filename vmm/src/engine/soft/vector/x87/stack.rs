@@ -206,6 +206,16 @@ pub(in super::super) fn settle_loaded(x87: &mut X87State, empty: impl Fn(usize) 
     x87.summarise();
 }
 
+/// Marks every register full, as MMX instructions do.
+pub(in super::super) fn mark_all_full(x87: &mut X87State) {
+    settle_loaded(x87, |_| false);
+}
+
+/// Marks every register empty, as `EMMS` does.
+pub(in super::super) fn mark_all_empty(x87: &mut X87State) {
+    x87.tags = 0xFFFF;
+}
+
 /// Whether the physical register is empty in a full tag word.
 pub(super) fn is_empty_in(tags: u16, physical: usize) -> bool {
     tags >> (2 * physical) & 3 == EMPTY

@@ -8,7 +8,8 @@ use super::stack::{
 use crate::engine::soft::vector::host_x87::{Extended, Outcome};
 use crate::engine::state::X87State;
 
-/// Pushes a loaded value, unless the stack is full or an unmasked exception prevents it.
+/// Pushes a loaded value, unless the stack is full or an unmasked invalid operand prevents it. An
+/// unmasked denormal does not: the register holds it exactly.
 pub(super) fn load(x87: &mut X87State, (value, status): Outcome<Extended>) {
     if !x87.is_empty(-1) {
         if x87.stack_overflow() {
@@ -17,7 +18,8 @@ pub(super) fn load(x87: &mut X87State, (value, status): Outcome<Extended>) {
         return;
     }
     x87.set_codes(C1, 0);
-    if !x87.raise(status & EXCEPTIONS) {
+    x87.raise(status & EXCEPTIONS);
+    if x87.unmasked(status & INVALID) == 0 {
         x87.push(value);
     }
 }

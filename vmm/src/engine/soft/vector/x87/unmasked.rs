@@ -67,12 +67,23 @@ pub(super) fn again(
     control: u16,
 ) -> Outcome<Extended> {
     let Some(flag) = trapped(&outcome, control) else { return outcome };
-    let (Some(x), Some(y)) = (Number::new(a), Number::new(b)) else { return outcome };
     // Operands whose exponents are moved so that the result is an ordinary number, and how far
-    // that result is from the true one. A sum that leaves the range has a greater operand near
-    // the bound; the lesser one, if far below, only has to stay nonzero and far below.
-    let (p, q, distance) = match kind {
-        Kind::Product | Kind::Quotient | Kind::QuotientReversed => {
+    // that result is from the true one.
+    let (p, q, distance) = match (kind, Number::new(a), Number::new(b)) {
+        (Kind::Sum, x, y) => {
+            let exponent =
+                |number: Option<Number>| number.map_or(i32::MIN, |number| number.exponent);
+            let distance = exponent(x).max(exponent(y)) - BIAS;
+            // A sum that leaves the range has a greater operand near the bound; the lesser one, if
+            // far below, only has to stay as it is: nonzero and far below, or zero.
+            let moved = |number: Option<Number>, value: &Extended| {
+                number.map_or(*value, |number| {
+                    number.with_exponent((number.exponent - distance).max(1))
+                })
+            };
+            (moved(x, a), moved(y, b), distance)
+        }
+        (_, Some(x), Some(y)) => {
             let exponents = (x.exponent - BIAS, y.exponent - BIAS);
             let distance = match kind {
                 Kind::Quotient => exponents.0 - exponents.1,
@@ -81,11 +92,7 @@ pub(super) fn again(
             };
             (x.with_exponent(BIAS), y.with_exponent(BIAS), distance)
         }
-        Kind::Sum => {
-            let distance = x.exponent.max(y.exponent) - BIAS;
-            let moved = |number: Number| number.with_exponent((number.exponent - distance).max(1));
-            (moved(x), moved(y), distance)
-        }
+        _ => return outcome,
     };
     let (result, status) = run(&p, &q, control);
     wrapped(
@@ -131,6 +138,6 @@ pub(super) fn scale_again(
     match exponent {
         1..=GREATEST => (x.with_exponent(exponent), status),
         ..1 => (extended(x.sign, 0), status | PRECISION),
-        _ => (extended(x.sign | 0x7FFF, 1 << 63), status | PRECISION),
+        _ => (extended(x.sign | 0x7FFF, 1 << 63), status | PRECISION | C1),
     }
 }
