@@ -295,20 +295,14 @@ pub(super) fn dot_product<C: VectorContext>(
             None
         }
     };
+    // The order of the operands decides which of two NaNs survives in each lane.
     let sum = step(Kind::Mul, chosen(a, immediate >> 4), chosen(b, immediate >> 4)).and_then(
         |products| {
             if !shape.is_single() {
-                let sum = step(Kind::Add, products & u128::from(u64::MAX), products >> 64)?;
-                return Some(shuffle::low_quads(sum, sum));
+                return step(Kind::Add, products, shuffle::quads(products, products, 0b01));
             }
-            // Lanes 0 and 1 in lane 0, lanes 2 and 3 in lane 1, then those two.
-            let pairs = step(
-                Kind::Add,
-                shuffle::singles(products, 0, 0b00_00_10_00),
-                shuffle::singles(products, 0, 0b00_00_11_01),
-            )?;
-            let sum = step(Kind::Add, u128::from(pairs.double(0)), u128::from(pairs.double(1)))?;
-            Some(shuffle::doubles(0, sum, 0))
+            let pairs = step(Kind::Add, shuffle::doubles(0, products, 0b10_11_00_01), products)?;
+            step(Kind::Add, pairs, shuffle::doubles(0, pairs, 0b01_00_11_10))
         },
     );
     settle(cpu, flags)?;

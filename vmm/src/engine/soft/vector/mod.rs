@@ -45,6 +45,7 @@ mod host_sse;
 mod host_x87;
 mod integer;
 mod lanes;
+mod mmx;
 mod moves;
 mod operands;
 mod shuffle;
@@ -99,10 +100,13 @@ pub(super) fn execute<C: VectorContext>(
     cpu: &mut C,
     instruction: &Instruction,
 ) -> Result<(), Exception> {
-    sse::execute(cpu, instruction).unwrap_or(Err(Exception::InvalidOpcode))
+    sse::execute(cpu, instruction)
+        .or_else(|| x87::execute(cpu, instruction))
+        .or_else(|| mmx::execute(cpu, instruction))
+        .unwrap_or(Err(Exception::InvalidOpcode))
 }
 
 /// Whether [`execute`] knows this code.
 pub(super) fn supports(code: Code) -> bool {
-    sse::supports(code)
+    sse::supports(code) || x87::supports(code) || mmx::supports(code)
 }

@@ -91,6 +91,11 @@ fn randomise_x87(x87: &mut X87State, random: &mut Random) {
         x87.control = 0x7F | PRECISIONS[random.below(3) as usize] | (random.next() as u16 & 0xC00);
     }
     x87.status = random.next() as u16 & 0x7F7F;
+    if random.below(4) == 0 {
+        // Some exceptions unmasked, none pending.
+        x87.control &= !(random.next() as u16 & 0x3F);
+        x87.status &= !0x7F;
+    }
     // Mostly full: empty registers are a corner of their own.
     let empty = if random.below(4) == 0 {
         random.next()
