@@ -151,6 +151,9 @@ fn focus_instruction(
     if !first {
         let mut instruction = operands::build(focus, plan, rng)?;
         special::tame(&mut instruction);
+        if special::repeats_narrowly(&instruction) {
+            return None;
+        }
         return Some((instruction, None));
     }
     special::prepare(focus, plan, rng);
@@ -185,6 +188,9 @@ fn push_any(
         }
         let Some(mut instruction) = operands::build(code, &mut plan, rng) else { continue };
         special::tame(&mut instruction);
+        if special::repeats_narrowly(&instruction) {
+            continue;
+        }
         let step = decorated(instruction, rng);
         if decodes_as_built(&step) {
             draft.push(step);
@@ -250,7 +256,7 @@ fn place(case: &mut Case, rng: &mut Rng) -> Option<()> {
 fn inputs(plan: &Plan, focus: Flavor, rng: &mut Rng) -> Inputs {
     const ARITHMETIC: u64 = 0x8D5;
     let mut rflags = 0x202 | (rng.next() & ARITHMETIC);
-    for (percent, flag) in [(12, 10), (2, 8), (2, 14), (2, 16), (2, 21)] {
+    for (percent, flag) in [(12, 10), (2, 8), (2, 14), (2, 21)] {
         if rng.percent(percent) {
             rflags |= 1 << flag;
         }

@@ -215,6 +215,7 @@ impl Guest {
     /// Reads the state and the exception's frame; `None` if the CPU halts elsewhere than in a handler.
     fn outcome(&self) -> Option<Outcome> {
         let state = self.engine.save();
+        const RESUME: u64 = 1 << 16;
         let vector = state.rip.checked_sub(HANDLERS + 1)?;
         if vector % 16 != 0 {
             return None;
@@ -226,7 +227,7 @@ impl Guest {
             return None;
         }
         let frame = |n: u64| self.read_word(KERNEL_PHYSICAL + STACK_TOP - KERNEL - 40 + n * 8);
-        let [rip, code, rflags, stack, data] = [0, 1, 2, 3, 4].map(frame);
+        let [rip, code, mut rflags, stack, data] = [0, 1, 2, 3, 4].map(frame);
         if code != u64::from(USER_CODE) || data != u64::from(USER_DATA) {
             return None;
         }
@@ -235,6 +236,8 @@ impl Guest {
         let mut general = state.general;
         general[4] = stack;
         let stop = if vector == 14 && rip == EXIT {
+            // The fault that stops a finished snippet sets it; the host's way out does not.
+            rflags &= !RESUME;
             Stop::End
         } else {
             let address = if vector == 14 { state.cr2 } else { 0 };

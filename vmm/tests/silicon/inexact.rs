@@ -3,7 +3,7 @@
 
 use crate::case::{Case, Outcome, Ready, Stop};
 use crate::corpus::{Inexact, Policy, policy};
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 use std::ops::Range;
 
 /// How far two correct results may be apart.
@@ -22,10 +22,75 @@ pub struct Allowance {
     any_stack: bool,
     /// Memory that is not compared.
     bytes: Vec<Range<u64>>,
+    /// How far apart the addresses of a page fault may be.
+    pub fault_distance: u64,
+    /// An MMX instruction faulted: whether it had already taken the x87 registers over (TOP and
+    /// tags) is the processor's choice.
+    pub entered_mmx: bool,
+}
+
+/// What the instructions of the case are allowed, given where it stopped on the host.
+pub fn allowance(case: &Case, ready: &Ready, host: &Outcome) -> Allowance {
+    let mut allowed = allowed_at_the_end(case, ready, host);
+    if let Some(instruction) = faulting(case, ready, host) {
+        allowed.entered_mmx = uses_mmx(instruction);
+        allowed.fault_distance = match instruction.mnemonic() {
+            _ if accesses_in_pieces(instruction) => 512,
+            Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => u64::MAX,
+            _ => 0,
+        };
+        if stores_in_pieces(instruction)
+            && let Some(address) = effective_address(instruction, host)
+        {
+            let len = instruction.memory_size().size() as u64;
+            allowed.bytes.push(address..address + len);
+        }
+    }
+    allowed
+}
+
+/// True if some bytes may have been stored before a later one faults.
+fn stores_in_pieces(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Fbstp) || instruction.code() == Code::Fstp_m80fp
+}
+
+/// The instruction that faulted on the host.
+///
+/// After a trap it is the next one, if there is a next one.
+pub fn faulting<'a>(case: &'a Case, ready: &Ready, host: &Outcome) -> Option<&'a Instruction> {
+    let step = ready.starts.iter().position(|&start| start == host.rip)?;
+    let faulted = matches!(host.stop, Stop::Exception { .. });
+    case.steps.get(step).filter(|_| faulted).map(|step| &step.instruction)
+}
+
+fn uses_mmx(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|n| instruction.op_register(n).is_mm())
+}
+
+/// True if the operand is accessed piece by piece, in an order of the processor's choice.
+fn accesses_in_pieces(instruction: &Instruction) -> bool {
+    let far = matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call)
+        && matches!(instruction.memory_size().size(), 4 | 6 | 10);
+    far || matches!(
+        instruction.mnemonic(),
+        Mnemonic::Retf
+            | Mnemonic::Iret
+            | Mnemonic::Iretd
+            | Mnemonic::Iretq
+            | Mnemonic::Lss
+            | Mnemonic::Fldenv
+            | Mnemonic::Fnstenv
+            | Mnemonic::Frstor
+            | Mnemonic::Fnsave
+            | Mnemonic::Fxrstor
+            | Mnemonic::Fxrstor64
+            | Mnemonic::Fxsave
+            | Mnemonic::Fxsave64
+    )
 }
 
 /// What the case's last instruction is allowed, if it ran on the host.
-pub fn allowance(case: &Case, ready: &Ready, host: &Outcome) -> Allowance {
+fn allowed_at_the_end(case: &Case, ready: &Ready, host: &Outcome) -> Allowance {
     let Some(last) = case.steps.last() else { return Allowance::default() };
     let instruction = &last.instruction;
     let Policy::Last(kind) = policy(instruction.code()) else { return Allowance::default() };

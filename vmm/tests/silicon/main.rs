@@ -41,6 +41,7 @@ use iced_x86::{Code, CpuidFeature};
 use native::{BATCH, Lost, Native};
 use report::Failure;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmft_vmm::engine::soft;
 
 /// Cases of an ordinary test run.
@@ -97,7 +98,7 @@ impl Bench {
     }
 
     fn check(&mut self, case: Case, ready: Ready, host: Result<Outcome, Lost>) -> Option<Failure> {
-        let engine = self.guest.run(&ready, case.origin, case.stride);
+        let engine = self.run_guest(&ready, &case);
         let single = |what: &str, host: String, engine: String| {
             vec![Difference { what: what.to_owned(), host, engine }]
         };
@@ -111,7 +112,7 @@ impl Bench {
             }
             (Ok(host), Err(stuck)) => {
                 let stop = format!("{:?}", host.stop);
-                (Some(host), single("the engine stopped", stop, format!("{stuck:?}")))
+                (Some(host), single("the engine stopped", stop, stuck))
             }
             (Ok(host), Ok(engine)) => {
                 self.count(&case, &ready, &host);
@@ -121,6 +122,18 @@ impl Bench {
             }
         };
         (!differences.is_empty()).then_some(Failure { case, ready, host, differences })
+    }
+
+    /// Runs the engine; if it panics the guest is built anew.
+    fn run_guest(&mut self, ready: &Ready, case: &Case) -> Result<Outcome, String> {
+        let run = || self.guest.run(ready, case.origin, case.stride);
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(outcome) => outcome.map_err(|stuck| format!("{stuck:?}")),
+            Err(_) => {
+                self.guest = Guest::new(&Native::exit_page());
+                Err("panicked".to_owned())
+            }
+        }
     }
 
     fn count(&mut self, case: &Case, ready: &Ready, host: &Outcome) {

@@ -93,6 +93,9 @@ fn without(case: &Case, n: usize) -> Option<Case> {
     }
     let mut fewer = case.clone();
     fewer.steps.remove(n);
+    if fewer.focus_step > n || fewer.focus_step == fewer.steps.len() {
+        fewer.focus_step -= 1;
+    }
     let moved = |target: &mut usize| {
         if *target > n {
             *target -= 1;

@@ -122,6 +122,12 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
     if instruction.is_string_instruction() && instruction.segment_prefix() == Register::GS {
         plan.general[RSI] = plan.general[RSI].wrapping_sub(GS_BASE);
     }
+    if repeats_narrowly(instruction) {
+        // When ECX is zero, Intel's processors clear the upper halves all the same.
+        for register in [RCX, RSI, RDI] {
+            plan.general[register] &= 0xFFFF_FFFF;
+        }
+    }
     if instruction.is_string_instruction() && rng.percent(50) {
         // Equal stretches, so that comparisons go on for a while.
         let same = [rng.next() as u8 & 3; 48];
@@ -160,11 +166,11 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
             if instruction.op0_kind() == OpKind::Register
                 && instruction.op0_register().is_segment_register() =>
         {
-            selector_operand(instruction, plan, &mut extras, any_selector(rng));
+            selector_operand(instruction, plan, &mut extras, loadable_selector(rng));
         }
         Mnemonic::Lss => {
             if let Some((address, len)) = at {
-                extras.patch(address + len as u64 - 2, &any_selector(rng).to_le_bytes());
+                extras.patch(address + len as u64 - 2, &loadable_selector(rng).to_le_bytes());
             }
         }
         Mnemonic::Shld | Mnemonic::Shrd
@@ -178,6 +184,18 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
         _ => floating_control(instruction, plan, &mut extras, rng),
     }
     extras
+}
+
+/// True for a repeated string instruction with 32-bit addresses.
+pub fn repeats_narrowly(instruction: &Instruction) -> bool {
+    let narrow = |n| {
+        matches!(
+            instruction.op_kind(n),
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI
+        )
+    };
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    instruction.is_string_instruction() && repeats && (0..instruction.op_count()).any(narrow)
 }
 
 /// What a 16-bit double shift by an immediate must be kept from, wherever it stands.
@@ -272,6 +290,15 @@ fn any_selector(rng: &mut Rng) -> u16 {
         if !(0x60..0x80).contains(&(selector & !4)) {
             return selector;
         }
+    }
+}
+
+/// A selector to load: never null with a privilege, which the host's kernel turns into plain null
+/// whenever it is entered.
+fn loadable_selector(rng: &mut Rng) -> u16 {
+    match any_selector(rng) {
+        1..=3 => 0,
+        selector => selector,
     }
 }
 
