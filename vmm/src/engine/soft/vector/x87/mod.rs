@@ -5,6 +5,7 @@
 //! | `stack` | registers, tags, exception flags |
 //! | `frame` | what surrounds every instruction: availability, pending exceptions, memory, commit |
 //! | `arith`, `unmasked`, `remainder` | arithmetic, and what unmasked overflow makes of it |
+//! | `transcendental`, `series`, `wide` | the functions CPUs differ in, in software |
 //! | `compare`, `transfer`, `decimal`, `control` | the other groups |
 
 mod arith;
@@ -13,9 +14,12 @@ mod control;
 mod decimal;
 mod frame;
 mod remainder;
+mod series;
 mod stack;
+mod transcendental;
 mod transfer;
 mod unmasked;
+mod wide;
 
 pub(super) use frame::require_none_pending;
 pub(super) use stack::{Stack, mark_all_empty, mark_all_full, settle_loaded};
@@ -30,6 +34,7 @@ use control::{Format, Waiting};
 use frame::st_number;
 use iced_x86::Instruction;
 use remainder::{Quotient, remainder};
+use transcendental::Trigonometric;
 
 /// `FADD ST(i), ST(j)` and its like: operand 0 is the target.
 fn binary<C: VectorContext>(
@@ -140,6 +145,15 @@ instructions! { cpu, i;
     Fxtract => frame::plain(cpu, i, arith::extract),
     Fprem => frame::plain(cpu, i, |x87| remainder(x87, Quotient::Truncated)),
     Fprem1 => frame::plain(cpu, i, |x87| remainder(x87, Quotient::Nearest)),
+    // Transcendental.
+    Fsin => frame::plain(cpu, i, |x87| transcendental::of_angle(x87, Trigonometric::Sine)),
+    Fcos => frame::plain(cpu, i, |x87| transcendental::of_angle(x87, Trigonometric::Cosine)),
+    Fsincos => frame::plain(cpu, i, transcendental::sine_cosine),
+    Fptan => frame::plain(cpu, i, transcendental::partial_tangent),
+    Fpatan => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::arctangent)),
+    F2xm1 => frame::plain(cpu, i, transcendental::exponential),
+    Fyl2x => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::logarithm)),
+    Fyl2xp1 => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::logarithm_of_one_plus)),
     // Comparison.
     Fcom_st0_sti | Fcom_st0_sti_DCD0 => compare(cpu, i, host::compare, 0),
     Fcomp_st0_sti | Fcomp_st0_sti_DCD8 | Fcomp_st0_sti_DED0 => compare(cpu, i, host::compare, 1),
