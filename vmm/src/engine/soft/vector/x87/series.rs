@@ -42,7 +42,7 @@ const ARCTANGENTS: [Wide; 16] = [
 /// `x - quadrant·π/2`, at most π/4 in magnitude, and the quadrant modulo four.
 ///
 /// The reduction is by π to 256 bits, not by the 66 bits that Intel's units use: the results
-/// are right to the last place for every argument below 2⁶³, as AMD's are.
+/// are right to the last place for every argument below 2⁶³.
 pub(super) fn reduce(x: Wide) -> (Wide, u8) {
     if x.exponent < -1 {
         return (x, 0);

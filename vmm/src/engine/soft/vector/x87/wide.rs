@@ -157,7 +157,7 @@ impl Wide {
             return Self { negative: self.negative, ..Self::ZERO };
         }
         let shift = quotient.leading_zeros();
-        let significand = quotient << shift | (rest << shift) / divisor;
+        let significand = (quotient << shift) | ((rest << shift) / divisor);
         Self { negative: self.negative, exponent: self.exponent - shift as i32, significand }
     }
 
@@ -229,7 +229,7 @@ fn rounds_away(control: u16, negative: bool) -> Option<bool> {
 fn high_product(a: u128, b: u128) -> u128 {
     const LOW: u128 = u64::MAX as u128;
     let (a1, a0, b1, b0) = (a >> 64, a & LOW, b >> 64, b & LOW);
-    let middle = a1 * b0 + (a0 * b0 >> 64);
+    let middle = a1 * b0 + ((a0 * b0) >> 64);
     let (middle, carry) = middle.overflowing_add(a0 * b1);
     a1 * b1 + (middle >> 64) + (u128::from(carry) << 64)
 }
