@@ -99,6 +99,9 @@ pub(super) struct BlockCache {
     /// By page number: 0, or the index in `lists` plus one.
     pages: Vec<u32>,
     lists: Vec<(PageNumber, Vec<Listed>)>,
+    /// No specialised ops: for tests that compare them with the general path.
+    #[cfg(test)]
+    pub(super) general_only: bool,
 }
 
 fn recent_slot(physical: u64) -> usize {
@@ -116,6 +119,8 @@ impl BlockCache {
             recent: vec![NO_RECENT; RECENT],
             pages: vec![0; pages],
             lists: Vec::new(),
+            #[cfg(test)]
+            general_only: false,
         }
     }
 
@@ -242,7 +247,8 @@ impl BlockCache {
                     return Decoding::NeedsNextPage;
                 }
             }
-            self.ops.push(translate(cpu, &instruction));
+            let op = self.translate(cpu, &instruction);
+            self.ops.push(op);
             bytes = end;
             ending = ends_block(&instruction);
         }
@@ -263,6 +269,14 @@ impl BlockCache {
         }
         self.remember(physical, id);
         Decoding::Done(id)
+    }
+
+    fn translate(&self, cpu: &mut Cpu, instruction: &Instruction) -> Op {
+        #[cfg(test)]
+        if self.general_only {
+            return general_op(cpu, *instruction);
+        }
+        fast::select(instruction).unwrap_or_else(|| general_op(cpu, *instruction))
     }
 
     /// Enters the block in the list of a page it has bytes in.
@@ -321,8 +335,4 @@ impl BlockCache {
         cpu.decoded.clear();
         self.recent.fill(NO_RECENT);
     }
-}
-
-fn translate(cpu: &mut Cpu, instruction: &Instruction) -> Op {
-    fast::select(instruction).unwrap_or_else(|| general_op(cpu, *instruction))
 }

@@ -1,7 +1,11 @@
 //! Tests of the engine as a whole, on a small machine: identity-mapped memory, a GDT, an IDT
 //! whose handlers halt, and a bus that remembers.
 
+mod faults;
 mod instructions;
+mod interrupts;
+mod memory;
+mod random;
 
 use super::SoftEngine;
 use crate::engine::state::{DescriptorTable, Segment};
@@ -118,6 +122,7 @@ fn prepared_ram() -> GuestRam {
     );
     write_words(&ram, TSS, &[0; 13]);
     ram.memory().write_obj(KERNEL_STACK, GuestAddress(TSS + 4)).expect("in memory");
+    ram.memory().write_obj(0x68u16, GuestAddress(TSS + 102)).expect("in memory");
     ram.memory().write_obj(IST_STACK, GuestAddress(TSS + 36)).expect("in memory");
     for vector in 0..256 {
         let handler = HANDLERS + 16 * vector;

@@ -30,14 +30,20 @@ const MASK_SHIFT: u32 = 7;
 
 /// An arithmetic operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the architecture's")]
 pub(super) enum Kind {
+    /// `ADDPS` and its like.
     Add,
+    /// `SUBPS` and its like.
     Sub,
+    /// `MULPS` and its like.
     Mul,
+    /// `DIVPS` and its like.
     Div,
+    /// `MINPS` and its like: the source if either operand is a NaN or both are zeros.
     Min,
+    /// `MAXPS` and its like, with the same rule.
     Max,
+    /// `SQRTPS` and its like, of the source.
     Sqrt,
 }
 

@@ -9,6 +9,8 @@ use iced_x86::{Instruction, Register};
 /// Where the test's memory begins for the mock CPU.
 pub(super) const BASE: u64 = 0x10_0000;
 pub(super) const MEMORY: usize = 640;
+/// Where the instruction is.
+pub(super) const CODE: u64 = 0x20_0000;
 /// CR0.PE, NE, PG and CR4.OSFXSR, OSXMMEXCPT.
 const CR0: u64 = 0x8000_0021;
 const CR4: u64 = 0x600;
@@ -23,6 +25,7 @@ pub(super) struct Machine {
     pub(super) general: [u64; 16],
     pub(super) flags: u64,
     pub(super) memory: [u8; MEMORY],
+    pub(super) code: Vec<u8>,
 }
 
 impl Default for Machine {
@@ -38,6 +41,7 @@ impl Default for Machine {
             general,
             flags: 2,
             memory: [0; MEMORY],
+            code: Vec::new(),
         }
     }
 }
@@ -132,7 +136,7 @@ impl VectorContext for Machine {
         self.cr4
     }
     fn instruction_address(&self) -> u64 {
-        BASE
+        CODE
     }
     fn general(&self, register: Register) -> u64 {
         self.general[slot(register)] & (u64::MAX >> (64 - 8 * register.size()))
@@ -160,6 +164,10 @@ impl VectorContext for Machine {
     }
     fn load(&mut self, address: u64, into: &mut [u8]) -> Result<(), Exception> {
         let length = into.len();
+        if address == CODE {
+            into.copy_from_slice(&self.code[..length]);
+            return Ok(());
+        }
         into.copy_from_slice(self.bytes(address, length, 0)?);
         Ok(())
     }

@@ -4,4 +4,5 @@ mod availability;
 mod differential;
 mod machine;
 mod native;
-mod values;
+mod transcendental;
+pub(super) mod values;

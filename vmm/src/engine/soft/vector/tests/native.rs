@@ -1,8 +1,18 @@
 //! Executes one instruction on the host's CPU with a [`Machine`]'s registers and memory.
+//!
+//! What the manuals fix is the same on every host. Where they leave x87 and MMX corners open (stale
+//! condition codes, FOP and FDP, undocumented encodings) this module does as Intel CPUs do,
+//! so those comparisons are made on Intel hosts only.
 
 use super::super::state::{Pointers, image, parse};
-use super::machine::{BASE, MEMORY, Machine};
+use super::machine::{BASE, CODE, MEMORY, Machine};
 use std::arch::asm;
+
+/// Whether the host is an Intel CPU.
+pub(super) fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+}
 
 #[repr(C, align(64))]
 struct Context {
@@ -102,6 +112,13 @@ impl Page {
         }
         (machine.x87, machine.sse) =
             parse(&context.guest, Pointers::Wide).expect("the host saved it");
+        // Pointers as the machine's own addresses.
+        if machine.x87.instruction == self.0 as u64 {
+            machine.x87.instruction = CODE;
+        }
+        if (memory..memory + MEMORY as u64).contains(&machine.x87.data) {
+            machine.x87.data = machine.x87.data - memory + BASE;
+        }
         machine.general[..4].copy_from_slice(&context.general[..4]);
         machine.flags = context.general[6] & 0x8D5 | 2;
         machine.memory = context.memory.0;

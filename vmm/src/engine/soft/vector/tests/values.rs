@@ -1,10 +1,10 @@
 //! Seeded values: random ones, and those at which arithmetic has its corners.
 
 /// SplitMix64.
-pub(super) struct Random(pub(super) u64);
+pub(in super::super) struct Random(pub(in super::super) u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(in super::super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -12,7 +12,7 @@ impl Random {
         z ^ z >> 31
     }
 
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(in super::super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
@@ -102,7 +102,7 @@ impl Random {
     }
 
     /// Any 64 bits: an integer, a double, or two singles.
-    pub(super) fn quad(&mut self) -> u64 {
+    pub(in super::super) fn quad(&mut self) -> u64 {
         match self.below(4) {
             0 => self.integer(),
             1 => self.double(),
@@ -113,12 +113,12 @@ impl Random {
     }
 
     /// Any 128 bits.
-    pub(super) fn whole(&mut self) -> u128 {
+    pub(in super::super) fn whole(&mut self) -> u128 {
         u128::from(self.quad()) << 64 | u128::from(self.quad())
     }
 
     /// An x87 register: any encoding, valid or not.
-    pub(super) fn extended(&mut self) -> [u8; 10] {
+    pub(in super::super) fn extended(&mut self) -> [u8; 10] {
         const SIGNIFICANDS: [u64; 9] = [
             0,
             1,

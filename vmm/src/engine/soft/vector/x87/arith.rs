@@ -44,21 +44,30 @@ pub(super) fn binary(
     }
 }
 
+/// An operation of a register and a memory operand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WithMemory<const BYTES: usize> {
+    /// What it computes.
+    pub(super) kind: Kind,
+    /// The operation.
+    pub(super) run: fn(&Extended, &[u8; BYTES], u16) -> Outcome<Extended>,
+    /// The same on registers.
+    pub(super) on_registers: Binary,
+    /// The memory operand as a register.
+    pub(super) convert: fn(&[u8; BYTES]) -> Outcome<Extended>,
+}
+
 /// `ST(0) = run(ST(0), operand)`.
 pub(super) fn with_memory<const BYTES: usize>(
     x87: &mut X87State,
-    (kind, run, on_registers): (
-        Kind,
-        fn(&Extended, &[u8; BYTES], u16) -> Outcome<Extended>,
-        Binary,
-    ),
+    operation: WithMemory<BYTES>,
     operand: &[u8; BYTES],
-    convert: fn(&[u8; BYTES]) -> Outcome<Extended>,
 ) {
     if x87.is_empty(0) {
         underflowed(x87, 0);
         return;
     }
+    let WithMemory { kind, run, on_registers, convert } = operation;
     let a = x87.st(0);
     let outcome = run(&a, operand, x87.control);
     write(x87, 0, outcome, |outcome, control| {

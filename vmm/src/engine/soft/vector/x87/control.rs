@@ -72,7 +72,7 @@ pub(super) fn clear_exceptions(x87: &mut X87State) {
 /// `FINCSTP`, `FDECSTP`.
 pub(super) fn move_top(x87: &mut X87State, by: usize) {
     x87.set_codes(C1, 0);
-    x87.set_top(x87.top() + by & 7);
+    x87.set_top((x87.top() + by) & 7);
 }
 
 /// `FLDCW`.

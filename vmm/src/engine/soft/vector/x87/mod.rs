@@ -5,6 +5,7 @@
 //! | `stack` | registers, tags, exception flags |
 //! | `frame` | what surrounds every instruction: availability, pending exceptions, memory, commit |
 //! | `arith`, `unmasked`, `remainder` | arithmetic, and what unmasked overflow makes of it |
+//! | `transcendental`, `series`, `wide` | the functions CPUs differ in, in software |
 //! | `compare`, `transfer`, `decimal`, `control` | the other groups |
 
 mod arith;
@@ -13,23 +14,27 @@ mod control;
 mod decimal;
 mod frame;
 mod remainder;
+mod series;
 mod stack;
+mod transcendental;
 mod transfer;
 mod unmasked;
+mod wide;
 
 pub(super) use frame::require_none_pending;
 pub(super) use stack::{Stack, mark_all_empty, mark_all_full, settle_loaded};
 
 use super::VectorContext;
-use super::host_x87::{self as host, Extended, Outcome};
+use super::host_x87 as host;
 use super::operands::{CARRY, PARITY, ZERO};
 use crate::engine::soft::exception::Exception;
-use arith::{Binary, Kind};
+use arith::{Binary, Kind, WithMemory};
 use compare::Comparison;
 use control::{Format, Waiting};
 use frame::st_number;
 use iced_x86::Instruction;
 use remainder::{Quotient, remainder};
+use transcendental::Trigonometric;
 
 /// `FADD ST(i), ST(j)` and its like: operand 0 is the target.
 fn binary<C: VectorContext>(
@@ -47,10 +52,21 @@ fn binary<C: VectorContext>(
 fn with_memory<const BYTES: usize, C: VectorContext>(
     cpu: &mut C,
     i: &Instruction,
-    operation: (Kind, fn(&Extended, &[u8; BYTES], u16) -> Outcome<Extended>, Binary),
-    convert: fn(&[u8; BYTES]) -> Outcome<Extended>,
+    operation: WithMemory<BYTES>,
 ) -> Result<(), Exception> {
-    frame::reading(cpu, i, |x87, operand| arith::with_memory(x87, operation, operand, convert))
+    frame::reading(cpu, i, |x87, operand| arith::with_memory(x87, operation, operand))
+}
+
+/// The forms of `with_memory`: kind, operation on memory, on registers, conversion.
+macro_rules! memory_form {
+    ($kind:ident, $run:ident, $on_registers:ident, $convert:ident) => {
+        WithMemory {
+            kind: Kind::$kind,
+            run: host::$run,
+            on_registers: host::$on_registers,
+            convert: host::$convert,
+        }
+    };
 }
 
 /// `FCOM ST(i)` and its like; `FCOMPP` names no register and means ST(1).
@@ -95,51 +111,60 @@ instructions! { cpu, i;
     Fadd_st0_sti => binary(cpu, i, Kind::Sum, host::add, false),
     Fadd_sti_st0 => binary(cpu, i, Kind::Sum, host::add, false),
     Faddp_sti_st0 => binary(cpu, i, Kind::Sum, host::add, true),
-    Fadd_m32fp => with_memory(cpu, i, (Kind::Sum, host::add_m32, host::add), host::load_m32),
-    Fadd_m64fp => with_memory(cpu, i, (Kind::Sum, host::add_m64, host::add), host::load_m64),
-    Fiadd_m16int => with_memory(cpu, i, (Kind::Sum, host::add_i16, host::add), host::load_i16),
-    Fiadd_m32int => with_memory(cpu, i, (Kind::Sum, host::add_i32, host::add), host::load_i32),
+    Fadd_m32fp => with_memory(cpu, i, memory_form!(Sum, add_m32, add, load_m32)),
+    Fadd_m64fp => with_memory(cpu, i, memory_form!(Sum, add_m64, add, load_m64)),
+    Fiadd_m16int => with_memory(cpu, i, memory_form!(Sum, add_i16, add, load_i16)),
+    Fiadd_m32int => with_memory(cpu, i, memory_form!(Sum, add_i32, add, load_i32)),
     Fsub_st0_sti => binary(cpu, i, Kind::Sum, host::sub, false),
     Fsub_sti_st0 => binary(cpu, i, Kind::Sum, host::sub, false),
     Fsubp_sti_st0 => binary(cpu, i, Kind::Sum, host::sub, true),
-    Fsub_m32fp => with_memory(cpu, i, (Kind::Sum, host::sub_m32, host::sub), host::load_m32),
-    Fsub_m64fp => with_memory(cpu, i, (Kind::Sum, host::sub_m64, host::sub), host::load_m64),
-    Fisub_m16int => with_memory(cpu, i, (Kind::Sum, host::sub_i16, host::sub), host::load_i16),
-    Fisub_m32int => with_memory(cpu, i, (Kind::Sum, host::sub_i32, host::sub), host::load_i32),
+    Fsub_m32fp => with_memory(cpu, i, memory_form!(Sum, sub_m32, sub, load_m32)),
+    Fsub_m64fp => with_memory(cpu, i, memory_form!(Sum, sub_m64, sub, load_m64)),
+    Fisub_m16int => with_memory(cpu, i, memory_form!(Sum, sub_i16, sub, load_i16)),
+    Fisub_m32int => with_memory(cpu, i, memory_form!(Sum, sub_i32, sub, load_i32)),
     Fsubr_st0_sti => binary(cpu, i, Kind::Sum, host::sub_reversed, false),
     Fsubr_sti_st0 => binary(cpu, i, Kind::Sum, host::sub_reversed, false),
     Fsubrp_sti_st0 => binary(cpu, i, Kind::Sum, host::sub_reversed, true),
-    Fsubr_m32fp => with_memory(cpu, i, (Kind::Sum, host::sub_reversed_m32, host::sub_reversed), host::load_m32),
-    Fsubr_m64fp => with_memory(cpu, i, (Kind::Sum, host::sub_reversed_m64, host::sub_reversed), host::load_m64),
-    Fisubr_m16int => with_memory(cpu, i, (Kind::Sum, host::sub_reversed_i16, host::sub_reversed), host::load_i16),
-    Fisubr_m32int => with_memory(cpu, i, (Kind::Sum, host::sub_reversed_i32, host::sub_reversed), host::load_i32),
+    Fsubr_m32fp => with_memory(cpu, i, memory_form!(Sum, sub_reversed_m32, sub_reversed, load_m32)),
+    Fsubr_m64fp => with_memory(cpu, i, memory_form!(Sum, sub_reversed_m64, sub_reversed, load_m64)),
+    Fisubr_m16int => with_memory(cpu, i, memory_form!(Sum, sub_reversed_i16, sub_reversed, load_i16)),
+    Fisubr_m32int => with_memory(cpu, i, memory_form!(Sum, sub_reversed_i32, sub_reversed, load_i32)),
     Fmul_st0_sti => binary(cpu, i, Kind::Product, host::mul, false),
     Fmul_sti_st0 => binary(cpu, i, Kind::Product, host::mul, false),
     Fmulp_sti_st0 => binary(cpu, i, Kind::Product, host::mul, true),
-    Fmul_m32fp => with_memory(cpu, i, (Kind::Product, host::mul_m32, host::mul), host::load_m32),
-    Fmul_m64fp => with_memory(cpu, i, (Kind::Product, host::mul_m64, host::mul), host::load_m64),
-    Fimul_m16int => with_memory(cpu, i, (Kind::Product, host::mul_i16, host::mul), host::load_i16),
-    Fimul_m32int => with_memory(cpu, i, (Kind::Product, host::mul_i32, host::mul), host::load_i32),
+    Fmul_m32fp => with_memory(cpu, i, memory_form!(Product, mul_m32, mul, load_m32)),
+    Fmul_m64fp => with_memory(cpu, i, memory_form!(Product, mul_m64, mul, load_m64)),
+    Fimul_m16int => with_memory(cpu, i, memory_form!(Product, mul_i16, mul, load_i16)),
+    Fimul_m32int => with_memory(cpu, i, memory_form!(Product, mul_i32, mul, load_i32)),
     Fdiv_st0_sti => binary(cpu, i, Kind::Quotient, host::div, false),
     Fdiv_sti_st0 => binary(cpu, i, Kind::Quotient, host::div, false),
     Fdivp_sti_st0 => binary(cpu, i, Kind::Quotient, host::div, true),
-    Fdiv_m32fp => with_memory(cpu, i, (Kind::Quotient, host::div_m32, host::div), host::load_m32),
-    Fdiv_m64fp => with_memory(cpu, i, (Kind::Quotient, host::div_m64, host::div), host::load_m64),
-    Fidiv_m16int => with_memory(cpu, i, (Kind::Quotient, host::div_i16, host::div), host::load_i16),
-    Fidiv_m32int => with_memory(cpu, i, (Kind::Quotient, host::div_i32, host::div), host::load_i32),
+    Fdiv_m32fp => with_memory(cpu, i, memory_form!(Quotient, div_m32, div, load_m32)),
+    Fdiv_m64fp => with_memory(cpu, i, memory_form!(Quotient, div_m64, div, load_m64)),
+    Fidiv_m16int => with_memory(cpu, i, memory_form!(Quotient, div_i16, div, load_i16)),
+    Fidiv_m32int => with_memory(cpu, i, memory_form!(Quotient, div_i32, div, load_i32)),
     Fdivr_st0_sti => binary(cpu, i, Kind::QuotientReversed, host::div_reversed, false),
     Fdivr_sti_st0 => binary(cpu, i, Kind::QuotientReversed, host::div_reversed, false),
     Fdivrp_sti_st0 => binary(cpu, i, Kind::QuotientReversed, host::div_reversed, true),
-    Fdivr_m32fp => with_memory(cpu, i, (Kind::QuotientReversed, host::div_reversed_m32, host::div_reversed), host::load_m32),
-    Fdivr_m64fp => with_memory(cpu, i, (Kind::QuotientReversed, host::div_reversed_m64, host::div_reversed), host::load_m64),
-    Fidivr_m16int => with_memory(cpu, i, (Kind::QuotientReversed, host::div_reversed_i16, host::div_reversed), host::load_i16),
-    Fidivr_m32int => with_memory(cpu, i, (Kind::QuotientReversed, host::div_reversed_i32, host::div_reversed), host::load_i32),
+    Fdivr_m32fp => with_memory(cpu, i, memory_form!(QuotientReversed, div_reversed_m32, div_reversed, load_m32)),
+    Fdivr_m64fp => with_memory(cpu, i, memory_form!(QuotientReversed, div_reversed_m64, div_reversed, load_m64)),
+    Fidivr_m16int => with_memory(cpu, i, memory_form!(QuotientReversed, div_reversed_i16, div_reversed, load_i16)),
+    Fidivr_m32int => with_memory(cpu, i, memory_form!(QuotientReversed, div_reversed_i32, div_reversed, load_i32)),
     Fsqrt => frame::plain(cpu, i, |x87| arith::unary(x87, host::sqrt)),
     Frndint => frame::plain(cpu, i, |x87| arith::unary(x87, host::round_to_integral)),
     Fscale => frame::plain(cpu, i, arith::scale),
     Fxtract => frame::plain(cpu, i, arith::extract),
     Fprem => frame::plain(cpu, i, |x87| remainder(x87, Quotient::Truncated)),
     Fprem1 => frame::plain(cpu, i, |x87| remainder(x87, Quotient::Nearest)),
+    // Transcendental.
+    Fsin => frame::plain(cpu, i, |x87| transcendental::of_angle(x87, Trigonometric::Sine)),
+    Fcos => frame::plain(cpu, i, |x87| transcendental::of_angle(x87, Trigonometric::Cosine)),
+    Fsincos => frame::plain(cpu, i, transcendental::sine_cosine),
+    Fptan => frame::plain(cpu, i, transcendental::partial_tangent),
+    Fpatan => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::arctangent)),
+    F2xm1 => frame::plain(cpu, i, transcendental::exponential),
+    Fyl2x => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::logarithm)),
+    Fyl2xp1 => frame::plain(cpu, i, |x87| transcendental::of_two(x87, transcendental::logarithm_of_one_plus)),
     // Comparison.
     Fcom_st0_sti | Fcom_st0_sti_DCD0 => compare(cpu, i, host::compare, 0),
     Fcomp_st0_sti | Fcomp_st0_sti_DCD8 | Fcomp_st0_sti_DED0 => compare(cpu, i, host::compare, 1),

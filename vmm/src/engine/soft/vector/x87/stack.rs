@@ -148,13 +148,13 @@ impl Stack for X87State {
     }
 
     fn push(&mut self, value: Extended) {
-        self.set_top(self.top() + 7 & 7);
+        self.set_top((self.top() + 7) & 7);
         self.set_st(0, value);
     }
 
     fn pop(&mut self) {
         self.free(0);
-        self.set_top(self.top() + 1 & 7);
+        self.set_top((self.top() + 1) & 7);
     }
 
     fn raise(&mut self, flags: u16) -> bool {
