@@ -301,3 +301,7 @@ impl Answered {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "handshake_tests.rs"]
+mod tests;
