@@ -178,6 +178,24 @@ pub trait CheckpointSource {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber>;
 }
 
+impl<S: CheckpointSource + ?Sized> CheckpointSource for Box<S> {
+    fn point(&self) -> ExecutionPoint {
+        (**self).point()
+    }
+
+    fn state(&self) -> &[u8] {
+        (**self).state()
+    }
+
+    fn page_limit(&self) -> PageNumber {
+        (**self).page_limit()
+    }
+
+    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
+        (**self).next_page(page)
+    }
+}
+
 /// The sink would not take a page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

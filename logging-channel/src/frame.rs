@@ -357,6 +357,8 @@ fn read_header(bytes: &[u8; HEADER_LEN], expected: SessionId) -> Result<Header, 
         return Err(FrameError::Length { kind, len, limit });
     }
     let found = SessionId(word(bytes, 8));
+    // A side that refuses the other has no session with it.
+    let expected = if kind == FrameKind::Refusal { SessionId::HANDSHAKE } else { expected };
     if found != expected {
         return Err(FrameError::Session { kind, found, expected });
     }

@@ -207,8 +207,8 @@ impl Offered {
     /// Takes the primary's answer; the frame returned is to be sent in the new session.
     ///
     /// # Errors
-    /// [`HandshakeError`]. A refusal of ours is to be sent too (in [`SessionId::HANDSHAKE`]
-    /// where there is no session).
+    /// [`HandshakeError`]. A refusal of ours is to be sent (in [`SessionId::HANDSHAKE`], like all
+    /// refusals).
     pub fn handle_frame(self, frame: &Frame) -> Result<(SessionTerms, Frame), HandshakeError> {
         let Frame::HelloReply(reply) = frame else {
             return Err(unexpected(frame, FrameKind::HelloReply));

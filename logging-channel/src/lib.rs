@@ -21,4 +21,5 @@ pub mod receiver;
 pub mod sender;
 pub mod session;
 pub mod time;
+pub mod transport;
 pub mod wire;
