@@ -44,8 +44,8 @@ mod kind {
     pub const STOP: u8 = 9;
 }
 
-/// Why an entry cannot be put into the log. The log is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why something cannot be put into the log or on the wire. Nothing was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The entry's point lies before one already in the log.
     #[error("entry at point {point} after one at point {last}")]
@@ -65,6 +65,9 @@ pub enum EncodeError {
         /// The most it may have.
         limit: usize,
     },
+    /// A control message breaks its own rules; no receiver would take it.
+    #[error("message is not valid: {0}")]
+    Message(DecodeError),
 }
 
 /// What an entry of `encoded` bytes takes of a window or a buffer.

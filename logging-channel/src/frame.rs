@@ -227,16 +227,16 @@ impl Frame {
     pub fn encode(&self, session: SessionId) -> Result<UnsealedFrame, EncodeError> {
         let bytes = vec![0; HEADER_LEN];
         let bytes = match self {
-            Self::Hello(message) => put_control(message, bytes),
-            Self::HelloReply(message) => put_control(message, bytes),
-            Self::HelloConfirm(message) => put_control(message, bytes),
-            Self::Refusal(message) => put_control(message, bytes),
-            Self::Goodbye(message) => put_control(message, bytes),
-            Self::Heartbeat(message) => put_control(message, bytes),
-            Self::Acknowledge(message) => put_control(message, bytes),
-            Self::CheckpointHeader(message) => put_control(message, bytes),
-            Self::CheckpointEnd(message) => put_control(message, bytes),
-            Self::LogHeader(message) => put_control(message, bytes),
+            Self::Hello(message) => put_control(message, bytes)?,
+            Self::HelloReply(message) => put_control(message, bytes)?,
+            Self::HelloConfirm(message) => put_control(message, bytes)?,
+            Self::Refusal(message) => put_control(message, bytes)?,
+            Self::Goodbye(message) => put_control(message, bytes)?,
+            Self::Heartbeat(message) => put_control(message, bytes)?,
+            Self::Acknowledge(message) => put_control(message, bytes)?,
+            Self::CheckpointHeader(message) => put_control(message, bytes)?,
+            Self::CheckpointEnd(message) => put_control(message, bytes)?,
+            Self::LogHeader(message) => put_control(message, bytes)?,
             Self::CheckpointState(state) => [bytes.as_slice(), state].concat(),
             Self::CheckpointPages(pages) => pages.encode(bytes),
             Self::Entries(batch) => {
@@ -269,8 +269,9 @@ impl Frame {
     }
 }
 
-fn put_control(message: &impl Control, bytes: Vec<u8>) -> Vec<u8> {
-    postcard::to_extend(message, bytes).expect("a vector takes all a message has to write")
+fn put_control(message: &impl Control, bytes: Vec<u8>) -> Result<Vec<u8>, EncodeError> {
+    message.validate().map_err(EncodeError::Message)?;
+    Ok(postcard::to_extend(message, bytes).expect("a vector takes all a message has to write"))
 }
 
 /// A frame whose checksums are still to be computed: that is work for the thread that sends,

@@ -321,7 +321,7 @@ impl Receiver {
 
     /// Leaves the session; nothing is acknowledged any more.
     pub fn leave(&mut self, reason: GoodbyeReason) {
-        self.goodbye.get_or_insert(reason);
+        self.goodbye.get_or_insert(reason.clipped());
     }
 
     /// True when a goodbye was handed out or came in.

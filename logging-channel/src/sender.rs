@@ -57,7 +57,7 @@ impl Default for SenderConfig {
 }
 
 /// Why an entry was not taken. The session is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// The buffer holds twice its capacity: the caller did not heed [`Sender::is_full`].
     #[error("log buffer is full: {buffered} bytes")]
@@ -297,7 +297,7 @@ impl Sender {
     pub fn leave(&mut self, reason: GoodbyeReason) {
         self.flush();
         if !self.ended {
-            self.goodbye.get_or_insert(reason);
+            self.goodbye.get_or_insert(reason.clipped());
         }
     }
 

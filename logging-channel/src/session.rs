@@ -50,6 +50,16 @@ pub enum GoodbyeReason {
     Fault(String),
 }
 
+impl GoodbyeReason {
+    /// The same, its text cut to what a message may carry.
+    pub(crate) fn clipped(self) -> Self {
+        match self {
+            Self::Fault(text) => Self::Fault(clip_text(text)),
+            other => other,
+        }
+    }
+}
+
 /// A sign of life, sent by both sides at a steady pace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -181,7 +191,7 @@ pub(crate) fn check_text(what: &'static str, text: &str) -> Result<(), DecodeErr
 /// `text`, cut at a character boundary to at most [`MAX_TEXT`] bytes.
 pub(crate) fn clip_text(mut text: String) -> String {
     let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or(0));
+    text.truncate(end.expect("0 is a boundary"));
     text
 }
 

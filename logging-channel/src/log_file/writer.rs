@@ -107,7 +107,7 @@ impl<W: Write> LogWriter<W> {
     /// [`LogWriteError`].
     pub fn finish(mut self, reason: GoodbyeReason) -> Result<W, LogWriteError> {
         self.write_batch()?;
-        let goodbye = Frame::Goodbye(reason).encode(self.session)?;
+        let goodbye = Frame::Goodbye(reason.clipped()).encode(self.session)?;
         self.write(goodbye)?;
         self.out.flush()?;
         Ok(self.out)

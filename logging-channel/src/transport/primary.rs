@@ -10,7 +10,7 @@ use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
 use crate::handshake::{Admission, SessionTerms};
 use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
-use crate::session::{Acknowledge, GoodbyeReason};
+use crate::session::{Acknowledge, GoodbyeReason, clip_text};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -73,7 +73,7 @@ pub trait PrimaryHandler: Send + 'static {
 }
 
 /// Why an entry was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PrimaryPushError {
     /// There is no session: nobody would get it.
     #[error("there is no backup")]
@@ -275,7 +275,7 @@ impl PrimaryChannel {
 
     /// Admits no backup, for a reason that those who ask are told. A session goes on.
     pub fn close_admission(&self, reason: &str) {
-        self.shared.lock().closed_because = Some(reason.to_owned());
+        self.shared.lock().closed_because = Some(clip_text(reason.to_owned()));
     }
 
     /// True while a backup has the checkpoint and the session lasts.
