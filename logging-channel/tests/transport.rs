@@ -234,7 +234,9 @@ fn a_second_backup_is_refused_and_the_first_is_not_disturbed() {
 #[test]
 fn after_a_loss_no_backup_is_admitted_until_the_next_generation() {
     let (primary, told) = primary(primary_config());
-    drop(join(&primary));
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    drop(joined);
     assert!(wait_for_end(&told).protected);
     let error = BackupChannel::join(backup_config(&primary), ToyMemory::default());
     assert!(matches!(refusal(error.expect_err("runs alone")), Refusal::NotAccepting(_)));
