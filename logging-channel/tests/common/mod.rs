@@ -58,7 +58,7 @@ impl CheckpointSource for ToyMachine {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
         let number = self.next;
         self.next += 1;
-        page.fill(if number % 3 == 0 { number as u8 } else { 0 });
+        page.fill(if number.is_multiple_of(3) { number as u8 } else { 0 });
         (number < 200).then_some(PageNumber(number))
     }
 }
