@@ -198,6 +198,13 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(2010),
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn any_batch_comes_back(mut entries in proptest::collection::vec(any_entry(), 1..20), first in 1u64..1 << 50) {
         entries.sort_by_key(Entry::point);

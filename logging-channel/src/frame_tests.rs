@@ -144,6 +144,16 @@ fn a_frame_of_another_session_is_refused() {
 }
 
 #[test]
+fn a_refusal_belongs_to_no_session() {
+    let frame = Frame::Refusal(Refusal::Replayed);
+    let bytes = frame.encode(SessionId::HANDSHAKE).expect("small").seal();
+    assert_eq!(decode(SESSION, &bytes), Ok(Some(frame.clone())));
+    let bytes = frame.encode(SESSION).expect("small").seal();
+    let (kind, found, expected) = (FrameKind::Refusal, SESSION, SessionId::HANDSHAKE);
+    assert_eq!(decode(SESSION, &bytes), Err(FrameError::Session { kind, found, expected }));
+}
+
+#[test]
 fn a_stranger_can_only_send_what_opens_a_stream() {
     for frame in every_frame() {
         let kind = frame.kind();
@@ -195,6 +205,13 @@ fn bytes_after_the_content_are_refused() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(2010),
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn random_bytes_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 24..200)) {
         prop_assert!(decode(SESSION, &bytes).is_err());
@@ -207,8 +224,9 @@ proptest! {
     ) {
         let kind = FrameKind::from_byte(kind).expect("in range");
         let bytes = [&[0; HEADER_LEN][..], &payload].concat();
-        if let Ok(frame) = UnsealedFrame::new(kind, SESSION, bytes) {
-            match decode(SESSION, &frame.seal()) {
+        let session = if kind == FrameKind::Refusal { SessionId::HANDSHAKE } else { SESSION };
+        if let Ok(frame) = UnsealedFrame::new(kind, session, bytes) {
+            match decode(session, &frame.seal()) {
                 Ok(found) => prop_assert_eq!(found.map(|frame| frame.kind()), Some(kind)),
                 Err(error) => prop_assert!(
                     matches!(error, FrameError::Payload { .. }), "{error:?}"

@@ -489,11 +489,16 @@ impl Sender {
         [batch, stall, Some(self.heartbeats.next_due())].into_iter().flatten().min()
     }
 
-    /// What has happened so far.
-    pub fn stats(&self, now: MonotonicTime) -> SenderStats {
+    /// Age of the oldest entry that the backup has not replayed, to within a batch.
+    pub fn execution_lag(&self, now: MonotonicTime) -> Duration {
         let unsent = self.closed.front().map(|batch| batch.first_at);
         let unsent = unsent.or(self.open.as_ref().map(|batch| batch.first_at));
         let oldest = self.unapplied.front().map(|(_, first_at)| *first_at).or(unsent);
+        oldest.map_or(Duration::ZERO, |oldest| now.since(oldest))
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self, now: MonotonicTime) -> SenderStats {
         SenderStats {
             entries: self.next.0 - 1,
             log_bytes: self.log_bytes,
@@ -503,7 +508,7 @@ impl Sender {
             acknowledged: self.acknowledged.received,
             applied: self.acknowledged.applied,
             applied_point: self.acknowledged.applied_point,
-            execution_lag: oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)),
+            execution_lag: self.execution_lag(now),
             acknowledge_latency: self.latency.summary(),
             round_trip: self.heartbeats.round_trip(),
         }

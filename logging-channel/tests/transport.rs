@@ -7,18 +7,19 @@ use common::{
     primary_config, wait_for, wait_for_end, wait_for_refusal,
 };
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+use vmft_logging_channel::checkpoint::CheckpointSource;
 use vmft_logging_channel::detector::Suspicion;
 use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, StopReason};
 use vmft_logging_channel::fingerprint::Fingerprint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder};
-use vmft_logging_channel::handshake::{HandshakeError, Nonce, Offered, Refusal};
+use vmft_logging_channel::handshake::{HandshakeError, Nonce, Offered, Refusal, SessionTerms};
 use vmft_logging_channel::point::ExecutionPoint;
-use vmft_logging_channel::session::{GoodbyeReason, SessionId};
+use vmft_logging_channel::session::{Acknowledge, GoodbyeReason, SessionId};
 use vmft_logging_channel::transport::{
     BackupChannel, Delivery, EndCause, Joined, PeerAddress, PrimaryChannel, PrimaryConfig,
-    PrimaryPushError, Room, TransportError, now,
+    PrimaryHandler, PrimaryPushError, Room, SessionEnd, TransportError, now,
 };
 
 fn join(primary: &PrimaryChannel) -> Joined<ToyMemory> {
@@ -108,6 +109,32 @@ fn nothing_is_acknowledged_before_the_delay_is_over() {
         _ => None,
     });
     assert!(now().since(pushed_at) >= Duration::from_millis(150));
+}
+
+#[test]
+fn a_channel_can_be_closed_by_its_own_handler() {
+    struct Closer(std::sync::mpsc::Receiver<PrimaryChannel>, std::sync::mpsc::Sender<()>);
+    impl PrimaryHandler for Closer {
+        fn checkpoint(
+            &mut self,
+            _terms: &SessionTerms,
+        ) -> Result<Box<dyn CheckpointSource + Send>, String> {
+            drop(self.0.recv().expect("the test hands it over"));
+            self.1.send(()).expect("the test waits");
+            Err("closed".to_owned())
+        }
+        fn started(&mut self) {}
+        fn protected(&mut self) {}
+        fn acknowledged(&mut self, _acknowledge: &Acknowledge) {}
+        fn session_ended(&mut self, _end: &SessionEnd) {}
+        fn peer_refused(&mut self, _peer: SocketAddr, _error: &TransportError) {}
+    }
+    let ((give, take), (tell, told)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let primary = PrimaryChannel::listen(primary_config(), Closer(take, tell)).expect("a port");
+    let config = backup_config(&primary);
+    give.send(primary).expect("the handler is there");
+    BackupChannel::join(config, ToyMemory::default()).expect_err("closed");
+    told.recv_timeout(PATIENCE).expect("closing does not wait for itself");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::connection::Connection;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{
     DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, Violation, clock, fresh_nonce,
-    spawn_thread, tls,
+    join_thread, spawn_thread, tls,
 };
 use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
 use crate::detector::{Detector, DetectorConfig};
@@ -195,10 +195,7 @@ impl Drop for BackupChannel {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // Its panic was reported when it happened.
-            let _ = thread.join();
-        }
+        join_thread(self.thread.take());
     }
 }
 

@@ -215,3 +215,14 @@ where
         .spawn(move || tokio::task::LocalSet::new().block_on(&runtime, main()))
         .map_err(TransportError::Thread)
 }
+
+/// Waits for a channel's thread, unless that is where we are: a handler may hold the channel's
+/// last handle.
+fn join_thread(thread: Option<std::thread::JoinHandle<()>>) {
+    let elsewhere =
+        |thread: &std::thread::JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+    if let Some(thread) = thread.filter(elsewhere) {
+        // Its panic was reported when it happened.
+        let _ = thread.join();
+    }
+}

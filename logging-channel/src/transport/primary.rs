@@ -2,7 +2,8 @@
 
 use super::primary_session::serve;
 use super::{
-    DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, clock, spawn_thread, tls,
+    DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, clock, join_thread,
+    spawn_thread, tls,
 };
 use crate::checkpoint::CheckpointSource;
 use crate::detector::DetectorConfig;
@@ -283,6 +284,13 @@ impl PrimaryChannel {
         self.shared.lock().protected
     }
 
+    /// Age of the oldest entry that the backup has not replayed; zero without a session. Much cheaper
+    /// than [`Self::stats`].
+    pub fn execution_lag(&self) -> Duration {
+        let state = self.shared.lock();
+        state.sender.as_ref().map_or(Duration::ZERO, |sender| sender.execution_lag(clock::now()))
+    }
+
     /// Figures of the session, or of the last one.
     pub fn stats(&self) -> SenderStats {
         let state = self.shared.lock();
@@ -299,9 +307,6 @@ impl Drop for PrimaryChannel {
         self.shared.lock().closing = true;
         self.shared.wake.notify_one();
         self.shared.close.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // Its panic was reported when it happened.
-            let _ = thread.join();
-        }
+        join_thread(self.thread.take());
     }
 }
