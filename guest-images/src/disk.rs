@@ -250,8 +250,9 @@ mod tests {
     fn damage_is_reported_and_not_mended() {
         let (_directory, path) = made("demo");
         let mut bytes = fs::read(&path).unwrap();
-        // Free blocks in the superblock.
-        bytes[1024 + 0x0C] ^= 0xFF;
+        // The first group descriptor, in block 1, begins with the number of its block bitmap.
+        let bitmap = u32::from_le_bytes(bytes[4096..4100].try_into().unwrap());
+        bytes[bitmap as usize * 4096] ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert!(!check_disk(&path).unwrap().clean);
         assert!(fs::read(&path).unwrap() == bytes, "the check changed the image");
