@@ -2,6 +2,7 @@
 
 use crate::command::{self, command};
 use crate::error::GuestError;
+use crate::guest::{PackageSource, Unpacked};
 use crate::manifest::{PackageRecord, Sha256};
 use crate::packages::{is_root, update_lists};
 use crate::progress::Progress;
@@ -18,33 +19,24 @@ struct Candidate {
     depends: Vec<String>,
 }
 
-/// A package, downloaded and unpacked.
-#[derive(Debug)]
-pub(crate) struct Unpacked {
-    pub(crate) record: PackageRecord,
-    /// The directory its files are in.
-    pub(crate) root: PathBuf,
-}
-
 /// The package manager of this host.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Debian {
     lists_updated: bool,
 }
 
-impl Debian {
-    /// The package manager, if all of it that is needed is here.
-    pub(crate) fn find() -> Result<Self, GuestError> {
-        for program in ["apt-get", "apt-cache", "dpkg-deb"] {
-            if command::find(program).is_none() {
-                return Err(GuestError::NoPackageManager { program });
-            }
+impl PackageSource for Debian {
+    fn check(&self) -> Result<(), GuestError> {
+        match ["apt-get", "apt-cache", "dpkg-deb"]
+            .into_iter()
+            .find(|name| command::find(name).is_none())
+        {
+            Some(program) => Err(GuestError::NoPackageManager { program }),
+            None => Ok(()),
         }
-        Ok(Self { lists_updated: false })
     }
 
-    /// The package with this prefix that the meta-package `name` stands for.
-    pub(crate) fn dependency(
+    fn dependency(
         &mut self,
         name: &str,
         prefix: &str,
@@ -58,8 +50,7 @@ impl Debian {
         })
     }
 
-    /// Downloads the candidate version of `name` and unpacks it below `directory`.
-    pub(crate) fn fetch(
+    fn fetch(
         &mut self,
         name: &str,
         directory: &Path,
@@ -88,7 +79,9 @@ impl Debian {
         command::succeed(unpack)?;
         Ok(Unpacked { record: candidate.record, root })
     }
+}
 
+impl Debian {
     /// What the lists say of `name`, renewed if they do not know it.
     fn candidate(
         &mut self,

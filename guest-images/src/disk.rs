@@ -23,7 +23,7 @@ impl DiskSize {
     /// # Errors
     /// [`DiskError::Size`] if that is less than [`MIN_DISK_SIZE`] or no multiple of 4096.
     pub fn from_bytes(bytes: u64) -> Result<Self, DiskError> {
-        if bytes < MIN_DISK_SIZE || bytes % 4096 != 0 {
+        if bytes < MIN_DISK_SIZE || !bytes.is_multiple_of(4096) {
             return Err(DiskError::Size { bytes });
         }
         Ok(Self(bytes))

@@ -128,25 +128,26 @@ fn dependencies(contents: &[u8]) -> Result<Vec<String>, String> {
     Ok(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
+/// An ELF file with nothing but a `.modinfo` section.
+#[cfg(test)]
+pub(crate) fn test_module(depends: &str) -> Vec<u8> {
+    let mut file = object::write::Object::new(
+        object::BinaryFormat::Elf,
+        object::Architecture::X86_64,
+        object::Endianness::Little,
+    );
+    let kind = object::SectionKind::ReadOnlyData;
+    let section = file.add_section(Vec::new(), b".modinfo".to_vec(), kind);
+    let text = format!("license=GPL\0depends={depends}\0name=x\0");
+    file.append_section_data(section, text.as_bytes(), 1);
+    file.write().expect("an empty object file")
+}
+
 #[cfg(test)]
 mod tests {
+    use super::test_module as module;
     use super::*;
-    use object::write;
     use std::io::Write;
-
-    /// An ELF file with nothing but a `.modinfo` section.
-    fn module(depends: &str) -> Vec<u8> {
-        let mut file = write::Object::new(
-            object::BinaryFormat::Elf,
-            object::Architecture::X86_64,
-            object::Endianness::Little,
-        );
-        let section =
-            file.add_section(Vec::new(), b".modinfo".to_vec(), object::SectionKind::ReadOnlyData);
-        let text = format!("license=GPL\0depends={depends}\0name=x\0");
-        file.append_section_data(section, text.as_bytes(), 1);
-        file.write().unwrap()
-    }
 
     fn tree(files: &[(&str, Vec<u8>)], builtin: &str) -> (tempfile::TempDir, ModuleTree) {
         let directory = tempfile::tempdir().unwrap();

@@ -186,4 +186,6 @@ fn write(ram: &GuestRam, at: GuestAddress, bytes: &[u8]) {
 }
 
 #[cfg(test)]
+mod synthetic;
+#[cfg(test)]
 mod tests;

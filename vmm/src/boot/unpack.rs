@@ -138,10 +138,9 @@ fn unpack_zstd(stream: &[u8], expected: usize) -> Result<Vec<u8>, String> {
         ruzstd::decoding::StreamingDecoder::new(stream).map_err(|error| error.to_string())?;
     let unpacked = read_all(&mut reader, expected)?;
     let frame = reader.into_frame_decoder();
-    if let Some(promised) = frame.get_checksum_from_data() {
-        if frame.get_calculated_checksum() != Some(promised) {
-            return Err("its checksum differs".to_owned());
-        }
+    let promised = frame.get_checksum_from_data();
+    if promised.is_some() && frame.get_calculated_checksum() != promised {
+        return Err("its checksum differs".to_owned());
     }
     Ok(unpacked)
 }
