@@ -60,7 +60,7 @@ impl PackageSource for Debian {
         let downloads = directory.join(format!("{name}.download"));
         let package = match download(&candidate, &downloads, progress) {
             // Lists older than the archive name files that are no longer there.
-            Err(GuestError::Command(_)) if !self.lists_updated => {
+            Err(GuestError::Download { .. }) if is_root() && !self.lists_updated => {
                 self.update(name, progress)?;
                 candidate = self.candidate(name, progress)?;
                 download(&candidate, &downloads, progress)?
@@ -168,7 +168,8 @@ fn download(
         get.args(["-o", "APT::Sandbox::User=root"]);
     }
     get.args(["-q", "download", &format!("{name}:amd64={version}")]);
-    command::succeed(get)?;
+    command::succeed(get)
+        .map_err(|source| GuestError::Download { package: name.clone(), source })?;
     let unreadable = || GuestError::file("reading", directory);
     let entry = fs::read_dir(directory).map_err(unreadable())?.next();
     match entry.transpose().map_err(unreadable())? {

@@ -40,6 +40,17 @@ pub enum GuestError {
         /// The packages, separated by spaces.
         packages: String,
     },
+    /// A package could not be downloaded.
+    #[error(
+        "downloading {package} (if the archive no longer has this version: `sudo apt-get update`)"
+    )]
+    Download {
+        /// The package.
+        package: String,
+        /// The reason.
+        #[source]
+        source: CommandError,
+    },
     /// What was downloaded is not what the package lists promise.
     #[error("{package} has checksum {found} instead of {expected}")]
     Checksum {

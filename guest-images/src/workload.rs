@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 pub const RECORD_LEN: usize = 128;
 /// The demo's file of records, in the disk's file system.
 pub const RECORDS_FILE: &str = "/records";
-/// The prompt of the guest's shell in its first directory; whoever sees it may type.
+/// The prompt of the guest's shell in its first directory; whoever sees it may type. Busybox
+/// then asks the terminal for the cursor's position (`ESC [ 6 n`), and needs no answer.
 pub const SHELL_PROMPT: &str = "vmft:/# ";
 /// The last line of a demo that did all it should.
 pub const DEMO_DONE: &str = "vmft-done";
@@ -102,8 +103,9 @@ pub enum DemoLine {
 }
 
 impl DemoLine {
-    /// Reads a line of the console, without its end; `None` for any other line.
+    /// Reads a line of the console, without its line feed; `None` for any other line.
     pub fn parse(line: &str) -> Option<Self> {
+        let line = line.strip_suffix('\r').unwrap_or(line);
         let number = |digits: &str| {
             let good = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
             good.then(|| digits.parse().ok()).flatten()
@@ -179,7 +181,7 @@ mod tests {
             DemoLine::parse("vmft-record 1000000 synced"),
             Some(DemoLine::Synced(1_000_000))
         );
-        assert_eq!(DemoLine::parse("vmft-done"), Some(DemoLine::Done));
+        assert_eq!(DemoLine::parse("vmft-done\r"), Some(DemoLine::Done));
         for other in ["vmft-line 00012", "vmft-line 00001x", "vmft-record 000001", "", "vmft-line "]
         {
             assert_eq!(DemoLine::parse(other), None, "{other:?}");
