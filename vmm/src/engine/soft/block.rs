@@ -226,11 +226,9 @@ impl BlockCache {
         let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
         let mut available = in_page.min(buffer.len());
         cpu.ram.read(physical, &mut buffer[..available]);
-        if in_page < MAX_LENGTH {
-            if let Some(next) = next_page {
-                cpu.ram.read(next, &mut buffer[in_page..MAX_LENGTH]);
-                available = MAX_LENGTH;
-            }
+        if in_page < MAX_LENGTH && let Some(next) = next_page {
+            cpu.ram.read(next, &mut buffer[in_page..MAX_LENGTH]);
+            available = MAX_LENGTH;
         }
         let mut decoder = Decoder::with_ip(64, &buffer[..available], 0, OPTIONS);
         let first = self.ops.len();
@@ -315,10 +313,10 @@ impl BlockCache {
             if slot.physical == physical {
                 *slot = NO_RECENT;
             }
-            if listed.offset == SECOND_PAGE {
-                if let Some(first) = self.list(PageNumber::containing(physical)) {
-                    self.lists[first].1.retain(|other| other.block != listed.block);
-                }
+            if listed.offset == SECOND_PAGE
+                && let Some(first) = self.list(PageNumber::containing(physical))
+            {
+                self.lists[first].1.retain(|other| other.block != listed.block);
             }
         }
     }

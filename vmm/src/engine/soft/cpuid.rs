@@ -20,7 +20,7 @@ pub(super) struct Leaf {
 }
 
 /// SSSE3, SSE4.1 and SSE4.2.
-const LATER_SSE: bool = false;
+const LATER_SSE: bool = true;
 
 const fn bits(numbers: &[u32]) -> u32 {
     let mut word = 0;

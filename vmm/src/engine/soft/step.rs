@@ -266,12 +266,11 @@ impl SoftEngine {
     /// The block at RIP.
     fn next_block(&mut self) -> Result<BlockId, Trap> {
         let rip = self.cpu.rip();
-        if let Some(frame) = self.cpu.tlb.fetch(self.cpu.cpl == 3, rip & PAGE_MASK) {
-            if self.cpu.stale.is_empty() {
-                if let Some(id) = self.cache.recent(frame | (rip & !PAGE_MASK)) {
-                    return Ok(id);
-                }
-            }
+        if let Some(frame) = self.cpu.tlb.fetch(self.cpu.cpl == 3, rip & PAGE_MASK)
+            && self.cpu.stale.is_empty()
+            && let Some(id) = self.cache.recent(frame | (rip & !PAGE_MASK))
+        {
+            return Ok(id);
         }
         self.find_block(rip)
     }

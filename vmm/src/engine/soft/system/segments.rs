@@ -1,7 +1,7 @@
 //! Segment registers, descriptor tables, and the instructions that inspect descriptors.
 
 use crate::engine::soft::cpu::{CR4_UMIP, Cpu, slot};
-use crate::engine::soft::event::{Event, Flow, Trap};
+use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::cut;
 use crate::engine::state::Segment;
@@ -370,13 +370,5 @@ impl Cpu {
     pub(in super::super) fn cast_stack_shadow(&mut self) {
         use crate::engine::soft::cpu::{SHADOW, SS_SHADOW};
         self.system_flags |= SHADOW | SS_SHADOW;
-    }
-
-    /// An address outside the canonical range, found while a descriptor table was read.
-    pub(in super::super) fn table_fault(&mut self, trap: Trap, error: u16) -> Trap {
-        if self.event == Event::NonCanonical {
-            return self.general_protection(error);
-        }
-        trap
     }
 }

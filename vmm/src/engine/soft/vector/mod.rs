@@ -1,8 +1,64 @@
-//! SSE and x87 instructions.
+//! SSE, MMX and x87 instructions of the soft engine.
+//!
+//! [`execute`] runs one instruction against a [`VectorContext`], which the CPU implements; it
+//! checks the control registers, reads operands, computes, and commits only when nothing
+//! faulted. What lives where:
+//!
+//! | file | idea |
+//! |---|---|
+//! | `sse`, `mmx`, `x87` | which code runs which function |
+//! | `operands` | registers, memory operands, alignment, `#UD` and `#NM` |
+//! | `lanes`, `integer`, `horizontal`, `shuffle` | packed integers, plain values in and out |
+//! | `float`, `compare`, `convert`, `approx` | SSE floating point |
+//! | `moves`, `strings`, `state` | data movement, `PCMPxSTRx` and `CRC32`, saved images |
+//! | `host_sse`, `host_x87` | the only `unsafe`: IEEE operations done by the host's own units |
+//!
+//! Not here: general-purpose instructions, `POPCNT`, fences and prefetches, decoding, paging.
+
+/// Declares which codes a module executes, and how: `supports` and `execute` from one list.
+macro_rules! instructions {
+    ($cpu:ident, $instruction:ident; $($($code:ident)|+ => $action:expr),+ $(,)?) => {
+        /// Whether this module executes `code`.
+        pub(super) fn supports(code: iced_x86::Code) -> bool {
+            matches!(code, $($(iced_x86::Code::$code)|+)|+)
+        }
+
+        /// Executes the instruction, or says that it belongs to another module.
+        pub(super) fn execute<C: $crate::engine::soft::vector::VectorContext>(
+            $cpu: &mut C,
+            $instruction: &iced_x86::Instruction,
+        ) -> Option<Result<(), $crate::engine::soft::exception::Exception>> {
+            Some(match $instruction.code() {
+                $($(iced_x86::Code::$code)|+ => $action,)+
+                _ => return None,
+            })
+        }
+    };
+}
+
+mod approx;
+mod compare;
+mod convert;
+mod float;
+mod horizontal;
+mod host_sse;
+mod host_x87;
+mod integer;
+mod lanes;
+mod mmx;
+mod moves;
+mod operands;
+mod shuffle;
+mod sse;
+mod state;
+mod strings;
+#[cfg(test)]
+mod tests;
+mod x87;
 
 use super::exception::Exception;
 use crate::engine::state::{SseState, X87State};
-use iced_x86::{Instruction, Register};
+use iced_x86::{Code, Instruction, Register};
 
 /// What SSE and x87 instructions need of the CPU around them.
 pub(super) trait VectorContext {
@@ -34,15 +90,23 @@ pub(super) trait VectorContext {
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Exception>;
 }
 
-/// True if [`execute`] knows the instruction form.
-pub(super) fn supports(_code: iced_x86::Code) -> bool {
-    false
+/// Executes one SSE, MMX or x87 instruction.
+///
+/// # Errors
+/// The exception to deliver. Registers and memory are then as before the instruction; only the
+/// sticky exception flags may have changed, where the architecture says so. A code that
+/// [`supports`] denies is `#UD`.
+pub(super) fn execute<C: VectorContext>(
+    cpu: &mut C,
+    instruction: &Instruction,
+) -> Result<(), Exception> {
+    sse::execute(cpu, instruction)
+        .or_else(|| x87::execute(cpu, instruction))
+        .or_else(|| mmx::execute(cpu, instruction))
+        .unwrap_or(Err(Exception::InvalidOpcode))
 }
 
-/// Executes an SSE or x87 instruction.
-pub(super) fn execute(
-    _context: &mut impl VectorContext,
-    _instruction: &Instruction,
-) -> Result<(), Exception> {
-    Err(Exception::InvalidOpcode)
+/// Whether [`execute`] knows this code.
+pub(super) fn supports(code: Code) -> bool {
+    sse::supports(code) || x87::supports(code) || mmx::supports(code)
 }
