@@ -1,4 +1,129 @@
 //! The `soft` engine: an x86-64 system CPU in user space.
+//!
+//! It executes 64-bit code only: the machine starts in long mode, and a transfer to a 32-bit
+//! code segment faults in the guest. What it is, `CPUID` says (`cpuid`); an instruction that is
+//! not offered is undefined, and one that is offered but missing ends the run with its bytes.
+//!
+//! ```text
+//! run loop (mod, step) ── asks ──▶ block cache (block) ── decodes ──▶ ops (op, fast, generic)
+//!        │ executes ops on                                            │
+//!        ▼                                                            ▼
+//!   register file (cpu) ── loads, stores ──▶ TLB fast path (access, tlb) ──▶ memory
+//!        │                                        │ slow path (linear), walks (mmu)
+//!        └── events (event): faults, bus, writes to code ◀────────────┘
+//! ```
+//!
+//! **Determinism.** The state at a point is a function of the state before and the inputs, not
+//! of how the run was divided by bounds. What the TLB holds depends on the instruction history
+//! alone; whether and how code is decoded is visible nowhere.
 
+mod access;
+mod block;
+mod code_map;
+mod cpu;
+mod cpuid;
+mod event;
 mod exception;
+mod fast;
+mod flags;
+mod generic;
+mod linear;
+mod mmu;
+mod op;
+mod operand;
+mod ops;
+mod step;
+mod system;
+mod tlb;
 mod vector;
+mod vector_context;
+
+#[cfg(test)]
+mod tests;
+
+use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
+use crate::memory::GuestRam;
+use block::BlockCache;
+use cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN};
+use system::interrupts::Source;
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// True if the engine executes instructions of this form.
+pub fn supports(code: iced_x86::Code) -> bool {
+    generic::select(code).is_some()
+}
+
+/// The software CPU.
+#[derive(Debug)]
+pub struct SoftEngine {
+    cpu: Cpu,
+    cache: BlockCache,
+}
+
+impl SoftEngine {
+    /// A CPU that runs in `ram`. It has no valid state yet: call [`Engine::restore`] first.
+    pub fn new(ram: GuestRam) -> Self {
+        let cache = BlockCache::new(&ram);
+        Self { cpu: Cpu::new(ram), cache }
+    }
+
+    /// Forgets decoded instructions that were overwritten: by devices, and by the guest.
+    fn forget_stale(&mut self) {
+        for page in self.cpu.ram.guest().tracker().take_stale_code() {
+            self.cache.forget_page(&mut self.cpu, page);
+        }
+        while let Some(page) = self.cpu.stale.pop() {
+            self.cache.forget_page(&mut self.cpu, page);
+        }
+    }
+}
+
+impl Engine for SoftEngine {
+    fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit {
+        self.forget_stale();
+        self.run_loop(bound.get(), want_interrupt, bus)
+    }
+
+    fn point(&self) -> ExecutionPoint {
+        ExecutionPoint::new(self.cpu.retired)
+    }
+
+    fn inject(&mut self, vector: Vector) {
+        assert!(
+            self.cpu.can_take_interrupt(),
+            "interrupt {} injected where none can be taken",
+            vector.0
+        );
+        self.cpu.system_flags &= !HALTED;
+        self.cpu.deliver_event(vector.0, Source::External);
+    }
+
+    fn save(&self) -> CpuState {
+        self.cpu.save()
+    }
+
+    fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState> {
+        self.cpu.restore(state)?;
+        self.cpu.retired = point.get();
+        self.flush_caches();
+        Ok(())
+    }
+
+    fn renew_write_tracking(&mut self) {
+        self.cpu.tlb.forbid_all_fast_writes();
+    }
+
+    fn flush_caches(&mut self) {
+        self.cpu.tlb.flush();
+        self.cpu.stale.clear();
+        self.cpu.ram.guest().tracker().take_stale_code();
+        self.cache.clear(&mut self.cpu);
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.cpu.ram.guest()
+    }
+}
+
+/// The internal bits that keep the run loop from simply going on.
+const ATTENTION: u64 = SHADOW | HALTED | SHUT_DOWN | flags::TF;

@@ -1,0 +1,202 @@
+//! The CPU model: what `CPUID` says, and which instructions follow from it.
+//!
+//! A fixed, honest x86-64 baseline. Nothing depends on the host, so both sides of a pair show
+//! the same CPU. The family is one that needs no workarounds in kernels and has none of the
+//! flaws they mitigate at great cost. There is no APIC, no XSAVE, no random generator.
+
+use iced_x86::{Code, CpuidFeature};
+
+/// Bits of a physical address.
+pub(super) const PHYSICAL_BITS: u32 = 40;
+const LINEAR_BITS: u32 = 48;
+
+/// What `CPUID` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Leaf {
+    pub(super) eax: u32,
+    pub(super) ebx: u32,
+    pub(super) ecx: u32,
+    pub(super) edx: u32,
+}
+
+/// SSSE3, SSE4.1 and SSE4.2.
+const LATER_SSE: bool = true;
+
+const fn bits(numbers: &[u32]) -> u32 {
+    let mut word = 0;
+    let mut index = 0;
+    while index < numbers.len() {
+        word |= 1 << numbers[index];
+        index += 1;
+    }
+    word
+}
+
+/// Family 15, model 5, stepping 10.
+const SIGNATURE: u32 = 0x0000_0F5A;
+/// CLFLUSH line of 64 bytes, in units of 8.
+const LINE: u32 = 8 << 8;
+const FPU: u32 = 0;
+const DE: u32 = 2;
+const PSE: u32 = 3;
+const TSC: u32 = 4;
+const MSR: u32 = 5;
+const PAE: u32 = 6;
+const CX8: u32 = 8;
+const PGE: u32 = 13;
+const CMOV: u32 = 15;
+const PAT: u32 = 16;
+const PSE36: u32 = 17;
+const CLFSH: u32 = 19;
+const MMX: u32 = 23;
+const FXSR: u32 = 24;
+const SSE: u32 = 25;
+const SSE2: u32 = 26;
+const LEAF_1_EDX: u32 =
+    bits(&[FPU, DE, PSE, TSC, MSR, PAE, CX8, PGE, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2]);
+
+const SSE3: u32 = 0;
+const SSSE3: u32 = 9;
+const CX16: u32 = 13;
+const SSE4_1: u32 = 19;
+const SSE4_2: u32 = 20;
+const POPCNT: u32 = 23;
+const HYPERVISOR: u32 = 31;
+const LEAF_1_ECX: u32 = bits(&[SSE3, CX16, POPCNT, HYPERVISOR])
+    | if LATER_SSE { bits(&[SSSE3, SSE4_1, SSE4_2]) } else { 0 };
+
+const FSGSBASE: u32 = 0;
+const SMEP: u32 = 7;
+const ERMS: u32 = 9;
+const LEAF_7_EBX: u32 = bits(&[FSGSBASE, SMEP, ERMS]);
+const UMIP: u32 = 2;
+const LEAF_7_ECX: u32 = bits(&[UMIP]);
+const FSRM: u32 = 4;
+const LEAF_7_EDX: u32 = bits(&[FSRM]);
+
+const LAHF: u32 = 0;
+const PREFETCHW: u32 = 8;
+const EXTENDED_1_ECX: u32 = bits(&[LAHF, PREFETCHW]);
+const SYSCALL: u32 = 11;
+const NX: u32 = 20;
+const GIGABYTE_PAGES: u32 = 26;
+const RDTSCP: u32 = 27;
+const LONG_MODE: u32 = 29;
+/// AMD repeats most of leaf 1 here.
+const REPEATED: u32 = bits(&[FPU, DE, PSE, TSC, MSR, PAE, CX8, PGE, CMOV, PAT, PSE36, MMX, FXSR]);
+const EXTENDED_1_EDX: u32 = REPEATED | bits(&[SYSCALL, NX, GIGABYTE_PAGES, RDTSCP, LONG_MODE]);
+
+const INVARIANT_TSC: u32 = 8;
+
+/// The brand string, three leaves of sixteen bytes.
+const BRAND: &[u8; 48] =
+    b"vmft soft x86-64 CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+fn word(text: &[u8], index: usize) -> u32 {
+    let bytes = &text[4 * index..4 * index + 4];
+    u32::from_le_bytes(bytes.try_into().expect("four bytes"))
+}
+
+/// A twelve-letter name in the order of leaf 0: EBX, EDX, ECX.
+fn vendor(eax: u32, name: &[u8; 12]) -> Leaf {
+    Leaf { eax, ebx: word(name, 0), edx: word(name, 1), ecx: word(name, 2) }
+}
+
+/// The answer to `CPUID` with these EAX and ECX.
+pub(super) fn leaf(number: u32, subleaf: u32) -> Leaf {
+    match number {
+        0 => vendor(7, b"AuthenticAMD"),
+        1 => Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx: LEAF_1_ECX, edx: LEAF_1_EDX },
+        7 if subleaf == 0 => Leaf { eax: 0, ebx: LEAF_7_EBX, ecx: LEAF_7_ECX, edx: LEAF_7_EDX },
+        0x4000_0000 => {
+            let name = b"vmft soft CP";
+            Leaf { eax: 0x4000_0000, ebx: word(name, 0), ecx: word(name, 1), edx: word(name, 2) }
+        }
+        0x8000_0000 => vendor(0x8000_0008, b"AuthenticAMD"),
+        0x8000_0001 => Leaf { eax: SIGNATURE, ebx: 0, ecx: EXTENDED_1_ECX, edx: EXTENDED_1_EDX },
+        0x8000_0002..=0x8000_0004 => {
+            let first = (number - 0x8000_0002) as usize * 4;
+            let at = |index| word(BRAND, first + index);
+            Leaf { eax: at(0), ebx: at(1), ecx: at(2), edx: at(3) }
+        }
+        // First-level caches: 64 KiB each, two ways, 64-byte lines; 1 MiB second level.
+        0x8000_0005 => {
+            Leaf { eax: 0xFF08_FF08, ebx: 0xFF20_FF20, ecx: 0x4002_0140, edx: 0x4002_0140 }
+        }
+        0x8000_0006 => Leaf { eax: 0, ebx: 0x4200_4200, ecx: 0x0400_8140, edx: 0 },
+        0x8000_0007 => Leaf { edx: bits(&[INVARIANT_TSC]), ..Leaf::default() },
+        0x8000_0008 => Leaf { eax: PHYSICAL_BITS | (LINEAR_BITS << 8), ..Leaf::default() },
+        _ => Leaf::default(),
+    }
+}
+
+/// True if the CPU model has the instruction.
+pub(super) fn offers(code: Code) -> bool {
+    if withholds(code) {
+        return false;
+    }
+    code.cpuid_features().iter().all(|feature| match feature {
+        CpuidFeature::INTEL8086
+        | CpuidFeature::INTEL186
+        | CpuidFeature::INTEL286
+        | CpuidFeature::INTEL386
+        | CpuidFeature::INTEL486
+        | CpuidFeature::X64
+        | CpuidFeature::FPU
+        | CpuidFeature::FPU287
+        | CpuidFeature::FPU387
+        | CpuidFeature::TSC
+        | CpuidFeature::MSR
+        | CpuidFeature::CX8
+        | CpuidFeature::CMOV
+        | CpuidFeature::CLFSH
+        | CpuidFeature::MMX
+        | CpuidFeature::FXSR
+        | CpuidFeature::SSE
+        | CpuidFeature::SSE2
+        | CpuidFeature::SSE3
+        | CpuidFeature::CMPXCHG16B
+        | CpuidFeature::POPCNT
+        | CpuidFeature::FSGSBASE
+        | CpuidFeature::PREFETCHW
+        | CpuidFeature::RDTSCP
+        | CpuidFeature::RDPMC
+        | CpuidFeature::SYSCALL
+        | CpuidFeature::MULTIBYTENOP
+        | CpuidFeature::PAUSE => true,
+        CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2 => LATER_SSE,
+        _ => false,
+    })
+}
+
+/// True if the instruction exists in the engine or elsewhere, but not on this CPU model: SSE
+/// beyond what the model has.
+pub(super) fn withholds(code: Code) -> bool {
+    !LATER_SSE
+        && code.cpuid_features().iter().any(|feature| {
+            matches!(feature, CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_the_baseline_with_the_features_promised() {
+        let one = leaf(1, 0);
+        assert_ne!(one.ecx & (1 << 13), 0);
+        assert_eq!(one.edx & (1 << 9), 0, "there is no APIC");
+        assert_eq!(one.ecx & ((1 << 26) | (1 << 27) | (1 << 28)), 0, "there is no XSAVE or AVX");
+        assert_ne!(leaf(0x8000_0007, 0).edx & (1 << 8), 0);
+    }
+
+    #[test]
+    fn instructions_beyond_the_model_are_not_offered() {
+        assert!(!offers(Code::Rdrand_r64));
+        assert!(!offers(Code::VEX_Vpaddd_ymm_ymm_ymmm256));
+        assert!(!offers(Code::Xgetbv));
+        assert!(offers(Code::Popcnt_r64_rm64));
+        assert!(offers(Code::Movaps_xmm_xmmm128));
+    }
+}

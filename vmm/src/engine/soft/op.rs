@@ -1,0 +1,83 @@
+//! Decoded instructions in the form the interpreter executes.
+
+use super::cpu::Cpu;
+use super::event::Flow;
+use super::flags::cut;
+use super::generic;
+use iced_x86::Instruction;
+
+/// Executes one op. The CPU's RIP slot holds the block's first address meanwhile, and
+/// `next_rip` the address behind the block, which a branch replaces.
+pub(super) type Handler = fn(&mut Cpu, &Op) -> Flow;
+
+/// One instruction: what to call, and the operands that matter to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Op {
+    pub(super) handler: Handler,
+    /// Immediate, relative branch target, or index into the decoded instructions.
+    pub(super) immediate: u64,
+    /// Displacement of the memory operand.
+    pub(super) displacement: i32,
+    /// Bytes from the block's beginning to this instruction.
+    pub(super) offset: u16,
+    /// Bytes of this instruction.
+    pub(super) length: u8,
+    /// First register operand.
+    pub(super) a: u8,
+    /// Second register operand.
+    pub(super) b: u8,
+    /// Register slot of the memory operand's base.
+    pub(super) base: u8,
+    /// Register slot of its index.
+    pub(super) index: u8,
+    /// Left shift of the index.
+    pub(super) scale: u8,
+    /// Register slot of its segment's base.
+    pub(super) segment: u8,
+    /// The memory operand is on the stack segment.
+    pub(super) stack: bool,
+}
+
+/// A memory operand with base and displacement only.
+pub(super) const PLAIN: bool = false;
+/// A memory operand that may have an index and a segment base too.
+pub(super) const FULL: bool = true;
+
+impl Op {
+    /// The linear address of the memory operand.
+    #[inline(always)]
+    pub(super) fn address<const SHAPE: bool>(&self, cpu: &Cpu) -> u64 {
+        let address = cpu.full(self.base).wrapping_add(self.displacement as i64 as u64);
+        if SHAPE == PLAIN {
+            return address;
+        }
+        let index = cpu.full(self.index) << self.scale;
+        address.wrapping_add(index).wrapping_add(cpu.full(self.segment))
+    }
+}
+
+/// An op of the general path.
+pub(super) fn general(cpu: &mut Cpu, op: &Op) -> Flow {
+    let decoded = cpu.decoded[cut::<u32>(op.immediate) as usize];
+    (decoded.run)(cpu, &decoded.instruction)
+}
+
+/// An op of the general path for `instruction`, which is kept in the CPU.
+pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
+    let immediate = cpu.decoded.len() as u64;
+    cpu.decoded.push(generic::Decoded { run: generic::of(&instruction), instruction });
+    Op {
+        handler: general,
+        immediate,
+        displacement: 0,
+        offset: instruction.ip() as u16,
+        length: instruction.len() as u8,
+        a: 0,
+        b: 0,
+        base: 0,
+        index: 0,
+        scale: 0,
+        segment: 0,
+        stack: instruction.memory_segment() == iced_x86::Register::SS,
+    }
+}

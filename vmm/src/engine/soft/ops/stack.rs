@@ -1,0 +1,162 @@
+//! The stack: pushes, pops, frames, and RFLAGS on it.
+
+use crate::engine::soft::cpu::{Cpu, gpr};
+use crate::engine::soft::event::{Event, Flow, Trap};
+use crate::engine::soft::exception::Exception;
+use crate::engine::soft::flags::{self, Int, cut};
+use crate::engine::soft::operand::{by_width, width};
+use iced_x86::{Code, Instruction, OpKind};
+
+impl Cpu {
+    /// Stores below RSP and moves RSP.
+    #[inline(always)]
+    pub(in super::super) fn push<T: Int>(&mut self, value: u64) -> Flow {
+        let top = self.full(gpr::RSP).wrapping_sub(T::BYTES as u64);
+        match self.store::<T>(top, value) {
+            Ok(()) => {
+                self.set_full(gpr::RSP, top);
+                Ok(())
+            }
+            Err(trap) => Err(self.on_stack(trap)),
+        }
+    }
+
+    /// Loads at RSP, without moving RSP.
+    #[inline(always)]
+    pub(in super::super) fn top<T: Int>(&mut self) -> Result<u64, Trap> {
+        let top = self.full(gpr::RSP);
+        match self.load::<T>(top) {
+            Ok(value) => Ok(value),
+            Err(trap) => Err(self.on_stack(trap)),
+        }
+    }
+
+    /// Moves RSP up by `bytes`.
+    #[inline(always)]
+    pub(in super::super) fn drop_stack(&mut self, bytes: u64) {
+        self.set_full(gpr::RSP, self.full(gpr::RSP).wrapping_add(bytes));
+    }
+
+    /// A non-canonical stack address is `#SS(0)`.
+    #[cold]
+    pub(in super::super) fn on_stack(&mut self, trap: Trap) -> Trap {
+        if self.event == Event::NonCanonical {
+            return self.raise(Exception::StackFault(0));
+        }
+        trap
+    }
+
+    /// The flags that `POPF` and `IRET` may change at the current privilege.
+    pub(in super::super) fn changeable_flags(&self) -> u64 {
+        let mut kept = flags::ALL & !flags::FIXED;
+        if self.cpl > 0 {
+            kept &= !flags::IOPL;
+        }
+        if u64::from(self.cpl) > (self.system_flags & flags::IOPL) >> 12 {
+            kept &= !flags::IF;
+        }
+        kept
+    }
+}
+
+/// The operand width of a push or pop: segment registers and immediates take the stack's.
+fn stack_width(i: &Instruction) -> usize {
+    i.stack_pointer_increment().unsigned_abs() as usize
+}
+
+/// `PUSH`.
+pub(in super::super) fn push(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let value = cpu.get(i, 0)?;
+    by_width!(stack_width(i), T => cpu.push::<T>(cut::<T>(value)))
+}
+
+/// `POP` to a general register or memory.
+pub(in super::super) fn pop(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let bytes = width(i, 0);
+    let value = by_width!(bytes, T => cpu.top::<T>())?;
+    let before = cpu.full(gpr::RSP);
+    // The address of a memory operand uses RSP as it is after the pop.
+    cpu.drop_stack(bytes as u64);
+    if i.op0_kind() == OpKind::Register {
+        return cpu.put(i, 0, value);
+    }
+    cpu.put(i, 0, value).inspect_err(|_| cpu.set_full(gpr::RSP, before))
+}
+
+/// `PUSHF`.
+pub(in super::super) fn pushf(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let value = cpu.rflags() & !flags::RF;
+    by_width!(stack_width(i), T => cpu.push::<T>(cut::<T>(value)))
+}
+
+/// `POPF`.
+pub(in super::super) fn popf(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let bytes = stack_width(i);
+    let value = by_width!(bytes, T => cpu.top::<T>())?;
+    cpu.drop_stack(bytes as u64);
+    let mut changed = cpu.changeable_flags();
+    if bytes == 2 {
+        changed &= 0xFFFF;
+    }
+    let old = cpu.rflags();
+    // RF is cleared whatever was popped.
+    cpu.set_rflags(((old & !changed) | (value & changed)) & !flags::RF);
+    Ok(())
+}
+
+/// `ENTER`.
+pub(in super::super) fn enter(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let size = cpu.get(i, 0)?;
+    let level = cpu.get(i, 1)? % 32;
+    if i.code() == Code::Enterw_imm16_imm8 {
+        enter_frame::<u16>(cpu, size, level)
+    } else {
+        enter_frame::<u64>(cpu, size, level)
+    }
+}
+
+fn enter_frame<T: Int>(cpu: &mut Cpu, size: u64, level: u64) -> Flow {
+    let before = cpu.full(gpr::RSP);
+    let outcome = push_frame::<T>(cpu, level).and_then(|frame| {
+        let bottom = cpu.full(gpr::RSP).wrapping_sub(size);
+        // The last byte of the new stack must be writable.
+        cpu.probe_store(bottom, T::BYTES).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.set_full(gpr::RSP, bottom);
+        cpu.set_reg::<T>(gpr::RBP, cut::<T>(frame));
+        Ok(())
+    });
+    if outcome.is_err() {
+        cpu.set_full(gpr::RSP, before);
+    }
+    outcome
+}
+
+fn push_frame<T: Int>(cpu: &mut Cpu, level: u64) -> Result<u64, Trap> {
+    cpu.push::<T>(cpu.reg::<T>(gpr::RBP))?;
+    let frame = cpu.full(gpr::RSP);
+    let mut pointer = cpu.full(gpr::RBP);
+    for _ in 1..level {
+        pointer = pointer.wrapping_sub(T::BYTES as u64);
+        let value = cpu.load::<T>(pointer).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.push::<T>(value)?;
+    }
+    if level > 0 {
+        cpu.push::<T>(cut::<T>(frame))?;
+    }
+    Ok(frame)
+}
+
+/// `LEAVE`.
+pub(in super::super) fn leave(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let frame = cpu.full(gpr::RBP);
+    if i.code() == Code::Leavew {
+        let value = cpu.load::<u16>(frame).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.set_full(gpr::RSP, frame.wrapping_add(2));
+        cpu.set_reg::<u16>(gpr::RBP, value);
+    } else {
+        let value = cpu.load::<u64>(frame).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.set_full(gpr::RSP, frame.wrapping_add(8));
+        cpu.set_full(gpr::RBP, value);
+    }
+    Ok(())
+}

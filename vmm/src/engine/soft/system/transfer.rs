@@ -1,0 +1,203 @@
+//! Far jumps, calls and returns: to 64-bit code segments only.
+
+use super::segments::{Descriptor, attribute, error_of};
+use crate::engine::soft::cpu::{Cpu, gpr, is_canonical};
+use crate::engine::soft::event::{Flow, Trap};
+use crate::engine::soft::exception::Exception;
+use crate::engine::soft::flags::{Int, cut};
+use crate::engine::state::Segment;
+use iced_x86::{Code, Instruction};
+
+impl Cpu {
+    /// A descriptor that code can run in: `#GP(selector)` if it is not 64-bit code, `#NP` if
+    /// it is absent. `allowed` judges privilege.
+    fn code_descriptor(
+        &mut self,
+        selector: u16,
+        allowed: impl Fn(&Descriptor) -> bool,
+    ) -> Result<Descriptor, Trap> {
+        if selector & !3 == 0 {
+            return Err(self.general_protection(0));
+        }
+        let descriptor = self.descriptor(selector)?;
+        let error = error_of(selector);
+        let code = descriptor.has(attribute::NOT_SYSTEM | attribute::CODE);
+        if !code || !allowed(&descriptor) {
+            return Err(self.general_protection(error));
+        }
+        if !descriptor.has(attribute::PRESENT) {
+            return Err(self.raise(Exception::SegmentNotPresent(error)));
+        }
+        if !descriptor.has(attribute::LONG) || descriptor.has(attribute::BIG) {
+            return Err(self.general_protection(error));
+        }
+        Ok(descriptor)
+    }
+
+    /// The code segment of a far jump or call, which keeps the privilege level.
+    fn jump_segment(&mut self, selector: u16) -> Result<Segment, Trap> {
+        let cpl = self.cpl;
+        let mut descriptor = self.code_descriptor(selector, |descriptor| {
+            if descriptor.has(attribute::CONFORMING) {
+                descriptor.dpl() <= cpl
+            } else {
+                (selector & 3) as u8 <= cpl && descriptor.dpl() == cpl
+            }
+        })?;
+        self.mark_accessed(&mut descriptor)?;
+        Ok(descriptor.segment((selector & !3) | u16::from(cpl)))
+    }
+
+    /// Goes to `cs:rip` with the stack `ss:rsp`, at the same or a less privileged level.
+    pub(in super::super) fn return_to(&mut self, cs: u16, rip: u64, rsp: u64, ss: u16) -> Flow {
+        let privilege = (cs & 3) as u8;
+        let mut code = self.return_code(cs)?;
+        if !is_canonical(rip) {
+            return Err(self.general_protection(0));
+        }
+        let stack = self.return_stack(ss, privilege)?;
+        self.mark_accessed(&mut code)?;
+        let outward = privilege > self.cpl;
+        self.segments.cs = code.segment(cs);
+        self.segments.ss = stack;
+        self.set_full(gpr::RSP, rsp);
+        self.next_rip = rip;
+        self.set_cpl(privilege);
+        if outward {
+            self.drop_privileged_segments();
+        }
+        Ok(())
+    }
+
+    fn return_code(&mut self, cs: u16) -> Result<Descriptor, Trap> {
+        let rpl = (cs & 3) as u8;
+        if cs & !3 != 0 && rpl < self.cpl {
+            return Err(self.general_protection(error_of(cs)));
+        }
+        self.code_descriptor(cs, |descriptor| {
+            if descriptor.has(attribute::CONFORMING) {
+                descriptor.dpl() <= rpl
+            } else {
+                descriptor.dpl() == rpl
+            }
+        })
+    }
+
+    fn return_stack(&mut self, ss: u16, privilege: u8) -> Result<Segment, Trap> {
+        if ss & !3 == 0 {
+            if privilege == 3 || (ss & 3) as u8 != privilege {
+                return Err(self.general_protection(0));
+            }
+            return Ok(Segment { selector: ss, ..Segment::default() });
+        }
+        let error = error_of(ss);
+        let mut descriptor = self.descriptor(ss)?;
+        let data = descriptor.has(attribute::NOT_SYSTEM | attribute::READ_WRITE)
+            && !descriptor.has(attribute::CODE);
+        if !data || (ss & 3) as u8 != privilege || descriptor.dpl() != privilege {
+            return Err(self.general_protection(error));
+        }
+        if !descriptor.has(attribute::PRESENT) {
+            return Err(self.raise(Exception::StackFault(error)));
+        }
+        self.mark_accessed(&mut descriptor)?;
+        Ok(descriptor.segment(ss))
+    }
+
+    /// A return to a less privileged level takes the segments it may not have.
+    fn drop_privileged_segments(&mut self) {
+        let cpl = u16::from(self.cpl);
+        let segments = &mut self.segments;
+        for segment in [&mut segments.es, &mut segments.ds, &mut segments.fs, &mut segments.gs] {
+            let kind = segment.attributes;
+            let conforming = kind & (attribute::CODE | attribute::CONFORMING)
+                == attribute::CODE | attribute::CONFORMING;
+            if kind & attribute::PRESENT != 0 && (kind >> 5) & 3 < cpl && !conforming {
+                *segment = Segment { base: segment.base, ..Segment::default() };
+            }
+        }
+    }
+}
+
+/// Reads a far pointer from memory: offset, then selector.
+fn far_pointer(cpu: &mut Cpu, i: &Instruction, bytes: u64) -> Result<(u16, u64), Trap> {
+    let address = cpu.address_of(i);
+    let selector = cpu.load::<u16>(address.wrapping_add(bytes))? as u16;
+    let offset = match bytes {
+        2 => cpu.load::<u16>(address)?,
+        4 => cpu.load::<u32>(address)?,
+        _ => cpu.load::<u64>(address)?,
+    };
+    Ok((selector, offset))
+}
+
+/// Far `JMP`.
+pub(in super::super) fn jmp_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let bytes = match i.code() {
+        Code::Jmp_m1616 => 2,
+        Code::Jmp_m1632 => 4,
+        _ => 8,
+    };
+    let (selector, target) = far_pointer(cpu, i, bytes)?;
+    let segment = cpu.jump_segment(selector)?;
+    cpu.branch(target)?;
+    cpu.segments.cs = segment;
+    Ok(())
+}
+
+/// Far `CALL`.
+pub(in super::super) fn call_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    match i.code() {
+        Code::Call_m1616 => call_far_of::<u16>(cpu, i),
+        Code::Call_m1632 => call_far_of::<u32>(cpu, i),
+        _ => call_far_of::<u64>(cpu, i),
+    }
+}
+
+fn call_far_of<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let (selector, target) = far_pointer(cpu, i, T::BYTES as u64)?;
+    let segment = cpu.jump_segment(selector)?;
+    if !is_canonical(target) {
+        return Err(cpu.general_protection(0));
+    }
+    let mut frame = Vec::with_capacity(2 * T::BYTES);
+    for word in [cut::<T>(cpu.next_rip), u64::from(cpu.segments.cs.selector)] {
+        frame.extend_from_slice(&word.to_le_bytes()[..T::BYTES]);
+    }
+    let top = cpu.full(gpr::RSP).wrapping_sub(frame.len() as u64);
+    cpu.store_bytes(top, &frame).map_err(|trap| cpu.on_stack(trap))?;
+    cpu.set_full(gpr::RSP, top);
+    cpu.segments.cs = segment;
+    cpu.next_rip = target;
+    Ok(())
+}
+
+/// Far `RET`.
+pub(in super::super) fn ret_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let extra = if i.op_count() == 1 { u64::from(i.immediate16()) } else { 0 };
+    match i.code() {
+        Code::Retfw | Code::Retfw_imm16 => ret_far_of::<u16>(cpu, extra),
+        Code::Retfd | Code::Retfd_imm16 => ret_far_of::<u32>(cpu, extra),
+        _ => ret_far_of::<u64>(cpu, extra),
+    }
+}
+
+fn ret_far_of<T: Int>(cpu: &mut Cpu, extra: u64) -> Flow {
+    let bytes = T::BYTES as u64;
+    let stack = cpu.full(gpr::RSP);
+    let word = |cpu: &mut Cpu, offset: u64| {
+        cpu.load::<T>(stack.wrapping_add(offset)).map_err(|trap| cpu.on_stack(trap))
+    };
+    let rip = word(cpu, 0)?;
+    let cs = word(cpu, bytes)? as u16;
+    if (cs & 3) as u8 <= cpu.cpl {
+        let code = cpu.return_code(cs)?;
+        cpu.branch(rip)?;
+        cpu.segments.cs = code.segment(cs);
+        cpu.drop_stack(2 * bytes + extra);
+        return Ok(());
+    }
+    let rsp = word(cpu, 2 * bytes + extra)?;
+    let ss = word(cpu, 3 * bytes + extra)? as u16;
+    cpu.return_to(cs, rip, rsp.wrapping_add(extra), ss)
+}
