@@ -81,9 +81,10 @@ pub struct ChannelState {
 pub(super) type Channel = ChannelState;
 
 impl ChannelState {
+    /// A counter without a count, in mode 3, as PC firmware leaves it: OUT is high.
     pub(super) fn new(gate: bool) -> Self {
         Self {
-            mode: 0,
+            mode: 3,
             bcd: false,
             access: Access::Both,
             written: None,

@@ -255,12 +255,16 @@ impl<'a> QueueAccess<'a> {
     }
 
     /// Asks the driver to announce what it makes available from now on. True if something
-    /// has become available already.
+    /// has become available already, which [`Self::next_chain`] will then find.
     ///
     /// # Errors
     /// [`QueueFault::Rings`] if the rings cannot be reached.
     pub fn ask_for_notification(&mut self, queue: usize) -> Result<bool, QueueFault> {
-        self.queues[queue].enable_notification(self.memory).map_err(|_| QueueFault::Rings { queue })
+        let ring = &mut self.queues[queue];
+        if !self.live || !ring.ready() {
+            return Ok(false);
+        }
+        ring.enable_notification(self.memory).map_err(|_| QueueFault::Rings { queue })
     }
 
     /// Gives a chain back, `len` bytes of it written, and notes whether the driver wants an

@@ -288,7 +288,7 @@ mod tests {
         add(&mut requests, &[write(0, 512), write(0, 512)]);
         requests.abandon();
         assert_eq!(requests.issued().count(), 1);
-        assert_eq!(add(&mut requests, &[read(0, 512)]), []);
+        assert_eq!(add(&mut requests, &[read(0, 512)]), [0u64; 0]);
         assert_eq!(finish(&mut requests, 1), [3]);
     }
 
