@@ -337,7 +337,7 @@ impl CmosClock {
         if self.state.memory[REGISTER_B] & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 
@@ -353,7 +353,7 @@ impl CmosClock {
         if self.state.memory[REGISTER_B] & B_24_HOURS != 0 {
             return self.encode(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(twelve) | if hour >= 12 { HOUR_PM } else { 0 }
     }
 

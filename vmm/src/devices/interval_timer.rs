@@ -130,7 +130,7 @@ impl IntervalTimer {
             Register::Counter(channel) => self.state.channels[channel as usize].read(tick),
             Register::Control => 0xFF,
             Register::PortB => {
-                let refresh = (tick / REFRESH_TICKS & 1) as u8;
+                let refresh = ((tick / REFRESH_TICKS) & 1) as u8;
                 let output = u8::from(self.state.channels[2].output(tick));
                 self.state.port_b | refresh << 4 | output << 5
             }

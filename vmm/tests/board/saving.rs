@@ -61,7 +61,8 @@ fn requests_on_their_way_complete_on_the_restored_board() {
 fn states_that_cannot_be_are_refused() {
     let machine = busy();
     let good = machine.board.save();
-    let breakages: [(&str, fn(&mut BoardState)); 17] = [
+    type Breakage = fn(&mut BoardState);
+    let breakages: [(&str, Breakage); 17] = [
         ("a line nobody drives", |state| state.interrupts[0].lines ^= 1 << 4),
         ("priority", |state| state.interrupts[1].lowest = 9),
         ("timer mode", |state| state.timer.channels[0].mode = 7),

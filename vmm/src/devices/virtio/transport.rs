@@ -384,7 +384,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             DEVICE_PAGE => copy(self.device.config_space(), data),
             INTERRUPT_PAGE => {
                 copy(&[self.registers.interrupt_status], data);
-                if offset % PAGE == 0 && !data.is_empty() {
+                if offset.is_multiple_of(PAGE) && !data.is_empty() {
                     self.registers.interrupt_status = 0;
                     self.update_pin();
                 }
@@ -448,7 +448,8 @@ fn capability(kind: u8, offset: u32, len: u32, extra: &[u8]) -> Vec<u8> {
 
 /// Sets half of one of a queue's three addresses. `virtio-queue` refuses misaligned ones.
 fn set_queue_address(queue: &mut Queue, offset: u64, value: u32) {
-    let (low, high) = if offset % 8 == 0 { (Some(value), None) } else { (None, Some(value)) };
+    let (low, high) =
+        if offset.is_multiple_of(8) { (Some(value), None) } else { (None, Some(value)) };
     match offset & !7 {
         common::QUEUE_DESCRIPTORS => queue.set_desc_table_address(low, high),
         common::QUEUE_AVAILABLE => queue.set_avail_ring_address(low, high),
