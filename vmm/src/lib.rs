@@ -2,5 +2,11 @@
 
 pub mod board;
 pub mod boot;
+pub mod devices;
 pub mod engine;
+pub mod inputs;
+pub mod machine;
 pub mod memory;
+pub mod outputs;
+pub mod snapshot;
+pub mod world;
