@@ -82,7 +82,10 @@ pub(super) const SS_SHADOW: u64 = 1 << 33;
 pub(super) const HALTED: u64 = 1 << 34;
 /// A triple fault happened.
 pub(super) const SHUT_DOWN: u64 = 1 << 35;
-const INTERNAL: u64 = SHADOW | SS_SHADOW | HALTED | SHUT_DOWN;
+/// The instruction being executed began with TF set and loaded RFLAGS: its single step is due
+/// even if it cleared TF.
+pub(super) const STEP_DUE: u64 = 1 << 36;
+const INTERNAL: u64 = SHADOW | SS_SHADOW | HALTED | SHUT_DOWN | STEP_DUE;
 
 /// The CPU.
 #[derive(Debug)]
@@ -126,6 +129,16 @@ pub(super) struct Cpu {
     pub(super) msrs: ModelSpecificRegisters,
     pub(super) sse: SseState,
     pub(super) x87: X87State,
+}
+
+impl Cpu {
+    /// Sets RFLAGS as an instruction that loads them does.
+    pub(super) fn load_rflags(&mut self, rflags: u64) {
+        if self.system_flags & flags::TF != 0 {
+            self.system_flags |= STEP_DUE;
+        }
+        self.set_rflags(rflags);
+    }
 }
 
 /// True if bits 63 to 47 of `address` are equal.

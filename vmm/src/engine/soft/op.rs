@@ -78,6 +78,17 @@ pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
         index: 0,
         scale: 0,
         segment: 0,
-        stack: instruction.memory_segment() == iced_x86::Register::SS,
+        stack: is_on_stack(&instruction),
     }
+}
+
+/// True if the memory operand is on the stack segment: by its base alone, since 64-bit mode
+/// ignores overrides other than FS and GS (SDM volume 1, 3.3.7.1).
+pub(super) fn is_on_stack(instruction: &Instruction) -> bool {
+    use iced_x86::Register;
+    !matches!(instruction.segment_prefix(), Register::FS | Register::GS)
+        && matches!(
+            instruction.memory_base(),
+            Register::RSP | Register::ESP | Register::RBP | Register::EBP
+        )
 }

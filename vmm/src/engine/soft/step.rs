@@ -6,7 +6,7 @@
 //! permission to overwrite decoded code), or its exception is delivered.
 
 use super::block::{BlockId, Decoding};
-use super::cpu::{HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, is_canonical};
+use super::cpu::{HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, is_canonical};
 use super::event::{BusRequest, Event, Trap};
 use super::exception::Exception;
 use super::flags;
@@ -85,7 +85,10 @@ impl SoftEngine {
             return exit;
         }
         let after = self.cpu.system_flags;
-        let trapping = state & after & flags::TF != 0 && after & SS_SHADOW == 0;
+        self.cpu.system_flags &= !STEP_DUE;
+        // Gates and SYSCALL clear TF and with it the step; POPF and IRET do not.
+        let stepping = state & flags::TF != 0 && after & (flags::TF | STEP_DUE) != 0;
+        let trapping = stepping && after & SS_SHADOW == 0;
         if trapping && self.cpu.retired > before {
             self.cpu.debug[6] |= DR6_STEP;
             self.cpu.deliver_event(1, Source::Trap);

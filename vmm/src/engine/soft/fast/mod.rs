@@ -10,7 +10,7 @@ use super::cpu::slot;
 use super::op::{Handler, Op};
 use super::operand::{address_slot, has_short_address, index, is_high_byte, segment_slot};
 use super::ops::{alu, shift};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// The shape of an instruction's operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ fn look(i: &Instruction) -> Option<(Seen, Op)> {
         index: slot::ZERO,
         scale: 0,
         segment: slot::ZERO,
-        stack: i.memory_segment() == Register::SS,
+        stack: super::op::is_on_stack(i),
     };
     let mut kinds = [Kind::None; 2];
     for operand in 0..i.op_count() {

@@ -100,7 +100,7 @@ pub(in super::super) fn popf(cpu: &mut Cpu, i: &Instruction) -> Flow {
     }
     let old = cpu.rflags();
     // RF is cleared whatever was popped.
-    cpu.set_rflags(((old & !changed) | (value & changed)) & !flags::RF);
+    cpu.load_rflags(((old & !changed) | (value & changed)) & !flags::RF);
     Ok(())
 }
 

@@ -85,11 +85,14 @@ fn repeat(
     let mut left = cpu.full(gpr::RCX) & mask;
     let quota = if cpu.system_flags & flags::TF != 0 { 1 } else { CHUNK };
     let mut budget = quota - cpu.restart.iterations.min(quota - 1);
+    let before = cpu.flags;
     let mut stop = false;
     while left > 0 && budget > 0 && !stop {
         let done = match body(cpu, left.min(budget)) {
             Ok(done) => done,
             Err(trap) => {
+                // A fault shows the flags from before the comparisons (SDM volume 2, REP).
+                cpu.flags = before;
                 cpu.restart.iterations = quota - budget;
                 return Err(trap);
             }
@@ -103,6 +106,8 @@ fn repeat(
         }
     }
     if left > 0 && !stop {
+        // As in a fault: the comparisons show in the flags when the last is done.
+        cpu.flags = before;
         cpu.next_rip = cpu.own_address(i);
     }
     Ok(())
@@ -197,8 +202,9 @@ fn ends(cpu: &Cpu, i: &Instruction) -> bool {
 fn cmps<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
     repeat(cpu, i, shape.short, |cpu, _| {
-        let a = cpu.load::<T>(shape.source(cpu))?;
+        // In the order of Intel's processors, which shows if both fault.
         let b = cpu.load::<T>(shape.target(cpu))?;
+        let a = cpu.load::<T>(shape.source(cpu))?;
         Cmp::apply::<T>(&mut cpu.flags, a, b);
         shape.advance(cpu, gpr::RSI, 1);
         shape.advance(cpu, gpr::RDI, 1);

@@ -247,6 +247,6 @@ fn iret_of<T: Int>(cpu: &mut Cpu) -> Flow {
     cpu.return_to(cs as u16, rip, rsp, ss as u16)?;
     let old = cpu.rflags();
     // RF would only matter to instruction breakpoints, and lasts for one instruction.
-    cpu.set_rflags(((old & !changed) | (rflags & changed)) & !flags::RF);
+    cpu.load_rflags(((old & !changed) | (rflags & changed)) & !flags::RF);
     Ok(())
 }

@@ -291,8 +291,9 @@ fn to_mmx<C: VectorContext>(
     b: u128,
     run: Run,
 ) -> Result<(), Exception> {
-    let outcome = run(0, b, cpu.sse().mxcsr);
-    float::settle(cpu, outcome.flags)?;
+    let mxcsr = cpu.sse().mxcsr;
+    let outcome = run(0, b, mxcsr);
+    float::settle(cpu, float::reported(outcome.flags, mxcsr))?;
     let mut x87 = entered(cpu);
     set(&mut x87, instruction.op0_register(), outcome.value as u64);
     *cpu.x87() = x87;
