@@ -226,7 +226,9 @@ impl BlockCache {
         let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
         let mut available = in_page.min(buffer.len());
         cpu.ram.read(physical, &mut buffer[..available]);
-        if in_page < MAX_LENGTH && let Some(next) = next_page {
+        if in_page < MAX_LENGTH
+            && let Some(next) = next_page
+        {
             cpu.ram.read(next, &mut buffer[in_page..MAX_LENGTH]);
             available = MAX_LENGTH;
         }

@@ -67,14 +67,16 @@ impl SoftEngine {
         if state & SHUT_DOWN != 0 {
             return Some(Exit::Shutdown);
         }
-        if want && self.cpu.can_take_interrupt() {
-            return Some(Exit::InterruptWindow);
-        }
         if state & HALTED != 0 {
             return Some(Exit::Halted { interruptible: state & flags::IF != 0 });
         }
+        // The bound comes before the interrupt: what arrives at a point comes before the
+        // interrupt taken there, on both sides.
         if self.cpu.retired >= bound {
             return Some(Exit::Bound);
+        }
+        if want && self.cpu.can_take_interrupt() {
+            return Some(Exit::InterruptWindow);
         }
         // One instruction, at whose end the shadow is over and the trap is due.
         let before = self.cpu.retired;
