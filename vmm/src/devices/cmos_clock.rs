@@ -275,9 +275,15 @@ impl CmosClock {
             let wanted = self.state.memory[register];
             wanted >= ALARM_ANY || wanted == shown
         };
+        let possible = (0..24).any(|hour| matches(HOURS_ALARM, self.encode_hour(hour)))
+            && (0..60).any(|minute| matches(MINUTES_ALARM, self.encode(minute)))
+            && (0..60).any(|second| matches(SECONDS_ALARM, self.encode(second)));
+        if !possible {
+            return None;
+        }
         let first = (since / NS_PER_SECOND) as i64 + 1;
         let mut second = first + self.state.base;
-        // At most a day away, if it matches at all.
+        // At most a day away, and since every field can match, within 300 steps.
         let end = second + SECONDS_PER_DAY;
         while second < end {
             let date = DateTime::from_unix(second);
