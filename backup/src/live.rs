@@ -173,21 +173,19 @@ impl Side {
             }
         }
         let protected = live_side.policy.standing() == Standing::Protected;
-        let mut inputs = if protected {
+        let inputs = if protected {
             live_side.record(live, &machine)
         } else {
             self.status.set_role(Role::Alone, live_side.policy.generation());
             Inputs::Alone(live)
         };
-        let end = live_side.run(&mut machine, &mut inputs);
+        let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
-        match end? {
-            SideEnd::Stopped(reason) => {
-                live_side.stop(&machine, &mut inputs, reason)?;
-                Ok(SideEnd::Stopped(reason))
-            }
-            halted @ SideEnd::Halted(_) => Ok(halted),
+        let (end, inputs) = ended?;
+        if let SideEnd::Stopped(reason) = end {
+            live_side.stop(&machine, inputs, reason)?;
         }
+        Ok(end)
     }
 
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
@@ -363,20 +361,23 @@ impl LiveSide<'_> {
         Inputs::Recording(Box::new(recording))
     }
 
-    fn run(&self, machine: &mut Machine, inputs: &mut Inputs) -> Result<SideEnd, SideError> {
+    /// Runs until the end, and gives the inputs back: there may be a last word to log.
+    fn run(
+        &self,
+        machine: &mut Machine,
+        mut inputs: Inputs,
+    ) -> Result<(SideEnd, Inputs), SideError> {
         loop {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
                     // Outputs let out before a backup joins are this side's to finish.
                     self.side.console.drain();
                     if self.side.requests.serve(machine) {
-                        let fresh = Inputs::Alone(self.side.live_inputs(&self.doors, machine)?);
-                        let live = std::mem::replace(inputs, fresh).into_live();
-                        *inputs = self.record(live, machine);
+                        inputs = self.record(inputs.into_live(), machine);
                     }
                 }
-                RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
-                RunEnd::Halted => return Ok(self.halted()),
+                RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),
+                RunEnd::Halted => return Ok((self.halted(), inputs)),
                 RunEnd::LogEnded => unreachable!("a live machine follows no log"),
             }
         }
@@ -387,7 +388,7 @@ impl LiveSide<'_> {
     fn stop(
         &self,
         machine: &Machine,
-        inputs: &mut Inputs,
+        inputs: Inputs,
         reason: StopReason,
     ) -> Result<(), SideError> {
         let Some(channel) = &self.channel else {
@@ -395,7 +396,7 @@ impl LiveSide<'_> {
             return Ok(());
         };
         channel.close_admission("the machine has stopped");
-        if let Inputs::Recording(recording) = inputs {
+        if let Inputs::Recording(mut recording) = inputs {
             recording
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;

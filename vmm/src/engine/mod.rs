@@ -135,6 +135,9 @@ pub trait Engine: fmt::Debug + Send {
     /// True while the CPU waits in `HLT`.
     fn is_halted(&self) -> bool;
 
+    /// True while the CPU waits in `HLT` with interrupts masked, from which nothing wakes it.
+    fn is_off(&self) -> bool;
+
     /// The memory this CPU runs in.
     fn ram(&self) -> &GuestRam;
 }
