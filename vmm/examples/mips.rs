@@ -7,11 +7,15 @@ use vmft_vmm::engine::*;
 use vmft_vmm::memory::*;
 struct NoBus;
 impl Bus for NoBus {
-    fn port_read(&mut self, _: ExecutionPoint, _: u16, _: PortWidth) -> u32 { 0 }
+    fn port_read(&mut self, _: ExecutionPoint, _: u16, _: PortWidth) -> u32 {
+        0
+    }
     fn port_write(&mut self, _: ExecutionPoint, _: u16, _: PortWidth, _: u32) {}
     fn memory_read(&mut self, _: ExecutionPoint, _: u64, _: &mut [u8]) {}
     fn memory_write(&mut self, _: ExecutionPoint, _: u64, _: &[u8]) {}
-    fn time_stamp(&mut self, at: ExecutionPoint) -> u64 { at.get() }
+    fn time_stamp(&mut self, at: ExecutionPoint) -> u64 {
+        at.get()
+    }
 }
 fn main() {
     use iced_x86::code_asm::*;
@@ -24,7 +28,8 @@ fn main() {
         let mut top = a.create_label();
         let mut f = a.create_label();
         match which {
-            0 => { // pure ALU
+            0 => {
+                // pure ALU
                 a.set_label(&mut top).unwrap();
                 a.add(rax, rcx).unwrap();
                 a.xor(rdx, rax).unwrap();
@@ -36,7 +41,8 @@ fn main() {
                 a.jne(top).unwrap();
                 a.jmp(top).unwrap();
             }
-            1 => { // memory
+            1 => {
+                // memory
                 a.mov(rsi, 0x30_0000u64).unwrap();
                 a.set_label(&mut top).unwrap();
                 a.mov(rax, qword_ptr(rsi + rcx * 8)).unwrap();
@@ -49,13 +55,16 @@ fn main() {
                 a.jne(top).unwrap();
                 a.jmp(top).unwrap();
             }
-            2 => { // calls
+            2 => {
+                // calls
                 a.set_label(&mut top).unwrap();
                 a.mov(edi, 5).unwrap();
                 a.call(f).unwrap();
                 a.add(rbx, rax).unwrap();
                 a.jmp(top).unwrap();
-                for _ in 0..5000 { a.nop().unwrap(); }
+                for _ in 0..5000 {
+                    a.nop().unwrap();
+                }
                 a.set_label(&mut f).unwrap();
                 a.push(rbx).unwrap();
                 a.push(rbp).unwrap();
@@ -66,7 +75,8 @@ fn main() {
                 a.pop(rbx).unwrap();
                 a.ret().unwrap();
             }
-            _ => { // branchy
+            _ => {
+                // branchy
                 a.set_label(&mut top).unwrap();
                 let mut odd = a.create_label();
                 let mut next = a.create_label();
@@ -88,7 +98,10 @@ fn main() {
         let mut e = SoftEngine::new(ram);
         let mut s = CpuState { rip: 0x10_0000, rflags: 2, ..Default::default() };
         s.general[4] = 0x20_0000;
-        s.cr0 = 0x8005_0033; s.cr3 = 0x1000; s.cr4 = 0x6A0; s.msrs.efer = 0xD01;
+        s.cr0 = 0x8005_0033;
+        s.cr3 = 0x1000;
+        s.cr4 = 0x6A0;
+        s.msrs.efer = 0xD01;
         s.segments.cs = Segment { selector: 8, base: 0, limit: u32::MAX, attributes: 0xA9B };
         e.restore(&s, ExecutionPoint::START).unwrap();
         let n = 200_000_000u64;
