@@ -59,8 +59,8 @@ pub enum Exit {
     BusAccess,
     /// An interrupt was wanted and can be taken at this boundary: call [`Engine::inject`].
     InterruptWindow,
-    /// The CPU executed `HLT` and waits for an interrupt. With `interruptible` false nothing
-    /// can ever wake it: the guest has switched itself off.
+    /// The CPU executed `HLT` and waits for an interrupt, also if one is wanted. With
+    /// `interruptible` false nothing can ever wake it: the guest has switched itself off.
     Halted {
         /// RFLAGS.IF.
         interruptible: bool,

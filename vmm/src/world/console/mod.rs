@@ -83,6 +83,8 @@ struct Hub {
     written: u64,
     /// End offsets of outputs not yet written by the main sink.
     unwritten: VecDeque<(u64, OutputSequence)>,
+    /// `on_out` is being told of what was written.
+    reporting: bool,
     has_sink: bool,
     closed: bool,
     input: Option<Arc<Mailbox>>,
@@ -158,6 +160,7 @@ impl ConsoleHub {
                 visible: 0,
                 written: 0,
                 unwritten: VecDeque::new(),
+                reporting: false,
                 has_sink: matches!(target, ConsoleTarget::Tty | ConsoleTarget::File(_)),
                 closed: false,
                 input: None,
@@ -237,10 +240,10 @@ impl ConsoleHub {
         self.changed.notify_all();
     }
 
-    /// Waits until the main sink has written everything released.
+    /// Waits until the main sink has written everything released, and has said so.
     pub fn drain(&self) {
         let mut hub = self.lock();
-        while !hub.unwritten.is_empty() {
+        while !hub.unwritten.is_empty() || hub.reporting {
             hub = self.changed.wait(hub).expect("no holder of the console's lock panics");
         }
     }
@@ -302,12 +305,15 @@ impl ConsoleHub {
         while hub.unwritten.front().is_some_and(|(output_end, _)| *output_end <= end) {
             last = hub.unwritten.pop_front().map(|(_, sequence)| sequence);
         }
-        let on_out = hub.on_out.clone();
-        drop(hub);
-        self.changed.notify_all();
-        if let (Some(sequence), Some(on_out)) = (last, on_out) {
+        if let (Some(sequence), Some(on_out)) = (last, hub.on_out.clone()) {
+            hub.reporting = true;
+            drop(hub);
             on_out(sequence);
+            self.lock().reporting = false;
+        } else {
+            drop(hub);
         }
+        self.changed.notify_all();
     }
 
     fn start_sink(self: &Arc<Self>, mut sink: Sink) -> Result<(), ConsoleError> {
