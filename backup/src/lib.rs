@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Following and taking over: who may go live, what a side does when its peer is lost.
+
+pub mod arbiter;
+mod channel_log;
+pub mod checkpoint;
+pub mod follower;
+pub mod following;
+pub mod identity;
+pub mod live;
+pub mod policy;
+pub mod recorded;
+pub mod side;
+pub mod status;

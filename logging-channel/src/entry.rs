@@ -3,6 +3,14 @@
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use serde::{Deserialize, Serialize};
 
+/// Most data a disk completion carries: devices split or refuse larger reads. A megabyte is more
+/// than Linux asks of a virtio disk in one request, and keeps one entry from filling the channel.
+pub const MAX_DISK_DATA: usize = 1 << 20;
+/// Most bytes of one entropy request.
+pub const MAX_ENTROPY: usize = 4096;
+/// Most console bytes of one entry; more are split over several.
+pub const MAX_CONSOLE_INPUT: usize = 4096;
+
 /// The place of an output in the guest's history of outputs, counted from 1.
 ///
 /// Both sides count the same outputs, so the same number names the same output.
@@ -48,17 +56,17 @@ pub enum Arrival {
         request: RequestId,
         /// The virtio-blk status byte (0 is success).
         status: u8,
-        /// The data of a read; empty for other requests.
+        /// The data of a read, at most [`MAX_DISK_DATA`] bytes; empty for other requests.
         data: Vec<u8>,
     },
     /// An entropy request was filled.
     Entropy {
         /// Which request.
         request: RequestId,
-        /// The random bytes.
+        /// The random bytes, at most [`MAX_ENTROPY`].
         data: Vec<u8>,
     },
-    /// Bytes typed at the console.
+    /// Bytes typed at the console, at most [`MAX_CONSOLE_INPUT`].
     ConsoleInput(Vec<u8>),
 }
 

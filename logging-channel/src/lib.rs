@@ -2,7 +2,24 @@
 //! from the primary to the backup and acknowledgements back.
 //!
 //! The core is pure: it takes `now` and bytes and returns values. Sockets and clocks
-//! live in `transport`, files in `log_file`, and nowhere else.
+//! live in `transport`, files in `log_file`, and nowhere else. `docs/protocol.md` is the
+//! normative description of what this crate speaks.
 
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod codec;
+pub mod detector;
 pub mod entry;
+pub mod fingerprint;
+pub mod frame;
+pub mod handshake;
+pub mod latency;
+pub mod log_file;
 pub mod point;
+pub mod receiver;
+pub mod sender;
+pub mod session;
+pub mod time;
+pub mod transport;
+pub mod wire;

@@ -1,5 +1,12 @@
 //! The machine: engines, board, devices and the run loop, the same code on both sides.
 
 pub mod board;
+pub mod boot;
+pub mod devices;
 pub mod engine;
+pub mod inputs;
+pub mod machine;
 pub mod memory;
+pub mod outputs;
+pub mod snapshot;
+pub mod world;

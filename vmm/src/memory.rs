@@ -5,11 +5,14 @@
 //! [`WriteTracker::mark_page`]. The record serves two readers: digests (which pages changed
 //! since the last one) and the engine's block cache (which decoded pages went stale).
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+};
 
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -228,6 +231,19 @@ impl GuestRam {
     /// [`MemoryError::Size`] outside [`MIN_MEMORY`]..=[`MAX_MEMORY`] or for a broken page,
     /// [`MemoryError::Map`] if the host refuses.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
+        Self::map(size, None)
+    }
+
+    /// Guest memory whose first contents are those of `file`, which must be `size` bytes long and
+    /// stay as it is. Pages are copied when the guest writes to them; the file does not change.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn map_private(size: u64, file: File) -> Result<Self, MemoryError> {
+        Self::map(size, Some(Arc::new(file)))
+    }
+
+    fn map(size: u64, file: Option<Arc<File>>) -> Result<Self, MemoryError> {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::Size { size });
         }
@@ -236,17 +252,24 @@ impl GuestRam {
         let end = if high > 0 { DEVICE_HOLE_END + high } else { low };
         let tracker = WriteTracker::new(end);
         let mut regions = Vec::new();
+        let mut offset = 0;
         for (start, len) in [(0, low), (DEVICE_HOLE_END, high)] {
             if len == 0 {
                 continue;
             }
             let map_error = |source| MemoryError::Map { size: len, source };
             let bytes = usize::try_from(len).map_err(|_| MemoryError::Size { size })?;
-            let region = MmapRegionBuilder::new_with_bitmap(bytes, tracker.at(start))
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-                .build()
-                .map_err(map_error)?;
+            let builder = MmapRegionBuilder::new_with_bitmap(bytes, tracker.at(start))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+            let private = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+            let builder = match &file {
+                None => builder.with_mmap_flags(private | libc::MAP_ANONYMOUS),
+                Some(file) => builder
+                    .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+                    .with_mmap_flags(private),
+            };
+            offset += len;
+            let region = builder.build().map_err(map_error)?;
             let region = GuestRegionMmap::new(region, GuestAddress(start))
                 .ok_or(MemoryError::Size { size })?;
             regions.push(region);
@@ -276,10 +299,32 @@ impl GuestRam {
         self.memory.iter().map(|region| (region.start_addr(), region.len())).collect()
     }
 
+    /// Where the memory is in this process: host address ranges, for whoever measures what a
+    /// process costs beyond its guest.
+    pub fn host_ranges(&self) -> Vec<std::ops::Range<usize>> {
+        let range = |region: &GuestRegionMmap<WriteTracker>| {
+            let start = region.as_ptr().addr();
+            start..start + region.size()
+        };
+        self.memory.iter().map(range).collect()
+    }
+
+    /// Where `address` lies when the ranges are written one after the other; `None` if it is not
+    /// memory.
+    pub fn file_offset(&self, address: u64) -> Option<u64> {
+        let mut offset = 0;
+        for (GuestAddress(start), len) in self.ranges() {
+            if (start..start + len).contains(&address) {
+                return Some(offset + address - start);
+            }
+            offset += len;
+        }
+        None
+    }
+
     /// True if the whole page is memory.
     pub fn has_page(&self, page: PageNumber) -> bool {
-        let start = page.address().raw_value();
-        self.ranges().iter().any(|(base, len)| start >= base.0 && start < base.0 + len)
+        self.file_offset(page.address().raw_value()).is_some()
     }
 }
 

@@ -59,8 +59,8 @@ pub enum Exit {
     BusAccess,
     /// An interrupt was wanted and can be taken at this boundary: call [`Engine::inject`].
     InterruptWindow,
-    /// The CPU executed `HLT` and waits for an interrupt. With `interruptible` false nothing
-    /// can ever wake it: the guest has switched itself off.
+    /// The CPU executed `HLT` and waits for an interrupt, also if one is wanted. With
+    /// `interruptible` false nothing can ever wake it: the guest has switched itself off.
     Halted {
         /// RFLAGS.IF.
         interruptible: bool,
@@ -98,7 +98,9 @@ pub struct InvalidState(pub String);
 pub trait Engine: fmt::Debug + Send {
     /// Runs until `bound` (at which it stops exactly, before any further instruction), or until
     /// something else needs attention. With `want_interrupt` it stops at the first boundary at
-    /// which a maskable interrupt can be taken, which may be at once.
+    /// which a maskable interrupt can be taken, which may be at once. At the bound itself the
+    /// answer is [`Exit::Bound`], also if an interrupt could be taken there: what arrives at a
+    /// point comes before the interrupt taken at it.
     fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit;
 
     /// How many instructions have retired.
@@ -129,6 +131,12 @@ pub trait Engine: fmt::Debug + Send {
     /// Forgets every cached translation and decoded instruction. Done on both sides at the point
     /// of a checkpoint, so that the restored side and the running side walk alike from there.
     fn flush_caches(&mut self);
+
+    /// True while the CPU waits in `HLT`.
+    fn is_halted(&self) -> bool;
+
+    /// True while the CPU waits in `HLT` with interrupts masked, from which nothing wakes it.
+    fn is_off(&self) -> bool;
 
     /// The memory this CPU runs in.
     fn ram(&self) -> &GuestRam;

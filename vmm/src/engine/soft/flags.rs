@@ -41,7 +41,7 @@ pub(super) const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 pub(super) const ALL: u64 = ARITHMETIC | TF | IF | DF | IOPL | NT | RF | AC | ID | FIXED;
 
 /// An operand width.
-pub(super) trait Int: Copy {
+pub(super) trait Int: Copy + 'static {
     /// Width in bits.
     const BITS: u32;
     /// Width in bytes.
@@ -105,13 +105,6 @@ pub(super) struct LazyFlags {
 }
 
 impl LazyFlags {
-    /// From the arithmetic bits of RFLAGS.
-    pub(super) fn from_bits(bits: u64) -> Self {
-        let mut flags = Self::default();
-        flags.set(bits);
-        flags
-    }
-
     /// Sets all arithmetic flags from the bits of RFLAGS.
     pub(super) fn set(&mut self, bits: u64) {
         let carry = u64::from(bits & CF != 0);
@@ -263,11 +256,17 @@ fn aligned<T: Int>(carries: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn with(bits: u64) -> LazyFlags {
+        let mut flags = LazyFlags::default();
+        flags.set(bits);
+        flags
+    }
+
     #[test]
     fn every_combination_of_flags_survives_being_set_and_read() {
         for bits in 0..=ALL {
             if bits & !ARITHMETIC == 0 {
-                assert_eq!(LazyFlags::from_bits(bits).bits(), bits);
+                assert_eq!(with(bits).bits(), bits);
             }
         }
     }
@@ -298,7 +297,7 @@ mod tests {
     fn replacing_the_carry_leaves_the_overflow() {
         for bits in [0, OF, CF, OF | CF, OF | ZF | SF | PF | AF] {
             for carry in [false, true] {
-                let mut flags = LazyFlags::from_bits(bits);
+                let mut flags = with(bits);
                 flags.set_carry(carry);
                 assert_eq!(flags.bits(), (bits & !CF) | u64::from(carry));
             }

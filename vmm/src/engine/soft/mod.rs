@@ -53,6 +53,17 @@ pub fn supports(code: iced_x86::Code) -> bool {
     generic::select(code).is_some()
 }
 
+/// A digest of what `CPUID` says: engines that differ in it do not replay each other's logs.
+pub fn cpu_model_digest() -> String {
+    let ranges = [0..=7, 0x4000_0000..=0x4000_0000, 0x8000_0000..=0x8000_0008];
+    let mut bytes = Vec::new();
+    for number in ranges.into_iter().flatten() {
+        let cpuid::Leaf { eax, ebx, ecx, edx } = cpuid::leaf(number, 0);
+        bytes.extend([eax, ebx, ecx, edx].into_iter().flat_map(u32::to_le_bytes));
+    }
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes))
+}
+
 /// The software CPU.
 #[derive(Debug)]
 pub struct SoftEngine {
@@ -118,6 +129,14 @@ impl Engine for SoftEngine {
         self.cpu.stale.clear();
         self.cpu.ram.guest().tracker().take_stale_code();
         self.cache.clear(&mut self.cpu);
+    }
+
+    fn is_halted(&self) -> bool {
+        self.cpu.system_flags & HALTED != 0
+    }
+
+    fn is_off(&self) -> bool {
+        self.cpu.system_flags & (HALTED | flags::IF) == HALTED
     }
 
     fn ram(&self) -> &GuestRam {

@@ -89,11 +89,6 @@ impl Cpu {
         self.rip().wrapping_add(instruction.ip())
     }
 
-    /// Address behind the instruction being executed.
-    pub(super) fn following_address(&self, instruction: &Instruction) -> u64 {
-        self.rip().wrapping_add(instruction.next_ip())
-    }
-
     /// The target of a near branch.
     pub(super) fn branch_target(&self, instruction: &Instruction) -> u64 {
         self.rip().wrapping_add(instruction.near_branch_target())

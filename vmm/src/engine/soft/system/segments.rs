@@ -1,7 +1,7 @@
 //! Segment registers, descriptor tables, and the instructions that inspect descriptors.
 
 use crate::engine::soft::cpu::{CR4_UMIP, Cpu, slot};
-use crate::engine::soft::event::{Event, Flow, Trap};
+use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::cut;
 use crate::engine::state::Segment;
@@ -210,6 +210,25 @@ pub(in super::super) fn mov_from_segment(cpu: &mut Cpu, i: &Instruction) -> Flow
     cpu.put(i, 0, selector)
 }
 
+/// `LSS`, `LFS`, `LGS`: a segment register and a general one from a far pointer.
+pub(in super::super) fn load_far_pointer(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let number = match i.mnemonic() {
+        Mnemonic::Lss => 2,
+        Mnemonic::Lfs => 4,
+        _ => 5,
+    };
+    let bytes = i.op0_register().size() as u64;
+    let address = cpu.address_of(i);
+    let selector = cpu.load::<u16>(address.wrapping_add(bytes))? as u16;
+    let offset = match bytes {
+        2 => cpu.load::<u16>(address)?,
+        4 => cpu.load::<u32>(address)?,
+        _ => cpu.load::<u64>(address)?,
+    };
+    cpu.load_segment(number, selector)?;
+    cpu.put(i, 0, offset)
+}
+
 /// `POP FS`, `POP GS`.
 pub(in super::super) fn pop_segment(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let bytes = i.stack_pointer_increment() as u64;
@@ -370,13 +389,5 @@ impl Cpu {
     pub(in super::super) fn cast_stack_shadow(&mut self) {
         use crate::engine::soft::cpu::{SHADOW, SS_SHADOW};
         self.system_flags |= SHADOW | SS_SHADOW;
-    }
-
-    /// An address outside the canonical range, found while a descriptor table was read.
-    pub(in super::super) fn table_fault(&mut self, trap: Trap, error: u16) -> Trap {
-        if self.event == Event::NonCanonical {
-            return self.general_protection(error);
-        }
-        trap
     }
 }

@@ -185,7 +185,7 @@ pub(in super::super) fn ret_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
 fn ret_far_of<T: Int>(cpu: &mut Cpu, extra: u64) -> Flow {
     let bytes = T::BYTES as u64;
     let stack = cpu.full(gpr::RSP);
-    let mut word = |cpu: &mut Cpu, offset: u64| {
+    let word = |cpu: &mut Cpu, offset: u64| {
         cpu.load::<T>(stack.wrapping_add(offset)).map_err(|trap| cpu.on_stack(trap))
     };
     let rip = word(cpu, 0)?;

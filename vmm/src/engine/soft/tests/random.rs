@@ -7,7 +7,6 @@
 
 use super::*;
 use proptest::prelude::*;
-use vm_memory::GuestMemoryBackend;
 
 const SLOTS: usize = 120;
 const SLOT: usize = 32;

@@ -1,0 +1,207 @@
+//! An arbiter on a shared directory: the exclusive creation of a generation's file.
+
+use super::{Arbiter, ArbiterError, Candidate, Verdict};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use vmft_logging_channel::entry::Generation;
+use vmft_vmm::world::try_join_file;
+
+const PREFIX: &str = "generation-";
+
+/// A directory on storage that both sides share. The file of a generation names its winner; it is
+/// linked into place whole, so it exists with its content or not at all (`link(2)` is atomic on
+/// local file systems and on NFS).
+#[derive(Debug)]
+pub struct DirectoryArbiter {
+    path: PathBuf,
+    /// Holds the directory's lock for as long as this side lives.
+    _lock: File,
+}
+
+impl DirectoryArbiter {
+    /// Opens the directory, making it if need be. A `new_pair` makes sure that no other lives there.
+    ///
+    /// # Errors
+    /// [`ArbiterError::InUse`] for another pair's directory, [`ArbiterError::Unreachable`] if it
+    /// cannot be used.
+    pub fn open(path: &Path, new_pair: bool) -> Result<Self, ArbiterError> {
+        let unreachable = |source| ArbiterError::Unreachable { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(unreachable)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(unreachable)?;
+        if !try_join_file(&lock, new_pair).map_err(unreachable)? {
+            return Err(ArbiterError::InUse { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The pair's name, the same for every side that shares the directory. A directory without one
+    /// is given `fresh`. That both sides read the same name shows that they ask the same arbiter.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    pub fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
+        let name = || -> io::Result<String> {
+            let target = self.path.join("pair");
+            let mine = self.path.join(format!("pair-{}", std::process::id()));
+            fs::write(&mine, fresh)?;
+            let linked = fs::hard_link(&mine, &target);
+            fs::remove_file(&mine)?;
+            match linked {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                _ => fs::read_to_string(&target),
+            }
+        };
+        name().map_err(|source| self.unreachable(source))
+    }
+
+    fn file(&self, generation: Generation) -> PathBuf {
+        self.path.join(format!("{PREFIX}{:010}", generation.0))
+    }
+
+    fn unreachable(&self, source: io::Error) -> ArbiterError {
+        ArbiterError::Unreachable { path: self.path.clone(), source }
+    }
+
+    fn claim(&self, generation: Generation, who: &Candidate) -> io::Result<Verdict> {
+        let target = self.file(generation);
+        let mine = self.path.join(format!("claim-{}-{}", generation.0, who.id));
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&mine)?;
+        file.write_all(&serde_json::to_vec_pretty(who)?)?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&mine, &target);
+        // Over NFS the answer to a link can be lost; the count of links tells the truth.
+        let won = linked.is_ok() || fs::metadata(&mine)?.nlink() == 2;
+        fs::remove_file(&mine)?;
+        if won {
+            File::open(&self.path)?.sync_all()?;
+            return Ok(Verdict::Won);
+        }
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => {
+                let winner: Candidate = serde_json::from_slice(&fs::read(&target)?)?;
+                let won = winner.id == who.id;
+                Ok(if won { Verdict::Won } else { Verdict::Lost { winner } })
+            }
+        }
+    }
+}
+
+impl Arbiter for DirectoryArbiter {
+    fn try_win(&self, generation: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
+        self.claim(generation, who).map_err(|source| self.unreachable(source))
+    }
+
+    fn latest(&self) -> Result<Generation, ArbiterError> {
+        let mut latest = 0;
+        for entry in fs::read_dir(&self.path).map_err(|source| self.unreachable(source))? {
+            let name = entry.map_err(|source| self.unreachable(source))?.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|number| number.parse().ok());
+            latest = latest.max(number.unwrap_or(0));
+        }
+        Ok(Generation(latest))
+    }
+
+    fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        let unreachable = |source| self.unreachable(source);
+        match fs::read(self.file(generation)) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
+            }
+            // An unmounted share looks like an empty directory: ours has the lock file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::metadata(self.path.join("lock")).map(|_| None).map_err(unreachable)
+            }
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbiter::win_or_wait;
+    use std::sync::{Arc, Barrier};
+
+    fn candidate(id: usize) -> Candidate {
+        Candidate { id: format!("id{id}"), host: "here".into(), pid: 1, role: "backup".into() }
+    }
+
+    #[test]
+    fn of_many_that_ask_at_once_exactly_one_wins() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for generation in (1..=20).map(Generation) {
+            let barrier = Arc::new(Barrier::new(4));
+            let threads: Vec<_> = (0..4)
+                .map(|id| {
+                    let arbiter = DirectoryArbiter::open(dir.path(), false).expect("made");
+                    let barrier = Arc::clone(&barrier);
+                    std::thread::spawn(move || {
+                        barrier.wait();
+                        arbiter.try_win(generation, &candidate(id)).expect("reachable")
+                    })
+                })
+                .collect();
+            let verdicts: Vec<_> =
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+            let winners = verdicts.iter().filter(|verdict| **verdict == Verdict::Won).count();
+            assert_eq!(winners, 1, "{verdicts:?}");
+        }
+    }
+
+    #[test]
+    fn a_winner_who_asks_again_has_still_won() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter = DirectoryArbiter::open(dir.path(), true).expect("made");
+        assert_eq!(arbiter.latest().expect("reachable"), Generation(0));
+        let won = |id| arbiter.try_win(Generation(3), &candidate(id)).expect("reachable");
+        assert_eq!(won(1), Verdict::Won);
+        assert_eq!(won(1), Verdict::Won);
+        assert_eq!(won(2), Verdict::Lost { winner: candidate(1) });
+        assert_eq!(arbiter.latest().expect("reachable"), Generation(3));
+        assert_eq!(arbiter.winner(Generation(3)).expect("reachable"), Some(candidate(1)));
+        assert_eq!(arbiter.winner(Generation(4)).expect("reachable"), None);
+    }
+
+    #[test]
+    fn an_unreachable_arbiter_decides_nothing_until_it_returns() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("arbiter");
+        let away = dir.path().join("away");
+        let arbiter = DirectoryArbiter::open(&path, true).expect("made");
+        fs::rename(&path, &away).expect("renamed");
+        assert!(arbiter.winner(Generation(1)).is_err());
+        let mut attempts = 0;
+        let verdict = win_or_wait(&arbiter, Generation(1), &candidate(1), |_| {
+            attempts += 1;
+            if attempts == 3 {
+                fs::rename(&away, &path).expect("renamed");
+            }
+            true
+        });
+        assert_eq!(verdict.expect("it came back"), Verdict::Won);
+        assert_eq!(attempts, 3);
+    }
+
+    #[test]
+    fn a_directory_of_a_living_pair_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let primary = DirectoryArbiter::open(dir.path(), true).expect("made");
+        let backup = DirectoryArbiter::open(dir.path(), false).expect("shared");
+        let other = DirectoryArbiter::open(dir.path(), true);
+        assert!(matches!(other, Err(ArbiterError::InUse { .. })));
+        drop((primary, backup));
+        DirectoryArbiter::open(dir.path(), true).expect("free again");
+    }
+}

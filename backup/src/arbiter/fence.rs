@@ -1,0 +1,132 @@
+//! Fencing of disk writes by generation.
+
+use super::{Arbiter, Candidate};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vmft_logging_channel::entry::Generation;
+use vmft_vmm::world::{Fence, FenceError};
+
+/// How long to wait before an unreachable arbiter is asked again.
+pub const RETRY: Duration = Duration::from_millis(20);
+
+type OnFenced = Box<dyn FnMut() + Send>;
+
+/// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
+/// and is continued after its peer went live, must not write what it had in hand.
+pub struct GenerationFence {
+    arbiter: Arc<dyn Arbiter>,
+    who: Candidate,
+    generation: AtomicU64,
+    fenced: AtomicBool,
+    on_fenced: Mutex<Option<OnFenced>>,
+}
+
+impl fmt::Debug for GenerationFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerationFence")
+            .field("generation", &self.generation)
+            .field("fenced", &self.fenced)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GenerationFence {
+    /// A fence of the side `who`, which has `generation`. `on_fenced` is called once, when the side
+    /// is found to have lost it; it makes the side halt.
+    pub fn new(
+        arbiter: Arc<dyn Arbiter>,
+        who: Candidate,
+        generation: Generation,
+        on_fenced: impl FnMut() + Send + 'static,
+    ) -> Self {
+        Self {
+            arbiter,
+            who,
+            generation: AtomicU64::new(generation.0),
+            fenced: AtomicBool::new(false),
+            on_fenced: Mutex::new(Some(Box::new(on_fenced))),
+        }
+    }
+
+    /// This side has won a later generation.
+    pub fn advance(&self, generation: Generation) {
+        self.generation.fetch_max(generation.0, Ordering::AcqRel);
+    }
+
+    /// The generation this side has.
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// This side has lost: every later write is refused.
+    pub fn shut(&self) {
+        self.fenced.store(true, Ordering::Release);
+        let on_fenced = self.on_fenced.lock().expect("no holder of this lock panics").take();
+        if let Some(mut on_fenced) = on_fenced {
+            on_fenced();
+        }
+    }
+}
+
+impl Fence for GenerationFence {
+    fn check(&self) -> Result<(), FenceError> {
+        loop {
+            if self.fenced.load(Ordering::Acquire) {
+                return Err(FenceError);
+            }
+            let next = Generation(self.generation().0 + 1);
+            match self.arbiter.winner(next) {
+                Ok(None) => return Ok(()),
+                // This side has won it: `advance` has been called, or will be.
+                Ok(Some(winner)) if winner.id == self.who.id => self.advance(next),
+                Ok(Some(_)) => self.shut(),
+                Err(_) => std::thread::sleep(RETRY),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbiter::DirectoryArbiter;
+    use std::sync::atomic::AtomicU32;
+
+    fn candidate(id: &str) -> Candidate {
+        Candidate { id: id.into(), host: "here".into(), pid: 1, role: "primary".into() }
+    }
+
+    #[test]
+    fn a_side_whose_generation_is_over_writes_no_more() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter: Arc<dyn Arbiter> =
+            Arc::new(DirectoryArbiter::open(dir.path(), true).expect("made"));
+        let halted = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&halted);
+        let fence =
+            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        assert_eq!(fence.check(), Ok(()));
+        arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
+        assert_eq!(fence.check(), Err(FenceError));
+        assert_eq!(fence.check(), Err(FenceError));
+        assert_eq!(halted.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_side_that_won_the_next_generation_writes_on() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter: Arc<dyn Arbiter> =
+            Arc::new(DirectoryArbiter::open(dir.path(), true).expect("made"));
+        let me = candidate("a");
+        let fence = GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), || {
+            panic!("not fenced")
+        });
+        arbiter.try_win(Generation(2), &me).expect("reachable");
+        assert_eq!(fence.check(), Ok(()), "even before the winner has told its fence");
+        assert_eq!(fence.generation(), Generation(2));
+    }
+}

@@ -1,0 +1,383 @@
+//! The backup: joins a primary, replays it, and takes over when it is lost.
+
+use crate::arbiter::{Arbiter, RETRY, Verdict, win_or_wait};
+use crate::channel_log::ChannelSource;
+use crate::checkpoint::MachineSink;
+use crate::follower::ReplayGate;
+use crate::live::{LiveDuties, Succession, error_chain};
+use crate::side::{Side, SideEnd, SideError};
+use crate::status::{ChannelStatus, FailoverReport, Role, ms};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use vmft_logging_channel::entry::{Generation, StopReason};
+use vmft_logging_channel::session::GoodbyeReason;
+use vmft_logging_channel::transport::{
+    BackupChannel, BackupConfig, EndCause, Joined, PrimaryConfig, SessionEnd, TransportError, now,
+};
+use vmft_vmm::inputs::{InputError, Replaying};
+use vmft_vmm::machine::{Machine, MachineError, RunEnd};
+use vmft_vmm::outputs::KeptOutputs;
+
+/// How long an orderly goodbye may take.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a backup that diverged may join again before it gives up.
+const MAX_DIVERGENCES: u32 = 3;
+
+/// What a backup is to do.
+#[derive(Debug)]
+pub struct BackupDuties {
+    /// Who decides generations.
+    pub arbiter: Arc<dyn Arbiter>,
+    /// How to reach the primary.
+    pub channel: BackupConfig,
+    /// How long to try to reach it at first.
+    pub connect_timeout: Duration,
+    /// Where the next backup may join after a go-live; without it this side stays alone.
+    pub listen: Option<PrimaryConfig>,
+}
+
+/// Ends a backup from another thread.
+#[derive(Debug, Default)]
+pub struct BackupControl {
+    leaving: AtomicBool,
+    channel: Mutex<Option<Arc<BackupChannel>>>,
+}
+
+impl BackupControl {
+    /// The operator stops this side: it leaves the pair, and the primary goes on alone.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(channel) = channel {
+            channel.leave(GoodbyeReason::Leaving, LEAVE_PATIENCE);
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    fn set(&self, channel: Option<Arc<BackupChannel>>) {
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+    }
+}
+
+/// How following ended.
+enum Followed {
+    End(SideEnd),
+    /// This side diverged, or the primary wants another session: join again.
+    Again,
+    /// The primary is lost, and this side has won.
+    Won(Box<(Machine, Succession)>),
+}
+
+/// What was found out while the peer was being lost.
+#[derive(Debug, Clone, Default)]
+struct Race {
+    report: FailoverReport,
+    decided: Option<Instant>,
+    last_contact: Option<Instant>,
+    lost_to: Option<String>,
+}
+
+impl Side {
+    /// Follows the primary until the machine stops; takes over if the primary is lost.
+    ///
+    /// # Errors
+    /// See [`SideError`].
+    pub fn follow(
+        &self,
+        duties: BackupDuties,
+        control: &Arc<BackupControl>,
+    ) -> Result<SideEnd, SideError> {
+        let mut divergences = 0;
+        loop {
+            let Some(joined) = self.join(&duties, control)? else {
+                return Ok(SideEnd::Stopped(StopReason::Operator));
+            };
+            match self.follow_session(joined, &duties, control, &mut divergences)? {
+                Followed::End(end) => return Ok(end),
+                Followed::Again if divergences >= MAX_DIVERGENCES => {
+                    let why = format!("diverged {divergences} times; see the messages above");
+                    return Ok(SideEnd::Halted(why));
+                }
+                Followed::Again => {}
+                Followed::Won(won) => {
+                    let (machine, succession) = *won;
+                    let generation = Generation(succession.report.generation);
+                    let mut listen = duties.listen;
+                    if let Some(config) = &mut listen {
+                        config.identity.generation = generation;
+                    }
+                    let live = LiveDuties {
+                        arbiter: duties.arbiter,
+                        generation,
+                        listen,
+                        wait_for_backup: false,
+                    };
+                    return self.run_live_from(machine, live, Some(succession));
+                }
+            }
+        }
+    }
+
+    /// Joins, trying for as long as the duties say. `None` if the operator stops the side first.
+    fn join(
+        &self,
+        duties: &BackupDuties,
+        control: &BackupControl,
+    ) -> Result<Option<Joined<MachineSink>>, SideError> {
+        let deadline = Instant::now() + duties.connect_timeout;
+        loop {
+            if control.is_leaving() {
+                return Ok(None);
+            }
+            match BackupChannel::join(duties.channel.clone(), MachineSink::default()) {
+                Ok(joined) => return Ok(Some(joined)),
+                Err(error) if is_temporary(&error) && Instant::now() < deadline => {
+                    tracing::debug!(error = error_chain(&error), "joining");
+                    std::thread::sleep(RETRY * 5);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn follow_session(
+        &self,
+        joined: Joined<MachineSink>,
+        duties: &BackupDuties,
+        control: &Arc<BackupControl>,
+        divergences: &mut u32,
+    ) -> Result<Followed, SideError> {
+        let Joined { channel, terms, checkpoint, sink } = joined;
+        let channel = Arc::new(channel);
+        let mut machine = sink.into_machine(&checkpoint)?;
+        drop(checkpoint);
+        control.set(Some(Arc::clone(&channel)));
+        self.status.set_guest_memory(machine.ram().host_ranges());
+        self.watch_channel(&channel);
+        self.status.set_role(Role::Backup, terms.generation);
+        eprintln!("vmft: following the primary from point {}", machine.point());
+
+        let race = Arc::new(Mutex::new(Race::default()));
+        let kept = Arc::new(KeptOutputs::default());
+        let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
+        let on_lost = self.racer(duties, terms.generation, Arc::clone(&race));
+        let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
+        let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
+        let mut inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
+        let end = match machine.run(&mut inputs, &gate) {
+            Ok(RunEnd::Stopped(reason)) => inputs
+                .stopped(machine.point(), machine.outputs(), reason)
+                .map_err(MachineError::from)
+                .map(|ended| match ended {
+                    Ok(()) => RunEnd::Stopped(reason),
+                    Err(_) => RunEnd::LogEnded,
+                }),
+            other => other,
+        };
+        let digests = inputs.digests();
+        self.status.update(|status| status.digests_agreed += digests);
+        control.set(None);
+        match end {
+            Ok(RunEnd::Stopped(reason)) => {
+                self.finish_stopped(machine, duties, terms.generation, &channel, &kept)?;
+                Ok(Followed::End(SideEnd::Stopped(reason)))
+            }
+            Ok(_) if inputs.log().source.won() => {
+                let succession = succession(&race, &kept, &machine);
+                Ok(Followed::Won(Box::new((machine, succession))))
+            }
+            Ok(_) => Ok(self.not_won(&channel, &race, terms.generation)),
+            Err(error) => self.diverged(error, &channel, divergences),
+        }
+    }
+
+    /// What happens the moment the primary is taken to be lost: the test-and-set.
+    fn racer(
+        &self,
+        duties: &BackupDuties,
+        generation: Generation,
+        race: Arc<Mutex<Race>>,
+    ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static {
+        let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
+        let status = Arc::clone(&self.status);
+        move |end| {
+            let next = Generation(generation.0 + 1);
+            status.set_role(Role::Deciding, generation);
+            eprintln!("vmft: the primary is lost: {}", end.cause);
+            let silent_for = now().since(end.last_contact);
+            let asked = Instant::now();
+            let mut told = false;
+            let verdict = win_or_wait(&*arbiter, next, &who, |error| {
+                if !told {
+                    eprintln!("vmft: {error}; this side waits until it answers");
+                    told = true;
+                }
+                std::thread::sleep(RETRY);
+                true
+            })
+            .expect("asked until it answers");
+            let mut race = race.lock().expect("no holder of this lock panics");
+            race.decided = Some(Instant::now());
+            race.last_contact = asked.checked_sub(silent_for);
+            race.report = FailoverReport {
+                generation: next.0,
+                suspicion: end.cause.to_string(),
+                detection_ms: ms(end.ended_at.since(end.last_contact)),
+                arbiter_ms: ms(asked.elapsed()),
+                ..FailoverReport::default()
+            };
+            match verdict {
+                Verdict::Won => true,
+                Verdict::Lost { winner } => {
+                    race.lost_to = Some(winner.to_string());
+                    false
+                }
+            }
+        }
+    }
+
+    fn watch_channel(&self, channel: &Arc<BackupChannel>) {
+        let watched = Arc::downgrade(channel);
+        let since = Instant::now();
+        self.status.set_channel(Some(Box::new(move || {
+            let stats = watched.upgrade()?.stats();
+            Some(ChannelStatus {
+                log_bytes: stats.log_bytes,
+                log_entries: stats.received.0,
+                log_mbit_s: stats.log_bytes as f64 * 8.0 / since.elapsed().as_secs_f64() / 1e6,
+                buffered_bytes: stats.buffered,
+                ..ChannelStatus::default()
+            })
+        })));
+    }
+
+    /// The log ended without a failure that this side won.
+    fn not_won(
+        &self,
+        channel: &BackupChannel,
+        race: &Mutex<Race>,
+        generation: Generation,
+    ) -> Followed {
+        let lost_to = race.lock().expect("no holder of this lock panics").lost_to.clone();
+        if let Some(winner) = lost_to {
+            let why = format!("generation {} was won by {winner}", generation.0 + 1);
+            self.status.set_role(Role::Halted, generation);
+            self.status.update(|status| status.reason = Some(why.clone()));
+            return Followed::End(SideEnd::Halted(why));
+        }
+        self.status.set_role(Role::Stopped, generation);
+        match channel.end().map(|end| end.cause) {
+            Some(EndCause::Departed(GoodbyeReason::Stopped)) => {
+                Followed::End(SideEnd::Stopped(StopReason::GuestPowerOff))
+            }
+            Some(EndCause::Departed(reason)) => {
+                eprintln!("vmft: the primary ended the session: {reason}; joining again");
+                Followed::Again
+            }
+            _ => Followed::End(SideEnd::Stopped(StopReason::Operator)),
+        }
+    }
+
+    /// The machine has stopped on purpose. Waits for the primary's goodbye; if the primary dies
+    /// before it, lets out what it may have left.
+    fn finish_stopped(
+        &self,
+        machine: Machine,
+        duties: &BackupDuties,
+        generation: Generation,
+        channel: &BackupChannel,
+        kept: &KeptOutputs,
+    ) -> Result<(), SideError> {
+        use vmft_logging_channel::entry::Entry;
+        use vmft_logging_channel::transport::Delivery;
+        loop {
+            match channel.recv(Duration::from_secs(1)) {
+                Delivery::Entry(_, Entry::Released { output }) => kept.released(output),
+                Delivery::Entry(..) | Delivery::TimedOut => {}
+                Delivery::Ended(_) => break,
+            }
+        }
+        self.status.set_role(Role::Stopped, generation);
+        let left = kept.take();
+        if left.is_empty() && machine.outstanding().is_empty() {
+            self.console.close();
+            return Ok(());
+        }
+        let next = Generation(generation.0 + 1);
+        let verdict = win_or_wait(&*duties.arbiter, next, &self.who, |_| {
+            std::thread::sleep(RETRY);
+            true
+        });
+        if let Ok(Verdict::Won) = verdict {
+            self.finish_outputs(&machine, &duties.arbiter, next, left)?;
+        }
+        Ok(())
+    }
+
+    /// This side is not where the log says: reports it, and joins anew from a checkpoint.
+    fn diverged(
+        &self,
+        error: MachineError,
+        channel: &BackupChannel,
+        divergences: &mut u32,
+    ) -> Result<Followed, SideError> {
+        let report = match &error {
+            MachineError::Input(InputError::Divergence(divergence)) => divergence.to_string(),
+            MachineError::Delivery { .. } | MachineError::Engine(_) => error_chain(&error),
+            _ => return Err(error.into()),
+        };
+        *divergences += 1;
+        eprintln!(
+            "vmft: {report}; joining again from a checkpoint (to reproduce, record the same guest \
+             with `vmft record --log FILE` and run `vmft replay FILE`)"
+        );
+        self.status.update(|status| status.divergence = Some(report));
+        channel.leave(GoodbyeReason::Fault("the backup diverged".to_owned()), LEAVE_PATIENCE);
+        Ok(Followed::Again)
+    }
+}
+
+/// The channel, with the gauges of the guest that replays it.
+#[derive(Debug)]
+struct Watched {
+    source: ChannelSource,
+    gauges: Arc<vmft_vmm::world::Gauges>,
+}
+
+impl vmft_vmm::inputs::LogSource for Watched {
+    fn next(
+        &mut self,
+        at: vmft_logging_channel::point::ExecutionPoint,
+    ) -> Result<vmft_logging_channel::entry::Entry, vmft_vmm::inputs::LogEnd> {
+        self.gauges.set_point(at);
+        self.source.next(at)
+    }
+}
+
+fn succession(race: &Mutex<Race>, kept: &KeptOutputs, machine: &Machine) -> Succession {
+    let race = race.lock().expect("no holder of this lock panics").clone();
+    let mut report = race.report;
+    report.replay_ms = race.decided.map_or(0.0, |decided| ms(decided.elapsed()));
+    report.point = machine.point().get();
+    let last_contact = race.last_contact.unwrap_or_else(Instant::now);
+    Succession { report, last_contact, kept: kept.take() }
+}
+
+/// True for errors that a primary which is still starting, or busy, may cause.
+fn is_temporary(error: &TransportError) -> bool {
+    use vmft_logging_channel::handshake::{HandshakeError, Refusal};
+    match error {
+        TransportError::Connect { .. }
+        | TransportError::Closed { .. }
+        | TransportError::TimedOut { .. }
+        | TransportError::Io(_) => true,
+        TransportError::Handshake(HandshakeError::RefusedByPeer(refusal)) => {
+            matches!(refusal, Refusal::HasBackup | Refusal::NotAccepting(_))
+        }
+        _ => false,
+    }
+}

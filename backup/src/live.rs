@@ -1,0 +1,417 @@
+//! A live side of a pair: runs the guest, admits backups, and goes on alone when one is lost.
+
+use crate::arbiter::{Arbiter, GenerationFence};
+use crate::channel_log::ChannelLog;
+use crate::policy::{LossPolicy, Standing};
+use crate::side::{Doors, JoinRequest, Requests, Side, SideEnd, SideError};
+use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use std::net::SocketAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+use vmft_logging_channel::checkpoint::CheckpointSource;
+use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason};
+use vmft_logging_channel::handshake::SessionTerms;
+use vmft_logging_channel::session::{Acknowledge, GoodbyeReason};
+use vmft_logging_channel::transport::{
+    PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+};
+use vmft_vmm::inputs::{Asked, Live, Recording};
+use vmft_vmm::machine::{Machine, MachineError, RunEnd};
+use vmft_vmm::outputs::{HeldOutputs, OutputGate, OutputKind};
+use vmft_vmm::world::{Fence, HostSource, Mailbox};
+
+/// How long the last outputs and the goodbye may take at a stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one step of waiting at a stop takes before the policy is looked at again.
+const STOP_STEP: Duration = Duration::from_millis(50);
+
+/// What a live side of a pair is to do.
+#[derive(Debug)]
+pub struct LiveDuties {
+    /// Who decides generations.
+    pub arbiter: Arc<dyn Arbiter>,
+    /// The generation this side has won.
+    pub generation: Generation,
+    /// Where backups may join; without it the side stays alone.
+    pub listen: Option<PrimaryConfig>,
+    /// Wait for the first backup before the guest runs.
+    pub wait_for_backup: bool,
+}
+
+/// What a side that has just won its peer's succession brings along.
+#[derive(Debug)]
+pub(crate) struct Succession {
+    /// How it went so far.
+    pub(crate) report: FailoverReport,
+    /// The last sign of the peer.
+    pub(crate) last_contact: Instant,
+    /// Outputs replayed but not known to be out.
+    pub(crate) kept: Vec<vmft_vmm::outputs::Output>,
+}
+
+/// The channel's news, on the channel's thread.
+struct Handler {
+    gate: Arc<HeldOutputs>,
+    requests: Arc<Requests>,
+    mailbox: Arc<Mailbox>,
+    policy: Arc<LossPolicy>,
+    channel: Arc<OnceLock<Weak<PrimaryChannel>>>,
+    /// Tells the machine at rest whether the backup has joined.
+    joined: Option<Sender<bool>>,
+}
+
+impl PrimaryHandler for Handler {
+    fn checkpoint(&mut self, _: &SessionTerms) -> Result<Box<dyn CheckpointSource + Send>, String> {
+        let (checkpoint, taken) = channel();
+        let (joined, outcome) = channel();
+        self.requests.join(JoinRequest { checkpoint, joined: outcome }, &self.mailbox);
+        let checkpoint = taken.recv().map_err(|_| "the machine has stopped".to_owned())?;
+        self.joined = Some(joined);
+        Ok(Box::new(checkpoint))
+    }
+
+    fn started(&mut self) {}
+
+    fn protected(&mut self) {
+        self.policy.protected();
+        if let Some(joined) = self.joined.take() {
+            // A machine that has stopped meanwhile needs no protection.
+            let _ = joined.send(true);
+        }
+        eprintln!("vmft: protected: a backup follows");
+    }
+
+    fn acknowledged(&mut self, acknowledge: &Acknowledge) {
+        self.gate.acknowledged(acknowledge.received);
+    }
+
+    fn session_ended(&mut self, end: &SessionEnd) {
+        if let Some(joined) = self.joined.take() {
+            let _ = joined.send(false);
+        }
+        if !end.protected {
+            return;
+        }
+        let channel = Arc::clone(&self.channel);
+        self.policy.backup_lost(end.cause.to_string(), move |generation| {
+            if let Some(channel) = channel.get().and_then(Weak::upgrade) {
+                channel.reopen(generation);
+            }
+        });
+    }
+
+    fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
+        eprintln!("vmft: {peer} did not join: {}", error_chain(error));
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The machine's inputs, followed or not.
+enum Inputs {
+    Alone(Live<HostSource>),
+    Recording(Box<Recording<HostSource, ChannelLog>>),
+}
+
+impl Inputs {
+    fn into_live(self) -> Live<HostSource> {
+        match self {
+            Self::Alone(live) => live,
+            Self::Recording(recording) => recording.into_parts().0,
+        }
+    }
+
+    fn run(&mut self, machine: &mut Machine, gate: &HeldOutputs) -> Result<RunEnd, MachineError> {
+        match self {
+            Self::Alone(live) => machine.run(live, gate),
+            Self::Recording(recording) => machine.run(&mut **recording, gate),
+        }
+    }
+}
+
+struct LiveSide<'a> {
+    side: &'a Side,
+    doors: Doors,
+    policy: Arc<LossPolicy>,
+    channel: Option<Arc<PrimaryChannel>>,
+}
+
+impl Side {
+    /// Runs the machine as the live side of a pair until it stops or is fenced.
+    ///
+    /// # Errors
+    /// See [`SideError`].
+    pub fn run_live(&self, machine: Machine, duties: LiveDuties) -> Result<SideEnd, SideError> {
+        self.run_live_from(machine, duties, None)
+    }
+
+    pub(crate) fn run_live_from(
+        &self,
+        mut machine: Machine,
+        duties: LiveDuties,
+        succession: Option<Succession>,
+    ) -> Result<SideEnd, SideError> {
+        let wait = duties.wait_for_backup;
+        let live_side = self.open_live_side(duties)?;
+        let mut live = live_side.go_live(&machine, succession)?;
+        if wait {
+            self.status.set_role(Role::WaitingForBackup, live_side.policy.generation());
+            match live_side.wait_for_backup(&mut machine)? {
+                Some(end) => return Ok(end),
+                // The wait is no part of the guest's time.
+                None => live = self.live_inputs(&live_side.doors, &machine)?,
+            }
+        }
+        let protected = live_side.policy.standing() == Standing::Protected;
+        let inputs = if protected {
+            live_side.record(live, &machine)
+        } else {
+            self.status.set_role(Role::Alone, live_side.policy.generation());
+            Inputs::Alone(live)
+        };
+        let ended = live_side.run(&mut machine, inputs);
+        self.requests.close();
+        let (end, inputs) = ended?;
+        if let SideEnd::Stopped(reason) = end {
+            live_side.stop(&machine, inputs, reason)?;
+        }
+        Ok(end)
+    }
+
+    fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
+        let policy_slot: Arc<OnceLock<Weak<LossPolicy>>> = Arc::default();
+        let slot = Arc::clone(&policy_slot);
+        let on_fenced = move || {
+            if let Some(policy) = slot.get().and_then(Weak::upgrade) {
+                policy.fenced("another side has won a later generation");
+            }
+        };
+        let arbiter = Arc::clone(&duties.arbiter);
+        let fence = GenerationFence::new(arbiter, self.who.clone(), duties.generation, on_fenced);
+        let fence = Arc::new(fence);
+        let doors = self.open_doors(&(Arc::clone(&fence) as Arc<dyn Fence>))?;
+        let policy = Arc::new(LossPolicy::new(
+            duties.arbiter,
+            self.who.clone(),
+            fence,
+            Arc::clone(&doors.gate),
+            Arc::clone(&self.mailbox),
+            Arc::clone(&self.status),
+        ));
+        policy_slot.set(Arc::downgrade(&policy)).expect("set once");
+        let channel =
+            duties.listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
+        Ok(LiveSide { side: self, doors, policy, channel })
+    }
+
+    fn listen(
+        &self,
+        config: PrimaryConfig,
+        doors: &Doors,
+        policy: &Arc<LossPolicy>,
+    ) -> Result<Arc<PrimaryChannel>, SideError> {
+        let slot: Arc<OnceLock<Weak<PrimaryChannel>>> = Arc::default();
+        let handler = Handler {
+            gate: Arc::clone(&doors.gate),
+            requests: Arc::clone(&self.requests),
+            mailbox: Arc::clone(&self.mailbox),
+            policy: Arc::clone(policy),
+            channel: Arc::clone(&slot),
+            joined: None,
+        };
+        let channel = Arc::new(PrimaryChannel::listen(config, handler)?);
+        slot.set(Arc::downgrade(&channel)).expect("set once");
+        let address = channel.local_address().to_string();
+        self.status.update(|status| status.listening = Some(address));
+        let probe = RateProbe::default();
+        let probed = Arc::downgrade(&channel);
+        let channel_status = move || probed.upgrade().map(|channel| probe.status(&channel));
+        self.status.set_channel(Some(Box::new(channel_status)));
+        Ok(channel)
+    }
+}
+
+/// Turns counters into a rate.
+#[derive(Debug, Default)]
+struct RateProbe(Mutex<Option<(Instant, u64, f64)>>);
+
+impl RateProbe {
+    fn status(&self, channel: &PrimaryChannel) -> ChannelStatus {
+        let stats = channel.stats();
+        let latency = stats.acknowledge_latency;
+        ChannelStatus {
+            log_bytes: stats.log_bytes,
+            log_entries: stats.entries,
+            log_mbit_s: self.rate(stats.log_bytes),
+            acknowledgement_us: latency.map_or(0.0, |summary| ms(summary.median) * 1e3),
+            acknowledgement_worst_us: latency.map_or(0.0, |summary| ms(summary.max) * 1e3),
+            buffered_bytes: stats.buffered,
+            execution_lag_ms: ms(stats.execution_lag),
+        }
+    }
+
+    /// Megabits a second since the last look, if that was long enough ago to tell.
+    fn rate(&self, bytes: u64) -> f64 {
+        let mut last = self.0.lock().expect("no holder of this lock panics");
+        let now = Instant::now();
+        let rate = match *last {
+            Some((then, before, rate)) if now - then < Duration::from_millis(500) => {
+                let _ = before;
+                return rate;
+            }
+            Some((then, before, _)) => {
+                let bits = bytes.saturating_sub(before) as f64 * 8.0;
+                bits / (now - then).as_secs_f64() / 1e6
+            }
+            None => 0.0,
+        };
+        *last = Some((now, bytes, rate));
+        rate
+    }
+}
+
+/// Notes when the first output of a new live side is out.
+fn report_first_output(status: &StatusBoard, since: Instant) {
+    status.update(|status| {
+        if let Some(failover) = &mut status.failover {
+            failover.first_output_ms.get_or_insert_with(|| ms(since.elapsed()));
+        }
+    });
+}
+
+impl LiveSide<'_> {
+    /// Opens this side to the world: console, kept outputs, requests that wait for an answer.
+    fn go_live(
+        &self,
+        machine: &Machine,
+        succession: Option<Succession>,
+    ) -> Result<Live<HostSource>, SideError> {
+        let side = self.side;
+        let channel = self.channel.as_ref().map(Arc::downgrade);
+        let status = Arc::clone(&side.status);
+        let last_contact = succession.as_ref().map(|succession| succession.last_contact);
+        let on_out = move |output: OutputSequence| {
+            if let Some(since) = last_contact {
+                report_first_output(&status, since);
+            }
+            if let Some(channel) = channel.as_ref().and_then(Weak::upgrade) {
+                // Without a backup there is nobody who must know.
+                let _ = channel.push(&Entry::Released { output });
+            }
+        };
+        side.console.go_live(Arc::clone(&side.mailbox), Some(Arc::new(on_out)));
+        if let Some(succession) = succession {
+            side.status.update(|status| status.failover = Some(succession.report));
+            for output in succession.kept {
+                debug_assert!(matches!(output.kind, OutputKind::Console { .. }));
+                self.doors.gate.emit(output);
+            }
+        }
+        side.console.reveal(machine.console_offset());
+        let mut live = side.live_inputs(&self.doors, machine)?;
+        let again = side.reissue(&self.doors, &mut live, machine)?;
+        if again > 0 {
+            tracing::info!(again, "requests re-issued");
+        }
+        Ok(live)
+    }
+
+    /// Waits, with the machine at rest before its first instruction, until a backup has joined. An
+    /// end if the operator stops the side instead.
+    fn wait_for_backup(&self, machine: &mut Machine) -> Result<Option<SideEnd>, SideError> {
+        loop {
+            match self.side.mailbox.wait_asked() {
+                Asked::Pause => {
+                    if self.side.requests.serve(machine) {
+                        return Ok(None);
+                    }
+                }
+                Asked::Stop(reason) => {
+                    self.side.requests.close();
+                    self.side.finish(&self.doors);
+                    return Ok(Some(SideEnd::Stopped(reason)));
+                }
+                Asked::Halt => return Ok(Some(self.halted())),
+            }
+        }
+    }
+
+    fn halted(&self) -> SideEnd {
+        match self.policy.standing() {
+            Standing::Fenced(why) => SideEnd::Halted(why),
+            _ => SideEnd::Halted("asked to halt".to_owned()),
+        }
+    }
+
+    fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
+        let channel = self.channel.as_ref().expect("a backup has joined through it");
+        let log = ChannelLog::new(Arc::clone(channel));
+        let gate = Arc::clone(&self.doors.gate);
+        let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
+        Inputs::Recording(Box::new(recording))
+    }
+
+    /// Runs until the end, and gives the inputs back: there may be a last word to log.
+    fn run(
+        &self,
+        machine: &mut Machine,
+        mut inputs: Inputs,
+    ) -> Result<(SideEnd, Inputs), SideError> {
+        loop {
+            match inputs.run(machine, &self.doors.gate)? {
+                RunEnd::Paused => {
+                    // Outputs let out before a backup joins are this side's to finish.
+                    self.side.console.drain();
+                    if self.side.requests.serve(machine) {
+                        inputs = self.record(inputs.into_live(), machine);
+                    }
+                }
+                RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),
+                RunEnd::Halted => return Ok((self.halted(), inputs)),
+                RunEnd::LogEnded => unreachable!("a live machine follows no log"),
+            }
+        }
+    }
+
+    /// The machine has stopped on purpose: lets its last outputs out by the rule, tells the backup,
+    /// and says goodbye.
+    fn stop(
+        &self,
+        machine: &Machine,
+        inputs: Inputs,
+        reason: StopReason,
+    ) -> Result<(), SideError> {
+        let Some(channel) = &self.channel else {
+            self.side.finish(&self.doors);
+            return Ok(());
+        };
+        channel.close_admission("the machine has stopped");
+        if let Inputs::Recording(mut recording) = inputs {
+            recording
+                .stopped(machine.point(), machine.outputs(), reason)
+                .map_err(MachineError::from)?;
+        }
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while Instant::now() < deadline {
+            match self.policy.wait_decided(STOP_STEP) {
+                Standing::Protected if channel.wait_acknowledged(STOP_STEP) => break,
+                Standing::Protected | Standing::Deciding => {}
+                Standing::Alone | Standing::Fenced(_) => break,
+            }
+        }
+        self.side.finish(&self.doors);
+        channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        self.side.status.set_role(Role::Stopped, self.policy.generation());
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! One side: a process that runs, or may come to run, the guest.
+
+use crate::arbiter::{Arbiter, Candidate, GenerationFence};
+use crate::checkpoint::MachineCheckpoint;
+use crate::status::{Role, StatusBoard};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use vmft_logging_channel::entry::{Generation, StopReason};
+use vmft_logging_channel::transport::TransportError;
+use vmft_vmm::board::Effect;
+use vmft_vmm::inputs::{Asked, ClockControl, Inputs, Live, LogSink, Recording};
+use vmft_vmm::machine::{Machine, MachineError, RunEnd, StateError};
+use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
+use vmft_vmm::snapshot::{self, SnapshotError};
+use vmft_vmm::world::console::ConsoleHub;
+use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
+
+/// Why a side cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SideError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskFileError),
+    /// The channel.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The primary's machine cannot be restored here.
+    #[error("the primary's machine cannot be restored")]
+    State(#[from] StateError),
+    /// The host.
+    #[error("reading from the host")]
+    Host(#[source] io::Error),
+}
+
+/// How a side's guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SideEnd {
+    /// On purpose.
+    Stopped(StopReason),
+    /// The other side goes on; this one halted.
+    Halted(String),
+}
+
+/// What an operator asks of a live machine between two instructions.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// A snapshot to a new directory.
+    Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
+    /// A backup wants to join from here.
+    Join(JoinRequest),
+}
+
+/// A backup that wants to join.
+#[derive(Debug)]
+pub(crate) struct JoinRequest {
+    /// Where the checkpoint goes.
+    pub(crate) checkpoint: Sender<MachineCheckpoint>,
+    /// True once the backup has it all; false if the backup was lost before. The machine stays at
+    /// rest until then.
+    pub(crate) joined: Receiver<bool>,
+}
+
+/// Requests on their way to the thread that runs the machine.
+#[derive(Debug, Default)]
+pub struct Requests {
+    queue: Mutex<VecDeque<Request>>,
+}
+
+impl Requests {
+    fn take(&self) -> Option<Request> {
+        self.queue.lock().expect("no holder of this lock panics").pop_front()
+    }
+
+    fn put(&self, request: Request, mailbox: &Mailbox) {
+        self.queue.lock().expect("no holder of this lock panics").push_back(request);
+        mailbox.ask(Asked::Pause);
+    }
+
+    /// Asks for a snapshot; the result comes through the receiver.
+    pub fn snapshot(
+        &self,
+        directory: PathBuf,
+        mailbox: &Mailbox,
+    ) -> Receiver<Result<(), SnapshotError>> {
+        let (reply, result) = channel();
+        self.put(Request::Snapshot { directory, reply }, mailbox);
+        result
+    }
+
+    /// Asks for a checkpoint to send to a backup.
+    pub(crate) fn join(&self, request: JoinRequest, mailbox: &Mailbox) {
+        self.put(Request::Join(request), mailbox);
+    }
+
+    /// Does what was asked, with the machine at rest. True if a backup has joined.
+    pub(crate) fn serve(&self, machine: &mut Machine) -> bool {
+        let mut joined = false;
+        while let Some(request) = self.take() {
+            match request {
+                Request::Snapshot { directory, reply } => {
+                    // Whoever asked may have gone; the snapshot is there all the same.
+                    let _ = reply.send(snapshot::save(machine, &directory));
+                }
+                Request::Join(request) => {
+                    let checkpoint = MachineCheckpoint::take(machine);
+                    if request.checkpoint.send(checkpoint).is_ok() {
+                        joined |= request.joined.recv().unwrap_or(false);
+                    }
+                }
+            }
+        }
+        joined
+    }
+
+    /// Refuses what was asked and not done: the machine is over.
+    pub(crate) fn close(&self) {
+        while self.take().is_some() {}
+    }
+}
+
+/// What a process has for its guest.
+#[derive(Debug)]
+pub struct Side {
+    /// Who this is, to the arbiter.
+    pub who: Candidate,
+    /// What the world has for the guest.
+    pub mailbox: Arc<Mailbox>,
+    /// The guest's console.
+    pub console: Arc<ConsoleHub>,
+    /// The guest's disks.
+    pub disks: Vec<DiskFile>,
+    /// For `vmft status`.
+    pub status: Arc<StatusBoard>,
+    /// What operators ask.
+    pub requests: Arc<Requests>,
+}
+
+/// A live machine's two doors.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    pub(crate) outside: Arc<HostOutside>,
+    pub(crate) gate: Arc<HeldOutputs>,
+}
+
+impl Side {
+    /// Opens the way out: disks' threads and the gate, open.
+    pub(crate) fn open_doors(&self, fence: &Arc<dyn Fence>) -> Result<Doors, SideError> {
+        let console = Arc::clone(&self.console);
+        let outside = HostOutside::start(&self.disks, console, fence, &self.mailbox)?;
+        let outside = Arc::new(outside);
+        let gate = Arc::new(HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>));
+        self.status.set_gate(Arc::clone(&gate));
+        Ok(Doors { outside, gate })
+    }
+
+    /// Live inputs for `machine`, which goes on from where it is.
+    pub(crate) fn live_inputs(
+        &self,
+        doors: &Doors,
+        machine: &Machine,
+    ) -> Result<Live<HostSource>, SideError> {
+        let outside = Arc::clone(&doors.outside);
+        let gauges = Arc::clone(self.status.gauges());
+        let source =
+            HostSource::new(Arc::clone(&self.mailbox), outside, gauges).map_err(SideError::Host)?;
+        Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point())))
+    }
+
+    /// Does again what the devices still wait for: a side that goes live, or that was restored,
+    /// cannot know how far it came (§2.2 and §3.4 of the paper).
+    pub(crate) fn reissue(
+        &self,
+        doors: &Doors,
+        live: &mut Live<HostSource>,
+        machine: &Machine,
+    ) -> Result<usize, SideError> {
+        use vmft_vmm::inputs::Wish;
+        let outstanding = machine.outstanding();
+        let count = outstanding.len();
+        for effect in outstanding {
+            match effect {
+                Effect::Disk { disk, request, operation } => {
+                    doors.outside.reissue(disk, request, operation);
+                }
+                Effect::Entropy { request, len } => live
+                    .wish(Wish::Entropy { request, len })
+                    .map_err(|error| SideError::Machine(error.into()))?,
+                Effect::Console(_) => unreachable!("console bytes wait for no answer"),
+            }
+        }
+        Ok(count)
+    }
+
+    /// Runs a machine that nobody follows, until it stops.
+    ///
+    /// # Errors
+    /// See [`SideError`].
+    pub fn run(&self, mut machine: Machine) -> Result<SideEnd, SideError> {
+        let fence: Arc<dyn Fence> = Arc::new(NoFence);
+        let doors = self.open_doors(&fence)?;
+        let mut live = self.live_inputs(&doors, &machine)?;
+        self.console.go_live(Arc::clone(&self.mailbox), None);
+        self.console.reveal(machine.console_offset());
+        self.reissue(&doors, &mut live, &machine)?;
+        self.status.set_role(Role::Unprotected, Generation(0));
+        let end = self.run_inputs(&mut machine, &mut live, &*doors.gate)?;
+        self.finish(&doors);
+        Ok(end)
+    }
+
+    /// Runs a machine and records it to `log`, until it stops. Outputs do not wait: nobody follows.
+    ///
+    /// # Errors
+    /// See [`SideError`].
+    pub fn record(&self, mut machine: Machine, log: impl LogSink) -> Result<SideEnd, SideError> {
+        let fence: Arc<dyn Fence> = Arc::new(NoFence);
+        let doors = self.open_doors(&fence)?;
+        let mut live = self.live_inputs(&doors, &machine)?;
+        self.console.go_live(Arc::clone(&self.mailbox), None);
+        self.reissue(&doors, &mut live, &machine)?;
+        self.status.set_role(Role::Unprotected, Generation(0));
+        let gate = Arc::clone(&doors.gate);
+        let mut inputs = Recording::new(live, log, gate, machine.point(), machine.outputs());
+        let end = self.run_inputs(&mut machine, &mut inputs, &*doors.gate);
+        if let Ok(SideEnd::Stopped(reason)) = end {
+            inputs
+                .stopped(machine.point(), machine.outputs(), reason)
+                .map_err(MachineError::from)?;
+        }
+        // What was recorded up to a failure is what shows the failure again.
+        inputs.log().flush().map_err(SideError::Host)?;
+        self.finish(&doors);
+        end
+    }
+
+    fn run_inputs(
+        &self,
+        machine: &mut Machine,
+        inputs: &mut dyn Inputs,
+        gate: &dyn OutputGate,
+    ) -> Result<SideEnd, SideError> {
+        loop {
+            match machine.run(inputs, gate)? {
+                RunEnd::Paused => {
+                    self.requests.serve(machine);
+                }
+                RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
+                RunEnd::Halted => return Ok(SideEnd::Halted("asked to halt".to_owned())),
+                RunEnd::LogEnded => unreachable!("a live machine follows no log"),
+            }
+        }
+    }
+
+    /// Lets out what a machine that has stopped still owed, as the side of `generation`.
+    pub(crate) fn finish_outputs(
+        &self,
+        machine: &Machine,
+        arbiter: &Arc<dyn Arbiter>,
+        generation: Generation,
+        left: Vec<Output>,
+    ) -> Result<(), SideError> {
+        let fence = GenerationFence::new(Arc::clone(arbiter), self.who.clone(), generation, || {});
+        let doors = self.open_doors(&(Arc::new(fence) as Arc<dyn Fence>))?;
+        let mut live = self.live_inputs(&doors, machine)?;
+        for output in left {
+            doors.gate.emit(output);
+        }
+        self.console.reveal(machine.console_offset());
+        self.reissue(&doors, &mut live, machine)?;
+        self.finish(&doors);
+        Ok(())
+    }
+
+    /// Waits until everything let out is out.
+    pub(crate) fn finish(&self, doors: &Doors) {
+        doors.outside.drain();
+        self.console.close();
+    }
+}

@@ -1,0 +1,203 @@
+//! What a running side says of itself.
+
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use vmft_logging_channel::entry::Generation;
+use vmft_vmm::outputs::HeldOutputs;
+use vmft_vmm::world::Gauges;
+
+/// What a side is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Getting ready.
+    #[default]
+    Starting,
+    /// Live, nobody follows, nobody is asked for.
+    Unprotected,
+    /// A primary that waits for its first backup before it runs.
+    WaitingForBackup,
+    /// Live and followed.
+    Primary,
+    /// Replaying.
+    Backup,
+    /// The peer is lost; the arbiter is asked.
+    Deciding,
+    /// Live, after the peer was lost.
+    Alone,
+    /// Lost its generation: it runs no more.
+    Halted,
+    /// The guest is over.
+    Stopped,
+}
+
+/// The channel, as seen from this side.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// Bytes of log sent or received.
+    pub log_bytes: u64,
+    /// Entries sent or received.
+    pub log_entries: u64,
+    /// The log's rate over the last second or so, in megabits a second.
+    pub log_mbit_s: f64,
+    /// Time from sending an output mark to its acknowledgement, median, in microseconds.
+    pub acknowledgement_us: f64,
+    /// The same, worst.
+    pub acknowledgement_worst_us: f64,
+    /// Bytes in the log's buffer.
+    pub buffered_bytes: u64,
+    /// How far the backup's guest is behind the primary's, in milliseconds of host time.
+    pub execution_lag_ms: f64,
+}
+
+/// How a failover went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FailoverReport {
+    /// The generation won.
+    pub generation: u64,
+    /// What made this side suspect its peer.
+    pub suspicion: String,
+    /// From the last sign of the peer to the suspicion, in milliseconds.
+    pub detection_ms: f64,
+    /// The arbiter's test-and-set.
+    pub arbiter_ms: f64,
+    /// From the verdict to the end of the log.
+    pub replay_ms: f64,
+    /// From the last sign of the peer to the first output of this side; none has come while absent.
+    pub first_output_ms: Option<f64>,
+    /// The instruction at which this side went live.
+    pub point: u64,
+}
+
+/// A side, for `vmft status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SideStatus {
+    /// What it is doing.
+    pub role: Role,
+    /// Its generation.
+    pub generation: u64,
+    /// Where a backup may join, if one may.
+    pub listening: Option<String>,
+    /// Guest instructions retired.
+    pub point: u64,
+    /// Guest time in milliseconds.
+    pub guest_time_ms: u64,
+    /// True if the guest waits for an interrupt.
+    pub guest_idle: bool,
+    /// Console bytes let out.
+    pub console_bytes: u64,
+    /// Outputs that wait for an acknowledgement.
+    pub outputs_waiting: u64,
+    /// Time an output waits between its mark and its release, median, in microseconds.
+    pub output_delay_us: f64,
+    /// The same, worst.
+    pub output_delay_worst_us: f64,
+    /// Outputs' marks released so far.
+    pub outputs_marked: u64,
+    /// The channel, if there is one.
+    pub channel: Option<ChannelStatus>,
+    /// The last failover, if there was one.
+    pub failover: Option<FailoverReport>,
+    /// Digests that agreed, on a backup.
+    pub digests_agreed: u64,
+    /// The last divergence, if there was one.
+    pub divergence: Option<String>,
+    /// Memory of this process beyond the guest's, in bytes, if the host says.
+    pub overhead_bytes: Option<u64>,
+    /// Why it halted or stopped.
+    pub reason: Option<String>,
+}
+
+type ChannelProbe = Box<dyn Fn() -> Option<ChannelStatus> + Send>;
+
+#[derive(Default)]
+struct Board {
+    status: SideStatus,
+    probe: Option<ChannelProbe>,
+    gate: Option<Arc<HeldOutputs>>,
+    guest_memory: Vec<Range<usize>>,
+}
+
+/// Where a side's parts write what they know, and `vmft status` reads it.
+#[derive(Default)]
+pub struct StatusBoard {
+    board: Mutex<Board>,
+    gauges: Arc<Gauges>,
+}
+
+impl std::fmt::Debug for StatusBoard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StatusBoard").field("status", &self.lock().status).finish_non_exhaustive()
+    }
+}
+
+/// Milliseconds, with fractions.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+impl StatusBoard {
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().expect("no holder of the status board's lock panics")
+    }
+
+    /// Where the guest is.
+    pub fn gauges(&self) -> &Arc<Gauges> {
+        &self.gauges
+    }
+
+    /// Changes what the side says of itself.
+    pub fn update(&self, change: impl FnOnce(&mut SideStatus)) {
+        change(&mut self.lock().status);
+    }
+
+    /// Sets the role and the generation, and says so in the log.
+    pub fn set_role(&self, role: Role, generation: Generation) {
+        self.update(|status| {
+            status.role = role;
+            status.generation = generation.0;
+        });
+        tracing::info!(?role, generation = generation.0, "role");
+    }
+
+    /// From now on the channel is asked through `probe`.
+    pub fn set_channel(&self, probe: Option<ChannelProbe>) {
+        self.lock().probe = probe;
+    }
+
+    /// The gate whose delays are shown.
+    pub fn set_gate(&self, gate: Arc<HeldOutputs>) {
+        self.lock().gate = Some(gate);
+    }
+
+    /// Where the guest's memory is in this process.
+    pub fn set_guest_memory(&self, ranges: Vec<Range<usize>>) {
+        self.lock().guest_memory = ranges;
+    }
+
+    /// Where the guest's memory is in this process.
+    pub fn guest_memory(&self) -> Vec<Range<usize>> {
+        self.lock().guest_memory.clone()
+    }
+
+    /// The side now.
+    pub fn status(&self) -> SideStatus {
+        let board = self.lock();
+        let mut status = board.status.clone();
+        status.point = self.gauges.point();
+        status.guest_time_ms = self.gauges.guest_time_ns() / 1_000_000;
+        status.guest_idle = self.gauges.is_idle();
+        status.channel = board.probe.as_ref().and_then(|probe| probe());
+        if let Some(gate) = &board.gate {
+            let delays = gate.delays();
+            status.outputs_waiting = gate.waiting() as u64;
+            status.output_delay_us = Duration::from_nanos(delays.median_ns).as_secs_f64() * 1e6;
+            status.output_delay_worst_us =
+                Duration::from_nanos(delays.worst_ns).as_secs_f64() * 1e6;
+            status.outputs_marked = delays.marks;
+        }
+        status
+    }
+}

@@ -1,0 +1,340 @@
+//! The default guest: fetched and built once, then taken from the cache.
+
+use crate::cache::{Cache, CacheLock};
+use crate::debian::Debian;
+use crate::error::GuestError;
+use crate::initramfs;
+use crate::manifest::{Manifest, PackageRecord, Sha256};
+use crate::modules::ModuleTree;
+use crate::progress::Progress;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Debian's name for the newest kernel for virtual machines.
+const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// How the names of kernel packages begin.
+const KERNEL_PREFIX: &str = "linux-image-";
+/// Debian's statically linked busybox.
+const BUSYBOX_PACKAGE: &str = "busybox-static";
+/// Where busybox is, before and since `/bin` and `/usr/bin` became one.
+const BUSYBOX_FILES: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
+/// Where modules are, likewise.
+const MODULE_DIRECTORIES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
+/// Modules the guest needs; what they depend on comes by itself.
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "virtio-rng"];
+/// Changes whenever the same packages would be put together differently.
+const RECIPE: &str = "1";
+
+const KERNEL_FILE: &str = "vmlinuz";
+const INITRAMFS_FILE: &str = "initramfs.cpio";
+const FILES: [&str; 2] = [KERNEL_FILE, INITRAMFS_FILE];
+
+/// A guest, ready to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs, uncompressed cpio.
+    pub initramfs: PathBuf,
+    /// What it is made of.
+    pub manifest: Manifest,
+}
+
+/// A package, downloaded and unpacked.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    pub(crate) record: PackageRecord,
+    /// The directory its files are in.
+    pub(crate) root: PathBuf,
+}
+
+/// Where packages come from.
+pub(crate) trait PackageSource {
+    /// Whether packages can be had at all.
+    fn check(&self) -> Result<(), GuestError>;
+
+    /// The package with this prefix that the meta-package `name` stands for.
+    fn dependency(
+        &mut self,
+        name: &str,
+        prefix: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<String, GuestError>;
+
+    /// Downloads the newest version of `name` and unpacks it somewhere below `directory`.
+    fn fetch(
+        &mut self,
+        name: &str,
+        directory: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<Unpacked, GuestError>;
+}
+
+/// The default guest, from the cache if it is there and undamaged.
+///
+/// # Errors
+/// [`GuestError`]; the cache is then as it was.
+pub fn default_guest(cache: &Cache, progress: &mut dyn Progress) -> Result<Guest, GuestError> {
+    cached_or_built(cache, &mut Debian::default(), progress)
+}
+
+/// The default guest, made again from the newest packages the package lists have.
+///
+/// # Errors
+/// [`GuestError`]; the cache is then as it was.
+pub fn refresh_default_guest(
+    cache: &Cache,
+    progress: &mut dyn Progress,
+) -> Result<Guest, GuestError> {
+    let lock = cache.lock(progress)?;
+    build(&lock, &entry_name(), &mut Debian::default(), progress)
+}
+
+fn cached_or_built(
+    cache: &Cache,
+    source: &mut dyn PackageSource,
+    progress: &mut dyn Progress,
+) -> Result<Guest, GuestError> {
+    let lock = cache.lock(progress)?;
+    let name = entry_name();
+    let entry = lock.entry(&name);
+    if entry.exists() {
+        match Manifest::read_and_verify(&entry, &FILES) {
+            Ok(manifest) => return Ok(guest(&entry, manifest)),
+            Err(damage) => {
+                progress.note(&format!("the cached guest is damaged ({damage}); making it again"));
+            }
+        }
+    }
+    build(&lock, &name, source, progress)
+}
+
+/// Named after everything that goes into it but the packages' versions.
+fn entry_name() -> String {
+    let mut recipe = String::new();
+    let packages = [RECIPE, KERNEL_META_PACKAGE, BUSYBOX_PACKAGE];
+    for part in packages.iter().chain(&MODULES).chain(&[initramfs::INIT, initramfs::PROFILE]) {
+        recipe.push_str(part);
+        recipe.push('\0');
+    }
+    format!("debian-cloud-{:.12}", Sha256::of(recipe.as_bytes()).to_string())
+}
+
+fn guest(directory: &Path, manifest: Manifest) -> Guest {
+    Guest {
+        kernel: directory.join(KERNEL_FILE),
+        initramfs: directory.join(INITRAMFS_FILE),
+        manifest,
+    }
+}
+
+fn build(
+    lock: &CacheLock<'_>,
+    name: &str,
+    source: &mut dyn PackageSource,
+    progress: &mut dyn Progress,
+) -> Result<Guest, GuestError> {
+    source.check()?;
+    let workspace = lock.workspace()?;
+    progress.step("looking for the default guest's packages");
+    let kernel_name = source.dependency(KERNEL_META_PACKAGE, KERNEL_PREFIX, progress)?;
+    let kernel = source.fetch(&kernel_name, workspace.path(), progress)?;
+    let busybox = source.fetch(BUSYBOX_PACKAGE, workspace.path(), progress)?;
+    progress.step("putting the initramfs together");
+    let finished = workspace.path().join("entry");
+    let manifest = assemble(&kernel, &busybox, &finished)?;
+    let installed = lock.install(&finished, name)?;
+    Ok(guest(&installed, manifest))
+}
+
+/// Makes the entry's files in `directory` from the unpacked packages.
+fn assemble(
+    kernel: &Unpacked,
+    busybox: &Unpacked,
+    directory: &Path,
+) -> Result<Manifest, GuestError> {
+    fs::create_dir(directory).map_err(GuestError::file("making", directory))?;
+    let (release, module_directory) = find_modules(kernel)?;
+    let modules = ModuleTree::open(&module_directory)?.resolve(&MODULES)?;
+    let busybox_file = find_file(busybox, &BUSYBOX_FILES)?;
+    let program = fs::read(&busybox_file).map_err(GuestError::file("reading", &busybox_file))?;
+    let initramfs = directory.join(INITRAMFS_FILE);
+    fs::write(&initramfs, initramfs::build(&program, &modules))
+        .map_err(GuestError::file("writing", &initramfs))?;
+    let image = find_file(kernel, &[&format!("boot/vmlinuz-{release}")])?;
+    let target = directory.join(KERNEL_FILE);
+    fs::copy(&image, &target).map_err(GuestError::file("writing", &target))?;
+    let packages = vec![kernel.record.clone(), busybox.record.clone()];
+    let names = modules.into_iter().map(|module| module.name).collect();
+    let manifest = Manifest::describe(directory, release, packages, names, &FILES)?;
+    manifest.write(directory)?;
+    Ok(manifest)
+}
+
+/// The kernel's release, and the directory of its modules, which has the same name.
+fn find_modules(kernel: &Unpacked) -> Result<(String, PathBuf), GuestError> {
+    for directory in MODULE_DIRECTORIES.map(|directory| kernel.root.join(directory)) {
+        let Ok(mut entries) = fs::read_dir(&directory) else { continue };
+        if let Some(Ok(entry)) = entries.next() {
+            return Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        }
+    }
+    Err(missing(kernel, "lib/modules"))
+}
+
+fn find_file(package: &Unpacked, names: &[&str]) -> Result<PathBuf, GuestError> {
+    let mut files = names.iter().map(|name| package.root.join(name));
+    files.find(|file| file.is_file()).ok_or_else(|| missing(package, names[0]))
+}
+
+fn missing(package: &Unpacked, what: &str) -> GuestError {
+    GuestError::PackageContents { package: package.record.name.clone(), what: what.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::modules::test_module;
+
+    /// An archive with a small kernel in it, which counts what it is asked for.
+    #[derive(Default)]
+    struct Archive {
+        fetched: Vec<String>,
+        version: u32,
+    }
+
+    impl PackageSource for Archive {
+        fn check(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+
+        fn dependency(
+            &mut self,
+            name: &str,
+            prefix: &str,
+            _progress: &mut dyn Progress,
+        ) -> Result<String, GuestError> {
+            assert_eq!(name, KERNEL_META_PACKAGE);
+            Ok(format!("{prefix}9-cloud"))
+        }
+
+        fn fetch(
+            &mut self,
+            name: &str,
+            directory: &Path,
+            _progress: &mut dyn Progress,
+        ) -> Result<Unpacked, GuestError> {
+            self.fetched.push(name.to_owned());
+            let root = directory.join(name);
+            let modules = root.join("usr/lib/modules/9-cloud");
+            for directory in ["boot", "usr/bin", "usr/lib/modules/9-cloud/kernel"] {
+                fs::create_dir_all(root.join(directory)).unwrap();
+            }
+            fs::write(root.join("boot/vmlinuz-9-cloud"), self.version.to_string()).unwrap();
+            fs::write(root.join("usr/bin/busybox"), "busybox").unwrap();
+            fs::write(modules.join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
+            for (name, depends) in [
+                ("virtio", ""),
+                ("virtio_pci", "virtio"),
+                ("virtio_blk", "virtio"),
+                ("virtio-rng", "virtio"),
+            ] {
+                let file = modules.join(format!("kernel/{name}.ko"));
+                fs::write(file, test_module(depends)).unwrap();
+            }
+            let version = self.version.to_string();
+            let record = PackageRecord { name: name.to_owned(), version, sha256: Sha256::of(b"") };
+            Ok(Unpacked { record, root })
+        }
+    }
+
+    #[derive(Default)]
+    struct Heard(Vec<String>);
+
+    impl Progress for Heard {
+        fn step(&mut self, _what: &str) {}
+
+        fn note(&mut self, what: &str) {
+            self.0.push(what.to_owned());
+        }
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::new(directory.path().join("cache"));
+        (directory, cache)
+    }
+
+    #[test]
+    fn a_guest_is_built_once_and_then_taken_from_the_cache() {
+        let (_directory, cache) = cache();
+        let mut archive = Archive::default();
+        let mut heard = Heard::default();
+        let built = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        assert_eq!(archive.fetched, ["linux-image-9-cloud", "busybox-static"]);
+        assert_eq!(built.manifest.release, "9-cloud");
+        assert_eq!(
+            built.manifest.modules,
+            ["virtio", "virtio_pci", "virtio_blk", "virtio_rng"],
+            "ext4 is built in"
+        );
+        assert_eq!(fs::read(&built.kernel).unwrap(), b"0");
+        assert!(fs::read(&built.initramfs).unwrap().starts_with(b"070701"));
+        let again = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        assert_eq!(again, built);
+        assert_eq!(archive.fetched.len(), 2, "nothing was fetched again");
+        assert!(heard.0.is_empty());
+        let left: Vec<_> = fs::read_dir(cache.directory()).unwrap().collect();
+        assert_eq!(left.len(), 2, "the lock and the entry: {left:?}");
+    }
+
+    #[test]
+    fn a_damaged_guest_is_built_again_and_the_user_is_told() {
+        let (_directory, cache) = cache();
+        let mut archive = Archive::default();
+        let mut heard = Heard::default();
+        let built = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        for file in [&built.kernel, &built.initramfs] {
+            fs::write(file, "damage").unwrap();
+            let again = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+            assert_eq!(again, built);
+            assert_ne!(fs::read(file).unwrap(), b"damage");
+        }
+        fs::remove_file(&built.kernel).unwrap();
+        cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        assert_eq!(
+            heard.0[0],
+            "the cached guest is damaged (vmlinuz: its checksum differs); making it again"
+        );
+        assert_eq!(heard.0.len(), 3);
+    }
+
+    #[test]
+    fn two_at_once_fetch_once() {
+        let (_directory, cache) = cache();
+        let fetched = std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    let mut archive = Archive::default();
+                    cached_or_built(&cache, &mut archive, &mut Heard::default()).unwrap();
+                    archive.fetched.len()
+                })
+            });
+            threads.map(|thread| thread.join().unwrap()).iter().sum::<usize>()
+        });
+        assert_eq!(fetched, 2);
+    }
+
+    #[test]
+    fn a_rebuilt_guest_replaces_the_old_one() {
+        let (_directory, cache) = cache();
+        let mut heard = Heard::default();
+        cached_or_built(&cache, &mut Archive::default(), &mut heard).unwrap();
+        let lock = cache.lock(&mut heard).unwrap();
+        let mut newer = Archive { version: 1, ..Archive::default() };
+        let built = build(&lock, &entry_name(), &mut newer, &mut heard).unwrap();
+        drop(lock);
+        assert_eq!(fs::read(&built.kernel).unwrap(), b"1");
+        assert_eq!(cached_or_built(&cache, &mut newer, &mut heard).unwrap(), built);
+    }
+}

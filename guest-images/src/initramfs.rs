@@ -1,0 +1,63 @@
+//! The default guest's initramfs: busybox, the modules, our init.
+//!
+//! It is not compressed: the host reads it faster than a guest could unpack it.
+
+use crate::cpio::Archive;
+use crate::modules::Module;
+
+/// First process of the guest.
+pub(crate) const INIT: &str = include_str!("../init/init");
+/// What every shell of the guest reads.
+pub(crate) const PROFILE: &str = include_str!("../init/profile");
+
+/// The archive's bytes.
+pub(crate) fn build(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for directory in
+        ["bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "run", "sys", "tmp"]
+    {
+        archive.directory(directory);
+    }
+    // The kernel opens it for init before anything can be mounted on /dev.
+    archive.character_device("dev/console", 5, 1);
+    archive.file("bin/busybox", 0o755, busybox);
+    archive.symlink("bin/sh", "busybox");
+    archive.file("etc/profile", 0o644, PROFILE.as_bytes());
+    let mut order = String::new();
+    for module in modules {
+        let file = format!("{}.ko", module.name);
+        archive.file(&format!("lib/modules/{file}"), 0o644, &module.contents);
+        order.push_str(&file);
+        order.push('\n');
+    }
+    archive.file("lib/modules/order", 0o644, order.as_bytes());
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_parts_give_equal_bytes() {
+        let modules = [
+            Module { name: "b".to_owned(), contents: vec![1; 5] },
+            Module { name: "a".to_owned(), contents: vec![2; 7] },
+        ];
+        let archive = build(b"busybox", &modules);
+        assert_eq!(archive, build(b"busybox", &modules));
+        let text = String::from_utf8_lossy(&archive);
+        assert!(text.contains("b.ko\na.ko\n"), "the load order is kept");
+    }
+
+    #[test]
+    fn the_scripts_are_good_shell() {
+        for script in [INIT, PROFILE] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), script).unwrap();
+            let checked = std::process::Command::new("sh").arg("-n").arg(file.path()).status();
+            assert!(checked.unwrap().success());
+        }
+    }
+}

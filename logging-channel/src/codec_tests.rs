@@ -1,0 +1,234 @@
+use super::*;
+use crate::session::SessionId;
+use proptest::prelude::*;
+
+/// One entry of every kind, and its golden bytes when the point before was 1000.
+fn golden() -> Vec<(Entry, Vec<u8>)> {
+    let point = ExecutionPoint::new(1_300);
+    let arrival = |arrival| Entry::Arrival { point, arrival };
+    let mut digest_bytes = vec![8, 0xAC, 0x02];
+    for register in 1..=18u64 {
+        digest_bytes.extend_from_slice(&register.to_le_bytes());
+    }
+    digest_bytes.extend_from_slice(&[0xC1, 0, 0, 0, 0, 0, 0, 0]);
+    digest_bytes.extend_from_slice(&[0xD2, 0, 0, 0, 0, 0, 0, 0]);
+    digest_bytes.extend_from_slice(&[0xE3, 0, 0, 0, 0, 0, 0, 0]);
+    digest_bytes.push(77);
+    let mut registers = [0; 18];
+    for (register, value) in registers.iter_mut().zip(1..) {
+        *register = value;
+    }
+    let digest = StateDigest { registers, cpu: 0xC1, devices: 0xD2, memory: 0xE3, pages: 77 };
+    vec![
+        (
+            arrival(Arrival::ClockSync {
+                time: VirtualTime::from_ns(5_000_000),
+                rate: ClockRate::from_raw(1 << 24),
+            }),
+            vec![1, 0xAC, 0x02, 0xC0, 0x96, 0xB1, 0x02, 0x80, 0x80, 0x80, 0x08],
+        ),
+        (
+            arrival(Arrival::DiskCompletion {
+                disk: 1,
+                request: RequestId(200),
+                status: 2,
+                data: vec![0xAA, 0xBB],
+            }),
+            vec![2, 0xAC, 0x02, 1, 0xC8, 0x01, 2, 2, 0xAA, 0xBB],
+        ),
+        (
+            arrival(Arrival::Entropy { request: RequestId(3), data: vec![9] }),
+            vec![3, 0xAC, 0x02, 3, 1, 9],
+        ),
+        (arrival(Arrival::ConsoleInput(b"ls\n".to_vec())), b"\x04\xAC\x02\x03ls\n".to_vec()),
+        (Entry::OutputMark { point, output: OutputSequence(42) }, vec![5, 0xAC, 0x02, 42]),
+        (Entry::Released { output: OutputSequence(41) }, vec![6, 41]),
+        (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
+        (Entry::Digest { point, digest }, digest_bytes),
+        (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),
+        (Entry::Stop { point, reason: StopReason::Operator }, vec![9, 0xAC, 0x02, 1]),
+    ]
+}
+
+fn decode_one(bytes: &[u8]) -> Result<Entry, DecodeError> {
+    let mut cursor = Cursor::new(bytes);
+    let entry = decode_entry(&mut cursor, &mut ExecutionPoint::new(1_000))?;
+    cursor.finish()?;
+    Ok(entry)
+}
+
+#[test]
+fn every_kind_of_entry_has_its_golden_bytes() {
+    for (entry, bytes) in golden() {
+        let mut out = Vec::new();
+        let mut last = ExecutionPoint::new(1_000);
+        encode_entry(&entry, &mut last, &mut out).expect("fit for the log");
+        assert_eq!(out, bytes, "{entry:?}");
+        assert_eq!(last, entry.point().unwrap_or(ExecutionPoint::new(1_000)));
+        assert_eq!(decode_one(&bytes).as_ref(), Ok(&entry));
+    }
+}
+
+#[test]
+fn an_entry_cut_anywhere_is_refused() {
+    for (entry, bytes) in golden() {
+        for end in 0..bytes.len() {
+            let error = decode_one(&bytes[..end]).expect_err("a byte is missing");
+            assert!(matches!(error, DecodeError::Truncated { .. }), "{entry:?} at {end}: {error}");
+        }
+    }
+}
+
+#[test]
+fn unknown_kinds_and_reasons_are_refused() {
+    for kind in [0, 10, 255] {
+        assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
+    }
+    assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));
+}
+
+#[test]
+fn data_beyond_its_limit_is_neither_written_nor_read() {
+    let point = ExecutionPoint::new(5);
+    let data = |len| vec![0; len];
+    let request = RequestId(1);
+    for (arrival, limit, field) in [
+        (
+            Arrival::DiskCompletion { disk: 0, request, status: 0, data: data(MAX_DISK_DATA + 1) },
+            MAX_DISK_DATA,
+            "disk data",
+        ),
+        (Arrival::Entropy { request, data: data(MAX_ENTROPY + 1) }, MAX_ENTROPY, "entropy"),
+        (Arrival::ConsoleInput(data(MAX_CONSOLE_INPUT + 1)), MAX_CONSOLE_INPUT, "console input"),
+    ] {
+        let (mut out, mut last) = (Vec::new(), ExecutionPoint::START);
+        let entry = Entry::Arrival { point, arrival };
+        let error = encode_entry(&entry, &mut last, &mut out);
+        assert_eq!(error, Err(EncodeError::TooLarge { what: field, len: limit + 1, limit }));
+        assert!(out.is_empty() && last == ExecutionPoint::START, "nothing has changed");
+    }
+    let mut bytes = vec![4, 0];
+    put_varint(&mut bytes, MAX_CONSOLE_INPUT as u64 + 1);
+    bytes.resize(bytes.len() + MAX_CONSOLE_INPUT + 1, 0);
+    let error = DecodeError::Limit { what: "console input", found: 4097, limit: 4096 };
+    assert_eq!(decode_one(&bytes), Err(error));
+}
+
+#[test]
+fn a_point_before_the_last_one_is_refused() {
+    let mut encoder = BatchEncoder::new(Vec::new(), EntrySequence(1), ExecutionPoint::START);
+    let progress = |point| Entry::Progress { point: ExecutionPoint::new(point) };
+    encoder.push(&progress(10)).expect("forwards");
+    let error = encoder.push(&progress(9)).expect_err("backwards");
+    assert!(matches!(error, EncodeError::PointRunsBackwards { .. }));
+    encoder.push(&progress(10)).expect("in place");
+    let batch = EntryBatch::decode(&encoder.finish()).expect("whole");
+    assert_eq!((batch.entries.len(), batch.last_point()), (2, ExecutionPoint::new(10)));
+}
+
+#[test]
+fn the_largest_entry_fits_its_limit_and_its_frame() {
+    let entry = Entry::Arrival {
+        point: ExecutionPoint::NEVER,
+        arrival: Arrival::DiskCompletion {
+            disk: 255,
+            request: RequestId(u64::MAX),
+            status: 255,
+            data: vec![1; MAX_DISK_DATA],
+        },
+    };
+    let (mut out, mut last) = (Vec::new(), ExecutionPoint::START);
+    encode_entry(&entry, &mut last, &mut out).expect("at the limit");
+    assert!(out.len() <= MAX_ENTRY_BYTES);
+    let mut encoder =
+        BatchEncoder::new(vec![0; 20], EntrySequence(u64::MAX - 70_000), ExecutionPoint::START);
+    let filler = Entry::Progress { point: ExecutionPoint::START };
+    while encoder.cost() < BATCH_COST {
+        encoder.push(&filler).expect("fits");
+    }
+    encoder.push(&entry).expect("fits");
+    assert!(encoder.cost() <= BATCH_COST_LIMIT + entry_cost(3));
+    crate::frame::UnsealedFrame::new(
+        crate::frame::FrameKind::Entries,
+        SessionId::HANDSHAKE,
+        encoder.finish(),
+    )
+    .expect("within the limit of its kind");
+}
+
+pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
+    let point = (0..1u64 << 40).prop_map(ExecutionPoint::new);
+    let bytes = |len| proptest::collection::vec(any::<u8>(), 0..len);
+    let arrival = prop_oneof![
+        (any::<u64>(), any::<u32>()).prop_map(|(time, rate)| Arrival::ClockSync {
+            time: VirtualTime::from_ns(time),
+            rate: ClockRate::from_raw(rate)
+        }),
+        (any::<u8>(), any::<u64>(), any::<u8>(), bytes(9_000)).prop_map(
+            |(disk, request, status, data)| Arrival::DiskCompletion {
+                disk,
+                request: RequestId(request),
+                status,
+                data
+            }
+        ),
+        (any::<u64>(), bytes(MAX_ENTROPY))
+            .prop_map(|(request, data)| Arrival::Entropy { request: RequestId(request), data }),
+        bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
+    ];
+    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..6).prop_map(
+        |(point, arrival, number, registers, pages, kind)| match kind {
+            0 => Entry::Arrival { point, arrival },
+            1 => Entry::OutputMark { point, output: OutputSequence(number) },
+            2 => Entry::Released { output: OutputSequence(number) },
+            3 => Entry::Progress { point },
+            4 => Entry::Digest {
+                point,
+                digest: StateDigest {
+                    registers,
+                    cpu: number,
+                    devices: !number,
+                    memory: number.rotate_left(7),
+                    pages,
+                },
+            },
+            _ => Entry::Stop { point, reason: StopReason::Operator },
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(2010),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_batch_comes_back(mut entries in proptest::collection::vec(any_entry(), 1..20), first in 1u64..1 << 50) {
+        entries.sort_by_key(Entry::point);
+        let mut encoder = BatchEncoder::new(Vec::new(), EntrySequence(first), ExecutionPoint::START);
+        for entry in &entries {
+            encoder.push(entry).expect("in order");
+        }
+        let cost = encoder.cost();
+        let batch = EntryBatch::decode(&encoder.finish()).expect("whole");
+        prop_assert_eq!(batch.cost(), cost);
+        prop_assert_eq!(batch.first, EntrySequence(first));
+        let decoded: Vec<Entry> = batch.entries.into_iter().map(|costed| costed.entry).collect();
+        prop_assert_eq!(decoded, entries);
+    }
+
+    #[test]
+    fn random_bytes_never_panic_the_batch_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(batch) = EntryBatch::decode(&bytes) {
+            // What is accepted is exactly what encoding it again gives.
+            let mut encoder = BatchEncoder::new(Vec::new(), batch.first, batch.base);
+            for costed in &batch.entries {
+                encoder.push(&costed.entry).expect("decoded entries are fit for the log");
+            }
+            prop_assert_eq!(encoder.finish(), bytes);
+        }
+    }
+}

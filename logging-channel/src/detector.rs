@@ -1,0 +1,192 @@
+//! Is the other side still there? A pure judge of silence.
+//!
+//! ```text
+//!  Alive ──silence, or closed──▶ Lost        (starts the race for the next generation)
+//!    └────Stop or Goodbye──────▶ Departed    (never a failure; silence and closing follow)
+//! ```
+//! A verdict only starts the race; the arbiter decides it. Time in which this side did not look
+//! (a stalled thread, a stopped process) is not held against the other.
+
+use crate::session::GoodbyeReason;
+use crate::time::MonotonicTime;
+use std::time::Duration;
+
+/// How patient the detector is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetectorConfig {
+    /// How often both sides send a heartbeat.
+    pub heartbeat_interval: Duration,
+    /// How long nothing at all may be heard.
+    pub suspect_after: Duration,
+}
+
+impl Default for DetectorConfig {
+    /// A heartbeat every 20 ms, and suspicion after 100 ms: four lost in a row, and half of what a
+    /// failover may take.
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(20),
+            suspect_after: Duration::from_millis(100),
+        }
+    }
+}
+
+/// How the other side was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Suspicion {
+    /// Nothing was heard for too long.
+    #[error("nothing heard for {} ms", .0.as_millis())]
+    Silent(Duration),
+    /// The connection is closed.
+    #[error("connection closed")]
+    Closed,
+}
+
+/// What the detector thinks of the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is there.
+    Alive,
+    /// It left, or the machine was stopped: no failure.
+    Departed(GoodbyeReason),
+    /// It has failed, as far as can be told from here.
+    Lost(Suspicion),
+}
+
+/// Watches one session from one side.
+#[derive(Debug)]
+pub struct Detector {
+    config: DetectorConfig,
+    last_contact: MonotonicTime,
+    last_look: MonotonicTime,
+    /// Silence since the last contact, as far as this side was looking.
+    silence: Duration,
+    verdict: Verdict,
+}
+
+impl Detector {
+    /// A detector of a session that has just begun: that counts as a contact.
+    pub const fn new(config: DetectorConfig, now: MonotonicTime) -> Self {
+        Self {
+            config,
+            last_contact: now,
+            last_look: now,
+            silence: Duration::ZERO,
+            verdict: Verdict::Alive,
+        }
+    }
+
+    /// What is known so far.
+    pub const fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// When the other side was last heard.
+    pub const fn last_contact(&self) -> MonotonicTime {
+        self.last_contact
+    }
+
+    /// A valid frame came.
+    pub const fn handle_contact(&mut self, now: MonotonicTime) {
+        self.last_contact = now;
+        self.last_look = now;
+        self.silence = Duration::ZERO;
+    }
+
+    /// The other side leaves on purpose, by a goodbye or by a `Stop` in the log
+    /// ([`GoodbyeReason::Stopped`]).
+    pub fn handle_departure(&mut self, reason: GoodbyeReason) {
+        if self.verdict == Verdict::Alive {
+            self.verdict = Verdict::Departed(reason);
+        }
+    }
+
+    /// The connection is closed, for whatever reason.
+    pub fn handle_closed(&mut self) -> &Verdict {
+        if self.verdict == Verdict::Alive {
+            self.verdict = Verdict::Lost(Suspicion::Closed);
+        }
+        &self.verdict
+    }
+
+    /// Looks at the clock, after everything that has come has been read.
+    pub fn handle_timeout(&mut self, now: MonotonicTime) -> &Verdict {
+        // A gap longer than two of our own ticks means that we were not looking.
+        let seen = now.since(self.last_look).min(self.config.heartbeat_interval * 2);
+        self.silence += seen;
+        self.last_look = now;
+        if self.verdict == Verdict::Alive && self.silence >= self.config.suspect_after {
+            self.verdict = Verdict::Lost(Suspicion::Silent(now.since(self.last_contact)));
+        }
+        &self.verdict
+    }
+
+    /// When to look next; `None` when there is nothing left to find out.
+    pub fn poll_timeout(&self) -> Option<MonotonicTime> {
+        let left = self.config.suspect_after.saturating_sub(self.silence);
+        let next = self.last_look.after(left.min(self.config.heartbeat_interval));
+        (self.verdict == Verdict::Alive).then_some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at_ms(ms: u64) -> MonotonicTime {
+        MonotonicTime::from_ns(ms * 1_000_000)
+    }
+
+    fn look_every_tick(detector: &mut Detector, until: MonotonicTime) -> Option<MonotonicTime> {
+        while let Some(next) = detector.poll_timeout().filter(|next| *next <= until) {
+            if *detector.handle_timeout(next) != Verdict::Alive {
+                return Some(next);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn silence_is_suspected_after_exactly_the_configured_time() {
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        detector.handle_contact(at_ms(37));
+        assert_eq!(look_every_tick(&mut detector, at_ms(1_000)), Some(at_ms(137)));
+        let lost = Verdict::Lost(Suspicion::Silent(Duration::from_millis(100)));
+        assert_eq!(*detector.verdict(), lost);
+        assert_eq!(detector.last_contact(), at_ms(37));
+        assert_eq!(detector.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_every_heartbeat_is_never_suspected() {
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        for beat in 1..100 {
+            assert_eq!(look_every_tick(&mut detector, at_ms(beat * 20)), None);
+            detector.handle_contact(at_ms(beat * 20));
+        }
+    }
+
+    #[test]
+    fn our_own_stall_is_not_held_against_the_peer() {
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        assert_eq!(*detector.handle_timeout(at_ms(5_000)), Verdict::Alive);
+        assert_eq!(look_every_tick(&mut detector, at_ms(10_000)), Some(at_ms(5_060)));
+    }
+
+    #[test]
+    fn a_closed_connection_is_a_loss_at_once() {
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        assert_eq!(*detector.handle_closed(), Verdict::Lost(Suspicion::Closed));
+    }
+
+    #[test]
+    fn after_a_departure_neither_silence_nor_closing_is_a_failure() {
+        for reason in [GoodbyeReason::Stopped, GoodbyeReason::Leaving] {
+            let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+            detector.handle_departure(reason.clone());
+            assert_eq!(*detector.handle_timeout(at_ms(10_000)), Verdict::Departed(reason.clone()));
+            assert_eq!(*detector.handle_closed(), Verdict::Departed(reason));
+            assert_eq!(detector.poll_timeout(), None);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The backup's end of the channel: joins a primary, and hands out its entries.
+
+use super::connection::Connection;
+use super::session_loop::{self, Effect, SessionSide, Transmit};
+use super::{
+    DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, Violation, clock, fresh_nonce,
+    join_thread, spawn_thread, tls,
+};
+use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
+use crate::detector::{Detector, DetectorConfig};
+use crate::entry::{Entry, EntrySequence};
+use crate::fingerprint::Identity;
+use crate::frame::Frame;
+use crate::handshake::{HandshakeError, Offered, SessionTerms};
+use crate::point::ExecutionPoint;
+use crate::receiver::{Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
+use crate::session::{GoodbyeReason, SessionId};
+use crate::time::MonotonicTime;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// What a backup's channel is to be.
+#[derive(Debug, Clone)]
+pub struct BackupConfig {
+    /// Where the primary listens.
+    pub primary: PeerAddress,
+    /// Whom the primary must match; the generation is the last one this side knows of.
+    pub identity: Identity,
+    /// How much is buffered, and (in tests) how late it is acknowledged.
+    pub receiver: ReceiverConfig,
+    /// When the primary is suspected. Its heartbeat interval is for both sides.
+    pub detector: DetectorConfig,
+    /// How long each step before the session may take.
+    pub setup_timeout: Duration,
+}
+
+impl BackupConfig {
+    /// The defaults.
+    pub fn new(primary: PeerAddress, identity: Identity) -> Self {
+        Self {
+            primary,
+            identity,
+            receiver: ReceiverConfig::default(),
+            detector: DetectorConfig::default(),
+            setup_timeout: DEFAULT_SETUP_TIMEOUT,
+        }
+    }
+}
+
+/// A backup that has joined its primary.
+#[derive(Debug)]
+pub struct Joined<S> {
+    /// The channel; the log has begun.
+    pub channel: BackupChannel,
+    /// What was agreed.
+    pub terms: SessionTerms,
+    /// The state to start from.
+    pub checkpoint: CompleteCheckpoint,
+    /// The sink, with the memory to start from.
+    pub sink: S,
+}
+
+/// What [`BackupChannel::recv`] brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// The next entry.
+    Entry(EntrySequence, Entry),
+    /// There are no more entries, and none will come.
+    Ended(SessionEnd),
+    /// Nothing came in the time given.
+    TimedOut,
+}
+
+#[derive(Debug)]
+struct State {
+    receiver: Receiver,
+    end: Option<SessionEnd>,
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Entries came, or the end.
+    changed: Condvar,
+    /// There is something to send.
+    wake: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the channel's lock")
+    }
+}
+
+/// The backup's end of the channel. Methods may be called from any thread.
+#[derive(Debug)]
+pub struct BackupChannel {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the channel's thread has to tell before the session.
+type JoinResult<S> = Result<(Arc<Shared>, SessionTerms, CompleteCheckpoint, S), TransportError>;
+
+impl BackupChannel {
+    /// Joins the primary: connects, shakes hands, and receives the checkpoint, whose memory goes to
+    /// `sink`. Blocks until then.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the sink is dropped.
+    pub fn join<S: CheckpointSink + Send + 'static>(
+        config: BackupConfig,
+        sink: S,
+    ) -> Result<Joined<S>, TransportError> {
+        let (tell, told) = mpsc::sync_channel(1);
+        let thread = spawn_thread("vmft-backup", move || follow(config, sink, tell))?;
+        match told.recv().expect("the thread tells before it ends") {
+            Ok((shared, terms, checkpoint, sink)) => {
+                let channel = Self { shared, thread: Some(thread) };
+                Ok(Joined { channel, terms, checkpoint, sink })
+            }
+            Err(error) => {
+                // It has nothing left to do.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// The next entry, in order. What was received before the session ended is delivered first.
+    /// Waits for at most `limit`.
+    pub fn recv(&self, limit: Duration) -> Delivery {
+        let state = self.shared.lock();
+        let nothing = |state: &mut State| {
+            state.end.is_none() && state.receiver.delivered() == state.receiver.received()
+        };
+        let (mut state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, limit, nothing)
+            .expect("no thread panics while it holds the channel's lock");
+        let was_due = state.receiver.has_due_acknowledgement();
+        if let Some((sequence, entry)) = state.receiver.poll_entry() {
+            if !was_due && state.receiver.has_due_acknowledgement() {
+                self.shared.wake.notify_one();
+            }
+            return Delivery::Entry(sequence, entry);
+        }
+        state.end.clone().map_or(Delivery::TimedOut, Delivery::Ended)
+    }
+
+    /// Says that every entry up to `entry` was replayed, and where the guest is.
+    ///
+    /// # Panics
+    /// As [`Receiver::report_applied`].
+    pub fn report_applied(&self, entry: EntrySequence, point: ExecutionPoint) {
+        self.shared.lock().receiver.report_applied(entry, point);
+    }
+
+    /// How the session ended, if it has. Entries may be left to take.
+    pub fn end(&self) -> Option<SessionEnd> {
+        self.shared.lock().end.clone()
+    }
+
+    /// The last entry in memory.
+    pub fn received(&self) -> EntrySequence {
+        self.shared.lock().receiver.received()
+    }
+
+    /// Leaves the session in order, with a goodbye, and waits for its end for at most `limit`.
+    /// True if it is over.
+    pub fn leave(&self, reason: GoodbyeReason, limit: Duration) -> bool {
+        self.shared.lock().receiver.leave(reason);
+        self.shared.wake.notify_one();
+        let state = self.shared.lock();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, limit, |state| state.end.is_none())
+            .expect("no thread panics while it holds the channel's lock");
+        state.end.is_some()
+    }
+
+    /// Figures of the session.
+    pub fn stats(&self) -> ReceiverStats {
+        self.shared.lock().receiver.stats()
+    }
+}
+
+impl Drop for BackupChannel {
+    /// Closes the channel. A primary that was not told goodbye takes this for a failure.
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.wake.notify_one();
+        join_thread(self.thread.take());
+    }
+}
+
+/// The thread's main: joins, tells, and carries the session.
+async fn follow<S: CheckpointSink>(
+    config: BackupConfig,
+    mut sink: S,
+    tell: mpsc::SyncSender<JoinResult<S>>,
+) {
+    let joined = join(&config, &mut sink).await;
+    let (connection, terms, checkpoint) = match joined {
+        Ok(joined) => joined,
+        Err(error) => {
+            // If nobody listens any more, nobody needs it.
+            let _ = tell.send(Err(error));
+            return;
+        }
+    };
+    let begun = clock::now();
+    let receiver = Receiver::new(config.receiver, terms.session, checkpoint.point, begun);
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State { receiver, end: None, closing: false }),
+        changed: Condvar::new(),
+        wake: Notify::new(),
+    });
+    if tell.send(Ok((Arc::clone(&shared), terms, checkpoint, sink))).is_err() {
+        return;
+    }
+    let side = BackupSide { shared: &shared };
+    let detector = Detector::new(config.detector, begun);
+    let session_loop::Ended { cause, last_contact } =
+        session_loop::run(connection, &side, detector).await;
+    let ended_at = clock::now();
+    let end = SessionEnd { cause, last_contact, ended_at, protected: true };
+    shared.lock().end = Some(end);
+    shared.changed.notify_all();
+}
+
+/// Everything before the session.
+async fn join(
+    config: &BackupConfig,
+    sink: &mut dyn CheckpointSink,
+) -> Result<(Connection, SessionTerms, CompleteCheckpoint), TransportError> {
+    let limit = config.setup_timeout;
+    let mut connection = connect(config).await.map_err(|source| TransportError::Connect {
+        address: config.primary.clone(),
+        source: Box::new(source),
+    })?;
+    let (offered, hello) = Offered::new(config.identity.clone(), fresh_nonce());
+    let hello = hello.encode(SessionId::HANDSHAKE)?;
+    connection.writer.send(hello, limit, "taking the hello").await?;
+    let reply = connection.reader.next_frame(limit, "its reply to the hello").await?;
+    let (terms, confirm) = match offered.handle_frame(&reply) {
+        Ok(agreed) => agreed,
+        Err(HandshakeError::Refused(refusal)) => {
+            let frame = Frame::Refusal(refusal.clone()).encode(SessionId::HANDSHAKE)?;
+            // The primary may be gone; that it was refused is what matters here.
+            let _ = connection.writer.send(frame, limit, "taking the refusal").await;
+            return Err(HandshakeError::Refused(refusal).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    connection.reader.set_session(terms.session);
+    let confirm = confirm.encode(terms.session)?;
+    connection.writer.send(confirm, limit, "taking the confirmation").await?;
+    let mut reader = CheckpointReader::new();
+    loop {
+        let frame = connection.reader.next_frame(limit, "the checkpoint").await?;
+        if let Frame::Goodbye(reason) = frame {
+            return Err(TransportError::Departed(reason));
+        }
+        if let Some(checkpoint) = reader.handle_frame(frame, sink)? {
+            return Ok((connection, terms, checkpoint));
+        }
+    }
+}
+
+async fn connect(config: &BackupConfig) -> Result<Connection, TransportError> {
+    let tls = config.primary.tls_dir.as_deref().map(tls::client_config).transpose()?;
+    let addresses = config.primary.resolve()?;
+    let limit = config.setup_timeout;
+    let timed_out = TransportError::TimedOut { what: "the connection", limit };
+    clock::within(limit, Connection::connect(&addresses, tls)).await.ok_or(timed_out)?
+}
+
+/// The backup's session, for the loop.
+struct BackupSide<'a> {
+    shared: &'a Shared,
+}
+
+impl SessionSide for BackupSide<'_> {
+    fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
+        let mut state = self.shared.lock();
+        let event = state.receiver.handle_frame(now, frame)?;
+        drop(state);
+        Ok(match event {
+            ReceiverEvent::Heartbeat => Effect::Continue,
+            ReceiverEvent::Entries { stop, .. } => {
+                self.shared.wake.notify_one();
+                if stop.is_some() { Effect::Stopped } else { Effect::Continue }
+            }
+            ReceiverEvent::Departed(reason) => Effect::Departed(reason),
+        })
+    }
+
+    fn frames_handled(&self) {
+        self.shared.changed.notify_all();
+    }
+
+    fn poll_transmit(&self, now: MonotonicTime) -> Result<Transmit, Violation> {
+        let mut state = self.shared.lock();
+        if state.closing {
+            return Ok(Transmit::Abandoned);
+        }
+        Ok(match state.receiver.poll_transmit(now) {
+            Some(frame) => Transmit::Frame(frame),
+            None if state.receiver.has_ended() => Transmit::Finished,
+            None => Transmit::Wait(state.receiver.poll_timeout()),
+        })
+    }
+
+    fn frame_sent(&self, _bytes: Vec<u8>) {}
+
+    fn wake(&self) -> &Notify {
+        &self.shared.wake
+    }
+}

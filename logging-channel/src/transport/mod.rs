@@ -1,0 +1,228 @@
+//! Sockets, clocks and threads: the rim around the pure sessions.
+//!
+//! Each side has one thread of its own, on which everything about the channel happens; the
+//! thread that runs the guest only pushes or takes entries under a lock. When an acknowledgement
+//! comes, the primary's handler is called right there, so that releasing outputs needs no further
+//! switch of threads. Nothing here decides anything about the protocol or about failover.
+
+mod address;
+mod backup;
+mod clock;
+mod connection;
+mod primary;
+mod primary_session;
+mod session_loop;
+mod tls;
+
+pub use address::{InvalidAddress, PeerAddress};
+pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
+pub use clock::now;
+pub use primary::{PrimaryChannel, PrimaryConfig, PrimaryHandler, PrimaryPushError, Room};
+pub use tls::{TLS_SIDES, TlsError, create_tls_directories};
+
+use crate::checkpoint::CheckpointError;
+use crate::codec::EncodeError;
+use crate::detector::Suspicion;
+use crate::frame::FrameError;
+use crate::handshake::{HandshakeError, Nonce, Refusal};
+use crate::receiver::ReceiveError;
+use crate::sender::SendError;
+use crate::session::GoodbyeReason;
+use crate::time::MonotonicTime;
+use std::io;
+use std::time::Duration;
+
+/// How long each step before the session may take: connecting, TLS, every message of the
+/// handshake, and every stretch of the checkpoint without a byte.
+pub const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for the peer to close its end after a goodbye.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why there is no session with a peer.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The address cannot be listened at.
+    #[error("listening at {address}")]
+    Listen {
+        /// The address.
+        address: PeerAddress,
+        /// The host's reason, for instance that it is in use.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer cannot be reached.
+    #[error("connecting to {address}")]
+    Connect {
+        /// The address.
+        address: PeerAddress,
+        /// The reason.
+        #[source]
+        source: Box<TransportError>,
+    },
+    /// The channel's thread or its runtime cannot be started.
+    #[error("starting the channel's thread")]
+    Thread(#[source] io::Error),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The peer is not who it should be, or not one for TLS.
+    #[error("TLS handshake failed")]
+    TlsHandshake(#[source] io::Error),
+    /// TLS is configured here, and not there.
+    #[error("the peer does not use TLS, this side does: give both sides a tls_dir")]
+    PeerIsPlain,
+    /// TLS is configured there, and not here.
+    #[error("the peer uses TLS, this side does not: give both sides a tls_dir")]
+    PeerUsesTls,
+    /// The peer did not answer or go on.
+    #[error("the peer did not go on with {what} for {} ms", limit.as_millis())]
+    TimedOut {
+        /// What was due.
+        what: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The peer closed the connection.
+    #[error("the peer closed the connection during {what}")]
+    Closed {
+        /// What was due.
+        what: &'static str,
+    },
+    /// The connection failed.
+    #[error("connection failed")]
+    Io(#[from] io::Error),
+    /// What came is no frame.
+    #[error("the peer does not speak this protocol")]
+    Frame(#[source] FrameError),
+    /// The sides did not agree.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The checkpoint is no good.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The machine has no checkpoint to send, or one that does not fit the format.
+    #[error("there is no checkpoint to send: {0}")]
+    NoCheckpoint(String),
+    /// The other side left before the session began.
+    #[error(transparent)]
+    Departed(GoodbyeReason),
+    /// The first frame of the session was not acceptable.
+    #[error("the session did not begin")]
+    Violation(#[from] Violation),
+}
+
+impl TransportError {
+    /// A stranger's bytes: TLS where none is expected shows by its record types and version.
+    fn from_frame_error(error: FrameError) -> Self {
+        match error {
+            FrameError::Magic { found: [0x14..=0x17, 3, _] } => Self::PeerUsesTls,
+            FrameError::Version { found } => {
+                Self::Handshake(HandshakeError::Refused(Refusal::Version {
+                    ours: crate::frame::PROTOCOL_VERSION,
+                    theirs: found,
+                }))
+            }
+            other => Self::Frame(other),
+        }
+    }
+}
+
+impl From<EncodeError> for TransportError {
+    fn from(error: EncodeError) -> Self {
+        Self::NoCheckpoint(error.to_string())
+    }
+}
+
+/// How a peer broke the rules of a session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// It sent what is no frame of the session.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A backup broke the rules.
+    #[error(transparent)]
+    Backup(#[from] SendError),
+    /// A primary broke the rules.
+    #[error(transparent)]
+    Primary(#[from] ReceiveError),
+    /// What came was not authentic.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EndCause {
+    /// The peer said goodbye, or the log says that the machine was stopped. No failure.
+    #[error("{0}")]
+    Departed(GoodbyeReason),
+    /// This side said goodbye or closed the channel. No failure.
+    #[error("this side left")]
+    Left,
+    /// The peer is silent or gone.
+    #[error("the peer is lost: {0}")]
+    Lost(Suspicion),
+    /// The backup did not get as far as the log.
+    #[error("the session did not begin: {0}")]
+    NotBegun(String),
+    /// The peer sent what it must not.
+    #[error("the peer broke the protocol: {0}")]
+    Violation(Violation),
+}
+
+/// The end of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEnd {
+    /// Why.
+    pub cause: EndCause,
+    /// When the peer was last heard, on the host's monotonic clock.
+    pub last_contact: MonotonicTime,
+    /// When this side knew, on the same clock.
+    pub ended_at: MonotonicTime,
+    /// True if the backup had accepted the checkpoint: the machine was protected.
+    pub protected: bool,
+}
+
+impl SessionEnd {
+    /// True if the peer must be taken to have failed; false after an orderly end.
+    pub const fn is_failure(&self) -> bool {
+        matches!(self.cause, EndCause::Lost(_) | EndCause::Violation(_))
+    }
+}
+
+fn fresh_nonce() -> Nonce {
+    let mut nonce = [0; 16];
+    tls::provider().secure_random.fill(&mut nonce).expect("the host has randomness");
+    Nonce(nonce)
+}
+
+/// A current-thread runtime on a thread of its own, which runs `main` to its end.
+fn spawn_thread<F>(
+    name: &str,
+    main: impl FnOnce() -> F + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, TransportError>
+where
+    F: Future<Output = ()>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(TransportError::Thread)?;
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || tokio::task::LocalSet::new().block_on(&runtime, main()))
+        .map_err(TransportError::Thread)
+}
+
+/// Waits for a channel's thread, unless that is where we are: a handler may hold the channel's
+/// last handle.
+fn join_thread(thread: Option<std::thread::JoinHandle<()>>) {
+    let elsewhere =
+        |thread: &std::thread::JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+    if let Some(thread) = thread.filter(elsewhere) {
+        // Its panic was reported when it happened.
+        let _ = thread.join();
+    }
+}

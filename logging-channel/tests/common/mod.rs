@@ -1,0 +1,196 @@
+//! What the tests of the transport share: a toy machine, and a handler that writes down what it
+//! is told.
+
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+use vmft_logging_channel::checkpoint::{
+    CheckpointHeader, CheckpointSink, CheckpointSource, Page, PageNumber, SinkRefusal,
+};
+use vmft_logging_channel::entry::{Arrival, Entry, Generation, OutputSequence, RequestId};
+use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
+use vmft_logging_channel::handshake::SessionTerms;
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::session::Acknowledge;
+use vmft_logging_channel::transport::{
+    BackupConfig, PeerAddress, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd,
+    TransportError,
+};
+
+/// Longer than anything takes that is going to happen at all.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// When a peer is suspected where a test is not about that: a busy machine may well hold a thread
+/// up for longer than pairs are configured to put up with.
+pub const CALM: Duration = Duration::from_secs(5);
+
+/// What a handler was told.
+#[derive(Debug)]
+pub enum Told {
+    Started,
+    Protected,
+    Acknowledged(Acknowledge),
+    Ended(SessionEnd),
+    Refused(String),
+}
+
+/// A machine of 200 pages, every third of them written.
+#[derive(Debug, Clone)]
+pub struct ToyMachine {
+    pub next: u64,
+}
+
+impl CheckpointSource for ToyMachine {
+    fn point(&self) -> ExecutionPoint {
+        ExecutionPoint::new(50)
+    }
+
+    fn state(&self) -> &[u8] {
+        b"registers and devices"
+    }
+
+    fn page_limit(&self) -> PageNumber {
+        PageNumber(200)
+    }
+
+    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
+        let number = self.next;
+        self.next += 1;
+        page.fill(if number.is_multiple_of(3) { number as u8 } else { 0 });
+        (number < 200).then_some(PageNumber(number))
+    }
+}
+
+/// Keeps the bytes of the pages it was given.
+#[derive(Debug, Default)]
+pub struct ToyMemory(pub Vec<(u64, u8)>);
+
+impl CheckpointSink for ToyMemory {
+    fn begin(&mut self, _header: &CheckpointHeader) -> Result<(), SinkRefusal> {
+        Ok(())
+    }
+
+    fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
+        self.0.push((number.0, data[17]));
+        Ok(())
+    }
+}
+
+/// Passes on everything it is told.
+#[derive(Debug)]
+pub struct Scribe(Sender<Told>);
+
+impl PrimaryHandler for Scribe {
+    fn checkpoint(
+        &mut self,
+        _terms: &SessionTerms,
+    ) -> Result<Box<dyn CheckpointSource + Send>, String> {
+        Ok(Box::new(ToyMachine { next: 0 }))
+    }
+
+    fn started(&mut self) {
+        self.tell(Told::Started);
+    }
+
+    fn protected(&mut self) {
+        self.tell(Told::Protected);
+    }
+
+    fn acknowledged(&mut self, acknowledge: &Acknowledge) {
+        self.tell(Told::Acknowledged(*acknowledge));
+    }
+
+    fn session_ended(&mut self, end: &SessionEnd) {
+        self.tell(Told::Ended(end.clone()));
+    }
+
+    fn peer_refused(&mut self, _peer: SocketAddr, error: &TransportError) {
+        self.tell(Told::Refused(chain(error)));
+    }
+}
+
+impl Scribe {
+    pub fn new(tell: Sender<Told>) -> Self {
+        Self(tell)
+    }
+
+    fn tell(&self, told: Told) {
+        // The test may have ended.
+        let _ = self.0.send(told);
+    }
+}
+
+/// An error and its causes, as the command line prints them.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+pub fn identity() -> Identity {
+    Identity {
+        pair: "test".parse().expect("a good name"),
+        generation: Generation(1),
+        fingerprint: Fingerprint::new().with("engine", "toy"),
+    }
+}
+
+pub fn primary_config() -> PrimaryConfig {
+    let listen = "tcp:127.0.0.1:0".parse().expect("an address");
+    let mut config = PrimaryConfig::new(listen, identity());
+    config.detector.suspect_after = CALM;
+    config
+}
+
+/// A listening primary, and what its handler is told.
+pub fn primary(config: PrimaryConfig) -> (PrimaryChannel, Receiver<Told>) {
+    let (tell, told) = mpsc::channel();
+    (PrimaryChannel::listen(config, Scribe(tell)).expect("a free port"), told)
+}
+
+pub fn backup_config(primary: &PrimaryChannel) -> BackupConfig {
+    let port = primary.local_address().port();
+    let address = PeerAddress { host: "127.0.0.1".to_owned(), port, tls_dir: None };
+    let mut config = BackupConfig::new(address, identity());
+    config.detector.suspect_after = CALM;
+    config
+}
+
+/// The next thing told that is wanted.
+pub fn wait_for<T>(told: &Receiver<Told>, mut wanted: impl FnMut(Told) -> Option<T>) -> T {
+    loop {
+        let told = told.recv_timeout(PATIENCE).expect("it should have been told by now");
+        if let Some(found) = wanted(told) {
+            return found;
+        }
+    }
+}
+
+pub fn wait_for_end(told: &Receiver<Told>) -> SessionEnd {
+    wait_for(told, |told| match told {
+        Told::Ended(end) => Some(end),
+        _ => None,
+    })
+}
+
+pub fn wait_for_refusal(told: &Receiver<Told>) -> String {
+    wait_for(told, |told| match told {
+        Told::Refused(text) => Some(text),
+        _ => None,
+    })
+}
+
+pub fn mark(point: u64, output: u64) -> Entry {
+    Entry::OutputMark { point: ExecutionPoint::new(point), output: OutputSequence(output) }
+}
+
+pub fn disk_read(point: u64, len: usize) -> Entry {
+    let arrival = Arrival::DiskCompletion {
+        disk: 0,
+        request: RequestId(point),
+        status: 0,
+        data: vec![point as u8; len],
+    };
+    Entry::Arrival { point: ExecutionPoint::new(point), arrival }
+}

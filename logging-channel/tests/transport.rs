@@ -1,0 +1,525 @@
+//! The channel over real sockets on the loopback: pairs, and the guests nobody invited.
+
+mod common;
+
+use common::{
+    PATIENCE, Told, ToyMemory, backup_config, chain, disk_read, identity, mark, primary,
+    primary_config, wait_for, wait_for_end, wait_for_refusal,
+};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+use vmft_logging_channel::checkpoint::CheckpointSource;
+use vmft_logging_channel::detector::Suspicion;
+use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, StopReason};
+use vmft_logging_channel::fingerprint::Fingerprint;
+use vmft_logging_channel::frame::{Frame, FrameDecoder};
+use vmft_logging_channel::handshake::{HandshakeError, Nonce, Offered, Refusal, SessionTerms};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::session::{Acknowledge, GoodbyeReason, SessionId};
+use vmft_logging_channel::transport::{
+    BackupChannel, Delivery, EndCause, Joined, PeerAddress, PrimaryChannel, PrimaryConfig,
+    PrimaryHandler, PrimaryPushError, Room, SessionEnd, TransportError, now,
+};
+
+fn join(primary: &PrimaryChannel) -> Joined<ToyMemory> {
+    BackupChannel::join(backup_config(primary), ToyMemory::default()).expect("a good primary")
+}
+
+fn refusal(error: TransportError) -> Refusal {
+    match error {
+        TransportError::Handshake(HandshakeError::RefusedByPeer(refusal)) => refusal,
+        other => panic!("a refusal by the primary was expected: {}", chain(&other)),
+    }
+}
+
+fn take(backup: &BackupChannel, count: u64) -> Vec<Entry> {
+    (0..count)
+        .map(|_| match backup.recv(PATIENCE) {
+            Delivery::Entry(_, entry) => entry,
+            other => panic!("an entry was expected: {other:?}"),
+        })
+        .collect()
+}
+
+fn wait_for_backup_end(backup: &BackupChannel) -> EndCause {
+    loop {
+        match backup.recv(PATIENCE) {
+            Delivery::Ended(end) => return end.cause,
+            Delivery::Entry(..) => {}
+            Delivery::TimedOut => panic!("the session should have ended by now"),
+        }
+    }
+}
+
+#[test]
+fn a_backup_starts_from_the_checkpoint_and_gets_every_entry() {
+    let (primary, _told) = primary(primary_config());
+    let joined = join(&primary);
+    assert_eq!(joined.checkpoint.point, ExecutionPoint::new(50));
+    assert_eq!(joined.checkpoint.state, b"registers and devices");
+    let written: Vec<(u64, u8)> = (1..200).filter(|n| n % 3 == 0).map(|n| (n, n as u8)).collect();
+    assert_eq!(joined.sink.0, written);
+    assert_eq!(joined.terms.peer, identity());
+
+    assert!(primary.wait_protected(PATIENCE));
+    let entries: Vec<Entry> = (51..400)
+        .map(|n| if n % 5 == 0 { mark(n, n) } else { disk_read(n, n as usize * 30) })
+        .collect();
+    for (entry, sequence) in entries.iter().zip(1..) {
+        assert_eq!(primary.push(entry), Ok(EntrySequence(sequence)));
+    }
+    assert!(primary.wait_acknowledged(PATIENCE));
+    assert_eq!(take(&joined.channel, entries.len() as u64), entries);
+    let (stats, count) = (primary.stats(), entries.len() as u64);
+    assert_eq!((stats.entries, stats.acknowledged), (count, EntrySequence(count)));
+    assert!(stats.acknowledge_latency.expect("there were marks").samples > 0);
+}
+
+#[test]
+fn the_acknowledgement_of_a_mark_is_told_on_the_channels_thread() {
+    let (primary, told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let sequence = primary.push(&mark(60, 1)).expect("room");
+    wait_for(&told, |told| match told {
+        Told::Acknowledged(acknowledge) => (acknowledge.received >= sequence).then_some(()),
+        _ => None,
+    });
+    joined.channel.recv(PATIENCE);
+    joined.channel.report_applied(sequence, ExecutionPoint::new(60));
+    let applied = wait_for(&told, |told| match told {
+        Told::Acknowledged(acknowledge) if acknowledge.applied == sequence => Some(acknowledge),
+        _ => None,
+    });
+    assert_eq!(applied.applied_point, ExecutionPoint::new(60));
+}
+
+#[test]
+fn nothing_is_acknowledged_before_the_delay_is_over() {
+    let (primary, told) = primary(primary_config());
+    let mut config = backup_config(&primary);
+    config.receiver.acknowledge_delay = Duration::from_millis(150);
+    let _joined = BackupChannel::join(config, ToyMemory::default()).expect("a good primary");
+    assert!(primary.wait_protected(PATIENCE));
+    let pushed_at = now();
+    let sequence = primary.push(&mark(60, 1)).expect("room");
+    wait_for(&told, |told| match told {
+        Told::Acknowledged(acknowledge) => (acknowledge.received >= sequence).then_some(()),
+        _ => None,
+    });
+    assert!(now().since(pushed_at) >= Duration::from_millis(150));
+}
+
+#[test]
+fn a_channel_can_be_closed_by_its_own_handler() {
+    struct Closer(std::sync::mpsc::Receiver<PrimaryChannel>, std::sync::mpsc::Sender<()>);
+    impl PrimaryHandler for Closer {
+        fn checkpoint(
+            &mut self,
+            _terms: &SessionTerms,
+        ) -> Result<Box<dyn CheckpointSource + Send>, String> {
+            drop(self.0.recv().expect("the test hands it over"));
+            self.1.send(()).expect("the test waits");
+            Err("closed".to_owned())
+        }
+        fn started(&mut self) {}
+        fn protected(&mut self) {}
+        fn acknowledged(&mut self, _acknowledge: &Acknowledge) {}
+        fn session_ended(&mut self, _end: &SessionEnd) {}
+        fn peer_refused(&mut self, _peer: SocketAddr, _error: &TransportError) {}
+    }
+    let ((give, take), (tell, told)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let primary = PrimaryChannel::listen(primary_config(), Closer(take, tell)).expect("a port");
+    let config = backup_config(&primary);
+    give.send(primary).expect("the handler is there");
+    BackupChannel::join(config, ToyMemory::default()).expect_err("closed");
+    told.recv_timeout(PATIENCE).expect("closing does not wait for itself");
+}
+
+#[test]
+fn without_a_backup_nothing_is_taken() {
+    let (primary, _told) = primary(primary_config());
+    assert_eq!(primary.push(&mark(60, 1)), Err(PrimaryPushError::NoBackup));
+    assert_eq!(primary.wait_room(Duration::ZERO), Room::NoBackup);
+    assert!(!primary.wait_protected(Duration::ZERO));
+    assert!(!primary.wait_acknowledged(Duration::ZERO));
+}
+
+#[test]
+fn a_backup_that_takes_nothing_stops_the_primary_and_taking_lets_it_go_on() {
+    let mut config = primary_config();
+    config.sender.capacity = 4 << 20;
+    let (primary, _told) = primary(config);
+    let mut config = backup_config(&primary);
+    config.receiver.capacity = 4 << 20;
+    let joined = BackupChannel::join(config, ToyMemory::default()).expect("a good primary");
+    assert!(primary.wait_protected(PATIENCE));
+    let mut pushed = 0;
+    // What fits: the backup's window and the primary's capacity. Once the window is used up
+    // only taking entries makes room again.
+    let limit = Duration::from_millis(100);
+    while primary.wait_room(limit) == Room::Available {
+        primary.push(&disk_read(60, 100_000)).expect("room");
+        pushed += 1;
+        assert!(pushed < 200, "buffers are bounded");
+    }
+    assert_eq!(primary.wait_room(Duration::ZERO), Room::Full);
+    assert!(pushed * 100_000 >= 7 << 20, "only {pushed}");
+    assert!(primary.is_protected(), "a full buffer is no failure");
+    take(&joined.channel, pushed);
+    assert_eq!(primary.wait_room(PATIENCE), Room::Available);
+    primary.push(&mark(60, 1)).expect("room");
+    assert_eq!(take(&joined.channel, 1), [mark(60, 1)]);
+}
+
+#[test]
+fn a_machine_that_stops_is_no_failure_on_either_side() {
+    let (primary, told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let point = ExecutionPoint::new(70);
+    primary.push(&Entry::Stop { point, reason: StopReason::GuestPowerOff }).expect("room");
+    assert!(primary.leave(GoodbyeReason::Stopped, PATIENCE));
+    let end = wait_for_end(&told);
+    assert_eq!((&end.cause, end.is_failure(), end.protected), (&EndCause::Left, false, true));
+    assert_eq!(
+        take(&joined.channel, 1),
+        [Entry::Stop { point, reason: StopReason::GuestPowerOff }]
+    );
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Departed(GoodbyeReason::Stopped));
+}
+
+#[test]
+fn a_stop_in_the_log_makes_even_a_broken_connection_no_failure() {
+    let (primary, _told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let point = ExecutionPoint::new(70);
+    primary.push(&Entry::Stop { point, reason: StopReason::Operator }).expect("room");
+    assert!(primary.wait_acknowledged(PATIENCE));
+    drop(primary);
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Departed(GoodbyeReason::Stopped));
+}
+
+#[test]
+fn a_backup_that_leaves_is_no_failure() {
+    let (primary, told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    assert!(joined.channel.leave(GoodbyeReason::Leaving, PATIENCE));
+    let end = wait_for_end(&told);
+    assert_eq!(end.cause, EndCause::Departed(GoodbyeReason::Leaving));
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Left);
+}
+
+#[test]
+fn a_closed_connection_is_a_loss_on_the_other_side() {
+    let (primary_channel, _told) = primary(primary_config());
+    let joined = join(&primary_channel);
+    assert!(primary_channel.wait_protected(PATIENCE));
+    drop(primary_channel);
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Lost(Suspicion::Closed));
+
+    let (primary_channel, told) = primary(primary_config());
+    let joined = join(&primary_channel);
+    assert!(primary_channel.wait_protected(PATIENCE));
+    drop(joined);
+    let end = wait_for_end(&told);
+    assert!(end.is_failure() && end.protected);
+    assert_eq!(end.cause, EndCause::Lost(Suspicion::Closed));
+    assert!(!primary_channel.is_protected());
+}
+
+#[test]
+fn what_was_received_is_delivered_before_the_loss() {
+    let (primary, _told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let entries: Vec<Entry> = (51..151).map(|n| mark(n, n)).collect();
+    for entry in &entries {
+        primary.push(entry).expect("room");
+    }
+    assert!(primary.wait_acknowledged(PATIENCE));
+    drop(primary);
+    assert_eq!(take(&joined.channel, 100), entries);
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Lost(Suspicion::Closed));
+}
+
+#[test]
+fn a_second_backup_is_refused_and_the_first_is_not_disturbed() {
+    let (primary, told) = primary(primary_config());
+    let first = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let error = BackupChannel::join(backup_config(&primary), ToyMemory::default());
+    assert_eq!(refusal(error.expect_err("there is one already")), Refusal::HasBackup);
+    assert!(wait_for_refusal(&told).contains("has a backup already"));
+    primary.push(&mark(60, 1)).expect("room");
+    assert_eq!(take(&first.channel, 1), [mark(60, 1)]);
+}
+
+#[test]
+fn after_a_loss_no_backup_is_admitted_until_the_next_generation() {
+    let (primary, told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    drop(joined);
+    assert!(wait_for_end(&told).protected);
+    let error = BackupChannel::join(backup_config(&primary), ToyMemory::default());
+    assert!(matches!(refusal(error.expect_err("runs alone")), Refusal::NotAccepting(_)));
+    primary.reopen(Generation(2));
+    let joined = join(&primary);
+    assert_eq!(joined.terms.generation, Generation(2));
+    assert!(primary.wait_protected(PATIENCE));
+    assert_eq!(primary.push(&mark(60, 1)), Ok(EntrySequence(1)), "a new log");
+}
+
+#[test]
+fn another_machine_is_refused_by_the_field_that_differs() {
+    let (primary, told) = primary(primary_config());
+    let mut config = backup_config(&primary);
+    config.identity.fingerprint = Fingerprint::new().with("engine", "other");
+    let error = BackupChannel::join(config, ToyMemory::default()).expect_err("another machine");
+    let text = "the peer refused: the machines differ: engine is \"toy\" on the primary and \
+                \"other\" on the backup";
+    assert_eq!(error.to_string(), text);
+    assert!(wait_for_refusal(&told).contains("engine is \"toy\""));
+    join(&primary);
+}
+
+#[test]
+fn a_port_in_use_is_a_typed_error() {
+    let (first, _told) = primary(primary_config());
+    let mut config: PrimaryConfig = primary_config();
+    config.listen.port = first.local_address().port();
+    let (tell, _) = std::sync::mpsc::channel();
+    let error = PrimaryChannel::listen(config, common::Scribe::new(tell)).expect_err("in use");
+    assert!(matches!(error, TransportError::Listen { .. }));
+    assert!(chain(&error).contains("in use"), "{}", chain(&error));
+}
+
+#[test]
+fn nobody_there_is_a_typed_error() {
+    let (gone, _told) = primary(primary_config());
+    let config = backup_config(&gone);
+    drop(gone);
+    let error = BackupChannel::join(config, ToyMemory::default()).expect_err("nobody there");
+    assert!(matches!(error, TransportError::Connect { .. }));
+    assert!(chain(&error).contains("refused"), "{}", chain(&error));
+}
+
+fn stranger(primary: &PrimaryChannel) -> TcpStream {
+    TcpStream::connect(primary.local_address()).expect("it listens")
+}
+
+#[test]
+fn garbage_is_dropped_and_the_primary_goes_on_listening() {
+    let (primary, told) = primary(primary_config());
+    stranger(&primary).write_all(b"GET / HTTP/1.1\r\n\r\n").expect("it listens");
+    let text = wait_for_refusal(&told);
+    assert!(text.contains("does not speak this protocol"), "{text}");
+    join(&primary);
+}
+
+#[test]
+fn a_stranger_who_says_nothing_is_dropped_and_keeps_nobody_waiting() {
+    let mut config = primary_config();
+    config.setup_timeout = Duration::from_millis(500);
+    let (primary, told) = primary(config);
+    let mut silent = stranger(&primary);
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    let text = wait_for_refusal(&told);
+    assert_eq!(text, "the peer did not go on with its hello for 500 ms");
+    assert_eq!(silent.read(&mut [0]).expect("closed"), 0);
+    assert_eq!(joined.channel.end(), None);
+}
+
+#[test]
+fn a_stranger_of_another_version_is_told_so() {
+    let (primary, told) = primary(primary_config());
+    let mut other = stranger(&primary);
+    other.write_all(b"vmf\x09 a hello of version nine").expect("it listens");
+    other.shutdown(std::net::Shutdown::Write).expect("it listens");
+    assert!(wait_for_refusal(&told).contains("protocol version 9 is spoken there, 1 here"));
+    let mut answer = Vec::new();
+    other.read_to_end(&mut answer).expect("an answer");
+    let mut decoder = FrameDecoder::new(SessionId::HANDSHAKE);
+    decoder.feed(&answer);
+    let told = Frame::Refusal(Refusal::Version { ours: 1, theirs: 9 });
+    assert_eq!(decoder.next_frame(), Ok(Some(told)));
+}
+
+#[test]
+fn a_backup_that_stops_halfway_through_the_handshake_gives_its_place_back() {
+    let mut config = primary_config();
+    config.setup_timeout = Duration::from_millis(500);
+    let (primary, told) = primary(config);
+    let (_, hello) = Offered::new(identity(), Nonce([1; 16]));
+    let hello = hello.encode(SessionId::HANDSHAKE).expect("small").seal();
+    let cuts = [1, 10, 20, hello.len() - 1, hello.len()];
+    let _halfway = cuts.map(|cut| {
+        let mut halfway = stranger(&primary);
+        halfway.write_all(&hello[..cut]).expect("it listens");
+        halfway
+    });
+    for _ in cuts {
+        let text = wait_for_refusal(&told);
+        assert!(text.starts_with("the peer did not go on with its"), "{text}");
+    }
+    let _joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+}
+
+#[test]
+fn a_backup_that_dies_before_it_has_the_checkpoint_leaves_the_primary_open() {
+    let (primary, told) = primary(primary_config());
+    let mut dying = stranger(&primary);
+    let (offered, hello) = Offered::new(identity(), Nonce([1; 16]));
+    let hello = hello.encode(SessionId::HANDSHAKE).expect("small").seal();
+    dying.write_all(&hello).expect("it listens");
+    let mut decoder = FrameDecoder::new(SessionId::HANDSHAKE);
+    let reply = loop {
+        let mut bytes = [0; 4096];
+        let len = dying.read(&mut bytes).expect("a reply");
+        decoder.feed(&bytes[..len]);
+        if let Some(frame) = decoder.next_frame().expect("a good reply") {
+            break frame;
+        }
+    };
+    let (terms, confirm) = offered.handle_frame(&reply).expect("a good reply");
+    dying.write_all(&confirm.encode(terms.session).expect("small").seal()).expect("it listens");
+    wait_for(&told, |told| matches!(told, Told::Started).then_some(()));
+    drop(dying);
+    let end = wait_for_end(&told);
+    assert!(!end.protected && matches!(end.cause, EndCause::NotBegun(_)), "{end:?}");
+    let _joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+}
+
+/// A middleman between a backup and its primary, to tamper with what passes.
+fn middleman(
+    primary: &PrimaryChannel,
+    mut tamper: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static,
+) -> PeerAddress {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let target = primary.local_address();
+    std::thread::spawn(move || {
+        let (backup, _) = listener.accept().expect("the backup connects");
+        let primary = TcpStream::connect(target).expect("it listens");
+        let mut up = (backup.try_clone().expect("clone"), primary.try_clone().expect("clone"));
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut up.0, &mut up.1);
+            let _ = up.1.shutdown(std::net::Shutdown::Write);
+        });
+        let (mut from, mut to) = (primary, backup);
+        let mut bytes = vec![0; 65536];
+        while let Ok(len @ 1..) = from.read(&mut bytes) {
+            let mut passing = bytes[..len].to_vec();
+            let go_on = tamper(&mut passing);
+            if to.write_all(&passing).is_err() || !go_on {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+        let _ = from.shutdown(std::net::Shutdown::Both);
+    });
+    PeerAddress { host: "127.0.0.1".to_owned(), port, tls_dir: None }
+}
+
+#[test]
+fn a_checkpoint_cut_or_damaged_on_its_way_is_a_typed_error_and_the_primary_goes_on() {
+    let (primary, told) = primary(primary_config());
+    // The stream of this primary has some 300 bytes of handshake and 9,000 of checkpoint.
+    for (damage, at) in [(false, 200), (false, 700), (true, 180), (true, 500), (true, 900)] {
+        let mut passed = 0;
+        let address = middleman(&primary, move |bytes| {
+            let here = at - passed;
+            passed += bytes.len();
+            if passed <= at {
+                return true;
+            }
+            if damage {
+                bytes[here] ^= 0x40;
+                passed = 0;
+                return true;
+            }
+            bytes.truncate(here);
+            false
+        });
+        let mut config = backup_config(&primary);
+        config.primary = address;
+        let error = BackupChannel::join(config, ToyMemory::default()).expect_err("tampered with");
+        let typed = matches!(
+            error,
+            TransportError::Frame(_)
+                | TransportError::Closed { .. }
+                | TransportError::Io(_)
+                | TransportError::Handshake(_)
+        );
+        assert!(typed, "{damage} at {at}: {}", chain(&error));
+        wait_for_refusal(&told);
+    }
+    let _joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+}
+
+#[test]
+fn a_silent_primary_is_suspected_after_the_configured_time() {
+    let (primary, _told) = primary(primary_config());
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let mut held = false;
+    // Once told, the middleman holds everything back, and the connection stays open.
+    let (begin, begun) = std::sync::mpsc::channel::<()>();
+    let address = middleman(&primary, move |_| {
+        held |= begun.try_recv().is_ok();
+        if held {
+            let _ = stopped.recv();
+        }
+        true
+    });
+    let mut config = backup_config(&primary);
+    config.primary = address;
+    config.detector.suspect_after = Duration::from_millis(100);
+    let joined = BackupChannel::join(config, ToyMemory::default()).expect("a good primary");
+    assert!(primary.wait_protected(PATIENCE));
+    begin.send(()).expect("the middleman is there");
+    let cause = wait_for_backup_end(&joined.channel);
+    let EndCause::Lost(Suspicion::Silent(silence)) = cause else { panic!("{cause:?}") };
+    assert!(silence >= Duration::from_millis(100), "{silence:?}");
+    let end = joined.channel.end().expect("it has ended");
+    assert!(end.ended_at.since(end.last_contact) >= silence);
+    drop(stop);
+}
+
+#[test]
+fn a_tampered_log_ends_the_session_and_delivers_nothing_wrong() {
+    let (primary, told) = primary(primary_config());
+    let (begin, begun) = std::sync::mpsc::channel::<()>();
+    let mut tampering = false;
+    let address = middleman(&primary, move |bytes| {
+        tampering |= begun.try_recv().is_ok();
+        if tampering {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x01;
+        }
+        true
+    });
+    let mut config = backup_config(&primary);
+    config.primary = address;
+    let joined = BackupChannel::join(config, ToyMemory::default()).expect("a good primary");
+    assert!(primary.wait_protected(PATIENCE));
+    primary.push(&mark(60, 1)).expect("room");
+    assert!(primary.wait_acknowledged(PATIENCE));
+    begin.send(()).expect("the middleman is there");
+    primary.push(&disk_read(61, 9_000)).expect("room");
+    primary.flush();
+    assert_eq!(take(&joined.channel, 1), [mark(60, 1)]);
+    let cause = match joined.channel.recv(PATIENCE) {
+        Delivery::Ended(end) => end.cause,
+        other => panic!("nothing may follow: {other:?}"),
+    };
+    assert!(matches!(cause, EndCause::Violation(_)), "{cause:?}");
+    assert!(wait_for_end(&told).is_failure());
+}

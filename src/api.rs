@@ -1,0 +1,111 @@
+//! The API socket: HTTP on a Unix socket, as in Cloud Hypervisor.
+//!
+//! | request | what |
+//! |---|---|
+//! | `GET /api/v1/vm.info` | the side's status as JSON |
+//! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
+//! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
+
+use anyhow::{Context, Result, bail};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use vmft_backup::side::Requests;
+use vmft_backup::status::{SideStatus, StatusBoard};
+use vmft_logging_channel::entry::StopReason;
+use vmft_vmm::inputs::Asked;
+use vmft_vmm::world::Mailbox;
+
+/// What the API can ask.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The side's status.
+    pub status: Arc<StatusBoard>,
+    /// Where a stop goes.
+    pub mailbox: Arc<Mailbox>,
+    /// Where a snapshot request goes.
+    pub requests: Arc<Requests>,
+    /// What to do beside asking the machine to stop.
+    pub on_shutdown: Arc<dyn ShutdownHook>,
+}
+
+/// Ends a side that has no running machine to ask, such as one that waits for its peer.
+pub trait ShutdownHook: std::fmt::Debug + Send + Sync {
+    /// The operator asked for a stop.
+    fn shutdown(&self);
+}
+
+/// Body of `vm.snapshot`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// The new directory.
+    pub directory: PathBuf,
+}
+
+/// Serves the API on a thread of its own until the process ends.
+pub fn serve(path: &Path, api: Api) -> Result<()> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("API socket {} is in use by another process", path.display());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("replacing API socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .with_context(|| format!("listening on API socket {}", path.display()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let router = Router::new()
+        .route("/api/v1/vm.info", get(info))
+        .route("/api/v1/vm.shutdown", put(shutdown))
+        .route("/api/v1/vm.snapshot", put(snapshot))
+        .with_state(api);
+    let serve = move || {
+        runtime.block_on(async move {
+            let served = match UnixListener::from_std(listener) {
+                Ok(listener) => axum::serve(listener, router).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                tracing::error!(%error, "the API is gone");
+            }
+        });
+    };
+    std::thread::Builder::new().name("api".to_owned()).spawn(serve)?;
+    Ok(())
+}
+
+async fn info(State(api): State<Api>) -> Json<SideStatus> {
+    let mut status = api.status.status();
+    status.overhead_bytes = crate::process::overhead_bytes(&api.status.guest_memory());
+    Json(status)
+}
+
+async fn shutdown(State(api): State<Api>) -> StatusCode {
+    api.mailbox.ask(Asked::Stop(StopReason::Operator));
+    api.on_shutdown.shutdown();
+    StatusCode::NO_CONTENT
+}
+
+async fn snapshot(
+    State(api): State<Api>,
+    Json(request): Json<SnapshotRequest>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let result = api.requests.snapshot(request.directory, &api.mailbox);
+    let waited = tokio::task::spawn_blocking(move || result.recv()).await;
+    match waited {
+        Ok(Ok(Ok(()))) => Ok(StatusCode::NO_CONTENT),
+        Ok(Ok(Err(error))) => {
+            Err((StatusCode::CONFLICT, format!("{:#}", anyhow::Error::from(error))))
+        }
+        _ => Err((StatusCode::GONE, "the guest is over".to_owned())),
+    }
+}

@@ -1,0 +1,72 @@
+//! Asking a running side over its API socket.
+
+use anyhow::{Context, Result, bail};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use vmft_backup::status::SideStatus;
+
+/// How long a side may take to answer. A snapshot writes gigabytes.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Largest answer taken, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+
+/// The status of the side at `socket`.
+pub fn status(socket: &Path) -> Result<SideStatus> {
+    let answer = ask(socket, Method::GET, "/api/v1/vm.info", Vec::new(), STATUS_TIMEOUT)?;
+    serde_json::from_slice(&answer).context("the side's answer is no status")
+}
+
+/// Stops the guest of the side at `socket`, and its pair.
+pub fn shutdown(socket: &Path) -> Result<()> {
+    ask(socket, Method::PUT, "/api/v1/vm.shutdown", Vec::new(), STATUS_TIMEOUT).map(|_| ())
+}
+
+/// Has the side at `socket` write a snapshot.
+pub fn snapshot(socket: &Path, directory: &Path) -> Result<()> {
+    let directory = std::path::absolute(directory)?;
+    let body = serde_json::to_vec(&crate::api::SnapshotRequest { directory })?;
+    ask(socket, Method::PUT, "/api/v1/vm.snapshot", body, SNAPSHOT_TIMEOUT).map(|_| ())
+}
+
+fn ask(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> Result<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let exchange = async {
+        let stream = UnixStream::connect(socket).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .body(Full::<Bytes>::from(body))?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = http_body_util::Limited::new(answer.into_body(), ANSWER_LIMIT);
+        let body = body.collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes().to_vec();
+        anyhow::Ok((status, body))
+    };
+    let (status, body) = runtime
+        .block_on(async { tokio::time::timeout(timeout, exchange).await })
+        .context("the side does not answer")
+        .and_then(|answer| answer)
+        .with_context(|| format!("asking the side at {}", socket.display()))?;
+    if status != StatusCode::OK && status != StatusCode::NO_CONTENT {
+        bail!("{}", String::from_utf8_lossy(&body));
+    }
+    Ok(body)
+}

@@ -1,0 +1,110 @@
+//! `vmft status`, `vmft stop` and `vmft snapshot`: asking a running side.
+
+use crate::api_client;
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use vmft_backup::status::SideStatus;
+
+/// Options of `vmft status`.
+#[derive(Debug, Args)]
+pub struct StatusOptions {
+    /// The side's --api-socket
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `vmft stop`.
+#[derive(Debug, Args)]
+pub struct StopOptions {
+    /// The side's --api-socket
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
+/// Options of `vmft snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotOptions {
+    /// The side's --api-socket
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+    /// The new directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Shows a side's status.
+pub fn status(options: &StatusOptions) -> Result<ExitCode> {
+    let status = api_client::status(&options.api_socket)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops a guest.
+pub fn stop(options: &StopOptions) -> Result<ExitCode> {
+    api_client::shutdown(&options.api_socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes a snapshot.
+pub fn snapshot(options: &SnapshotOptions) -> Result<ExitCode> {
+    api_client::snapshot(&options.api_socket, &options.directory)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &SideStatus) {
+    let role = serde_json::to_value(status.role).ok();
+    let role = role.as_ref().and_then(|role| role.as_str()).unwrap_or("unknown");
+    println!("role                 {role}");
+    println!("generation           {}", status.generation);
+    println!("point                {} instructions", status.point);
+    let idle = if status.guest_idle { ", idle" } else { "" };
+    println!("guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3);
+    println!("outputs waiting      {}", status.outputs_waiting);
+    println!(
+        "output delay         median {:.0} µs, worst {:.0} µs",
+        status.output_delay_us, status.output_delay_worst_us
+    );
+    if let Some(channel) = &status.channel {
+        println!("execution lag        {:.1} ms", channel.execution_lag_ms);
+        println!(
+            "log                  {:.3} Mbit/s, {} entries, {} bytes, {} buffered",
+            channel.log_mbit_s, channel.log_entries, channel.log_bytes, channel.buffered_bytes
+        );
+        println!(
+            "acknowledgement      median {:.0} µs, worst {:.0} µs",
+            channel.acknowledgement_us, channel.acknowledgement_worst_us
+        );
+    }
+    if let Some(failover) = &status.failover {
+        println!(
+            "failover             generation {}: {}; detection {:.1} ms, arbiter {:.1} ms, \
+             replay {:.1} ms, first output {}",
+            failover.generation,
+            failover.suspicion,
+            failover.detection_ms,
+            failover.arbiter_ms,
+            failover.replay_ms,
+            failover
+                .first_output_ms
+                .map_or_else(|| "none yet".to_owned(), |time| format!("after {time:.1} ms")),
+        );
+    }
+    if let Some(divergence) = &status.divergence {
+        println!("divergence           {divergence}");
+    }
+    if let Some(bytes) = status.overhead_bytes {
+        println!("memory overhead      {} MiB", bytes >> 20);
+    }
+    if let Some(reason) = &status.reason {
+        println!("reason               {reason}");
+    }
+}

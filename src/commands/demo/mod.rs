@@ -1,0 +1,237 @@
+//! `vmft demo`: a guest survives the loss of its primary, before the user's eyes.
+
+mod ledger;
+mod report;
+mod shell;
+
+use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
+use crate::progress;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use ledger::Ledger;
+use report::{Report, Verdicts};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use vmft_backup::status::SideStatus;
+use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
+use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
+use vmft_guest_images::workload::{RECORDS_FILE, count_records};
+use vmft_guest_images::{Cache, Workload, default_guest};
+
+/// How long the guest may stay silent before the demo gives up: booting on a slow host included.
+const SILENCE_LIMIT: Duration = Duration::from_secs(300);
+/// How long a side may take to end after its guest.
+const EXIT_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DemoGuest {
+    /// Numbered lines and records; the primary is killed in the middle, and everything counted.
+    Records,
+    /// An interactive shell; the kill is yours.
+    Shell,
+}
+
+/// Options of `vmft demo`.
+#[derive(Debug, Args)]
+pub struct DemoOptions {
+    /// What the guest does
+    #[arg(long, value_enum, default_value_t = DemoGuest::Records)]
+    guest: DemoGuest,
+    /// Numbered lines to print and records to write
+    #[arg(long, value_name = "N", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    lines: u32,
+    /// Pause between two lines, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    pause: u32,
+    /// Kill the primary after this record; default: in the middle
+    #[arg(long, value_name = "N")]
+    kill_after: Option<u32>,
+    /// Guest memory
+    #[arg(long, value_name = "size=SIZE", default_value = "size=256M")]
+    memory: crate::options::MemoryOption,
+    /// Print the report as JSON as well
+    #[arg(long)]
+    json: bool,
+    /// Keep the disk, the consoles and the messages of both sides in this new directory
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+/// The place where a demo's files are.
+enum Workplace {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Workplace {
+    fn new(keep: Option<&Path>) -> Result<Self> {
+        match keep {
+            None => Ok(Self::Temporary(tempfile::tempdir().context("making a directory")?)),
+            Some(path) => {
+                std::fs::create_dir(path).with_context(|| format!("making {}", path.display()))?;
+                Ok(Self::Kept(std::path::absolute(path)?))
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(directory) => directory.path(),
+            Self::Kept(path) => path,
+        }
+    }
+}
+
+/// The pair and its console.
+struct Stage {
+    disk: PathBuf,
+    primary: SideProcess,
+    backup: SideProcess,
+    console: PairConsole,
+}
+
+impl Stage {
+    /// Starts both sides on a fresh disk.
+    fn set(workplace: &Path, memory: u64, workload: Workload) -> Result<Self> {
+        let disk = workplace.join("disk.img");
+        make_disk(&disk, DiskSize::DEMO, "vmft-demo")?;
+        let program = std::env::current_exe().context("finding this program")?;
+        let disk_option = prefixed("path=", &disk);
+        let words = workload.cmdline();
+        let primary: [OsString; 8] = [
+            "--listen".into(),
+            "tcp:127.0.0.1:0".into(),
+            "--disk".into(),
+            disk_option.clone(),
+            "--memory".into(),
+            format!("size={memory}").into(),
+            "--cmdline".into(),
+            words.into(),
+        ];
+        let mut primary = SideProcess::start(&program, Which::Primary, workplace, &primary)?;
+        let status = primary.wait_status(EXIT_LIMIT, |status| status.listening.is_some())?;
+        let address = status.listening.expect("just seen");
+        let backup: [OsString; 4] =
+            ["--primary".into(), format!("tcp:{address}").into(), "--disk".into(), disk_option];
+        let mut backup = SideProcess::start(&program, Which::Backup, workplace, &backup)?;
+        let mut console = PairConsole::default();
+        console.attach(&mut primary)?;
+        console.attach(&mut backup)?;
+        Ok(Self { disk, primary, backup, console })
+    }
+}
+
+/// Runs the demo.
+pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
+    let mut bar = progress::terminal();
+    ensure_packages(HOST_PACKAGES, &mut bar)?;
+    // Fetched here, with progress, so that the sides find it ready.
+    default_guest(&Cache::from_environment()?, &mut bar)?;
+    drop(bar);
+    let workplace = Workplace::new(options.keep.as_deref())?;
+    let result = match options.guest {
+        DemoGuest::Shell => {
+            let stage = Stage::set(workplace.path(), options.memory.size, Workload::Shell)?;
+            shell::play(stage)
+        }
+        DemoGuest::Records => records(options, workplace.path()),
+    };
+    if let Workplace::Kept(path) = &workplace {
+        eprintln!("vmft: kept in {}", path.display());
+    }
+    result
+}
+
+fn records(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
+    let kill_after = options.kill_after.unwrap_or(options.lines / 2);
+    if kill_after == 0 || kill_after > options.lines {
+        bail!("--kill-after {kill_after} is not between 1 and {} lines", options.lines);
+    }
+    let workload = Workload::Demo { lines: options.lines, pause_ms: options.pause };
+    let started = Instant::now();
+    let mut stage = Stage::set(workplace, options.memory.size, workload)?;
+    let mut ledger = Ledger::default();
+    let mut kill: Option<(Instant, SideStatus)> = None;
+    let mut first_output = None;
+    let mut survivor = None;
+    let waiting = progress::spinner("booting the guest on both sides");
+    let mut silent_since = Instant::now();
+    loop {
+        match stage.console.look(Duration::from_millis(200)) {
+            Look::Bytes(bytes) => {
+                waiting.finish_and_clear();
+                silent_since = Instant::now();
+                show(&bytes)?;
+                if let Some((killed_at, _)) = &kill
+                    && stage.console.last_from() == Some(Which::Backup)
+                {
+                    first_output.get_or_insert_with(|| killed_at.elapsed());
+                }
+                ledger.read(&bytes);
+                if first_output.is_some() && survivor.is_none() {
+                    // Asked while it lives: it ends with its guest.
+                    survivor = stage.backup.status().ok();
+                }
+            }
+            Look::Nothing => {
+                check_alive(&mut stage, kill.is_some())?;
+                if silent_since.elapsed() > SILENCE_LIMIT {
+                    bail!("the guest has been silent for {} s", SILENCE_LIMIT.as_secs());
+                }
+            }
+            Look::Closed => break,
+        }
+        if kill.is_none() && ledger.synced() >= kill_after {
+            let status = stage.primary.status().context("asking the primary before its end")?;
+            stage.primary.kill()?;
+            kill = Some((Instant::now(), status));
+            eprintln!("\r\nvmft: primary (process {}) killed with SIGKILL", stage.primary.pid());
+        }
+    }
+    waiting.finish_and_clear();
+    let exit = stage.backup.wait_exit(EXIT_LIMIT)?;
+    if !exit.success() {
+        bail!("the backup ended with {exit}; it says:\n{}", stage.backup.messages());
+    }
+    let file = read_disk_file(&stage.disk, RECORDS_FILE)?;
+    let verdicts = Verdicts {
+        lines_wanted: options.lines,
+        records_on_disk: count_records(&file).context("the records on the disk")?,
+        disk: check_disk(&stage.disk)?,
+        bytes_repeated_to_readers: stage.console.merger().repeated(),
+        bytes_missing: stage.console.merger().missing(),
+    };
+    let (_, before) = kill.context("the guest ended before the primary was killed")?;
+    let report = Report::new(&ledger, verdicts, &before, survivor, first_output, started.elapsed());
+    report.print();
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check_alive(stage: &mut Stage, killed: bool) -> Result<()> {
+    let Stage { primary, backup, .. } = stage;
+    for (side, expected) in [(primary, !killed), (backup, true)] {
+        if expected
+            && let Some(exit) = side.try_exit()?
+            && !exit.success()
+        {
+            bail!("a side ended with {exit}; it says:\n{}", side.messages());
+        }
+    }
+    Ok(())
+}
+
+/// Shows console bytes as they are.
+fn show(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()?;
+    Ok(())
+}

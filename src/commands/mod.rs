@@ -1,0 +1,12 @@
+//! One module a command.
+
+pub mod backup;
+pub mod console;
+pub mod control;
+pub mod demo;
+pub mod guest;
+pub mod primary;
+pub mod record;
+pub mod replay;
+pub mod run;
+pub mod tls_init;

@@ -1,0 +1,62 @@
+//! `vmft record`.
+
+use crate::interrupt;
+use crate::machine_options::{MachineOptions, SideOptions, fresh_id, make_side, open_disks};
+use crate::terminal;
+use anyhow::{Context, Result};
+use clap::Args;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use vmft_backup::identity::{fingerprint, nonce};
+use vmft_backup::recorded::FileLog;
+use vmft_logging_channel::entry::Generation;
+use vmft_logging_channel::fingerprint::Identity;
+use vmft_logging_channel::log_file::LogHeader;
+
+/// Options of `vmft record`.
+#[derive(Debug, Args)]
+pub struct RecordOptions {
+    /// The log file to write; it must not exist
+    #[arg(long, value_name = "FILE")]
+    log: PathBuf,
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    side: SideOptions,
+}
+
+/// Runs a guest and records it.
+pub fn record(options: &RecordOptions) -> Result<ExitCode> {
+    let disks = open_disks(&options.machine.disk, true)?;
+    let side = make_side(&options.side, disks, "recorder")?;
+    let mut machine = options.machine.machine(&side.disks)?;
+    side.status.set_guest_memory(machine.ram().host_ranges());
+    interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
+
+    let file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .open(&options.log)
+        .with_context(|| format!("creating log {}", options.log.display()))?;
+    let metadata = BTreeMap::from([("recorded on".to_owned(), side.who.host.clone())]);
+    let header = LogHeader {
+        identity: Identity {
+            pair: format!("record-{}", fresh_id()?).parse()?,
+            generation: Generation(0),
+            fingerprint: fingerprint(&machine.config().board.disks),
+        },
+        metadata,
+        nonce: nonce()?,
+    };
+    let log = FileLog::create(file, header, &mut machine)
+        .with_context(|| format!("writing log {}", options.log.display()))?;
+
+    let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
+    let end = side.record(machine, log.clone())?;
+    drop(terminal);
+    log.finish().with_context(|| format!("writing log {}", options.log.display()))?;
+    eprintln!("vmft: recorded to {}", options.log.display());
+    Ok(super::run::report(&end))
+}

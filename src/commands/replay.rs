@@ -1,0 +1,88 @@
+//! `vmft replay`.
+
+use crate::options::SerialOption;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use vmft_backup::follower::ReplayGate;
+use vmft_backup::identity::check_version;
+use vmft_backup::recorded::RecordedLog;
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::inputs::Replaying;
+use vmft_vmm::machine::RunEnd;
+use vmft_vmm::outputs::KeptOutputs;
+use vmft_vmm::snapshot;
+use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget};
+
+/// Options of `vmft replay`.
+#[derive(Debug, Args)]
+pub struct ReplayOptions {
+    /// The log file
+    #[arg(value_name = "FILE")]
+    log: PathBuf,
+    /// Stop at this instruction
+    #[arg(long, value_name = "POINT")]
+    to: Option<u64>,
+    /// Where the replayed console goes: null, tty or file=PATH
+    #[arg(long, value_name = "WHERE", default_value = "null")]
+    serial: SerialOption,
+    /// Write a snapshot of the machine where the replay ends
+    #[arg(long, value_name = "DIR")]
+    snapshot: Option<PathBuf>,
+}
+
+/// Replays a log offline.
+pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
+    let path = options.log.display();
+    let file = File::open(&options.log).with_context(|| format!("opening log {path}"))?;
+    let until = options.to.map_or(ExecutionPoint::NEVER, ExecutionPoint::new);
+    let (header, mut machine, log) =
+        RecordedLog::open(file, until).with_context(|| format!("log {path}"))?;
+    check_version(&header.identity.fingerprint)
+        .map_err(|mismatch| anyhow!("log {path} was recorded by another program: {mismatch}"))?;
+    if matches!(options.serial.0, ConsoleTarget::Socket(_)) {
+        bail!("a replay has no console to attach to; give --serial null, tty or file=PATH");
+    }
+
+    let started = Instant::now();
+    let first = machine.point();
+    let console = ConsoleHub::open(&options.serial.0)?;
+    let kept = Arc::new(KeptOutputs::default());
+    let gate = ReplayGate::showing(Arc::clone(&kept), Arc::clone(&console));
+    let mut inputs = Replaying::new(log, kept, first);
+    let end = machine.run(&mut inputs, &gate);
+    console.close();
+
+    let seconds = started.elapsed().as_secs_f64();
+    let instructions = machine.point().since(first);
+    println!(
+        "replayed {instructions} instructions from point {first} to {}: {} entries, \
+         {} digests agree, {:.1} million instructions a second",
+        machine.point(),
+        inputs.log().entries_read(),
+        inputs.digests(),
+        instructions as f64 / seconds / 1e6,
+    );
+    match end {
+        Ok(RunEnd::Stopped(reason)) => println!("the guest stopped: {reason:?}"),
+        Ok(_) => {}
+        Err(error) => {
+            let report = anyhow::Error::from(error);
+            bail!("{report:#}; to see it again: vmft replay {path} --to {}", machine.point());
+        }
+    }
+    if let Some(damage) = inputs.log().damage() {
+        let damage = damage.clone();
+        return Err(damage).with_context(|| format!("log {path}"));
+    }
+    println!("state {:016x}", machine.full_digest());
+    if let Some(directory) = &options.snapshot {
+        snapshot::save(&machine, directory)?;
+        println!("snapshot {}", directory.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,13 @@
+//! The `vmft` command line, as a library so that tests and experiments start what users start.
+
+pub mod api;
+pub mod api_client;
+pub mod commands;
+pub mod interrupt;
+pub mod machine_options;
+pub mod options;
+pub mod pair;
+pub mod pair_options;
+mod process;
+pub mod progress;
+pub mod terminal;

@@ -1,0 +1,240 @@
+//! Values of command-line options: Cloud Hypervisor's conventions, which users know.
+//!
+//! Comma-separated `key=value`, `on|off`, sizes as `512M` or `4G`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
+use vmft_vmm::world::console::ConsoleTarget;
+
+/// Why an option's value is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// No `key=value`.
+    #[error("`{0}` is no key=value")]
+    NoPair(String),
+    /// A key the option does not have.
+    #[error("unknown key `{key}`; known are {known}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The keys it has.
+        known: String,
+    },
+    /// A key twice.
+    #[error("`{0}` is given twice")]
+    Repeated(String),
+    /// A key that must be there.
+    #[error("`{0}=` is missing")]
+    Missing(&'static str),
+    /// No size.
+    #[error("`{0}` is no size such as 512M or 4G")]
+    Size(String),
+    /// A size no guest can have.
+    #[error("memory of {0} bytes: at least 64M, at most 4G, in whole pages of 4K")]
+    Memory(u64),
+    /// Neither on nor off.
+    #[error("`{0}` is neither on nor off")]
+    Switch(String),
+    /// No number.
+    #[error("`{0}` is no number")]
+    Number(String),
+    /// More or fewer than one CPU.
+    #[error(
+        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; \
+         give --cpus boot=1"
+    )]
+    Cpus(u64),
+    /// No place for the console.
+    #[error("`{0}` is none of tty, null, file=PATH, socket=PATH")]
+    Serial(String),
+    /// No arbiter.
+    #[error("`{0}` is no arbiter; give dir=PATH on storage that both hosts share")]
+    Arbiter(String),
+}
+
+/// The `key=value` pairs of one option.
+struct Pairs<'a> {
+    pairs: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Pairs<'a> {
+    fn parse(text: &'a str, known: &[&str]) -> Result<Self, OptionError> {
+        let mut pairs: Vec<(&str, &str)> = Vec::new();
+        for part in text.split(',') {
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| OptionError::NoPair(part.to_owned()))?;
+            if !known.contains(&key) {
+                let known = known.join(", ");
+                return Err(OptionError::UnknownKey { key: key.to_owned(), known });
+            }
+            if pairs.iter().any(|(other, _)| *other == key) {
+                return Err(OptionError::Repeated(key.to_owned()));
+            }
+            pairs.push((key, value));
+        }
+        Ok(Self { pairs })
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.pairs.iter().find(|(other, _)| *other == key).map(|(_, value)| *value)
+    }
+
+    fn need(&self, key: &'static str) -> Result<&'a str, OptionError> {
+        self.get(key).ok_or(OptionError::Missing(key))
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, OptionError> {
+    let error = || OptionError::Size(text.to_owned());
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    number.checked_mul(1 << shift).ok_or_else(error)
+}
+
+fn parse_switch(text: &str) -> Result<bool, OptionError> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(OptionError::Switch(text.to_owned())),
+    }
+}
+
+/// `--memory size=256M`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryOption {
+    /// Bytes.
+    pub size: u64,
+}
+
+impl FromStr for MemoryOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let size = parse_size(Pairs::parse(text, &["size"])?.need("size")?)?;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(4096) {
+            return Err(OptionError::Memory(size));
+        }
+        Ok(Self { size })
+    }
+}
+
+/// `--cpus boot=1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpusOption;
+
+impl FromStr for CpusOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let boot = Pairs::parse(text, &["boot"])?.need("boot")?;
+        match boot.parse() {
+            Ok(1) => Ok(Self),
+            Ok(number) => Err(OptionError::Cpus(number)),
+            Err(_) => Err(OptionError::Number(boot.to_owned())),
+        }
+    }
+}
+
+/// `--disk path=IMAGE,readonly=on`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOption {
+    /// The image.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let pairs = Pairs::parse(text, &["path", "readonly"])?;
+        Ok(Self {
+            path: pairs.need("path")?.into(),
+            read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
+        })
+    }
+}
+
+/// `--serial tty|null|file=PATH|socket=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SerialOption(pub ConsoleTarget);
+
+impl FromStr for SerialOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let target = match text.split_once('=') {
+            None if text == "tty" => ConsoleTarget::Tty,
+            None if text == "null" => ConsoleTarget::Null,
+            Some(("file", path)) if !path.is_empty() => ConsoleTarget::File(path.into()),
+            Some(("socket", path)) if !path.is_empty() => ConsoleTarget::Socket(path.into()),
+            _ => return Err(OptionError::Serial(text.to_owned())),
+        };
+        Ok(Self(target))
+    }
+}
+
+/// `--arbiter dir=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArbiterOption {
+    /// The directory.
+    pub directory: PathBuf,
+}
+
+impl FromStr for ArbiterOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        match text.split_once('=') {
+            Some(("dir", path)) if !path.is_empty() => Ok(Self { directory: path.into() }),
+            _ => Err(OptionError::Arbiter(text.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_suffixes_and_bounds() {
+        let size = |text: &str| text.parse::<MemoryOption>().map(|option| option.size);
+        assert_eq!(size("size=256M"), Ok(256 << 20));
+        assert_eq!(size("size=4G"), Ok(4 << 30));
+        assert_eq!(size("size=65536K"), Ok(64 << 20));
+        assert_eq!(size("size=63M"), Err(OptionError::Memory(63 << 20)));
+        assert_eq!(size("size=1x"), Err(OptionError::Size("1x".into())));
+        assert_eq!(size("256M"), Err(OptionError::NoPair("256M".into())));
+    }
+
+    #[test]
+    fn more_than_one_cpu_is_refused_with_the_reason() {
+        assert_eq!("boot=1".parse::<CpusOption>(), Ok(CpusOption));
+        let error = "boot=2".parse::<CpusOption>().expect_err("one only");
+        assert!(error.to_string().contains("one instruction stream"));
+    }
+
+    #[test]
+    fn a_disk_has_a_path_and_may_be_read_only() {
+        let disk = "path=a.img,readonly=on".parse::<DiskOption>();
+        assert_eq!(disk, Ok(DiskOption { path: "a.img".into(), read_only: true }));
+        assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
+        assert!("path=a,path=b".parse::<DiskOption>().is_err());
+        assert!("path=a,size=3".parse::<DiskOption>().is_err());
+    }
+
+    #[test]
+    fn the_console_goes_to_one_of_four_places() {
+        assert_eq!("tty".parse(), Ok(SerialOption(ConsoleTarget::Tty)));
+        assert_eq!("file=a".parse(), Ok(SerialOption(ConsoleTarget::File("a".into()))));
+        assert!("file=".parse::<SerialOption>().is_err());
+        assert!("pty".parse::<SerialOption>().is_err());
+    }
+}

@@ -1,0 +1,42 @@
+//! This process, as the host sees it.
+
+use std::ops::Range;
+
+/// Resident memory of this process outside the ranges of guest memory, in bytes; `None` where the
+/// host does not tell.
+pub fn overhead_bytes(guest_memory: &[Range<usize>]) -> Option<u64> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    Some(resident_outside(&smaps, guest_memory))
+}
+
+/// Sums `Rss` over the mappings of `smaps` (proc(5)) that begin outside all `ranges`.
+fn resident_outside(smaps: &str, ranges: &[Range<usize>]) -> u64 {
+    let mut counts = false;
+    let mut kilobytes = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, _)) = first.split_once('-') {
+            let start = usize::from_str_radix(start, 16).unwrap_or(0);
+            counts = !ranges.iter().any(|range| range.contains(&start));
+        } else if first == "Rss:" && counts {
+            kilobytes += words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    kilobytes * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_not_counted() {
+        let smaps = "1000-3000 rw-p 0 00:00 0 [heap]\nSize: 8 kB\nRss: 4 kB\n\
+                     10000-90000 rw-p 0 00:00 0\nSize: 512 kB\nRss: 300 kB\n\
+                     a0000-b0000 r--p 0 00:00 0 /lib/x\nRss: 16 kB\n";
+        let guest = std::slice::from_ref(&(0x10000..0x90000));
+        assert_eq!(resident_outside(smaps, guest), 20 * 1024);
+        assert_eq!(resident_outside(smaps, &[]), 320 * 1024);
+    }
+}

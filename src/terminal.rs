@@ -1,0 +1,135 @@
+//! The terminal as the guest's console: raw mode, and keys on their way to the guest.
+
+use anyhow::{Context, Result};
+use nix::sys::termios::{self, SetArg, Termios};
+use std::io::{self, IsTerminal, Read};
+use std::sync::Arc;
+use vmft_logging_channel::entry::StopReason;
+use vmft_vmm::inputs::Asked;
+use vmft_vmm::world::Mailbox;
+use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget};
+
+/// Ctrl-A, then x: leave. Ctrl-A twice types one Ctrl-A.
+const ESCAPE: u8 = 0x01;
+
+/// Puts the terminal in raw mode, and back when dropped.
+#[derive(Debug)]
+pub struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Raw mode; `None` if standard input is no terminal.
+    pub fn enter() -> Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = termios::tcgetattr(&stdin).context("reading the terminal's mode")?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        // The guest sends carriage returns of its own; our messages need theirs.
+        raw.output_flags |= termios::OutputFlags::OPOST | termios::OutputFlags::ONLCR;
+        termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw).context("setting the terminal's mode")?;
+        Ok(Some(Self { before }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // Nothing more can be done for a terminal that is gone.
+        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before);
+    }
+}
+
+/// What the keys say.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// For the guest.
+    pub typed: Vec<u8>,
+    /// Ctrl-A x was typed.
+    pub leave: bool,
+}
+
+/// Finds the escape sequence in what is typed.
+#[derive(Debug, Default)]
+pub struct KeyFilter {
+    escaped: bool,
+}
+
+impl KeyFilter {
+    /// Sorts keys.
+    pub fn filter(&mut self, bytes: &[u8]) -> Keys {
+        let mut typed = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            if self.escaped {
+                self.escaped = false;
+                match byte {
+                    b'x' | b'X' => return Keys { typed, leave: true },
+                    ESCAPE => typed.push(ESCAPE),
+                    other => typed.extend([ESCAPE, other]),
+                }
+            } else if byte == ESCAPE {
+                self.escaped = true;
+            } else {
+                typed.push(byte);
+            }
+        }
+        Keys { typed, leave: false }
+    }
+}
+
+/// Reads standard input on a thread of its own. `handle` gets the keys and returns false to end.
+pub fn read_keys(mut handle: impl FnMut(Keys) -> bool + Send + 'static) -> Result<()> {
+    let run = move || {
+        let mut filter = KeyFilter::default();
+        let mut bytes = [0; 1024];
+        while let Ok(len @ 1..) = io::stdin().read(&mut bytes) {
+            if !handle(filter.filter(&bytes[..len])) {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("keys".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+/// Connects the terminal to a console that goes to `target`; raw mode lasts as long as the result.
+pub fn attach(
+    target: &ConsoleTarget,
+    console: &Arc<ConsoleHub>,
+    mailbox: &Arc<Mailbox>,
+) -> Result<Option<RawTerminal>> {
+    if *target != ConsoleTarget::Tty {
+        return Ok(None);
+    }
+    let raw = RawTerminal::enter()?;
+    if raw.is_some() {
+        eprintln!("vmft: the guest's console; Ctrl-A x stops the guest");
+    }
+    let (console, mailbox) = (Arc::clone(console), Arc::clone(mailbox));
+    read_keys(move |keys| {
+        console.type_in(&keys.typed);
+        if keys.leave {
+            mailbox.ask(Asked::Stop(StopReason::Operator));
+        }
+        !keys.leave
+    })?;
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_a_x_leaves_and_other_keys_reach_the_guest() {
+        let mut filter = KeyFilter::default();
+        let typed = |keys: Keys| (keys.typed, keys.leave);
+        assert_eq!(typed(filter.filter(b"ls\r")), (b"ls\r".to_vec(), false));
+        assert_eq!(typed(filter.filter(&[ESCAPE])), (vec![], false));
+        assert_eq!(typed(filter.filter(&[ESCAPE, b'q'])), (vec![ESCAPE, b'q'], false));
+        assert_eq!(typed(filter.filter(&[ESCAPE, b'b'])), (vec![ESCAPE, b'b'], false));
+        assert_eq!(typed(filter.filter(&[b'a', ESCAPE, b'x', b'z'])), (vec![b'a'], true));
+    }
+}

@@ -1,0 +1,122 @@
+//! Saving a board and restoring it.
+
+use super::{
+    Board, BoardConfig, BoardError, CLOCK_LINE, Effect, EffectQueue, FunctionsState, SERIAL_LINE,
+};
+use crate::devices::cmos_clock::{CmosClock, CmosClockState};
+use crate::devices::interrupt_controller::{ControllerState, InterruptController};
+use crate::devices::interval_timer::{IntervalTimer, IntervalTimerState};
+use crate::devices::pci::ConfigAddress;
+use crate::devices::reset::ResetState;
+use crate::devices::serial::{Serial, SerialState};
+use crate::devices::{IrqLine, require};
+use crate::memory::GuestRam;
+use serde::{Deserialize, Serialize};
+
+use super::functions::Functions;
+
+/// Everything about the devices that the guest can ever notice, and the requests on their way.
+///
+/// Two boards of the same configuration with the same memory and equal states behave alike.
+/// It contains no reports ([`Board::take_faults`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    /// The interrupt controllers.
+    pub interrupts: [ControllerState; 2],
+    /// The interval timer.
+    pub timer: IntervalTimerState,
+    /// The clock.
+    pub clock: CmosClockState,
+    /// The serial port.
+    pub serial: SerialState,
+    /// A reset in progress.
+    pub reset: ResetState,
+    /// Port 0xCF8.
+    pub config_address: u32,
+    /// What is on the PCI bus.
+    pub functions: FunctionsState,
+    /// Effects nobody has taken yet.
+    pub effects: Vec<Effect>,
+}
+
+impl Board {
+    /// The board's state.
+    pub fn save(&self) -> BoardState {
+        let Self {
+            config: _,
+            ram: _,
+            interrupts,
+            timer,
+            clock,
+            serial,
+            reset,
+            config_address,
+            functions,
+            effects,
+            faults: _,
+            next_timer: _,
+        } = self;
+        BoardState {
+            interrupts: interrupts.save(),
+            timer: timer.save(),
+            clock: clock.save(),
+            serial: serial.save(),
+            reset: *reset,
+            config_address: config_address.get(),
+            functions: functions.save(),
+            effects: effects.as_slice().to_vec(),
+        }
+    }
+
+    /// A board that goes on from a saved state. Memory must already hold what it held.
+    ///
+    /// # Errors
+    /// [`BoardError`] if the configuration breaks a limit, or the state is not one that a
+    /// board of this configuration can be in.
+    pub fn restore(
+        config: &BoardConfig,
+        ram: &GuestRam,
+        state: &BoardState,
+    ) -> Result<Self, BoardError> {
+        let mut board = Self::new(config, ram)?;
+        let BoardState {
+            interrupts,
+            timer,
+            clock,
+            serial,
+            reset,
+            config_address,
+            functions,
+            effects,
+        } = state;
+        board.interrupts = InterruptController::restore(interrupts)?;
+        board.timer = IntervalTimer::restore(timer)?;
+        board.clock = CmosClock::restore(clock)?;
+        board.serial = Serial::restore(serial)?;
+        reset.validate()?;
+        board.reset = *reset;
+        board.config_address = ConfigAddress::new(*config_address);
+        require(
+            "PCI bus",
+            board.config_address.get() == *config_address,
+            "the configuration address holds reserved bits",
+        )?;
+        board.functions = Functions::restore(config, functions, ram.memory())?;
+        board.effects = EffectQueue::from(effects.clone());
+        board.check_lines()?;
+        board.update_next_timer();
+        Ok(board)
+    }
+
+    /// The interrupt lines must be what the devices drive.
+    fn check_lines(&self) -> Result<(), BoardError> {
+        let mut driven: Vec<(IrqLine, bool)> = self.functions.interrupt_lines().to_vec();
+        driven.push((SERIAL_LINE, self.serial.line()));
+        driven.push((CLOCK_LINE, self.clock.line()));
+        for (line, high) in driven {
+            let same = self.interrupts.line(line) == high;
+            require("interrupt controller", same, "a line is not as its device drives it")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+use super::*;
+
+/// 2023-11-14 22:13:20, a Tuesday.
+const BASE: i64 = 1_700_000_000;
+
+fn seconds(count: u64) -> VirtualTime {
+    VirtualTime::from_ns(count * NS_PER_SECOND)
+}
+
+fn read(rtc: &mut CmosClock, now: VirtualTime, register: usize) -> u8 {
+    rtc.write_index(register as u8);
+    rtc.read_data(now)
+}
+
+fn write(rtc: &mut CmosClock, now: VirtualTime, register: usize, value: u8) {
+    rtc.write_index(register as u8);
+    rtc.write_data(now, value);
+}
+
+fn shown(rtc: &mut CmosClock, now: VirtualTime) -> [u8; 8] {
+    [CENTURY, YEAR, MONTH, DAY_OF_MONTH, HOURS, MINUTES, SECONDS, DAY_OF_WEEK]
+        .map(|register| read(rtc, now, register))
+}
+
+#[test]
+fn the_time_is_the_base_plus_virtual_time_in_decimal_digits() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::ZERO;
+    assert_eq!(shown(&mut rtc, now), [0x20, 0x23, 0x11, 0x14, 0x22, 0x13, 0x20, 0x03]);
+    let now = seconds(2 * 3600);
+    assert_eq!(shown(&mut rtc, now), [0x20, 0x23, 0x11, 0x15, 0x00, 0x13, 0x20, 0x04]);
+    assert_eq!(read(&mut rtc, now, REGISTER_D), 0x80);
+}
+
+#[test]
+fn binary_and_twelve_hour_modes_are_honoured() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::ZERO;
+    write(&mut rtc, now, REGISTER_B, B_BINARY | B_24_HOURS);
+    assert_eq!(shown(&mut rtc, now), [20, 23, 11, 14, 22, 13, 20, 3]);
+    write(&mut rtc, now, REGISTER_B, 0);
+    assert_eq!(read(&mut rtc, now, HOURS), 0x80 | 0x10);
+    assert_eq!(read(&mut rtc, seconds(2 * 3600), HOURS), 0x12);
+}
+
+#[test]
+fn update_in_progress_announces_the_next_second() {
+    let mut rtc = CmosClock::new(BASE);
+    let before = VirtualTime::from_ns(NS_PER_SECOND - UPDATE_NS - 1);
+    assert_eq!(read(&mut rtc, before, REGISTER_A), 0x26);
+    assert_eq!(read(&mut rtc, before.after_ns(1), REGISTER_A), 0xA6);
+    assert_eq!(read(&mut rtc, seconds(1), REGISTER_A), 0x26);
+    write(&mut rtc, before, REGISTER_B, B_SET | B_24_HOURS);
+    assert_eq!(read(&mut rtc, before.after_ns(1), REGISTER_A), 0x26);
+}
+
+#[test]
+fn the_clock_can_be_set_as_linux_does() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = seconds(100);
+    write(&mut rtc, now, REGISTER_B, B_SET | B_24_HOURS);
+    for (register, value) in [
+        (YEAR, 0x31),
+        (MONTH, 0x12),
+        (DAY_OF_MONTH, 0x31),
+        (HOURS, 0x23),
+        (MINUTES, 0x59),
+        (SECONDS, 0x58),
+    ] {
+        write(&mut rtc, now, register, value);
+    }
+    assert_eq!(read(&mut rtc, seconds(200), SECONDS), 0x58, "held");
+    write(&mut rtc, now, REGISTER_B, B_24_HOURS);
+    assert_eq!(shown(&mut rtc, now)[..7], [0x20, 0x31, 0x12, 0x31, 0x23, 0x59, 0x58]);
+    assert_eq!(shown(&mut rtc, seconds(102))[..7], [0x20, 0x32, 1, 1, 0, 0, 0]);
+}
+
+#[test]
+fn one_field_can_be_written_while_the_clock_runs() {
+    let mut rtc = CmosClock::new(BASE);
+    write(&mut rtc, seconds(10), MINUTES, 0x45);
+    assert_eq!(shown(&mut rtc, seconds(11))[4..7], [0x22, 0x45, 0x31]);
+}
+
+#[test]
+fn the_periodic_interrupt_comes_at_its_rate() {
+    let mut rtc = CmosClock::new(BASE);
+    write(&mut rtc, VirtualTime::ZERO, REGISTER_B, B_24_HOURS | FLAG_PERIODIC);
+    let mut times = Vec::new();
+    for _ in 0..1024 {
+        let time = rtc.next_timer().expect("periodic");
+        rtc.advance(time);
+        assert!(rtc.line());
+        assert_eq!(rtc.next_timer(), None, "nothing more until the flags are read");
+        assert_eq!(read(&mut rtc, time, REGISTER_C) & 0xC0, 0xC0);
+        assert!(!rtc.line());
+        times.push(time);
+    }
+    assert_eq!(times[0].as_ns(), 976_563, "1,024 Hz");
+    assert_eq!(times[1023], seconds(1));
+}
+
+#[test]
+fn the_alarm_comes_at_its_time_of_day_and_wildcards_match() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::ZERO;
+    for (register, value) in [(HOURS_ALARM, 0x06), (MINUTES_ALARM, 0x30), (SECONDS_ALARM, 0)] {
+        write(&mut rtc, now, register, value);
+    }
+    write(&mut rtc, now, REGISTER_B, B_24_HOURS | FLAG_ALARM);
+    let due = seconds(8 * 3600 + 16 * 60 + 40);
+    assert_eq!(rtc.next_timer(), Some(due));
+    rtc.advance(due);
+    assert_eq!(read(&mut rtc, due, REGISTER_C) & 0xA0, 0xA0);
+    assert_eq!(rtc.next_timer(), Some(due.after_ns(86_400 * NS_PER_SECOND)));
+    for register in [HOURS_ALARM, MINUTES_ALARM] {
+        write(&mut rtc, now, register, 0xFF);
+    }
+    assert_eq!(rtc.next_timer(), Some(due.after_ns(60 * NS_PER_SECOND)));
+    for register in [SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM] {
+        write(&mut rtc, due, register, 0x77);
+        assert_eq!(rtc.next_timer(), None, "an alarm that never matches");
+        write(&mut rtc, due, register, 0xFF);
+    }
+}
+
+#[test]
+fn the_update_interrupt_comes_every_second() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::from_ns(1_500_000_000);
+    read(&mut rtc, now, REGISTER_C);
+    write(&mut rtc, now, REGISTER_B, B_24_HOURS | FLAG_UPDATE);
+    assert_eq!(rtc.next_timer(), Some(seconds(2)));
+    rtc.advance(VirtualTime::from_ns(1_999_999_999));
+    assert!(!rtc.line());
+    rtc.advance(seconds(2));
+    assert!(rtc.line());
+    write(&mut rtc, seconds(2), REGISTER_B, B_24_HOURS);
+    assert!(!rtc.line(), "disabling lowers the line");
+}
+
+#[test]
+fn flags_accumulate_without_interrupts() {
+    let mut rtc = CmosClock::new(BASE);
+    assert_eq!(read(&mut rtc, seconds(5), REGISTER_C), FLAG_PERIODIC | FLAG_UPDATE);
+    assert_eq!(read(&mut rtc, seconds(5), REGISTER_C), 0);
+    assert_eq!(rtc.next_timer(), None);
+}
+
+#[test]
+fn advancing_changes_nothing_until_an_interrupt_is_due() {
+    let mut rtc = CmosClock::new(BASE);
+    write(&mut rtc, VirtualTime::ZERO, REGISTER_B, B_24_HOURS | FLAG_UPDATE);
+    read(&mut rtc, VirtualTime::ZERO, REGISTER_C);
+    let before = rtc.save();
+    rtc.advance(VirtualTime::from_ns(NS_PER_SECOND - 1));
+    assert_eq!(rtc.save(), before);
+}
+
+#[test]
+fn other_cells_are_memory() {
+    let mut rtc = CmosClock::new(BASE);
+    write(&mut rtc, VirtualTime::ZERO, 0x8F, 0x0A);
+    assert_eq!(read(&mut rtc, seconds(1), 0x0F), 0x0A, "bit 7 of the index is the NMI mask");
+}
+
+#[test]
+fn impossible_registers_are_refused() {
+    let good = CmosClock::new(BASE).save();
+    assert!(CmosClock::restore(&good).is_ok());
+    let breakages: [fn(&mut CmosClockState); 5] = [
+        |state| state.memory.truncate(64),
+        |state| state.index = 128,
+        |state| state.memory[REGISTER_D] = 0,
+        |state| state.base = i64::MAX,
+        |state| state.flags = 0xFF,
+    ];
+    for broken in breakages {
+        let mut state = good.clone();
+        broken(&mut state);
+        assert!(CmosClock::restore(&state).is_err());
+    }
+}

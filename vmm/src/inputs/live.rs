@@ -1,0 +1,125 @@
+//! Inputs from the world.
+
+use super::clock::HostTime;
+use super::{Boundary, ClockControl, InputError, Inputs, Step, Wish};
+use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// How long a guest runs before the world is looked at again, in host nanoseconds.
+const SLICE_NS: u64 = 500_000;
+
+/// What the operator asks of a live machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Come back between two instructions.
+    Pause,
+    /// Stop.
+    Stop(StopReason),
+    /// Run no further: this side has lost its generation.
+    Halt,
+}
+
+/// The world, as far as inputs come from it. Implemented at the rim, where clocks and threads are.
+pub trait InputSource: std::fmt::Debug + Send {
+    /// Host time since this side went live.
+    fn now(&mut self) -> HostTime;
+    /// Takes what the operator asks, if anything.
+    fn take_asked(&mut self) -> Option<Asked>;
+    /// Takes the next arrival; console input at most `console_room` bytes at a time.
+    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival>;
+    /// Waits until there is something to take, or until `deadline`; true if there is.
+    fn wait(&mut self, deadline: Option<HostTime>, console_room: usize) -> bool;
+    /// Starts what will become an arrival.
+    ///
+    /// # Errors
+    /// See [`InputError`].
+    fn start(&mut self, wish: Wish) -> Result<(), InputError>;
+    /// Tells the world where the guest is, for status.
+    fn at(&mut self, boundary: &Boundary);
+}
+
+/// Live inputs: from an [`InputSource`], with guest time kept near host time.
+#[derive(Debug)]
+pub struct Live<S> {
+    source: S,
+    clock: ClockControl,
+    /// After a wake: guest time is corrected before the arrival that woke the guest.
+    must_sync: bool,
+}
+
+impl<S: InputSource> Live<S> {
+    /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
+    pub fn new(source: S, clock: ClockControl) -> Self {
+        Self { source, clock, must_sync: true }
+    }
+
+    /// The world.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Step {
+        self.must_sync = false;
+        let (time, rate) = self.clock.sync(host, boundary.point, boundary.time);
+        Step::Deliver(Arrival::ClockSync { time, rate })
+    }
+
+    /// The next step of an idle guest: waits for an arrival or for its timer.
+    fn next_idle(&mut self, boundary: &Boundary, next_timer: Option<HostTime>) -> Step {
+        loop {
+            if let Some(asked) = self.source.take_asked() {
+                return asked_step(asked);
+            }
+            let host = self.source.now();
+            let timer_due = next_timer.is_some_and(|due| host >= due);
+            if timer_due || self.must_sync {
+                self.clock.waited(host, boundary.point);
+                return self.sync(host, boundary);
+            }
+            if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+                return Step::Deliver(arrival);
+            }
+            if self.source.wait(next_timer, boundary.console_room) {
+                // An arrival comes at the present, not at the time the guest went to sleep.
+                self.must_sync = true;
+            }
+        }
+    }
+}
+
+fn asked_step(asked: Asked) -> Step {
+    match asked {
+        Asked::Pause => Step::Pause,
+        Asked::Stop(reason) => Step::Stop(reason),
+        Asked::Halt => Step::Halt,
+    }
+}
+
+impl<S: InputSource> Inputs for Live<S> {
+    fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
+        self.source.at(boundary);
+        if let Some(idle) = boundary.idle {
+            let due = idle.next_timer.map(|time| self.clock.due(time));
+            return Ok(self.next_idle(boundary, due));
+        }
+        if let Some(asked) = self.source.take_asked() {
+            return Ok(asked_step(asked));
+        }
+        let host = self.source.now();
+        if self.must_sync || self.clock.sync_due(host) {
+            return Ok(self.sync(host, boundary));
+        }
+        if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+            return Ok(Step::Deliver(arrival));
+        }
+        Ok(Step::RunTo(boundary.point.after(self.clock.instructions_in(SLICE_NS))))
+    }
+
+    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
+        self.source.start(wish)
+    }
+
+    fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! The one door in.
+//!
+//! Every nondeterministic value reaches the machine through [`Inputs`]. It has three
+//! implementations: [`Live`] takes inputs from the world, [`Recording`] does the same and logs
+//! them, [`Replaying`] takes them from the log. The run loop cannot tell them apart.
+
+mod clock;
+mod live;
+mod recording;
+mod replaying;
+
+pub use clock::{ClockControl, HostTime, INITIAL_RATE};
+pub use live::{Asked, InputSource, Live};
+pub use recording::{DIGEST_INTERVAL, LogSink, Recording};
+pub use replaying::{Difference, Divergence, LogEnd, LogSource, Replaying};
+
+use crate::board::DiskOperation;
+use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
+use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
+
+/// Where the machine is when it asks for inputs: between two instructions.
+#[derive(Debug, Clone, Copy)]
+pub struct Boundary {
+    /// Instructions retired.
+    pub point: ExecutionPoint,
+    /// Guest time here.
+    pub time: VirtualTime,
+    /// The function that gives it.
+    pub clock: VirtualClock,
+    /// Set if the guest waits in `HLT` and no interrupt is pending: it cannot run on
+    /// without an input.
+    pub idle: Option<Idle>,
+    /// Outputs produced so far.
+    pub outputs: OutputSequence,
+    /// Bytes of console input the serial port can take now.
+    pub console_room: usize,
+}
+
+/// A guest that waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Idle {
+    /// When its next timer is due, in guest time.
+    pub next_timer: Option<VirtualTime>,
+}
+
+/// What the machine does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Run, but not beyond this point, which lies after the boundary's. Never answered to an
+    /// idle machine.
+    RunTo(ExecutionPoint),
+    /// Apply this input here.
+    Deliver(Arrival),
+    /// Take a digest here and hand it to [`Inputs::digest`].
+    Digest,
+    /// Return to the caller, who may save the machine and call `run` again.
+    Pause,
+    /// Stop for good.
+    Stop(StopReason),
+    /// Run no further: this side has lost its generation.
+    Halt,
+    /// No more log: replaying is over.
+    LogEnded,
+}
+
+/// A wish of a device that nobody outside can see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// Disk data.
+    DiskRead {
+        /// Which disk.
+        disk: u8,
+        /// The device's name for the request.
+        request: RequestId,
+        /// A [`DiskOperation::Read`].
+        operation: DiskOperation,
+    },
+    /// Random bytes.
+    Entropy {
+        /// The device's name for the request.
+        request: RequestId,
+        /// How many.
+        len: u32,
+    },
+}
+
+/// Why inputs ran dry or were wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// The replaying side is not where the log says it must be.
+    #[error(transparent)]
+    Divergence(#[from] Box<Divergence>),
+    /// The log could not be written.
+    #[error("writing the log")]
+    Log(#[source] std::io::Error),
+    /// The host has no random bytes.
+    #[error("reading random bytes from the host")]
+    Entropy(#[source] std::io::Error),
+}
+
+/// The source of everything the guest cannot compute by itself.
+pub trait Inputs {
+    /// What to do at this boundary. Called with the same boundary again after a step that
+    /// retires no instruction.
+    ///
+    /// # Errors
+    /// See [`InputError`].
+    fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError>;
+
+    /// A device wants something; it comes later, as an arrival.
+    ///
+    /// # Errors
+    /// See [`InputError`].
+    fn wish(&mut self, wish: Wish) -> Result<(), InputError>;
+
+    /// The digest asked for by [`Step::Digest`].
+    ///
+    /// # Errors
+    /// [`InputError::Divergence`] if the log says something else.
+    fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError>;
+}

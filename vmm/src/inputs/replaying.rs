@@ -1,0 +1,268 @@
+//! Inputs from the log.
+
+use super::{Boundary, InputError, Inputs, Step, Wish};
+use crate::outputs::KeptOutputs;
+use std::fmt;
+use std::sync::Arc;
+use vmft_logging_channel::entry::{Entry, OutputSequence, StateDigest, StopReason};
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// Why there are no more entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogEnd {
+    /// The end of a file, or the peer is lost: everything received has been handed out.
+    Ended,
+}
+
+/// Where entries come from: a log file, or the channel from the primary.
+pub trait LogSource: std::fmt::Debug + Send {
+    /// The next entry; waits for it. `at` is where this side is, for the lag the primary sees.
+    ///
+    /// # Errors
+    /// [`LogEnd`] once there will be no more.
+    fn next(&mut self, at: ExecutionPoint) -> Result<Entry, LogEnd>;
+}
+
+/// The replaying side is in a state the log contradicts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Divergence {
+    /// The last point at which the two agreed.
+    pub agreed: ExecutionPoint,
+    /// The first point at which they were seen to differ.
+    pub point: ExecutionPoint,
+    /// What differs.
+    pub what: Difference,
+}
+
+/// What differs between the log and the replaying side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// The digests.
+    Digest {
+        /// What the log says.
+        logged: Box<StateDigest>,
+        /// What this side has.
+        replayed: Box<StateDigest>,
+    },
+    /// How many outputs the guest has produced.
+    Outputs {
+        /// What the log says.
+        logged: OutputSequence,
+        /// What this side has.
+        replayed: OutputSequence,
+    },
+    /// The guest waits for an interrupt, but the log goes on without one.
+    Idle {
+        /// The point of the next entry.
+        next: ExecutionPoint,
+    },
+    /// The guest is already past the point of the next entry.
+    Past {
+        /// The point of the next entry.
+        next: ExecutionPoint,
+    },
+    /// The guest stopped where the log goes on otherwise.
+    Stopped(String),
+    /// An input fits no request of this side's devices.
+    Arrival(String),
+}
+
+const REGISTER_NAMES: [&str; 18] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15", "rip", "rflags",
+];
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digest { logged, replayed } => {
+                let mut separator = "";
+                for (index, name) in REGISTER_NAMES.iter().enumerate() {
+                    let (log, here) = (logged.registers[index], replayed.registers[index]);
+                    if log != here {
+                        write!(f, "{separator}{name} is {here:#x}, logged {log:#x}")?;
+                        separator = "; ";
+                    }
+                }
+                let hashes = [
+                    ("cpu state", logged.cpu, replayed.cpu),
+                    ("device state", logged.devices, replayed.devices),
+                    ("written memory", logged.memory, replayed.memory),
+                    ("written pages", logged.pages.into(), replayed.pages.into()),
+                ];
+                for (name, log, here) in hashes {
+                    if log != here {
+                        write!(f, "{separator}{name} is {here:#x}, logged {log:#x}")?;
+                        separator = "; ";
+                    }
+                }
+                Ok(())
+            }
+            Self::Outputs { logged, replayed } => {
+                write!(f, "{} outputs produced, logged {}", replayed.0, logged.0)
+            }
+            Self::Idle { next } => {
+                write!(f, "the guest waits for an interrupt, the log goes on at {next}")
+            }
+            Self::Past { next } => write!(f, "the guest is already past the next entry at {next}"),
+            Self::Stopped(why) => write!(f, "the guest stopped ({why}), the log goes on"),
+            Self::Arrival(why) => write!(f, "a logged input fits nothing here: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "divergence between points {} and {}: {}", self.agreed, self.point, self.what)
+    }
+}
+
+impl std::error::Error for Divergence {}
+
+/// Inputs taken from a log.
+#[derive(Debug)]
+pub struct Replaying<L> {
+    log: L,
+    kept: Arc<KeptOutputs>,
+    /// The next entry, taken but not applied.
+    next: Option<Entry>,
+    expected: Option<StateDigest>,
+    /// The last point at which a digest agreed.
+    agreed: ExecutionPoint,
+    digests: u64,
+    log_stopped: Option<StopReason>,
+}
+
+impl<L: LogSource> Replaying<L> {
+    /// Replays `log` from `start` on; released outputs are dropped from `kept`.
+    pub fn new(log: L, kept: Arc<KeptOutputs>, start: ExecutionPoint) -> Self {
+        Self { log, kept, next: None, expected: None, agreed: start, digests: 0, log_stopped: None }
+    }
+
+    /// How many digests agreed.
+    pub fn digests(&self) -> u64 {
+        self.digests
+    }
+
+    /// Where the log comes from.
+    pub fn log(&mut self) -> &mut L {
+        &mut self.log
+    }
+
+    /// The divergence report for something seen at `point`.
+    pub fn diverged(&self, point: ExecutionPoint, what: Difference) -> Box<Divergence> {
+        Box::new(Divergence { agreed: self.agreed, point, what })
+    }
+
+    /// The machine has stopped at `point`: reads the log to its stop, which must say the same.
+    ///
+    /// # Errors
+    /// [`InputError::Divergence`] if the log goes on otherwise. [`LogEnd`] inside `Ok` if the log
+    /// ends before it says so.
+    pub fn stopped(
+        &mut self,
+        point: ExecutionPoint,
+        outputs: OutputSequence,
+        reason: StopReason,
+    ) -> Result<Result<(), LogEnd>, InputError> {
+        if self.log_stopped == Some(reason) {
+            return Ok(Ok(()));
+        }
+        loop {
+            let entry = match self.next.take() {
+                Some(entry) => entry,
+                None => match self.log.next(point) {
+                    Ok(entry) => entry,
+                    Err(end) => return Ok(Err(end)),
+                },
+            };
+            match entry {
+                Entry::Stop { point: logged, reason: why } if logged == point && why == reason => {
+                    return Ok(Ok(()));
+                }
+                Entry::Released { output } => self.kept.released(output),
+                Entry::Progress { point: logged } if logged == point => {}
+                Entry::OutputMark { point: logged, output }
+                    if logged == point && output == outputs => {}
+                other => {
+                    let what = Difference::Stopped(format!("{reason:?}; logged {other:?}"));
+                    return Err(self.diverged(point, what).into());
+                }
+            }
+        }
+    }
+
+    /// The step for an entry at the boundary itself; `None` if it asks nothing of the machine.
+    fn apply(&mut self, entry: Entry, boundary: &Boundary) -> Result<Option<Step>, InputError> {
+        match entry {
+            Entry::Arrival { arrival, .. } => Ok(Some(Step::Deliver(arrival))),
+            Entry::OutputMark { output, .. } => {
+                if output == boundary.outputs {
+                    return Ok(None);
+                }
+                let what = Difference::Outputs { logged: output, replayed: boundary.outputs };
+                Err(self.diverged(boundary.point, what).into())
+            }
+            Entry::Digest { digest, .. } => {
+                self.expected = Some(digest);
+                Ok(Some(Step::Digest))
+            }
+            Entry::Stop { reason, .. } => {
+                self.log_stopped = Some(reason);
+                Ok(Some(Step::Stop(reason)))
+            }
+            Entry::Progress { .. } | Entry::Released { .. } => Ok(None),
+        }
+    }
+}
+
+impl<L: LogSource> Inputs for Replaying<L> {
+    fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
+        loop {
+            let entry = match self.next.take() {
+                Some(entry) => entry,
+                None => match self.log.next(boundary.point) {
+                    Ok(entry) => entry,
+                    Err(LogEnd::Ended) => return Ok(Step::LogEnded),
+                },
+            };
+            let Some(point) = entry.point() else {
+                if let Entry::Released { output } = entry {
+                    self.kept.released(output);
+                }
+                continue;
+            };
+            if point < boundary.point {
+                let what = Difference::Past { next: point };
+                return Err(self.diverged(boundary.point, what).into());
+            }
+            if point > boundary.point {
+                if boundary.idle.is_some() {
+                    let what = Difference::Idle { next: point };
+                    return Err(self.diverged(boundary.point, what).into());
+                }
+                self.next = Some(entry);
+                return Ok(Step::RunTo(point));
+            }
+            if let Some(step) = self.apply(entry, boundary)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+        // The primary does it; its result is in the log.
+        Ok(())
+    }
+
+    fn digest(&mut self, point: ExecutionPoint, replayed: StateDigest) -> Result<(), InputError> {
+        let logged = self.expected.take().expect("a digest is asked for only by a digest entry");
+        if logged == replayed {
+            self.agreed = point;
+            self.digests += 1;
+            return Ok(());
+        }
+        let what = Difference::Digest { logged: Box::new(logged), replayed: Box::new(replayed) };
+        Err(self.diverged(point, what).into())
+    }
+}

@@ -1,0 +1,64 @@
+//! Digests: what the two sides compare.
+
+use super::Machine;
+use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
+use serde::Serialize;
+use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::entry::StateDigest;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// The hash of a value's encoding.
+pub(super) fn hash_of<T: Serialize>(value: &T) -> u64 {
+    let bytes = postcard::to_stdvec(value).expect("plain state always encodes");
+    xxh3_64(&bytes)
+}
+
+/// The hash of the pages' numbers and contents, in the order given.
+pub(super) fn hash_pages(ram: &GuestRam, pages: &[PageNumber]) -> u64 {
+    let mut hasher = Xxh3::new();
+    let mut page_bytes = [0; PAGE_SIZE as usize];
+    for page in pages {
+        let GuestAddress(address) = page.address();
+        hasher.update(&address.to_le_bytes());
+        ram.memory().read_slice(&mut page_bytes, page.address()).expect("written pages are memory");
+        hasher.update(&page_bytes);
+    }
+    hasher.digest()
+}
+
+impl Machine {
+    /// Summarises the state here: registers, devices, and the memory written since the last
+    /// digest. Starts the next window.
+    pub fn digest(&mut self) -> StateDigest {
+        let cpu = self.engine.save();
+        let pages = self.engine.ram().tracker().take_written();
+        self.engine.renew_write_tracking();
+        let mut registers = [0; 18];
+        registers[..16].copy_from_slice(&cpu.general);
+        registers[16] = cpu.rip;
+        registers[17] = cpu.rflags;
+        let devices = hash_of(&(self.board.save(), self.clock, self.outputs, self.console_offset));
+        StateDigest {
+            registers,
+            cpu: hash_of(&cpu),
+            devices,
+            memory: hash_pages(self.engine.ram(), &pages),
+            pages: u32::try_from(pages.len()).expect("at most 4 GiB of pages"),
+        }
+    }
+
+    /// The hash of the whole state: every page that is not zero, and all registers and devices.
+    /// Two machines with the same hash go on alike.
+    pub fn full_digest(&self) -> u64 {
+        let pages = self.nonzero_pages();
+        hash_of(&(
+            hash_pages(self.engine.ram(), &pages),
+            self.engine.save(),
+            self.engine.point(),
+            self.board.save(),
+            self.clock,
+            self.outputs,
+            self.console_offset,
+        ))
+    }
+}

@@ -1,0 +1,345 @@
+//! The machine: a CPU, a board and guest time, and the loop that runs them.
+//!
+//! The machine is a deterministic function of its inputs. The loop is the same on the primary
+//! and on the backup; only the [`Inputs`] and the [`OutputGate`] given to it differ.
+//!
+//! **Order at one point.** Timers due at the point come first, then the point's arrivals in log
+//! order, then at most one interrupt. After an interrupt is delivered the guest retires at least
+//! one instruction before the next arrival. So a log entry that names a point names one place
+//! in this order, without saying more.
+
+mod digest;
+mod state;
+
+pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
+
+use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
+use crate::boot::BootError;
+use crate::engine::soft::SoftEngine;
+use crate::engine::{Bus, Engine, EngineFault, Exit, InvalidState, PortWidth};
+use crate::inputs::{Boundary, Idle, InputError, Inputs, Step, Wish};
+use crate::memory::{GuestRam, MemoryError};
+use crate::outputs::{Output, OutputGate, OutputKind};
+use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
+use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
+
+/// Why [`Machine::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The guest switched itself off, or the inputs said stop.
+    Stopped(StopReason),
+    /// The inputs asked for a pause; the machine can be saved and run on.
+    Paused,
+    /// This side has lost its generation.
+    Halted,
+    /// The log is over; the machine can go live from here.
+    LogEnded,
+}
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel or initramfs.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The devices.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// The boot loader's CPU state.
+    #[error(transparent)]
+    Cpu(#[from] InvalidState),
+    /// A saved machine.
+    #[error(transparent)]
+    State(StateError),
+}
+
+/// Why a machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The engine met something it cannot execute.
+    #[error(transparent)]
+    Engine(#[from] EngineFault),
+    /// The inputs failed.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// An arrival fits no request; on a replaying side, the log is not this machine's.
+    #[error("an arrival at point {point} does not fit")]
+    Delivery {
+        /// Where.
+        point: ExecutionPoint,
+        /// Why.
+        #[source]
+        source: DeliveryError,
+    },
+    /// The machine could not start again after a reset.
+    #[error("restarting after a reset")]
+    Reset(#[source] Box<SetupError>),
+}
+
+/// A guest: everything that a digest covers, and nothing else.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    source: BootSource,
+    engine: Box<dyn Engine>,
+    board: Board,
+    clock: VirtualClock,
+    outputs: OutputSequence,
+    /// Console bytes written by the guest so far.
+    console_offset: u64,
+}
+
+/// The board as the CPU sees it: guest time is computed where it is asked for.
+struct Wiring<'a> {
+    board: &'a mut Board,
+    clock: VirtualClock,
+}
+
+impl Bus for Wiring<'_> {
+    fn port_read(&mut self, at: ExecutionPoint, port: u16, width: PortWidth) -> u32 {
+        self.board.port_read(self.clock.time_at(at), port, width)
+    }
+
+    fn port_write(&mut self, at: ExecutionPoint, port: u16, width: PortWidth, value: u32) {
+        self.board.port_write(self.clock.time_at(at), port, width, value);
+    }
+
+    fn memory_read(&mut self, at: ExecutionPoint, address: u64, data: &mut [u8]) {
+        self.board.memory_read(self.clock.time_at(at), address, data);
+    }
+
+    fn memory_write(&mut self, at: ExecutionPoint, address: u64, data: &[u8]) {
+        self.board.memory_write(self.clock.time_at(at), address, data);
+    }
+
+    fn time_stamp(&mut self, at: ExecutionPoint) -> u64 {
+        // The time-stamp counter runs at 1 GHz: one tick is one nanosecond of guest time.
+        self.clock.time_at(at).as_ns()
+    }
+}
+
+impl Machine {
+    /// A machine that is about to execute the kernel's first instruction.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn new(config: MachineConfig, source: BootSource) -> Result<Self, SetupError> {
+        let ram = GuestRam::new(config.memory())?;
+        let board = Board::new(&config.board, &ram)?;
+        let cpu = source.load(&ram)?;
+        let mut engine = Box::new(SoftEngine::new(ram));
+        engine.restore(&cpu, ExecutionPoint::START)?;
+        Ok(Self {
+            config,
+            source,
+            engine,
+            board,
+            clock: VirtualClock {
+                sync_point: ExecutionPoint::START,
+                sync_time: VirtualTime::ZERO,
+                rate: crate::inputs::INITIAL_RATE,
+            },
+            outputs: OutputSequence(0),
+            console_offset: 0,
+        })
+    }
+
+    /// Instructions retired.
+    pub fn point(&self) -> ExecutionPoint {
+        self.engine.point()
+    }
+
+    /// Guest time as a function of the point.
+    pub fn clock(&self) -> VirtualClock {
+        self.clock
+    }
+
+    /// Outputs produced so far.
+    pub fn outputs(&self) -> OutputSequence {
+        self.outputs
+    }
+
+    /// Console bytes written by the guest so far.
+    pub fn console_offset(&self) -> u64 {
+        self.console_offset
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &GuestRam {
+        self.engine.ram()
+    }
+
+    /// The requests of devices that wait for the outside world, in the order they were made: what
+    /// a side that goes live must do again.
+    pub fn outstanding(&self) -> Vec<Effect> {
+        self.board.outstanding()
+    }
+
+    fn time(&self) -> VirtualTime {
+        self.clock.time_at(self.engine.point())
+    }
+
+    /// True if the guest waits and nothing is there to wake it.
+    fn is_idle(&self) -> bool {
+        self.engine.is_halted() && !self.board.interrupt_pending()
+    }
+
+    fn boundary(&self) -> Boundary {
+        let idle = self.is_idle().then(|| Idle { next_timer: self.board.next_timer() });
+        Boundary {
+            point: self.engine.point(),
+            time: self.time(),
+            clock: self.clock,
+            idle,
+            outputs: self.outputs,
+            console_room: self.board.console_input_room(),
+        }
+    }
+
+    /// Runs until something ends it.
+    ///
+    /// # Errors
+    /// See [`MachineError`]. The machine is between two instructions and can still be saved.
+    pub fn run(
+        &mut self,
+        inputs: &mut dyn Inputs,
+        gate: &dyn OutputGate,
+    ) -> Result<RunEnd, MachineError> {
+        loop {
+            self.board.advance(self.time());
+            self.emit_effects(inputs, gate)?;
+            if self.engine.is_off() {
+                return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
+            }
+            let bound = match inputs.next(&self.boundary())? {
+                Step::RunTo(bound) => bound,
+                Step::Deliver(arrival) => {
+                    self.deliver(&arrival)?;
+                    continue;
+                }
+                Step::Digest => {
+                    let digest = self.digest();
+                    inputs.digest(self.engine.point(), digest)?;
+                    continue;
+                }
+                Step::Pause => return Ok(RunEnd::Paused),
+                Step::Stop(reason) => return Ok(RunEnd::Stopped(reason)),
+                Step::Halt => return Ok(RunEnd::Halted),
+                Step::LogEnded => return Ok(RunEnd::LogEnded),
+            };
+            self.run_slice(bound)?;
+        }
+    }
+
+    /// Runs to `bound`, or to the first exit that needs the loop. If an interrupt is delivered,
+    /// goes on until an instruction has retired.
+    fn run_slice(&mut self, bound: ExecutionPoint) -> Result<(), MachineError> {
+        let start = self.engine.point();
+        let mut bound = bound;
+        loop {
+            let wanted = self.board.interrupt_pending();
+            if wanted && self.engine.is_halted() {
+                self.inject();
+                bound = bound.min(start.after(1));
+                continue;
+            }
+            let timer =
+                self.board.next_timer().map_or(ExecutionPoint::NEVER, |t| self.clock.point_at(t));
+            let until = bound.min(timer.max(start.after(1)));
+            let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
+            match self.engine.run(until, wanted, &mut wiring) {
+                Exit::Bound | Exit::Halted { .. } => return Ok(()),
+                Exit::BusAccess => {
+                    if self.board.reset_requested() {
+                        self.reset()?;
+                    }
+                    return Ok(());
+                }
+                Exit::InterruptWindow => {
+                    self.inject();
+                    bound = bound.min(self.engine.point().after(1));
+                }
+                Exit::Shutdown => {
+                    self.reset()?;
+                    return Ok(());
+                }
+                Exit::Fatal(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
+    fn inject(&mut self) {
+        let vector = self.board.acknowledge_interrupt();
+        self.engine.inject(vector);
+    }
+
+    fn deliver(&mut self, arrival: &Arrival) -> Result<(), MachineError> {
+        let point = self.engine.point();
+        if let Arrival::ClockSync { time, rate } = arrival {
+            let sync_time = (*time).max(self.time());
+            self.clock = VirtualClock { sync_point: point, sync_time, rate: *rate };
+            return Ok(());
+        }
+        self.board
+            .deliver(self.time(), arrival)
+            .map_err(|source| MachineError::Delivery { point, source })
+    }
+
+    /// Hands what the devices asked for to the two doors.
+    fn emit_effects(
+        &mut self,
+        inputs: &mut dyn Inputs,
+        gate: &dyn OutputGate,
+    ) -> Result<(), MachineError> {
+        if !self.board.has_effects() {
+            return Ok(());
+        }
+        for effect in self.board.effects() {
+            let kind = match effect {
+                Effect::Console(bytes) => {
+                    let offset = self.console_offset;
+                    self.console_offset += bytes.len() as u64;
+                    OutputKind::Console { offset, bytes }
+                }
+                Effect::Disk {
+                    disk,
+                    request,
+                    operation: operation @ DiskOperation::Read { .. },
+                } => {
+                    inputs.wish(Wish::DiskRead { disk, request, operation })?;
+                    continue;
+                }
+                Effect::Disk { disk, request, operation } => {
+                    OutputKind::Disk { disk, request, operation }
+                }
+                Effect::Entropy { request, len } => {
+                    inputs.wish(Wish::Entropy { request, len })?;
+                    continue;
+                }
+            };
+            self.outputs = OutputSequence(self.outputs.0 + 1);
+            gate.emit(Output { sequence: self.outputs, kind });
+        }
+        Ok(())
+    }
+
+    /// Starts the guest again from its kernel, as a reset button does. Guest time and the
+    /// count of instructions go on; requests still outside are forgotten by the board.
+    fn reset(&mut self) -> Result<(), MachineError> {
+        let ram = self.engine.ram();
+        state::clear_memory(ram);
+        let failed = |error: SetupError| MachineError::Reset(Box::new(error));
+        let cpu = self.source.load(ram).map_err(|error| failed(error.into()))?;
+        self.engine.restore(&cpu, self.engine.point()).map_err(|error| failed(error.into()))?;
+        self.board.reset();
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! Saving and restoring the whole machine.
+//!
+//! A checkpoint is a [`MachineState`] and the pages of memory that are not zero. It names a
+//! point by its state: a machine restored from it goes on exactly as the saved one does.
+
+use super::{Machine, SetupError};
+use crate::board::{Board, BoardConfig, BoardError, BoardState};
+use crate::boot::{self, BootError};
+use crate::engine::soft::SoftEngine;
+use crate::engine::{CpuState, Engine, InvalidState};
+use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use vm_memory::{Address, Bytes};
+use vmft_logging_channel::entry::OutputSequence;
+use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
+
+/// Version of the encoding of [`MachineState`]; another version is refused.
+pub const STATE_VERSION: u32 = 1;
+
+/// What a machine is made of. Both sides of a pair have the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// Memory and devices.
+    pub board: BoardConfig,
+}
+
+impl MachineConfig {
+    /// Guest memory in bytes.
+    pub fn memory(&self) -> u64 {
+        self.board.memory.0
+    }
+}
+
+/// What the guest boots from; kept, because a reset boots from it again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BootSource {
+    /// The kernel file.
+    pub kernel: Arc<[u8]>,
+    /// The initramfs file.
+    pub initramfs: Option<Arc<[u8]>>,
+    /// The kernel command line.
+    pub cmdline: String,
+}
+
+impl BootSource {
+    /// Loads the kernel into memory.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub(super) fn load(&self, ram: &GuestRam) -> Result<CpuState, BootError> {
+        boot::load(ram, &self.kernel, self.initramfs.as_deref(), &self.cmdline)
+    }
+}
+
+/// Everything of a machine but its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    version: u32,
+    config: MachineConfig,
+    /// Left out of a snapshot's `state.json`: it has files of its own.
+    #[serde(skip)]
+    source: BootSource,
+    cpu: CpuState,
+    point: ExecutionPoint,
+    board: BoardState,
+    clock: VirtualClock,
+    outputs: OutputSequence,
+    console_offset: u64,
+}
+
+impl MachineState {
+    /// The state in its encoded form, what the guest boots from included.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = postcard::to_stdvec(self).expect("plain state always encodes");
+        bytes.extend(postcard::to_stdvec(&self.source).expect("plain state always encodes"));
+        bytes
+    }
+
+    /// Reads an encoded state.
+    ///
+    /// # Errors
+    /// [`StateError::Version`] or [`StateError::Encoding`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        let (version, _): (u32, _) =
+            postcard::take_from_bytes(bytes).map_err(StateError::Encoding)?;
+        if version != STATE_VERSION {
+            return Err(StateError::Version { found: version });
+        }
+        let (state, rest): (Self, _) =
+            postcard::take_from_bytes(bytes).map_err(StateError::Encoding)?;
+        let source = postcard::from_bytes(rest).map_err(StateError::Encoding)?;
+        Ok(state.with_source(source))
+    }
+
+    /// The state, and apart from it what the guest boots from.
+    pub fn into_parts(mut self) -> (Self, BootSource) {
+        let source = std::mem::take(&mut self.source);
+        (self, source)
+    }
+
+    /// The state of a machine that boots from `source`.
+    pub fn with_source(self, source: BootSource) -> Self {
+        Self { source, ..self }
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Where the machine is.
+    pub fn point(&self) -> ExecutionPoint {
+        self.point
+    }
+
+    /// Console bytes written by the guest so far.
+    pub fn console_offset(&self) -> u64 {
+        self.console_offset
+    }
+
+    /// Outputs produced so far.
+    pub fn outputs(&self) -> OutputSequence {
+        self.outputs
+    }
+}
+
+/// Why a saved machine cannot be restored. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Made by another version.
+    #[error("machine state has version {found}, this program reads {STATE_VERSION}")]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// Not a machine state.
+    #[error("machine state cannot be decoded")]
+    Encoding(#[source] postcard::Error),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A value no CPU can have.
+    #[error(transparent)]
+    Cpu(#[from] InvalidState),
+    /// A value no device can have.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+}
+
+/// Zeroes all of guest memory.
+pub(super) fn clear_memory(ram: &GuestRam) {
+    let zeroes = vec![0; 1 << 16];
+    for (start, len) in ram.ranges() {
+        let mut done = 0;
+        while done < len {
+            let chunk = usize::try_from((len - done).min(zeroes.len() as u64)).expect("64 KiB");
+            ram.memory()
+                .write_slice(&zeroes[..chunk], start.unchecked_add(done))
+                .expect("within a range of memory");
+            done += chunk as u64;
+        }
+    }
+}
+
+impl Machine {
+    /// The state of a machine whose log begins here: forgets what the engine has cached and what
+    /// memory was written, so that this machine and one restored from the checkpoint go on from
+    /// the same, empty caches and digest alike.
+    pub fn checkpoint(&mut self) -> MachineState {
+        self.engine.flush_caches();
+        self.engine.ram().tracker().take_written();
+        self.state()
+    }
+
+    /// Everything but memory. A machine restored from it goes on as a CPU would that had just
+    /// flushed its translations.
+    pub fn state(&self) -> MachineState {
+        MachineState {
+            version: STATE_VERSION,
+            config: self.config.clone(),
+            source: self.source.clone(),
+            cpu: self.engine.save(),
+            point: self.engine.point(),
+            board: self.board.save(),
+            clock: self.clock,
+            outputs: self.outputs,
+            console_offset: self.console_offset,
+        }
+    }
+
+    /// The machine saved as `state`, with the memory in `ram`, whose size must be the state's.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn restore(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
+        if ram.size() != state.config.memory() {
+            return Err(MemoryError::Size { size: ram.size() }.into());
+        }
+        let board = Board::restore(&state.config.board, &ram, &state.board)?;
+        ram.tracker().take_written();
+        let mut engine = Box::new(SoftEngine::new(ram));
+        engine.restore(&state.cpu, state.point)?;
+        Ok(Self {
+            config: state.config,
+            source: state.source,
+            engine,
+            board,
+            clock: state.clock,
+            outputs: state.outputs,
+            console_offset: state.console_offset,
+        })
+    }
+
+    /// The pages of memory that are not all zero, in address order.
+    pub fn nonzero_pages(&self) -> Vec<PageNumber> {
+        let ram = self.engine.ram();
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let mut pages = Vec::new();
+        for (start, len) in ram.ranges() {
+            let first = PageNumber::containing(start.raw_value()).0;
+            for page in (first..first + len / PAGE_SIZE).map(PageNumber) {
+                ram.memory()
+                    .read_slice(&mut bytes, page.address())
+                    .expect("within a range of memory");
+                if bytes.iter().any(|byte| *byte != 0) {
+                    pages.push(page);
+                }
+            }
+        }
+        pages
+    }
+}
+
+impl From<StateError> for SetupError {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Memory(error) => Self::Memory(error),
+            StateError::Cpu(error) => Self::Cpu(error),
+            StateError::Board(error) => Self::Board(error),
+            StateError::Version { .. } | StateError::Encoding(_) => Self::State(error),
+        }
+    }
+}

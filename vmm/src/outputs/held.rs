@@ -1,0 +1,270 @@
+//! The gate of a live side.
+
+use super::{Output, OutputGate, OutputKind};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use vmft_logging_channel::entry::{EntrySequence, OutputSequence};
+
+/// Lets outputs out into the world. Must not block.
+pub trait Outside: fmt::Debug + Send + Sync {
+    /// The output may be seen from now on.
+    fn let_out(&self, output: Output);
+}
+
+/// How long outputs waited between mark and release, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DelayStatistics {
+    /// Marks measured.
+    pub marks: u64,
+    /// Median of the last 1024 marks.
+    pub median_ns: u64,
+    /// The longest since the start.
+    pub worst_ns: u64,
+}
+
+/// Marks kept for the median.
+const DELAY_WINDOW: usize = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Unprotected: outputs leave at once.
+    Open,
+    /// Protected: outputs wait for their mark's acknowledgement.
+    Protecting,
+    /// Fenced: nothing leaves any more.
+    Shut,
+}
+
+#[derive(Debug)]
+struct Mark {
+    entry: EntrySequence,
+    output: OutputSequence,
+    made: Instant,
+}
+
+#[derive(Debug)]
+struct Held {
+    mode: Mode,
+    waiting: VecDeque<Output>,
+    marks: VecDeque<Mark>,
+    /// The last entry acknowledged. An acknowledgement can be quicker than its mark.
+    acknowledged: EntrySequence,
+    delays: VecDeque<u64>,
+    measured: u64,
+    worst_ns: u64,
+}
+
+/// The gate of a live side: the output rule (§2.2 of the paper).
+#[derive(Debug)]
+pub struct HeldOutputs {
+    held: Mutex<Held>,
+    outside: Arc<dyn Outside>,
+    urgent: AtomicBool,
+}
+
+impl HeldOutputs {
+    /// A gate that lets everything out at once.
+    pub fn open(outside: Arc<dyn Outside>) -> Self {
+        Self {
+            held: Mutex::new(Held {
+                mode: Mode::Open,
+                waiting: VecDeque::new(),
+                marks: VecDeque::new(),
+                acknowledged: EntrySequence(0),
+                delays: VecDeque::new(),
+                measured: 0,
+                worst_ns: 0,
+            }),
+            outside,
+            urgent: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no holder of the gate's lock panics")
+    }
+
+    /// From now on outputs wait for their acknowledgement, in a log that begins with entry 1.
+    pub fn protect(&self) {
+        let mut held = self.lock();
+        if held.mode == Mode::Open {
+            held.mode = Mode::Protecting;
+            held.marks.clear();
+            held.acknowledged = EntrySequence(0);
+        }
+    }
+
+    /// Protection is over, and this side goes on alone: lets out everything that waits, and
+    /// everything that comes.
+    pub fn unprotect(&self) {
+        let mut held = self.lock();
+        if held.mode != Mode::Protecting {
+            return;
+        }
+        held.mode = Mode::Open;
+        held.marks.clear();
+        self.urgent.store(false, Ordering::Relaxed);
+        while let Some(output) = held.waiting.pop_front() {
+            self.outside.let_out(output);
+        }
+    }
+
+    /// This side has lost its generation: nothing leaves any more.
+    pub fn shut(&self) {
+        let mut held = self.lock();
+        held.mode = Mode::Shut;
+        held.waiting.clear();
+        held.marks.clear();
+    }
+
+    /// True if an output waits that the guest itself waits for (a disk request): it is marked
+    /// without waiting for company.
+    pub fn has_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
+    }
+
+    /// The log entry `entry` marks every output up to `output`.
+    #[expect(clippy::disallowed_methods, reason = "the delay is measured for people only")]
+    pub fn mark(&self, entry: EntrySequence, output: OutputSequence) {
+        self.urgent.store(false, Ordering::Relaxed);
+        let mut held = self.lock();
+        if held.mode == Mode::Protecting {
+            held.marks.push_back(Mark { entry, output, made: Instant::now() });
+            self.release(&mut held);
+        }
+    }
+
+    /// The backup has every entry up to `entry`: lets out what that covers.
+    pub fn acknowledged(&self, entry: EntrySequence) {
+        let mut held = self.lock();
+        held.acknowledged = held.acknowledged.max(entry);
+        self.release(&mut held);
+    }
+
+    fn release(&self, held: &mut Held) {
+        let mut covered = None;
+        while held.marks.front().is_some_and(|mark| mark.entry <= held.acknowledged) {
+            let mark = held.marks.pop_front().expect("just seen");
+            covered = Some(mark.output);
+            let delay = u64::try_from(mark.made.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            held.measured += 1;
+            held.worst_ns = held.worst_ns.max(delay);
+            if held.delays.len() == DELAY_WINDOW {
+                held.delays.pop_front();
+            }
+            held.delays.push_back(delay);
+        }
+        let Some(covered) = covered else { return };
+        while held.waiting.front().is_some_and(|output| output.sequence <= covered) {
+            let output = held.waiting.pop_front().expect("just seen");
+            self.outside.let_out(output);
+        }
+    }
+
+    /// Outputs that wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// How long outputs waited.
+    pub fn delays(&self) -> DelayStatistics {
+        let held = self.lock();
+        let mut window: Vec<u64> = held.delays.iter().copied().collect();
+        window.sort_unstable();
+        DelayStatistics {
+            marks: held.measured,
+            median_ns: window.get(window.len() / 2).copied().unwrap_or(0),
+            worst_ns: held.worst_ns,
+        }
+    }
+}
+
+impl OutputGate for HeldOutputs {
+    fn emit(&self, output: Output) {
+        let mut held = self.lock();
+        match held.mode {
+            Mode::Open => self.outside.let_out(output),
+            Mode::Protecting => {
+                if matches!(output.kind, OutputKind::Disk { .. }) {
+                    self.urgent.store(true, Ordering::Relaxed);
+                }
+                held.waiting.push_back(output);
+            }
+            Mode::Shut => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Seen(Mutex<Vec<u64>>);
+
+    impl Outside for Seen {
+        fn let_out(&self, output: Output) {
+            self.0.lock().expect("not poisoned").push(output.sequence.0);
+        }
+    }
+
+    fn output(sequence: u64) -> Output {
+        Output {
+            sequence: OutputSequence(sequence),
+            kind: OutputKind::Console { offset: sequence, bytes: vec![b'x'] },
+        }
+    }
+
+    fn seen(outside: &Seen) -> Vec<u64> {
+        outside.0.lock().expect("not poisoned").clone()
+    }
+
+    #[test]
+    fn output_waits_for_its_acknowledgement() {
+        let outside = Arc::new(Seen::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.emit(output(1));
+        assert_eq!(seen(&outside), [1]);
+        gate.protect();
+        gate.emit(output(2));
+        gate.emit(output(3));
+        gate.mark(EntrySequence(7), OutputSequence(2));
+        gate.acknowledged(EntrySequence(6));
+        assert_eq!(seen(&outside), [1]);
+        gate.acknowledged(EntrySequence(9));
+        assert_eq!(seen(&outside), [1, 2], "output 3 is not marked yet");
+    }
+
+    #[test]
+    fn an_acknowledgement_quicker_than_its_mark_releases() {
+        let outside = Arc::new(Seen::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.protect();
+        gate.emit(output(1));
+        gate.acknowledged(EntrySequence(5));
+        assert!(seen(&outside).is_empty());
+        gate.mark(EntrySequence(5), OutputSequence(1));
+        assert_eq!(seen(&outside), [1]);
+    }
+
+    #[test]
+    fn a_survivor_lets_everything_out_and_a_loser_nothing() {
+        let outside = Arc::new(Seen::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.protect();
+        gate.emit(output(1));
+        gate.unprotect();
+        gate.emit(output(2));
+        assert_eq!(seen(&outside), [1, 2]);
+        gate.protect();
+        gate.emit(output(3));
+        gate.shut();
+        gate.unprotect();
+        gate.acknowledged(EntrySequence(99));
+        gate.emit(output(4));
+        assert_eq!(seen(&outside), [1, 2]);
+    }
+}

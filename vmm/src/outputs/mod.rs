@@ -1,0 +1,51 @@
+//! The one door out.
+//!
+//! Everything the outside world can see leaves through an [`OutputGate`]. A live side has
+//! [`HeldOutputs`]: open, it lets outputs out at once; protecting, it holds each until the log
+//! entry that marks it is acknowledged. A replaying side has [`KeptOutputs`]: it keeps outputs
+//! until the primary is known to have released them, so that none is lost at a failover.
+
+mod held;
+mod kept;
+
+pub use held::{DelayStatistics, HeldOutputs, Outside};
+pub use kept::KeptOutputs;
+
+use crate::board::DiskOperation;
+use vmft_logging_channel::entry::{OutputSequence, RequestId};
+
+/// Something the outside world will see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its place in the guest's history of outputs.
+    pub sequence: OutputSequence,
+    /// What it is.
+    pub kind: OutputKind,
+}
+
+/// The kinds of outputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputKind {
+    /// Console bytes.
+    Console {
+        /// How many bytes the guest wrote before these.
+        offset: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A disk write or flush.
+    Disk {
+        /// Which disk.
+        disk: u8,
+        /// The device's name for the request.
+        request: RequestId,
+        /// What to do.
+        operation: DiskOperation,
+    },
+}
+
+/// Where the machine puts its outputs.
+pub trait OutputGate {
+    /// Takes an output. Sequences are consecutive.
+    fn emit(&self, output: Output);
+}

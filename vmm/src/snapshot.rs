@@ -1,0 +1,211 @@
+//! Snapshots: a machine in a directory.
+//!
+//! | file | what |
+//! |---|---|
+//! | `config.json` | versions, what the machine is made of, where it is, a checksum; for people too |
+//! | `state.json` | CPU, devices, guest time |
+//! | `memory` | guest memory, sparse; ranges one after the other; mapped copy-on-write at a restore |
+//! | `kernel`, `initramfs` | what a reset boots from |
+//!
+//! A snapshot is written beside its place and renamed into it, so it is there whole or not at all.
+
+use crate::machine::{BootSource, Machine, MachineConfig, MachineState, StateError};
+use crate::memory::{GuestRam, MemoryError, PAGE_SIZE};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// Version of the directory's layout; another version is refused.
+const SNAPSHOT_VERSION: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SnapshotConfig {
+    snapshot_version: u32,
+    vmft_version: String,
+    machine: MachineConfig,
+    cmdline: String,
+    has_initramfs: bool,
+    point: ExecutionPoint,
+    /// Of the whole machine, in hexadecimal.
+    digest: String,
+}
+
+/// Why a snapshot cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file of it.
+    #[error("snapshot file {}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something at that place already.
+    #[error("{} exists; snapshots are not overwritten", path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Written by another version.
+    #[error("snapshot {} has version {found}, this program reads {SNAPSHOT_VERSION}", path.display())]
+    Version {
+        /// The directory.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// A file is not what it should be.
+    #[error("snapshot file {} is damaged: {what}", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// In which way.
+        what: String,
+    },
+    /// The state does not make a machine.
+    #[error("snapshot {} cannot be restored", path.display())]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StateError,
+    },
+    /// Its memory cannot be mapped.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> SnapshotError + '_ {
+    |source| SnapshotError::Io { path: path.to_owned(), source }
+}
+
+fn damaged(path: &Path, what: impl ToString) -> SnapshotError {
+    SnapshotError::Damaged { path: path.to_owned(), what: what.to_string() }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
+    let write = || -> io::Result<()> {
+        let file = File::create(path)?;
+        file.write_all_at(bytes, 0)?;
+        file.sync_all()
+    };
+    write().map_err(io_error(path))
+}
+
+/// Writes `machine` to a new directory.
+///
+/// # Errors
+/// See [`SnapshotError`]; nothing is left at `directory`.
+pub fn save(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
+    if directory.exists() {
+        return Err(SnapshotError::Exists { path: directory.to_owned() });
+    }
+    let mut partial = directory.as_os_str().to_owned();
+    partial.push(format!(".partial-{}", std::process::id()));
+    let partial = PathBuf::from(partial);
+    fs::create_dir_all(&partial).map_err(io_error(&partial))?;
+    let result = write_all(machine, &partial)
+        .and_then(|()| fs::rename(&partial, directory).map_err(io_error(directory)));
+    if result.is_err() {
+        let _ = fs::remove_dir_all(&partial);
+    }
+    result
+}
+
+fn write_all(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
+    let (state, source) = machine.state().into_parts();
+    let config = SnapshotConfig {
+        snapshot_version: SNAPSHOT_VERSION,
+        vmft_version: env!("CARGO_PKG_VERSION").to_owned(),
+        machine: state.config().clone(),
+        cmdline: source.cmdline.clone(),
+        has_initramfs: source.initramfs.is_some(),
+        point: state.point(),
+        digest: format!("{:016x}", machine.full_digest()),
+    };
+    let json = |value| serde_json::to_vec_pretty(value);
+    let config = json(&config).expect("plain values always encode");
+    write_file(&directory.join("config.json"), &config)?;
+    let state = serde_json::to_vec(&state).expect("plain values always encode");
+    write_file(&directory.join("state.json"), &state)?;
+    write_file(&directory.join("kernel"), &source.kernel)?;
+    if let Some(initramfs) = &source.initramfs {
+        write_file(&directory.join("initramfs"), initramfs)?;
+    }
+    let path = directory.join("memory");
+    write_memory(machine, &path).map_err(io_error(&path))
+}
+
+fn write_memory(machine: &Machine, path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    let ram = machine.ram();
+    file.set_len(ram.size())?;
+    let mut page_bytes = [0; PAGE_SIZE as usize];
+    for page in machine.nonzero_pages() {
+        let GuestAddress(address) = page.address();
+        ram.memory().read_slice(&mut page_bytes, page.address()).map_err(io::Error::other)?;
+        let offset = ram.file_offset(address).expect("the page is memory");
+        file.write_all_at(&page_bytes, offset)?;
+    }
+    file.sync_all()
+}
+
+/// Reads the machine that [`save`] wrote. Its memory is mapped, so the snapshot's memory file must
+/// stay as it is while the machine lives; nothing is written to it.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
+    let path = directory.join("config.json");
+    let bytes = fs::read(&path).map_err(io_error(&path))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))?;
+    let found = config["snapshot_version"].as_u64().and_then(|version| u32::try_from(version).ok());
+    match found {
+        Some(SNAPSHOT_VERSION) => {}
+        Some(found) => {
+            return Err(SnapshotError::Version { path: directory.to_owned(), found });
+        }
+        None => return Err(damaged(&path, "no version")),
+    }
+    let config: SnapshotConfig =
+        serde_json::from_value(config).map_err(|error| damaged(&path, error))?;
+
+    let read = |name: &str| {
+        let path = directory.join(name);
+        fs::read(&path).map_err(io_error(&path))
+    };
+    let source = BootSource {
+        kernel: read("kernel")?.into(),
+        initramfs: config.has_initramfs.then(|| read("initramfs")).transpose()?.map(Into::into),
+        cmdline: config.cmdline,
+    };
+    let state_path = directory.join("state.json");
+    let state: MachineState = serde_json::from_slice(&read("state.json")?)
+        .map_err(|error| damaged(&state_path, error))?;
+    if *state.config() != config.machine {
+        return Err(damaged(&state_path, "it is not the machine of config.json"));
+    }
+
+    let memory_path = directory.join("memory");
+    let memory = File::open(&memory_path).map_err(io_error(&memory_path))?;
+    let size = memory.metadata().map_err(io_error(&memory_path))?.len();
+    if size != config.machine.memory() {
+        return Err(damaged(&memory_path, format!("{size} bytes long")));
+    }
+    let ram = GuestRam::map_private(size, memory)?;
+    let machine = Machine::restore(state.with_source(source), ram)
+        .map_err(|source| SnapshotError::State { path: directory.to_owned(), source })?;
+    let digest = format!("{:016x}", machine.full_digest());
+    if digest != config.digest {
+        return Err(damaged(&memory_path, format!("digest {digest}, written {}", config.digest)));
+    }
+    Ok(machine)
+}

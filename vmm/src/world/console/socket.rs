@@ -1,0 +1,120 @@
+//! The console socket: readers attach, each from an offset of its own.
+//!
+//! A reader first sends the offset it wants to read from (8 bytes, little-endian); what it sends
+//! after that is console input. It receives records: offset (8 bytes), length (4 bytes), bytes.
+//! Only the live side sends records and takes input.
+
+use super::{CHUNK, ConsoleError, ConsoleHub};
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Most bytes in one record.
+pub const MAX_RECORD: usize = CHUNK;
+
+/// Console bytes and where they belong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleRecord {
+    /// Offset of the first byte.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Reads one record; `None` at the end of the stream.
+///
+/// # Errors
+/// The stream's error, or `InvalidData` for a record longer than [`MAX_RECORD`].
+pub fn read_record(stream: &mut impl Read) -> io::Result<Option<ConsoleRecord>> {
+    let mut header = [0; 12];
+    match stream.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let (offset, len) = header.split_at(8);
+    let offset = u64::from_le_bytes(offset.try_into().expect("8 bytes"));
+    let len = u32::from_le_bytes(len.try_into().expect("4 bytes"));
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    if len > MAX_RECORD {
+        let message = format!("console record of {len} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes)?;
+    Ok(Some(ConsoleRecord { offset, bytes }))
+}
+
+fn write_record(stream: &mut impl Write, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(bytes.len()).expect("at most a chunk");
+    let mut record = Vec::with_capacity(12 + bytes.len());
+    record.extend_from_slice(&offset.to_le_bytes());
+    record.extend_from_slice(&len.to_le_bytes());
+    record.extend_from_slice(bytes);
+    stream.write_all(&record)
+}
+
+/// Listens on `path` and serves readers, each on two threads of its own.
+pub(super) fn listen(path: &Path, hub: &Arc<ConsoleHub>) -> Result<(), ConsoleError> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(ConsoleError::InUse { path: path.to_owned() });
+    }
+    // A socket nobody listens on is left over from a process that died.
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(ConsoleError::Socket { path: path.to_owned(), source: error });
+    }
+    let listener = UnixListener::bind(path)
+        .map_err(|source| ConsoleError::Socket { path: path.to_owned(), source })?;
+    let hub = Arc::clone(hub);
+    let accept = move || {
+        for stream in listener.incoming() {
+            let served = stream.and_then(|stream| serve(stream, &hub));
+            if let Err(error) = served {
+                tracing::warn!(%error, "a console reader could not be served");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("console-socket".to_owned())
+        .spawn(accept)
+        .map(|_| ())
+        .map_err(ConsoleError::Thread)
+}
+
+fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
+    let mut input = stream.try_clone()?;
+    let hub = Arc::clone(hub);
+    let run = move || {
+        let mut from = [0; 8];
+        if input.read_exact(&mut from).is_err() {
+            return;
+        }
+        let output_hub = Arc::clone(&hub);
+        let mut output = stream;
+        let from = u64::from_le_bytes(from);
+        let send = move || {
+            let mut next = from;
+            while let Some((offset, bytes)) = output_hub.next_chunk(next) {
+                if write_record(&mut output, offset, &bytes).is_err() {
+                    return;
+                }
+                next = offset + bytes.len() as u64;
+            }
+            // The guest is over: the reader sees the end of the stream.
+            let _ = output.shutdown(std::net::Shutdown::Both);
+        };
+        let name = "console-reader".to_owned();
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(send) {
+            tracing::warn!(%error, "a console reader could not be served");
+            return;
+        }
+        let mut bytes = [0; 1024];
+        while let Ok(len @ 1..) = input.read(&mut bytes) {
+            hub.type_in(&bytes[..len]);
+        }
+    };
+    std::thread::Builder::new().name("console-writer".to_owned()).spawn(run).map(|_| ())
+}

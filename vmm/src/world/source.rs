@@ -1,0 +1,113 @@
+//! The host as the source of live inputs.
+
+use super::{Mailbox, outside::HostOutside};
+use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Wish};
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use vmft_logging_channel::entry::Arrival;
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// Where the guest is, for whoever asks from another thread.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    point: AtomicU64,
+    guest_time_ns: AtomicU64,
+    idle: AtomicBool,
+}
+
+impl Gauges {
+    /// Sets the gauges.
+    pub fn set(&self, boundary: &Boundary) {
+        self.point.store(boundary.point.get(), Ordering::Relaxed);
+        self.guest_time_ns.store(boundary.time.as_ns(), Ordering::Relaxed);
+        self.idle.store(boundary.idle.is_some(), Ordering::Relaxed);
+    }
+
+    /// Sets the point alone, on a replaying side.
+    pub fn set_point(&self, point: ExecutionPoint) {
+        self.point.store(point.get(), Ordering::Relaxed);
+    }
+
+    /// Instructions retired.
+    pub fn point(&self) -> u64 {
+        self.point.load(Ordering::Relaxed)
+    }
+
+    /// Guest time in nanoseconds.
+    pub fn guest_time_ns(&self) -> u64 {
+        self.guest_time_ns.load(Ordering::Relaxed)
+    }
+
+    /// True if the guest waits for an interrupt.
+    pub fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Relaxed)
+    }
+}
+
+/// The host's clock, disks, random numbers and mailbox.
+#[derive(Debug)]
+pub struct HostSource {
+    live_since: Instant,
+    mailbox: Arc<Mailbox>,
+    outside: Arc<HostOutside>,
+    random: File,
+    gauges: Arc<Gauges>,
+}
+
+impl HostSource {
+    /// A source whose host time starts now.
+    ///
+    /// # Errors
+    /// If the host's random device cannot be opened.
+    #[expect(clippy::disallowed_methods, reason = "the host's clock is an input; it comes in here")]
+    pub fn new(
+        mailbox: Arc<Mailbox>,
+        outside: Arc<HostOutside>,
+        gauges: Arc<Gauges>,
+    ) -> std::io::Result<Self> {
+        let random = File::open("/dev/urandom")?;
+        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges })
+    }
+}
+
+impl InputSource for HostSource {
+    fn now(&mut self) -> HostTime {
+        let ns = self.live_since.elapsed().as_nanos();
+        HostTime(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    fn take_asked(&mut self) -> Option<Asked> {
+        self.mailbox.take_asked()
+    }
+
+    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
+        self.mailbox.take_arrival(console_room)
+    }
+
+    fn wait(&mut self, deadline: Option<HostTime>, console_room: usize) -> bool {
+        let deadline =
+            deadline.and_then(|HostTime(ns)| self.live_since.checked_add(Duration::from_nanos(ns)));
+        self.mailbox.wait(deadline, console_room)
+    }
+
+    fn start(&mut self, wish: Wish) -> Result<(), InputError> {
+        match wish {
+            Wish::DiskRead { disk, request, operation } => {
+                self.outside.start_disk(disk, request, operation);
+            }
+            Wish::Entropy { request, len } => {
+                let mut data = vec![0; usize::try_from(len).expect("at most 4096")];
+                self.random.read_exact(&mut data).map_err(InputError::Entropy)?;
+                self.mailbox.push(Arrival::Entropy { request, data });
+            }
+        }
+        Ok(())
+    }
+
+    fn at(&mut self, boundary: &Boundary) {
+        self.gauges.set(boundary);
+    }
+}

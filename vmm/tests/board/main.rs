@@ -1,0 +1,13 @@
+//! The board through its public face: what a kernel's drivers do to it, and what a hostile
+//! guest can.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod block;
+mod driver;
+mod entropy;
+mod hostile;
+mod machine;
+mod pci;
+mod saving;
+mod time;
