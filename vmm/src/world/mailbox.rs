@@ -76,7 +76,8 @@ impl Mailbox {
         self.rouse();
     }
 
-    pub(super) fn take_asked(&self) -> Option<Asked> {
+    /// Takes what the operator asks, if anything.
+    pub fn take_asked(&self) -> Option<Asked> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }

@@ -153,7 +153,8 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
             extras.link(plan.general[RSP], slot);
             let selector = u64::from(code_selector(rng)).to_le_bytes();
             extras.patch(plan.general[RSP].wrapping_add(slot), &selector[..slot as usize]);
-            extras.patch(plan.general[RSP].wrapping_add(2 * slot), &plan.general[RSI].to_le_bytes());
+            extras
+                .patch(plan.general[RSP].wrapping_add(2 * slot), &plan.general[RSI].to_le_bytes());
             let stack = u64::from(USER_DATA).to_le_bytes();
             extras.patch(plan.general[RSP].wrapping_add(3 * slot), &stack[..slot as usize]);
         }

@@ -99,16 +99,19 @@ fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
             let mut next = from;
             while let Some((offset, bytes)) = output_hub.next_chunk(next) {
                 if write_record(&mut output, offset, &bytes).is_err() {
-                    return;
+                    break;
                 }
                 next = offset + bytes.len() as u64;
             }
             // The guest is over: the reader sees the end of the stream.
             let _ = output.shutdown(std::net::Shutdown::Both);
+            output_hub.reader_went();
         };
+        hub.reader_came();
         let name = "console-reader".to_owned();
         if let Err(error) = std::thread::Builder::new().name(name).spawn(send) {
             tracing::warn!(%error, "a console reader could not be served");
+            hub.reader_went();
             return;
         }
         let mut bytes = [0; 1024];
