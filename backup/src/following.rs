@@ -164,7 +164,7 @@ impl Side {
         let race = Arc::new(Mutex::new(Race::default()));
         let kept = Arc::new(KeptOutputs::default());
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, terms.generation, Arc::clone(&race));
+        let on_lost = self.racer(duties, control, terms.generation, Arc::clone(&race));
         let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let mut inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
@@ -199,11 +199,13 @@ impl Side {
     fn racer(
         &self,
         duties: &BackupDuties,
+        control: &Arc<BackupControl>,
         generation: Generation,
         race: Arc<Mutex<Race>>,
     ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static {
         let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
         let status = Arc::clone(&self.status);
+        let control = Arc::clone(control);
         move |end| {
             let next = Generation(generation.0 + 1);
             status.set_role(Role::Deciding, generation);
@@ -217,9 +219,10 @@ impl Side {
                     told = true;
                 }
                 std::thread::sleep(RETRY);
-                true
-            })
-            .expect("asked until it answers");
+                !control.is_leaving()
+            });
+            // The operator has stopped this side while it waited: it goes without an answer.
+            let Ok(verdict) = verdict else { return false };
             let mut race = race.lock().expect("no holder of this lock panics");
             race.decided = Some(Instant::now());
             race.last_contact = asked.checked_sub(silent_for);
@@ -303,7 +306,10 @@ impl Side {
         }
         self.status.set_role(Role::Stopped, generation);
         let left = kept.take();
-        if left.is_empty() && machine.outstanding().is_empty() {
+        // A goodbye comes after everything is out, also what this side cannot know to be out: a disk
+        // write whose completion came too late for the log.
+        let nothing_left = left.is_empty() && machine.outstanding().is_empty();
+        if channel.peer_has_left() || nothing_left {
             self.console.close();
             return Ok(());
         }

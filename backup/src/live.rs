@@ -14,14 +14,14 @@ use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason}
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::{Acknowledge, GoodbyeReason};
 use vmft_logging_channel::transport::{
-    PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+    EndCause, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate, OutputKind};
 use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
-/// How long the last outputs and the goodbye may take at a stop.
+/// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
@@ -90,7 +90,8 @@ impl PrimaryHandler for Handler {
         if let Some(joined) = self.joined.take() {
             let _ = joined.send(false);
         }
-        if !end.protected {
+        // A session this side has left was left at a stop: nobody is lost.
+        if !end.protected || end.cause == EndCause::Left {
             return;
         }
         let channel = Arc::clone(&self.channel);
@@ -176,16 +177,19 @@ impl Side {
         let inputs = if protected {
             live_side.record(live, &machine)
         } else {
-            self.status.set_role(Role::Alone, live_side.policy.generation());
+            // A backup that joined and was lost again has left the role to the policy.
+            if !wait {
+                self.status.set_role(Role::Alone, live_side.policy.generation());
+            }
             Inputs::Alone(live)
         };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
         let (end, inputs) = ended?;
-        if let SideEnd::Stopped(reason) = end {
-            live_side.stop(&machine, inputs, reason)?;
+        match end {
+            SideEnd::Stopped(reason) => live_side.stop(&machine, inputs, reason),
+            halted @ SideEnd::Halted(_) => Ok(halted),
         }
-        Ok(end)
     }
 
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
@@ -390,10 +394,10 @@ impl LiveSide<'_> {
         machine: &Machine,
         inputs: Inputs,
         reason: StopReason,
-    ) -> Result<(), SideError> {
+    ) -> Result<SideEnd, SideError> {
         let Some(channel) = &self.channel else {
             self.side.finish(&self.doors);
-            return Ok(());
+            return Ok(SideEnd::Stopped(reason));
         };
         channel.close_admission("the machine has stopped");
         if let Inputs::Recording(mut recording) = inputs {
@@ -401,17 +405,34 @@ impl LiveSide<'_> {
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;
         }
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while Instant::now() < deadline {
-            match self.policy.wait_decided(STOP_STEP) {
-                Standing::Protected if channel.wait_acknowledged(STOP_STEP) => break,
-                Standing::Protected | Standing::Deciding => {}
-                Standing::Alone | Standing::Fenced(_) => break,
-            }
+        if let Some(halted) = self.wait_last_outputs(channel) {
+            return Ok(halted);
         }
         self.side.finish(&self.doors);
         channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         self.side.status.set_role(Role::Stopped, self.policy.generation());
-        Ok(())
+        Ok(SideEnd::Stopped(reason))
+    }
+
+    /// Waits until the last outputs may leave, however long that takes: a backup that does not
+    /// acknowledge is lost sooner or later, and then the arbiter decides. How this side ended, if
+    /// they may not.
+    fn wait_last_outputs(&self, channel: &PrimaryChannel) -> Option<SideEnd> {
+        let mailbox = &self.side.mailbox;
+        loop {
+            match self.policy.wait_decided(STOP_STEP) {
+                Standing::Protected if channel.wait_acknowledged(STOP_STEP) => return None,
+                Standing::Protected => {}
+                Standing::Deciding => {
+                    if let Some(Asked::Stop(_)) = mailbox.take_asked() {
+                        let why = "stopped while the arbiter could not be reached: the guest's last \
+                                   outputs are not out";
+                        return Some(SideEnd::Halted(why.to_owned()));
+                    }
+                }
+                Standing::Alone => return None,
+                Standing::Fenced(why) => return Some(SideEnd::Halted(why)),
+            }
+        }
     }
 }

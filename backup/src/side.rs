@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
@@ -67,18 +67,32 @@ pub(crate) struct JoinRequest {
 }
 
 /// Requests on their way to the thread that runs the machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Requests {
-    queue: Mutex<VecDeque<Request>>,
+    /// `None` once the machine is over.
+    queue: Mutex<Option<VecDeque<Request>>>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Some(VecDeque::new())) }
+    }
 }
 
 impl Requests {
-    fn take(&self) -> Option<Request> {
-        self.queue.lock().expect("no holder of this lock panics").pop_front()
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
+        self.queue.lock().expect("no holder of this lock panics")
     }
 
+    fn take(&self) -> Option<Request> {
+        self.lock().as_mut()?.pop_front()
+    }
+
+    /// A request to a machine that is over is dropped, which whoever waits for it notices.
     fn put(&self, request: Request, mailbox: &Mailbox) {
-        self.queue.lock().expect("no holder of this lock panics").push_back(request);
+        if let Some(queue) = self.lock().as_mut() {
+            queue.push_back(request);
+        }
         mailbox.ask(Asked::Pause);
     }
 
@@ -118,9 +132,9 @@ impl Requests {
         joined
     }
 
-    /// Refuses what was asked and not done: the machine is over.
+    /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
     pub(crate) fn close(&self) {
-        while self.take().is_some() {}
+        self.lock().take();
     }
 }
 
