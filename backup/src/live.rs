@@ -5,6 +5,7 @@ use crate::channel_log::ChannelLog;
 use crate::policy::{LossPolicy, Standing};
 use crate::side::{Doors, JoinRequest, Requests, Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::tell;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -14,7 +15,7 @@ use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason}
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::{Acknowledge, GoodbyeReason};
 use vmft_logging_channel::transport::{
-    PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+    EndCause, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
@@ -23,6 +24,8 @@ use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
 /// How long the last outputs and the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the arbiter may take to decide at a stop.
+const DECIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
 
@@ -79,7 +82,7 @@ impl PrimaryHandler for Handler {
             // A machine that has stopped meanwhile needs no protection.
             let _ = joined.send(true);
         }
-        eprintln!("vmft: protected: a backup follows");
+        tell!("protected: a backup follows");
     }
 
     fn acknowledged(&mut self, acknowledge: &Acknowledge) {
@@ -90,7 +93,8 @@ impl PrimaryHandler for Handler {
         if let Some(joined) = self.joined.take() {
             let _ = joined.send(false);
         }
-        if !end.protected {
+        // A side that said goodbye itself has stopped: nothing is lost, and nothing to be won.
+        if !end.protected || end.cause == EndCause::Left {
             return;
         }
         let channel = Arc::clone(&self.channel);
@@ -102,7 +106,7 @@ impl PrimaryHandler for Handler {
     }
 
     fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
-        eprintln!("vmft: {peer} did not join: {}", error_chain(error));
+        tell!("{peer} did not join: {}", error_chain(error));
     }
 }
 
@@ -181,11 +185,10 @@ impl Side {
         };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
-        let (end, inputs) = ended?;
-        if let SideEnd::Stopped(reason) = end {
-            live_side.stop(&machine, inputs, reason)?;
+        match ended? {
+            (SideEnd::Stopped(reason), inputs) => live_side.stop(&machine, inputs, reason),
+            (halted @ SideEnd::Halted(_), _) => Ok(halted),
         }
-        Ok(end)
     }
 
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
@@ -332,13 +335,14 @@ impl LiveSide<'_> {
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    if self.side.requests.serve(machine) {
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
                         return Ok(None);
                     }
                 }
                 Asked::Stop(reason) => {
                     self.side.requests.close();
                     self.side.finish(&self.doors);
+                    self.leave();
                     return Ok(Some(SideEnd::Stopped(reason)));
                 }
                 Asked::Halt => return Ok(Some(self.halted())),
@@ -372,7 +376,7 @@ impl LiveSide<'_> {
                 RunEnd::Paused => {
                     // Outputs let out before a backup joins are this side's to finish.
                     self.side.console.drain();
-                    if self.side.requests.serve(machine) {
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
                         inputs = self.record(inputs.into_live(), machine);
                     }
                 }
@@ -390,10 +394,10 @@ impl LiveSide<'_> {
         machine: &Machine,
         inputs: Inputs,
         reason: StopReason,
-    ) -> Result<(), SideError> {
+    ) -> Result<SideEnd, SideError> {
         let Some(channel) = &self.channel else {
             self.side.finish(&self.doors);
-            return Ok(());
+            return Ok(SideEnd::Stopped(reason));
         };
         channel.close_admission("the machine has stopped");
         if let Inputs::Recording(mut recording) = inputs {
@@ -401,17 +405,34 @@ impl LiveSide<'_> {
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;
         }
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while Instant::now() < deadline {
+        let started = Instant::now();
+        while started.elapsed() < STOP_PATIENCE {
             match self.policy.wait_decided(STOP_STEP) {
                 Standing::Protected if channel.wait_acknowledged(STOP_STEP) => break,
+                Standing::Deciding if started.elapsed() > DECIDE_PATIENCE => {
+                    // Whether the last outputs may leave cannot be known, so they do not.
+                    self.policy.fenced(
+                        "stopped while the arbiter could not be asked; \
+                         its last outputs were not let out",
+                    );
+                }
                 Standing::Protected | Standing::Deciding => {}
                 Standing::Alone | Standing::Fenced(_) => break,
             }
         }
         self.side.finish(&self.doors);
-        channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        self.leave();
+        if let Standing::Fenced(why) = self.policy.standing() {
+            return Ok(SideEnd::Halted(why));
+        }
         self.side.status.set_role(Role::Stopped, self.policy.generation());
-        Ok(())
+        Ok(SideEnd::Stopped(reason))
+    }
+
+    /// Says goodbye to a backup that follows. One that is still joining is not waited for.
+    fn leave(&self) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.is_protected()) {
+            channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        }
     }
 }
