@@ -5,6 +5,7 @@ use crate::channel_log::ChannelLog;
 use crate::policy::{LossPolicy, Standing};
 use crate::side::{Doors, JoinRequest, Requests, Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::tell;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -79,7 +80,7 @@ impl PrimaryHandler for Handler {
             // A machine that has stopped meanwhile needs no protection.
             let _ = joined.send(true);
         }
-        eprintln!("vmft: protected: a backup follows");
+        tell!("protected: a backup follows");
     }
 
     fn acknowledged(&mut self, acknowledge: &Acknowledge) {
@@ -103,7 +104,7 @@ impl PrimaryHandler for Handler {
     }
 
     fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
-        eprintln!("vmft: {peer} did not join: {}", error_chain(error));
+        tell!("{peer} did not join: {}", error_chain(error));
     }
 }
 
@@ -185,10 +186,9 @@ impl Side {
         };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
-        let (end, inputs) = ended?;
-        match end {
-            SideEnd::Stopped(reason) => live_side.stop(&machine, inputs, reason),
-            halted @ SideEnd::Halted(_) => Ok(halted),
+        match ended? {
+            (SideEnd::Stopped(reason), inputs) => live_side.stop(&machine, inputs, reason),
+            (halted @ SideEnd::Halted(_), _) => Ok(halted),
         }
     }
 
@@ -336,13 +336,14 @@ impl LiveSide<'_> {
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    if self.side.requests.serve(machine) {
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
                         return Ok(None);
                     }
                 }
                 Asked::Stop(reason) => {
                     self.side.requests.close();
                     self.side.finish(&self.doors);
+                    self.leave();
                     return Ok(Some(SideEnd::Stopped(reason)));
                 }
                 Asked::Halt => return Ok(Some(self.halted())),
@@ -376,7 +377,7 @@ impl LiveSide<'_> {
                 RunEnd::Paused => {
                     // Outputs let out before a backup joins are this side's to finish.
                     self.side.console.drain();
-                    if self.side.requests.serve(machine) {
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
                         inputs = self.record(inputs.into_live(), machine);
                     }
                 }
@@ -409,7 +410,10 @@ impl LiveSide<'_> {
             return Ok(halted);
         }
         self.side.finish(&self.doors);
-        channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        self.leave();
+        if let Standing::Fenced(why) = self.policy.standing() {
+            return Ok(SideEnd::Halted(why));
+        }
         self.side.status.set_role(Role::Stopped, self.policy.generation());
         Ok(SideEnd::Stopped(reason))
     }
@@ -433,6 +437,13 @@ impl LiveSide<'_> {
                 Standing::Alone => return None,
                 Standing::Fenced(why) => return Some(SideEnd::Halted(why)),
             }
+        }
+    }
+
+    /// Says goodbye to a backup that follows. One that is still joining is not waited for.
+    fn leave(&self) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.is_protected()) {
+            channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         }
     }
 }

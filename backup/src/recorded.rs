@@ -109,6 +109,15 @@ impl<R: Read> RecordedLog<R> {
         self.entries_read
     }
 
+    /// Reads on to the end, past what a machine that has stopped asks for: a log that is cut after
+    /// its last entry is cut all the same.
+    pub fn read_to_end(&mut self)
+    where
+        R: Send + std::fmt::Debug,
+    {
+        while self.next(ExecutionPoint::NEVER).is_ok() {}
+    }
+
     /// Where the log stops being good, once that has been reached.
     pub fn damage(&self) -> Option<&LogDamage> {
         self.end.as_ref().and_then(|end| end.as_ref().err())

@@ -8,7 +8,7 @@ mod client;
 mod socket;
 
 pub use client::{ConsoleClient, ConsoleEvent, Merged, Merger};
-pub use socket::{ConsoleRecord, MAX_RECORD, read_record};
+pub use socket::{ConsoleRecord, MAX_RECORD, bind_socket, read_record};
 
 use super::Mailbox;
 use std::collections::VecDeque;
@@ -67,7 +67,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// A process listens there already.
-    #[error("console socket {} is in use by another process", path.display())]
+    #[error("console socket {} is in use by another process; stop that one, or name another", path.display())]
     InUse {
         /// Its path.
         path: PathBuf,
