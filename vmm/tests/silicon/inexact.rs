@@ -6,6 +6,7 @@ use crate::corpus::{Inexact, Policy, policy};
 use crate::extended;
 use iced_x86::{Code, Instruction, Mnemonic, Register};
 use std::ops::Range;
+use std::slice;
 
 /// How far two correct results may be apart.
 #[derive(Debug, Default)]
@@ -234,11 +235,11 @@ fn effective_address(instruction: &Instruction, outcome: &Outcome) -> Option<u64
 fn image(instruction: &Instruction, address: u64, ran: bool) -> Vec<Range<u64>> {
     let len = instruction.memory_size().size() as u64;
     let parts: &[Range<u64>] = match instruction.mnemonic() {
-        Mnemonic::Fxsave | Mnemonic::Fxsave64 if !ran => &[0..512],
-        _ if !ran => &[0..108],
+        Mnemonic::Fxsave | Mnemonic::Fxsave64 if !ran => slice::from_ref(&(0..512)),
+        _ if !ran => slice::from_ref(&(0..108)),
         // Reserved, FOP, FIP, FDP; MXCSR_MASK.
         Mnemonic::Fxsave | Mnemonic::Fxsave64 => &[5..24, 28..32],
-        _ if matches!(len, 14 | 94) => &[6..14],
+        _ if matches!(len, 14 | 94) => slice::from_ref(&(6..14)),
         // The upper halves of the words; then FIP, FOP, FDP and their selectors.
         _ => &[2..4, 6..8, 10..28],
     };

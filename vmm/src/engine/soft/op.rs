@@ -26,9 +26,10 @@ fn run_on<F>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow
 where
     F: Fn(&mut Cpu, &Op) -> Flow + Copy + 'static,
 {
-    // SAFETY: `F` has no bytes, as `handler` asserts, so there is nothing to initialise; and it
-    // is inhabited and may be copied, since `handler` was given one.
-    let body: F = unsafe { std::mem::MaybeUninit::uninit().assume_init() };
+    // SAFETY: `F` has no bytes, as `handler` asserts, and a read of no bytes is valid through any
+    // aligned pointer that is not null; the value exists and may be copied, since `handler` was
+    // given one.
+    let body: F = unsafe { std::ptr::NonNull::dangling().read() };
     match body(cpu, op) {
         Ok(()) => run_ops(cpu, rest),
         Err(trap) => {

@@ -94,10 +94,11 @@ impl Cpu {
         self.restart.detached = true;
         let flow = self.enter_gate(vector, error, source);
         self.restart.finish();
-        if flow.is_err() && source != Source::Software {
-            if let Event::Exception(exception) = self.event {
-                self.event = Event::Exception(exception.external());
-            }
+        if flow.is_err()
+            && source != Source::Software
+            && let Event::Exception(exception) = self.event
+        {
+            self.event = Event::Exception(exception.external());
         }
         flow
     }
