@@ -24,6 +24,8 @@ use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an operator's stop waits for an arbiter that is away.
+const DECIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
 
@@ -406,32 +408,33 @@ impl LiveSide<'_> {
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;
         }
-        if let Some(halted) = self.wait_last_outputs(channel) {
+        if let Some(halted) = self.wait_last_outputs(channel, reason) {
             return Ok(halted);
         }
         self.side.finish(&self.doors);
         self.leave();
-        if let Standing::Fenced(why) = self.policy.standing() {
-            return Ok(SideEnd::Halted(why));
-        }
         self.side.status.set_role(Role::Stopped, self.policy.generation());
         Ok(SideEnd::Stopped(reason))
     }
 
     /// Waits until the last outputs may leave, however long that takes: a backup that does not
-    /// acknowledge is lost sooner or later, and then the arbiter decides. How this side ended, if
-    /// they may not.
-    fn wait_last_outputs(&self, channel: &PrimaryChannel) -> Option<SideEnd> {
-        let mailbox = &self.side.mailbox;
+    /// acknowledge is lost sooner or later, and then the arbiter decides. Only an operator's stop
+    /// does not wait for an arbiter that is away. How this side ended, if the outputs may not leave.
+    fn wait_last_outputs(&self, channel: &PrimaryChannel, reason: StopReason) -> Option<SideEnd> {
+        let started = Instant::now();
+        let mut operator = reason == StopReason::Operator;
         loop {
             match self.policy.wait_decided(STOP_STEP) {
                 Standing::Protected if channel.wait_acknowledged(STOP_STEP) => return None,
                 Standing::Protected => {}
                 Standing::Deciding => {
-                    if let Some(Asked::Stop(_)) = mailbox.take_asked() {
-                        let why = "stopped while the arbiter could not be reached: the guest's last \
-                                   outputs are not out";
-                        return Some(SideEnd::Halted(why.to_owned()));
+                    operator |= matches!(self.side.mailbox.take_asked(), Some(Asked::Stop(_)));
+                    if operator && started.elapsed() > DECIDE_PATIENCE {
+                        // Whether the last outputs may leave cannot be known, so they do not.
+                        self.policy.fenced(
+                            "stopped while the arbiter could not be asked; \
+                             its last outputs were not let out",
+                        );
                     }
                 }
                 Standing::Alone => return None,
