@@ -295,7 +295,7 @@ pub(super) fn dot_product<C: VectorContext>(
     let mut step = |kind, a, b| {
         let outcome = compute(kind, shape, a, b, mxcsr);
         flags |= outcome.flags;
-        if outcome.flags & unmasked(mxcsr) & PRECOMPUTATION == 0 {
+        if outcome.flags & unmasked(mxcsr) == 0 {
             Some(outcome.value)
         } else {
             None
