@@ -295,11 +295,7 @@ pub(super) fn dot_product<C: VectorContext>(
     let mut step = |kind, a, b| {
         let outcome = compute(kind, shape, a, b, mxcsr);
         flags |= outcome.flags;
-        if outcome.flags & unmasked(mxcsr) == 0 {
-            Some(outcome.value)
-        } else {
-            None
-        }
+        if outcome.flags & unmasked(mxcsr) == 0 { Some(outcome.value) } else { None }
     };
     // The order of the operands decides which of two NaNs survives in each lane.
     let sum = step(Kind::Mul, chosen(a, immediate >> 4), chosen(b, immediate >> 4)).and_then(
