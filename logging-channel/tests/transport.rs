@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    PATIENCE, Told, ToyMemory, backup_config, chain, disk_read, identity, mark, primary,
-    primary_config, wait_for, wait_for_end, wait_for_refusal,
+    PATIENCE, Told, ToyMachine, ToyMemory, backup_config, chain, disk_read, identity, mark,
+    primary, primary_config, wait_for, wait_for_end, wait_for_refusal,
 };
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -109,6 +109,45 @@ fn nothing_is_acknowledged_before_the_delay_is_over() {
         _ => None,
     });
     assert!(now().since(pushed_at) >= Duration::from_millis(150));
+}
+
+#[test]
+fn who_waits_for_an_acknowledgement_waits_until_the_handler_knows_of_it() {
+    struct Slow {
+        entered: std::sync::mpsc::Sender<()>,
+        go_on: std::sync::mpsc::Receiver<()>,
+    }
+    impl PrimaryHandler for Slow {
+        fn checkpoint(
+            &mut self,
+            _terms: &SessionTerms,
+        ) -> Result<Box<dyn CheckpointSource + Send>, String> {
+            Ok(Box::new(ToyMachine { next: 0 }))
+        }
+        fn started(&mut self) {}
+        fn protected(&mut self) {}
+        fn acknowledged(&mut self, acknowledge: &Acknowledge) {
+            if acknowledge.received > EntrySequence(0) {
+                self.entered.send(()).expect("the test is there");
+                // An error says that everything may go on.
+                let _ = self.go_on.recv();
+            }
+        }
+        fn session_ended(&mut self, _end: &SessionEnd) {}
+        fn peer_refused(&mut self, _peer: SocketAddr, _error: &TransportError) {}
+    }
+    let (entered, has_entered) = std::sync::mpsc::channel();
+    let (let_go, go_on) = std::sync::mpsc::channel();
+    let handler = Slow { entered, go_on };
+    let primary = PrimaryChannel::listen(primary_config(), handler).expect("a port");
+    let _joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    primary.push(&mark(60, 1)).expect("room");
+    has_entered.recv_timeout(PATIENCE).expect("acknowledged");
+    let early = primary.wait_acknowledged(Duration::from_millis(20));
+    drop(let_go);
+    assert!(!early, "its outputs were still held");
+    assert!(primary.wait_acknowledged(PATIENCE));
 }
 
 #[test]

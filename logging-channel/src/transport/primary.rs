@@ -107,6 +107,8 @@ pub(super) struct State {
     /// One is being served or about to be.
     pub(super) occupied: bool,
     pub(super) sender: Option<Sender>,
+    /// The last entry of this session whose acknowledgement the handler has been told of.
+    pub(super) told: EntrySequence,
     pub(super) protected: bool,
     pub(super) closing: bool,
     pub(super) last_stats: SenderStats,
@@ -174,6 +176,7 @@ impl PrimaryChannel {
                 closed_because: None,
                 occupied: false,
                 sender: None,
+                told: EntrySequence(0),
                 protected: false,
                 closing: false,
                 last_stats: SenderStats::default(),
@@ -238,11 +241,12 @@ impl PrimaryChannel {
         self.wait(limit, |state| !state.protected, |state| state.protected)
     }
 
-    /// Waits until the backup has every entry pushed so far, for at most `limit`; says whether it has.
+    /// Waits until the backup has every entry pushed so far and the handler has been told so, for at
+    /// most `limit`; says whether that is so. The outputs those entries cover are released then.
     pub fn wait_acknowledged(&self, limit: Duration) -> bool {
         self.flush();
         let outstanding = |state: &mut State| {
-            state.sender.as_ref().is_some_and(|sender| sender.acknowledged() < sender.pushed())
+            state.sender.as_ref().is_some_and(|sender| state.told < sender.pushed())
         };
         self.wait(limit, outstanding, |state| state.sender.is_some() && !outstanding(state))
     }

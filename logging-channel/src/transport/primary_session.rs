@@ -6,6 +6,7 @@ use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce};
 use crate::checkpoint::CheckpointWriter;
 use crate::detector::Detector;
+use crate::entry::EntrySequence;
 use crate::frame::Frame;
 use crate::handshake::{Answered, HandshakeError, SessionTerms};
 use crate::sender::{Sender, SenderEvent};
@@ -185,7 +186,10 @@ async fn serve_backup(
     };
     let begun = clock::now();
     let sender = Sender::new(context.config.sender, terms.session, source.point(), begun);
-    context.shared.lock().sender = Some(sender);
+    let mut state = context.shared.lock();
+    state.sender = Some(sender);
+    state.told = EntrySequence(0);
+    drop(state);
     context.handler.borrow_mut().started();
     let side = PrimarySide { context };
     let set_up = set_up(context, &side, &mut connection, terms.session, source).await;
@@ -263,6 +267,7 @@ impl PrimarySide<'_> {
 
     fn handle_acknowledge(&self, acknowledge: &Acknowledge) {
         self.context.handler.borrow_mut().acknowledged(acknowledge);
+        self.context.shared.lock().told = acknowledge.received;
         self.context.shared.wake.notify_one();
     }
 }
