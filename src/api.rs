@@ -6,6 +6,7 @@
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
 
+use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -21,6 +22,7 @@ use vmft_backup::status::{SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
+use vmft_vmm::world::console::bind_socket;
 
 /// What the API can ask.
 #[derive(Debug, Clone)]
@@ -50,18 +52,16 @@ pub struct SnapshotRequest {
 
 /// Serves the API on a thread of its own until the process ends.
 pub fn serve(path: &Path, api: Api) -> Result<()> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("API socket {} is in use by another process", path.display());
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("replacing API socket {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = std::os::unix::net::UnixListener::bind(path)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .with_context(|| format!("listening on API socket {}", path.display()))?;
+    let listener = match bind_socket(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
+            "API socket {} is in use by another process; stop that one, or name another",
+            path.display()
+        ),
+        other => other
+            .with_context(|| format!("listening on API socket {}", path.display()))
+            .remedy(|| "--api-socket takes a path for a new socket")?,
+    };
+    listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = Router::new()
         .route("/api/v1/vm.info", get(info))

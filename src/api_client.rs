@@ -1,5 +1,6 @@
 //! Asking a running side over its API socket.
 
+use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -64,7 +65,8 @@ fn ask(
         .block_on(async { tokio::time::timeout(timeout, exchange).await })
         .context("the side does not answer")
         .and_then(|answer| answer)
-        .with_context(|| format!("asking the side at {}", socket.display()))?;
+        .with_context(|| format!("asking the side at {}", socket.display()))
+        .remedy(|| "is a side running with --api-socket and this path?")?;
     if status != StatusCode::OK && status != StatusCode::NO_CONTENT {
         bail!("{}", String::from_utf8_lossy(&body));
     }

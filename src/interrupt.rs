@@ -3,10 +3,17 @@
 use crate::api::{self, Api, ShutdownHook};
 use anyhow::Result;
 use std::path::Path;
+use std::process;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vmft_backup::side::Side;
+use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
+
+/// Signals that come sooner after the first mean the same: a terminal and a supervisor may both
+/// send one.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct NoHook;
@@ -15,7 +22,8 @@ impl ShutdownHook for NoHook {
     fn shutdown(&self) {}
 }
 
-/// Serves the API, and stops the side's machine cleanly on SIGINT or SIGTERM.
+/// Serves the API, and stops the side's machine cleanly on SIGINT, SIGTERM or SIGHUP. If that takes
+/// too long for the operator, another signal ends the process at once.
 pub fn serve_side(side: &Side, api_socket: Option<&Path>) -> Result<()> {
     serve_side_with(side, api_socket, Arc::new(NoHook))
 }
@@ -26,20 +34,28 @@ pub fn serve_side_with(
     api_socket: Option<&Path>,
     on_shutdown: Arc<dyn ShutdownHook>,
 ) -> Result<()> {
-    let mailbox = Arc::clone(&side.mailbox);
-    let hook = Arc::clone(&on_shutdown);
-    ctrlc::set_handler(move || {
-        mailbox.ask(Asked::Stop(StopReason::Operator));
-        hook.shutdown();
-    })?;
     if let Some(path) = api_socket {
         let api = Api {
             status: Arc::clone(&side.status),
             mailbox: Arc::clone(&side.mailbox),
             requests: Arc::clone(&side.requests),
-            on_shutdown,
+            on_shutdown: Arc::clone(&on_shutdown),
         };
         api::serve(path, api)?;
     }
+    let mailbox = Arc::clone(&side.mailbox);
+    let mut asked: Option<Instant> = None;
+    ctrlc::set_handler(move || match asked {
+        None => {
+            asked = Some(Instant::now());
+            mailbox.ask(Asked::Stop(StopReason::Operator));
+            on_shutdown.shutdown();
+        }
+        Some(first) if first.elapsed() >= SECOND_SIGNAL => {
+            tell!("ended at once, on a second signal");
+            process::exit(1);
+        }
+        Some(_) => {}
+    })?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod api_client;
 pub mod commands;
+pub mod examples;
 pub mod interrupt;
 pub mod machine_options;
 pub mod options;
@@ -10,4 +11,5 @@ pub mod pair;
 pub mod pair_options;
 mod process;
 pub mod progress;
+pub mod remedy;
 pub mod terminal;

@@ -2,9 +2,11 @@
 
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
-use anyhow::{Context, Result, bail};
+use crate::remedy::Remedy;
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmft_backup::arbiter::Candidate;
@@ -12,10 +14,11 @@ use vmft_backup::side::{Requests, Side};
 use vmft_backup::status::StatusBoard;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
-use vmft_vmm::machine::{BootSource, Machine, MachineConfig};
+use vmft_vmm::boot::BootError;
+use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
-use vmft_vmm::world::{DiskFile, Mailbox};
+use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
 
 /// What the machine is made of. Without `--kernel` and `--restore`: the default guest.
 #[derive(Debug, Clone, Args)]
@@ -40,7 +43,7 @@ pub struct MachineOptions {
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     pub disk: Vec<DiskOption>,
     /// Start from a snapshot instead of booting; disks are given as when it was taken
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline"],
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory"],
           help_heading = "Machine")]
     pub restore: Option<PathBuf>,
 }
@@ -57,12 +60,38 @@ pub struct SideOptions {
     pub api_socket: Option<PathBuf>,
 }
 
-/// Opens the images. A `new_machine` must find nobody else on them.
+/// Opens the images. A `new_machine` must find nobody else on them; a backup's are still to be shared.
 pub fn open_disks(options: &[DiskOption], new_machine: bool) -> Result<Vec<DiskFile>> {
-    options
-        .iter()
-        .map(|disk| Ok(DiskFile::open(&disk.path, disk.read_only, new_machine)?))
-        .collect()
+    let open = |disk: &DiskOption| {
+        DiskFile::open(&disk.path, disk.read_only, new_machine).map_err(|error| {
+            let remedy = disk_remedy(&error, new_machine);
+            anyhow!("{:#}{remedy}", anyhow::Error::from(error))
+        })
+    };
+    options.iter().map(open).collect()
+}
+
+/// What to do about a disk that cannot be used; empty where the error says it.
+fn disk_remedy(error: &DiskFileError, new_machine: bool) -> String {
+    match error {
+        DiskFileError::Open { path, source } => match source.kind() {
+            io::ErrorKind::NotFound if new_machine => {
+                format!(
+                    "; make an image first, for instance with `truncate -s 1G {}`",
+                    path.display()
+                )
+            }
+            io::ErrorKind::NotFound => {
+                "; name the image that the primary uses, on storage that both hosts share"
+                    .to_owned()
+            }
+            _ => "; --disk path= takes an image file that this user may use".to_owned(),
+        },
+        DiskFileError::Size { path, .. } => {
+            format!("; give it a size, for instance with `truncate -s 1G {}`", path.display())
+        }
+        DiskFileError::InUse { .. } | DiskFileError::Thread { .. } => String::new(),
+    }
 }
 
 /// The host's name, for people.
@@ -91,7 +120,8 @@ pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Res
             role: role.to_owned(),
         },
         mailbox: Arc::new(Mailbox::default()),
-        console: ConsoleHub::open(&options.serial.0)?,
+        console: ConsoleHub::open(&options.serial.0)
+            .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
@@ -99,35 +129,25 @@ pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Res
 }
 
 impl MachineOptions {
-    fn source(&self) -> Result<BootSource> {
-        let read = |path: &PathBuf| -> Result<Arc<[u8]>> {
-            let bytes =
-                std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-            Ok(bytes.into())
-        };
+    fn files(&self) -> Result<BootFiles> {
         if let Some(kernel) = &self.kernel {
-            return Ok(BootSource {
-                kernel: read(kernel)?,
-                initramfs: self.initramfs.as_ref().map(read).transpose()?,
-                cmdline: self.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned()),
-            });
+            let cmdline = self.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
+            return BootFiles::read(kernel, self.initramfs.as_deref(), cmdline);
         }
         let guest = default_guest(&Cache::from_environment()?, &mut crate::progress::terminal())?;
-        Ok(BootSource {
-            kernel: read(&guest.kernel)?,
-            initramfs: Some(read(&guest.initramfs)?),
-            cmdline: match &self.cmdline {
-                None => cmdline::with_workload(Workload::Shell),
-                Some(words) => format!("{} {words}", cmdline::DEFAULT),
-            },
-        })
+        let cmdline = match &self.cmdline {
+            None => cmdline::with_workload(Workload::Shell),
+            Some(words) => format!("{} {words}", cmdline::DEFAULT),
+        };
+        BootFiles::read(&guest.kernel, Some(&guest.initramfs), cmdline)
     }
 
     /// The machine, ready to run, on `disks`.
     pub fn machine(&self, disks: &[DiskFile]) -> Result<Machine> {
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
-            let machine = snapshot::restore(directory)?;
+            let machine = snapshot::restore(directory)
+                .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
             return Ok(machine);
         }
@@ -140,7 +160,49 @@ impl MachineOptions {
                 entropy: true,
             },
         };
-        Ok(Machine::new(config, self.source()?)?)
+        let BootFiles { kernel, initramfs, source } = self.files()?;
+        Machine::new(config, source).map_err(|error| {
+            let (file, remedy) = match &error {
+                SetupError::Boot(BootError::InitramfsTooLarge { .. }) => {
+                    (initramfs.unwrap_or_default(), " with --memory, or a smaller initramfs")
+                }
+                SetupError::Boot(BootError::KernelTooLarge { .. }) => {
+                    (kernel, "; give it more with --memory")
+                }
+                SetupError::Boot(
+                    BootError::CommandLineTooLong { .. } | BootError::CommandLineZero { .. },
+                ) => (kernel, "; change --cmdline"),
+                SetupError::Boot(_) => {
+                    (kernel, "; --kernel takes a bzImage or an ELF vmlinux for x86-64")
+                }
+                _ => (kernel, ""),
+            };
+            anyhow!("{}: {:#}{remedy}", file.display(), anyhow::Error::from(error))
+        })
+    }
+}
+
+/// What a guest boots from, and where it was read.
+struct BootFiles {
+    kernel: PathBuf,
+    initramfs: Option<PathBuf>,
+    source: BootSource,
+}
+
+impl BootFiles {
+    fn read(kernel: &Path, initramfs: Option<&Path>, cmdline: String) -> Result<Self> {
+        let read = |what: &str, path: &Path| -> Result<Arc<[u8]>> {
+            let bytes = std::fs::read(path)
+                .with_context(|| format!("reading {what} {}", path.display()))
+                .remedy(|| format!("--{what} takes a file that this user may read"))?;
+            Ok(bytes.into())
+        };
+        let source = BootSource {
+            kernel: read("kernel", kernel)?,
+            initramfs: initramfs.map(|path| read("initramfs", path)).transpose()?,
+            cmdline,
+        };
+        Ok(Self { kernel: kernel.into(), initramfs: initramfs.map(Into::into), source })
     }
 }
 
@@ -148,7 +210,8 @@ impl MachineOptions {
 pub fn check_disks(saved: &[DiskConfig], given: &[DiskConfig]) -> Result<()> {
     if saved.len() != given.len() {
         bail!(
-            "the machine has {} disks, {} are given; name them with --disk in the same order",
+            "the snapshot's machine has {} disks, {} are given; name them with --disk as when it \
+             was taken",
             saved.len(),
             given.len()
         );
@@ -156,7 +219,8 @@ pub fn check_disks(saved: &[DiskConfig], given: &[DiskConfig]) -> Result<()> {
     for (index, (saved, given)) in saved.iter().zip(given).enumerate() {
         if saved != given {
             bail!(
-                "disk {index} has {} bytes{}, the machine's has {}{}",
+                "disk {index} has {} bytes{}, in the snapshot it has {}{}; give the image as it was \
+                 when the snapshot was taken",
                 given.capacity.0,
                 if given.read_only { " read-only" } else { "" },
                 saved.capacity.0,

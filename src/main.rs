@@ -1,19 +1,20 @@
 //! The `vmft` command line.
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
-use vmft::commands;
+use vmft::remedy::{Remedy, one_line};
+use vmft::{commands, examples};
+use vmft_backup::tell;
 
 /// Fault-tolerant virtual machines: an unmodified Linux guest runs on two hosts at once; when one
 /// dies, the other goes on from the same instruction.
 ///
-/// `vmft demo` shows it on this machine. For two hosts that share a disk image:
-///
-///   host A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
-///   host B: vmft backup --disk path=/shared/guest.img --primary tcp:A:7000
+/// `vmft demo` shows it on this machine; `vmft primary --help` begins with two hosts.
 #[derive(Debug, Parser)]
 #[command(name = "vmft", version, max_term_width = 100)]
 struct Cli {
@@ -30,28 +31,40 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show a guest surviving the loss of its primary, on this machine
+    #[command(after_help = examples::DEMO)]
     Demo(commands::demo::DemoOptions),
     /// Run a guest unprotected
+    #[command(after_help = examples::RUN)]
     Run(commands::run::RunOptions),
     /// Run a guest that a backup can follow and take over
+    #[command(after_help = examples::PRIMARY)]
     Primary(commands::primary::PrimaryOptions),
     /// Follow a primary, and take over when it is lost
+    #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::BackupOptions),
     /// Run a guest and record everything that replays it to a file
+    #[command(after_help = examples::RECORD)]
     Record(commands::record::RecordOptions),
     /// Replay a recorded guest and compare every digest
+    #[command(after_help = examples::REPLAY)]
     Replay(commands::replay::ReplayOptions),
     /// Show what a running side is doing
+    #[command(after_help = examples::STATUS)]
     Status(commands::control::StatusOptions),
-    /// Stop a running guest and its pair, cleanly
+    /// Stop a side cleanly: a live one with its guest and its pair, a backup by itself
+    #[command(after_help = examples::STOP)]
     Stop(commands::control::StopOptions),
     /// Write a snapshot of a running guest
+    #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
     /// Attach to the console of one or both sides
+    #[command(after_help = examples::CONSOLE)]
     Console(commands::console::ConsoleOptions),
     /// Make the certificates with which the two sides know each other
+    #[command(after_help = examples::TLS_INIT)]
     TlsInit(commands::tls_init::TlsInitOptions),
     /// Fetch or build the default guest, and say where it is
+    #[command(after_help = examples::GUEST)]
     Guest(commands::guest::GuestOptions),
 }
 
@@ -64,7 +77,13 @@ fn set_up_log(cli: &Cli) -> Result<()> {
     let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
     match &cli.log_file {
         Some(path) => {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+            let file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("opening {}", path.display()))
+                .remedy(|| "--log-file takes a file that this user may write")?;
+            tell::to_file(file.try_clone()?);
             log.with_ansi(false).with_writer(file).init();
         }
         None => log.with_writer(std::io::stderr).init(),
@@ -90,13 +109,41 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+/// Exit code for a command line that makes no sense.
+const USAGE: u8 = 2;
+
+/// Says on standard error what went wrong, in one line.
+fn complain(text: &str) {
+    // Whoever does not read it sees the exit code.
+    let _ = writeln!(std::io::stderr(), "vmft: {}", one_line(text));
+}
+
+/// Answers a command line that is no command: help where it was asked for, one line where not.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Help that nobody reads is not missed.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+    }
+    let text = error.to_string();
+    let what = text.split("\n\nUsage:").next().unwrap_or_default();
+    let what = what.split("\n\nFor more").next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let command = std::env::args()
+        .skip(1)
+        .find(|word| Cli::command().find_subcommand(word).is_some())
+        .map_or_else(String::new, |word| format!(" {word}"));
+    complain(&format!("{what}; see `vmft{command} --help`"));
+    ExitCode::from(USAGE)
+}
+
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            // One line, whatever the chain: what went wrong, then why.
-            eprintln!("vmft: {error:#}");
+    match Cli::try_parse() {
+        Err(error) => refuse(&error),
+        Ok(cli) => run(cli).unwrap_or_else(|error| {
+            // What went wrong, then why.
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
-        }
+        }),
     }
 }

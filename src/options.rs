@@ -81,7 +81,7 @@ impl<'a> Pairs<'a> {
     }
 
     fn need(&self, key: &'static str) -> Result<&'a str, OptionError> {
-        self.get(key).ok_or(OptionError::Missing(key))
+        self.get(key).filter(|value| !value.is_empty()).ok_or(OptionError::Missing(key))
     }
 }
 
@@ -226,6 +226,7 @@ mod tests {
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
         assert_eq!(disk, Ok(DiskOption { path: "a.img".into(), read_only: true }));
         assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
+        assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());
         assert!("path=a,size=3".parse::<DiskOption>().is_err());
     }

@@ -215,9 +215,7 @@ pub struct PairConsole {
 
 impl Default for PairConsole {
     fn default() -> Self {
-        let (sender, events) = channel();
-        let merger = Merger::new(0);
-        Self { sender, events, typists: Vec::new(), merger, open: 0, last_from: None }
+        Self::starting_at(0)
     }
 }
 
@@ -233,6 +231,13 @@ pub enum Look {
 }
 
 impl PairConsole {
+    /// The console from `offset` on: of a guest that was restored after writing so many bytes.
+    pub fn starting_at(offset: u64) -> Self {
+        let (sender, events) = channel();
+        let merger = Merger::new(offset);
+        Self { sender, events, typists: Vec::new(), merger, open: 0, last_from: None }
+    }
+
     /// Attaches to a side as soon as it listens.
     pub fn attach(&mut self, side: &mut SideProcess) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;

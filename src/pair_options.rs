@@ -1,20 +1,22 @@
 //! The options of a side of a pair.
 
-use crate::machine_options::{SideOptions, fresh_id, make_side, open_disks};
+use crate::machine_options::fresh_id;
 use crate::options::{ArbiterOption, DiskOption};
+use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_backup::arbiter::{Arbiter, DirectoryArbiter};
+use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
 use vmft_backup::identity::fingerprint;
 use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
-use vmft_logging_channel::transport::{PeerAddress, PrimaryConfig};
-use vmft_vmm::board::DiskConfig;
+use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig};
+use vmft_vmm::board::{Bytes, DiskConfig};
+use vmft_vmm::world::DiskFile;
 
 /// How the two sides find out about each other and who may go on.
 #[derive(Debug, Clone, Args)]
@@ -31,8 +33,8 @@ pub struct PairOptions {
 }
 
 impl PairOptions {
-    /// Opens the arbiter's directory.
-    pub fn open_arbiter(&self, disks: &[DiskOption], new_pair: bool) -> Result<DirectoryArbiter> {
+    /// Where the arbiter is.
+    pub fn arbiter_directory(&self, disks: &[DiskOption]) -> Result<PathBuf> {
         let default = || -> Option<PathBuf> {
             let disk = disks.iter().find(|disk| !disk.read_only)?;
             let mut path = disk.path.clone().into_os_string();
@@ -43,7 +45,7 @@ impl PairOptions {
         let Some(directory) = chosen.or_else(default) else {
             bail!("a pair without a writable disk needs --arbiter dir=PATH on shared storage");
         };
-        Ok(DirectoryArbiter::open(&directory, new_pair)?)
+        Ok(directory)
     }
 
     /// When the peer is suspected.
@@ -55,49 +57,83 @@ impl PairOptions {
     }
 
     /// Where backups may join a side.
-    pub fn primary_config(&self, listen: PeerAddress, identity: Identity) -> PrimaryConfig {
-        PrimaryConfig { detector: self.detector(), ..PrimaryConfig::new(listen, identity) }
+    pub fn primary_config(&self, place: ListenPlace, identity: Identity) -> PrimaryConfig {
+        let ListenPlace { address, listener } = place;
+        PrimaryConfig {
+            detector: self.detector(),
+            listener: Some(listener),
+            ..PrimaryConfig::new(address, identity)
+        }
     }
 }
 
-/// A side of a pair, before it runs.
-#[derive(Debug)]
-pub struct PairSide {
-    /// The process.
-    pub side: Side,
-    /// Who decides generations.
-    pub arbiter: Arc<dyn Arbiter>,
-    /// What the other side must match; the generation is the last one decided.
-    pub identity: Identity,
+/// A port taken for backups, before anything on the shared storage is changed.
+#[derive(Debug, Clone)]
+pub struct ListenPlace {
+    address: PeerAddress,
+    /// The port.
+    pub listener: Arc<Listener>,
+}
+
+impl ListenPlace {
+    /// Takes the port.
+    pub fn take(address: &PeerAddress) -> Result<Self> {
+        let listener = Listener::bind(address).remedy(|| match &address.tls_dir {
+            Some(_) => {
+                "stop what listens there or choose another port with --listen, and make \
+                        certificates with `vmft tls-init`"
+            }
+            None => "stop what listens there, or choose another address with --listen",
+        })?;
+        Ok(Self { address: address.clone(), listener: Arc::new(listener) })
+    }
+}
+
+/// Begins a pair's next reign: the arbiter, and the identity with the generation just won. The last
+/// step before a new primary runs, because from here on the shared storage is changed.
+pub fn begin_reign(directory: &Path, side: &Side) -> Result<(DirectoryArbiter, Identity)> {
+    let arbiter = DirectoryArbiter::create(directory)
+        .remedy(|| "--arbiter dir=PATH names a directory on storage that both hosts share")?;
+    let name = arbiter.pair(&fresh_id()?)?;
+    let generation = Generation(arbiter.latest()?.0 + 1);
+    let identity = identity(directory, &name, generation, &side.disks)?;
+    if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
+        bail!(
+            "generation {} has just been won by {winner}; stop that one first, or join it with \
+             `vmft backup`",
+            generation.0
+        );
+    }
+    Ok((arbiter, identity))
+}
+
+/// Finds the pair that a backup is to join. Changes nothing.
+pub fn find_pair(directory: &Path, side: &Side) -> Result<(DirectoryArbiter, Identity)> {
+    let arbiter = DirectoryArbiter::open(directory)?;
+    let name = arbiter.pair_name()?;
+    let identity = identity(directory, &name, arbiter.latest()?, &side.disks)?;
+    Ok((arbiter, identity))
+}
+
+fn identity(
+    directory: &Path,
+    name: &str,
+    generation: Generation,
+    disks: &[DiskFile],
+) -> Result<Identity> {
+    let pair = name
+        .parse()
+        .with_context(|| format!("the arbiter {} is damaged", directory.display()))
+        .remedy(|| "if no side of its pair is alive, remove the directory")?;
+    Ok(Identity { pair, generation, fingerprint: fingerprint(&disk_configs(disks)) })
 }
 
 /// What a disk looks like to the guest.
-pub fn disk_configs(disks: &[vmft_vmm::world::DiskFile]) -> Vec<DiskConfig> {
-    let config = |(index, disk): (usize, &vmft_vmm::world::DiskFile)| DiskConfig {
-        capacity: vmft_vmm::board::Bytes(disk.size()),
+pub fn disk_configs(disks: &[DiskFile]) -> Vec<DiskConfig> {
+    let config = |(index, disk): (usize, &DiskFile)| DiskConfig {
+        capacity: Bytes(disk.size()),
         read_only: disk.read_only(),
         serial: format!("vmft-disk{index}"),
     };
     disks.iter().enumerate().map(config).collect()
-}
-
-/// Opens what a side of a pair needs.
-pub fn open(
-    pair: &PairOptions,
-    options: &SideOptions,
-    disks: &[DiskOption],
-    role: &str,
-    new_pair: bool,
-) -> Result<PairSide> {
-    let files = open_disks(disks, new_pair)?;
-    let arbiter = pair.open_arbiter(disks, new_pair)?;
-    let name = arbiter.pair(&fresh_id()?)?;
-    let pair_id = name.parse().context("the arbiter's directory has no proper pair name")?;
-    let identity = Identity {
-        pair: pair_id,
-        generation: Generation(arbiter.latest()?.0),
-        fingerprint: fingerprint(&disk_configs(&files)),
-    };
-    let side = make_side(options, files, role)?;
-    Ok(PairSide { side, arbiter: Arc::new(arbiter), identity })
 }

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
+use vmft_backup::tell;
 use vmft_guest_images::Progress;
 
 /// Progress on standard error: a spinner on a terminal, lines elsewhere.
@@ -34,14 +35,14 @@ impl Progress for TerminalProgress {
             }
             self.bar = Some(spinner(what));
         } else {
-            eprintln!("vmft: {what}");
+            tell!("{what}");
         }
     }
 
     fn note(&mut self, what: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("vmft: {what}")),
-            None => eprintln!("vmft: {what}"),
+            None => tell!("{what}"),
         }
     }
 }

@@ -2,12 +2,24 @@
 
 use anyhow::{Context, Result};
 use nix::sys::termios::{self, SetArg, Termios};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 use std::sync::Arc;
+use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
 use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget};
+
+/// Prints one line to standard output; a reader that has gone away is no failure.
+///
+/// # Errors
+/// Any other error of standard output.
+pub fn say(line: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
 
 /// Ctrl-A, then x: leave. Ctrl-A twice types one Ctrl-A.
 const ESCAPE: u8 = 0x01;
@@ -105,7 +117,7 @@ pub fn attach(
     }
     let raw = RawTerminal::enter()?;
     if raw.is_some() {
-        eprintln!("vmft: the guest's console; Ctrl-A x stops the guest");
+        tell!("the guest's console; Ctrl-A x stops the guest");
     }
     let (console, mailbox) = (Arc::clone(console), Arc::clone(mailbox));
     read_keys(move |keys| {

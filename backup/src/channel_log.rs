@@ -46,10 +46,10 @@ impl ChannelLog {
 }
 
 impl LogSink for ChannelLog {
-    fn append(&mut self, entry: Entry) -> io::Result<EntrySequence> {
+    fn append(&mut self, entry: Entry) -> io::Result<Option<EntrySequence>> {
         while !self.closed {
             match self.channel.push(&entry) {
-                Ok(sequence) => return Ok(sequence),
+                Ok(sequence) => return Ok(Some(sequence)),
                 Err(PrimaryPushError::Push(PushError::Full { .. })) => {
                     // A full buffer stops the guest (§2.4 of the paper).
                     if self.channel.wait_room(ROOM_WAIT) == Room::NoBackup {
@@ -65,7 +65,7 @@ impl LogSink for ChannelLog {
             }
         }
         // Nobody gets it: the peer is lost, and its loss is being dealt with.
-        Ok(EntrySequence(0))
+        Ok(None)
     }
 
     fn flush(&mut self) -> io::Result<()> {

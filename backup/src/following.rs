@@ -7,7 +7,9 @@ use crate::follower::ReplayGate;
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
+use crate::tell;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
@@ -21,6 +23,8 @@ use vmft_vmm::outputs::KeptOutputs;
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to try to reach the primary without a word about it.
+const QUIET_CONNECT: Duration = Duration::from_secs(1);
 /// How often a backup that diverged may join again before it gives up.
 const MAX_DIVERGENCES: u32 = 3;
 
@@ -54,7 +58,8 @@ impl BackupControl {
         }
     }
 
-    fn is_leaving(&self) -> bool {
+    /// True once the operator has stopped this side.
+    pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
     }
 
@@ -129,17 +134,28 @@ impl Side {
         control: &BackupControl,
     ) -> Result<Option<Joined<MachineSink>>, SideError> {
         let deadline = Instant::now() + duties.connect_timeout;
+        let patient_until = Instant::now() + QUIET_CONNECT;
+        let mut told = false;
         loop {
-            if control.is_leaving() {
-                return Ok(None);
-            }
-            match BackupChannel::join(duties.channel.clone(), MachineSink::default()) {
-                Ok(joined) => return Ok(Some(joined)),
-                Err(error) if is_temporary(&error) && Instant::now() < deadline => {
-                    tracing::debug!(error = error_chain(&error), "joining");
+            match join_once(&duties.channel, control)? {
+                None => return Ok(None),
+                Some(Ok(joined)) => {
+                    // Only now this side belongs to the pair, and no new machine may start.
+                    duties.arbiter.share()?;
+                    for disk in &self.disks {
+                        disk.share()?;
+                    }
+                    return Ok(Some(joined));
+                }
+                Some(Err(error)) if is_temporary(&error) && Instant::now() < deadline => {
+                    if !told && Instant::now() > patient_until {
+                        let seconds = duties.connect_timeout.as_secs();
+                        tell!("{}; trying for {seconds} s", error_chain(&error));
+                        told = true;
+                    }
                     std::thread::sleep(RETRY * 5);
                 }
-                Err(error) => return Err(error.into()),
+                Some(Err(error)) => return Err(error.into()),
             }
         }
     }
@@ -156,15 +172,19 @@ impl Side {
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
         control.set(Some(Arc::clone(&channel)));
+        if control.is_leaving() {
+            // Asked to leave before the channel could be told.
+            control.leave();
+        }
         self.status.set_guest_memory(machine.ram().host_ranges());
         self.watch_channel(&channel);
         self.status.set_role(Role::Backup, terms.generation);
-        eprintln!("vmft: following the primary from point {}", machine.point());
+        tell!("following the primary from point {}", machine.point());
 
         let race = Arc::new(Mutex::new(Race::default()));
         let kept = Arc::new(KeptOutputs::default());
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, terms.generation, Arc::clone(&race));
+        let on_lost = self.racer(duties, terms.generation, Arc::clone(&race), control);
         let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let mut inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
@@ -183,7 +203,8 @@ impl Side {
         control.set(None);
         match end {
             Ok(RunEnd::Stopped(reason)) => {
-                self.finish_stopped(machine, duties, terms.generation, &channel, &kept)?;
+                let generation = terms.generation;
+                self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
                 Ok(Followed::End(SideEnd::Stopped(reason)))
             }
             Ok(_) if inputs.log().source.won() => {
@@ -201,25 +222,30 @@ impl Side {
         duties: &BackupDuties,
         generation: Generation,
         race: Arc<Mutex<Race>>,
-    ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static {
+        control: &Arc<BackupControl>,
+    ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static + use<> {
+        let control = Arc::clone(control);
         let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
         let status = Arc::clone(&self.status);
         move |end| {
             let next = Generation(generation.0 + 1);
             status.set_role(Role::Deciding, generation);
-            eprintln!("vmft: the primary is lost: {}", end.cause);
+            tell!("the primary is lost: {}", end.cause);
             let silent_for = now().since(end.last_contact);
             let asked = Instant::now();
             let mut told = false;
             let verdict = win_or_wait(&*arbiter, next, &who, |error| {
                 if !told {
-                    eprintln!("vmft: {error}; this side waits until it answers");
+                    tell!("{error}; this side waits until it answers");
                     told = true;
                 }
                 std::thread::sleep(RETRY);
-                true
-            })
-            .expect("asked until it answers");
+                !control.is_leaving()
+            });
+            // Without an answer the operator has stopped this side while it waited.
+            let Ok(verdict) = verdict else {
+                return false;
+            };
             let mut race = race.lock().expect("no holder of this lock panics");
             race.decided = Some(Instant::now());
             race.last_contact = asked.checked_sub(silent_for);
@@ -275,7 +301,7 @@ impl Side {
                 Followed::End(SideEnd::Stopped(StopReason::GuestPowerOff))
             }
             Some(EndCause::Departed(reason)) => {
-                eprintln!("vmft: the primary ended the session: {reason}; joining again");
+                tell!("the primary ended the session: {reason}; joining again");
                 Followed::Again
             }
             _ => Followed::End(SideEnd::Stopped(StopReason::Operator)),
@@ -291,6 +317,7 @@ impl Side {
         generation: Generation,
         channel: &BackupChannel,
         kept: &KeptOutputs,
+        control: &BackupControl,
     ) -> Result<(), SideError> {
         use vmft_logging_channel::entry::Entry;
         use vmft_logging_channel::transport::Delivery;
@@ -303,14 +330,17 @@ impl Side {
         }
         self.status.set_role(Role::Stopped, generation);
         let left = kept.take();
-        if left.is_empty() && machine.outstanding().is_empty() {
+        // A goodbye comes after everything is out, also what this side cannot know to be out: a disk
+        // write whose completion came too late for the log.
+        let nothing_left = left.is_empty() && machine.outstanding().is_empty();
+        if channel.peer_has_left() || nothing_left {
             self.console.close();
             return Ok(());
         }
         let next = Generation(generation.0 + 1);
         let verdict = win_or_wait(&*duties.arbiter, next, &self.who, |_| {
             std::thread::sleep(RETRY);
-            true
+            !control.is_leaving()
         });
         if let Ok(Verdict::Won) = verdict {
             self.finish_outputs(&machine, &duties.arbiter, next, left)?;
@@ -331,8 +361,8 @@ impl Side {
             _ => return Err(error.into()),
         };
         *divergences += 1;
-        eprintln!(
-            "vmft: {report}; joining again from a checkpoint (to reproduce, record the same guest \
+        tell!(
+            "{report}; joining again from a checkpoint (to reproduce, record the same guest \
              with `vmft record --log FILE` and run `vmft replay FILE`)"
         );
         self.status.update(|status| status.divergence = Some(report));
@@ -367,14 +397,40 @@ fn succession(race: &Mutex<Race>, kept: &KeptOutputs, machine: &Machine) -> Succ
     Succession { report, last_contact, kept: kept.take() }
 }
 
+/// Tries to join once. `None` if the operator stops the side meanwhile; the attempt then ends by
+/// itself.
+fn join_once(
+    config: &BackupConfig,
+    control: &BackupControl,
+) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
+    let (sender, outcome) = mpsc::channel();
+    let config = config.clone();
+    let join = move || {
+        // A side that has left meanwhile does not listen.
+        let _ = sender.send(BackupChannel::join(config, MachineSink::default()));
+    };
+    let thread = std::thread::Builder::new().name("join".to_owned());
+    thread.spawn(join).map_err(SideError::Host)?;
+    loop {
+        if control.is_leaving() {
+            return Ok(None);
+        }
+        match outcome.recv_timeout(RETRY) {
+            Ok(outcome) => return Ok(Some(outcome)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
+        }
+    }
+}
+
 /// True for errors that a primary which is still starting, or busy, may cause.
 fn is_temporary(error: &TransportError) -> bool {
     use vmft_logging_channel::handshake::{HandshakeError, Refusal};
     match error {
-        TransportError::Connect { .. }
-        | TransportError::Closed { .. }
-        | TransportError::TimedOut { .. }
-        | TransportError::Io(_) => true,
+        TransportError::Connect { source, .. } => is_temporary(source),
+        TransportError::Closed { .. } | TransportError::TimedOut { .. } | TransportError::Io(_) => {
+            true
+        }
         TransportError::Handshake(HandshakeError::RefusedByPeer(refusal)) => {
             matches!(refusal, Refusal::HasBackup | Refusal::NotAccepting(_))
         }

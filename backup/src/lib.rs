@@ -11,3 +11,4 @@ pub mod policy;
 pub mod recorded;
 pub mod side;
 pub mod status;
+pub mod tell;

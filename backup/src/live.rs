@@ -5,6 +5,7 @@ use crate::channel_log::ChannelLog;
 use crate::policy::{LossPolicy, Standing};
 use crate::side::{Doors, JoinRequest, Requests, Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::tell;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -14,14 +15,14 @@ use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason}
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::{Acknowledge, GoodbyeReason};
 use vmft_logging_channel::transport::{
-    PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+    EndCause, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate, OutputKind};
 use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
-/// How long the last outputs and the goodbye may take at a stop.
+/// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
@@ -79,7 +80,7 @@ impl PrimaryHandler for Handler {
             // A machine that has stopped meanwhile needs no protection.
             let _ = joined.send(true);
         }
-        eprintln!("vmft: protected: a backup follows");
+        tell!("protected: a backup follows");
     }
 
     fn acknowledged(&mut self, acknowledge: &Acknowledge) {
@@ -90,7 +91,8 @@ impl PrimaryHandler for Handler {
         if let Some(joined) = self.joined.take() {
             let _ = joined.send(false);
         }
-        if !end.protected {
+        // A session this side has left was left at a stop: nobody is lost.
+        if !end.protected || end.cause == EndCause::Left {
             return;
         }
         let channel = Arc::clone(&self.channel);
@@ -102,7 +104,7 @@ impl PrimaryHandler for Handler {
     }
 
     fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
-        eprintln!("vmft: {peer} did not join: {}", error_chain(error));
+        tell!("{peer} did not join: {}", error_chain(error));
     }
 }
 
@@ -173,20 +175,20 @@ impl Side {
             }
         }
         let protected = live_side.policy.standing() == Standing::Protected;
-        let mut inputs = if protected {
+        let inputs = if protected {
             live_side.record(live, &machine)
         } else {
-            self.status.set_role(Role::Alone, live_side.policy.generation());
+            // A backup that joined and was lost again has left the role to the policy.
+            if !wait {
+                self.status.set_role(Role::Alone, live_side.policy.generation());
+            }
             Inputs::Alone(live)
         };
-        let end = live_side.run(&mut machine, &mut inputs);
+        let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
-        match end? {
-            SideEnd::Stopped(reason) => {
-                live_side.stop(&machine, &mut inputs, reason)?;
-                Ok(SideEnd::Stopped(reason))
-            }
-            halted @ SideEnd::Halted(_) => Ok(halted),
+        match ended? {
+            (SideEnd::Stopped(reason), inputs) => live_side.stop(&machine, inputs, reason),
+            (halted @ SideEnd::Halted(_), _) => Ok(halted),
         }
     }
 
@@ -334,13 +336,14 @@ impl LiveSide<'_> {
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    if self.side.requests.serve(machine) {
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
                         return Ok(None);
                     }
                 }
                 Asked::Stop(reason) => {
                     self.side.requests.close();
                     self.side.finish(&self.doors);
+                    self.leave();
                     return Ok(Some(SideEnd::Stopped(reason)));
                 }
                 Asked::Halt => return Ok(Some(self.halted())),
@@ -363,20 +366,23 @@ impl LiveSide<'_> {
         Inputs::Recording(Box::new(recording))
     }
 
-    fn run(&self, machine: &mut Machine, inputs: &mut Inputs) -> Result<SideEnd, SideError> {
+    /// Runs until the end, and gives the inputs back: there may be a last word to log.
+    fn run(
+        &self,
+        machine: &mut Machine,
+        mut inputs: Inputs,
+    ) -> Result<(SideEnd, Inputs), SideError> {
         loop {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
                     // Outputs let out before a backup joins are this side's to finish.
                     self.side.console.drain();
-                    if self.side.requests.serve(machine) {
-                        let fresh = Inputs::Alone(self.side.live_inputs(&self.doors, machine)?);
-                        let live = std::mem::replace(inputs, fresh).into_live();
-                        *inputs = self.record(live, machine);
+                    if self.side.requests.serve(machine, &self.side.mailbox) {
+                        inputs = self.record(inputs.into_live(), machine);
                     }
                 }
-                RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
-                RunEnd::Halted => return Ok(self.halted()),
+                RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),
+                RunEnd::Halted => return Ok((self.halted(), inputs)),
                 RunEnd::LogEnded => unreachable!("a live machine follows no log"),
             }
         }
@@ -387,30 +393,57 @@ impl LiveSide<'_> {
     fn stop(
         &self,
         machine: &Machine,
-        inputs: &mut Inputs,
+        inputs: Inputs,
         reason: StopReason,
-    ) -> Result<(), SideError> {
+    ) -> Result<SideEnd, SideError> {
         let Some(channel) = &self.channel else {
             self.side.finish(&self.doors);
-            return Ok(());
+            return Ok(SideEnd::Stopped(reason));
         };
         channel.close_admission("the machine has stopped");
-        if let Inputs::Recording(recording) = inputs {
+        if let Inputs::Recording(mut recording) = inputs {
             recording
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;
         }
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while Instant::now() < deadline {
-            match self.policy.wait_decided(STOP_STEP) {
-                Standing::Protected if channel.wait_acknowledged(STOP_STEP) => break,
-                Standing::Protected | Standing::Deciding => {}
-                Standing::Alone | Standing::Fenced(_) => break,
-            }
+        if let Some(halted) = self.wait_last_outputs(channel) {
+            return Ok(halted);
         }
         self.side.finish(&self.doors);
-        channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        self.leave();
+        if let Standing::Fenced(why) = self.policy.standing() {
+            return Ok(SideEnd::Halted(why));
+        }
         self.side.status.set_role(Role::Stopped, self.policy.generation());
-        Ok(())
+        Ok(SideEnd::Stopped(reason))
+    }
+
+    /// Waits until the last outputs may leave, however long that takes: a backup that does not
+    /// acknowledge is lost sooner or later, and then the arbiter decides. How this side ended, if
+    /// they may not.
+    fn wait_last_outputs(&self, channel: &PrimaryChannel) -> Option<SideEnd> {
+        let mailbox = &self.side.mailbox;
+        loop {
+            match self.policy.wait_decided(STOP_STEP) {
+                Standing::Protected if channel.wait_acknowledged(STOP_STEP) => return None,
+                Standing::Protected => {}
+                Standing::Deciding => {
+                    if let Some(Asked::Stop(_)) = mailbox.take_asked() {
+                        let why = "stopped while the arbiter could not be reached: the guest's last \
+                                   outputs are not out";
+                        return Some(SideEnd::Halted(why.to_owned()));
+                    }
+                }
+                Standing::Alone => return None,
+                Standing::Fenced(why) => return Some(SideEnd::Halted(why)),
+            }
+        }
+    }
+
+    /// Says goodbye to a backup that follows. One that is still joining is not waited for.
+    fn leave(&self) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.is_protected()) {
+            channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+        }
     }
 }

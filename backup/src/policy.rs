@@ -9,6 +9,7 @@
 
 use crate::arbiter::{Arbiter, Candidate, GenerationFence, RETRY, Verdict, win_or_wait};
 use crate::status::{Role, StatusBoard};
+use crate::tell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
@@ -108,7 +109,7 @@ impl LossPolicy {
             *standing = Standing::Deciding;
         }
         self.status.set_role(Role::Deciding, self.fence.generation());
-        eprintln!("vmft: the backup is lost: {reason}");
+        tell!("the backup is lost: {reason}");
         let policy = Arc::clone(self);
         let decide = move || policy.decide(alone);
         std::thread::Builder::new()
@@ -122,7 +123,7 @@ impl LossPolicy {
         let mut told = false;
         let verdict = win_or_wait(&*self.arbiter, next, &self.who, |error| {
             if !told {
-                eprintln!("vmft: {error}; no output leaves until it answers");
+                tell!("{error}; no output leaves until it answers");
                 told = true;
             }
             std::thread::sleep(RETRY);
@@ -134,7 +135,7 @@ impl LossPolicy {
                 self.fence.advance(next);
                 self.gate.unprotect();
                 self.set(Standing::Alone, Role::Alone);
-                eprintln!("vmft: running unprotected in generation {}", next.0);
+                tell!("running unprotected in generation {}", next.0);
                 alone(next);
             }
             Verdict::Lost { winner } => {

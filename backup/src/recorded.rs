@@ -52,10 +52,10 @@ impl FileLog {
 }
 
 impl LogSink for FileLog {
-    fn append(&mut self, entry: Entry) -> io::Result<EntrySequence> {
+    fn append(&mut self, entry: Entry) -> io::Result<Option<EntrySequence>> {
         let mut writer = self.lock();
         let writer = writer.as_mut().ok_or_else(|| io::Error::other("the log is finished"))?;
-        writer.push(&entry).map_err(io::Error::other)
+        writer.push(&entry).map(Some).map_err(io::Error::other)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -107,6 +107,15 @@ impl<R: Read> RecordedLog<R> {
     /// Entries read so far.
     pub fn entries_read(&self) -> u64 {
         self.entries_read
+    }
+
+    /// Reads on to the end, past what a machine that has stopped asks for: a log that is cut after
+    /// its last entry is cut all the same.
+    pub fn read_to_end(&mut self)
+    where
+        R: Send + std::fmt::Debug,
+    {
+        while self.next(ExecutionPoint::NEVER).is_ok() {}
     }
 
     /// Where the log stops being good, once that has been reached.

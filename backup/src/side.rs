@@ -1,13 +1,14 @@
 //! One side: a process that runs, or may come to run, the guest.
 
-use crate::arbiter::{Arbiter, Candidate, GenerationFence};
+use crate::arbiter::{Arbiter, ArbiterError, Candidate, GenerationFence};
 use crate::checkpoint::MachineCheckpoint;
 use crate::status::{Role, StatusBoard};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
@@ -18,6 +19,9 @@ use vmft_vmm::snapshot::{self, SnapshotError};
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
 
+/// How long one step of waiting for a joining backup takes before the mailbox is looked at.
+const JOIN_STEP: Duration = Duration::from_millis(50);
+
 /// Why a side cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SideError {
@@ -27,6 +31,9 @@ pub enum SideError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskFileError),
+    /// The arbiter.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
     /// The channel.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -67,18 +74,32 @@ pub(crate) struct JoinRequest {
 }
 
 /// Requests on their way to the thread that runs the machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Requests {
-    queue: Mutex<VecDeque<Request>>,
+    /// `None` once the machine is over.
+    queue: Mutex<Option<VecDeque<Request>>>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Some(VecDeque::new())) }
+    }
 }
 
 impl Requests {
-    fn take(&self) -> Option<Request> {
-        self.queue.lock().expect("no holder of this lock panics").pop_front()
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
+        self.queue.lock().expect("no holder of this lock panics")
     }
 
+    fn take(&self) -> Option<Request> {
+        self.lock().as_mut()?.pop_front()
+    }
+
+    /// A request to a machine that is over is dropped, which whoever waits for it notices.
     fn put(&self, request: Request, mailbox: &Mailbox) {
-        self.queue.lock().expect("no holder of this lock panics").push_back(request);
+        if let Some(queue) = self.lock().as_mut() {
+            queue.push_back(request);
+        }
         mailbox.ask(Asked::Pause);
     }
 
@@ -98,8 +119,9 @@ impl Requests {
         self.put(Request::Join(request), mailbox);
     }
 
-    /// Does what was asked, with the machine at rest. True if a backup has joined.
-    pub(crate) fn serve(&self, machine: &mut Machine) -> bool {
+    /// Does what was asked, with the machine at rest. True if a backup has joined. A stop or halt in
+    /// `mailbox` does not wait for one that is slow to join.
+    pub(crate) fn serve(&self, machine: &mut Machine, mailbox: &Mailbox) -> bool {
         let mut joined = false;
         while let Some(request) = self.take() {
             match request {
@@ -110,7 +132,7 @@ impl Requests {
                 Request::Join(request) => {
                     let checkpoint = MachineCheckpoint::take(machine);
                     if request.checkpoint.send(checkpoint).is_ok() {
-                        joined |= request.joined.recv().unwrap_or(false);
+                        joined |= wait_joined(&request.joined, mailbox);
                     }
                 }
             }
@@ -118,9 +140,20 @@ impl Requests {
         joined
     }
 
-    /// Refuses what was asked and not done: the machine is over.
+    /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
     pub(crate) fn close(&self) {
-        while self.take().is_some() {}
+        self.lock().take();
+    }
+}
+
+fn wait_joined(joined: &Receiver<bool>, mailbox: &Mailbox) -> bool {
+    loop {
+        match joined.recv_timeout(JOIN_STEP) {
+            Ok(joined) => return joined,
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) if mailbox.is_asked_to_end() => return false,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 }
 
@@ -248,7 +281,7 @@ impl Side {
         loop {
             match machine.run(inputs, gate)? {
                 RunEnd::Paused => {
-                    self.requests.serve(machine);
+                    self.requests.serve(machine, &self.mailbox);
                 }
                 RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
                 RunEnd::Halted => return Ok(SideEnd::Halted("asked to halt".to_owned())),

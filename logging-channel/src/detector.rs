@@ -121,11 +121,18 @@ impl Detector {
         &self.verdict
     }
 
+    /// True once the other side has been silent for as long as it takes to suspect it. One that
+    /// departs is still owed the time to say goodbye, but not for ever.
+    pub fn is_silent(&self) -> bool {
+        self.silence >= self.config.suspect_after
+    }
+
     /// When to look next; `None` when there is nothing left to find out.
     pub fn poll_timeout(&self) -> Option<MonotonicTime> {
         let left = self.config.suspect_after.saturating_sub(self.silence);
         let next = self.last_look.after(left.min(self.config.heartbeat_interval));
-        (self.verdict == Verdict::Alive).then_some(next)
+        let over = matches!(self.verdict, Verdict::Lost(_)) || self.is_silent();
+        (!over).then_some(next)
     }
 }
 
@@ -186,7 +193,21 @@ mod tests {
             detector.handle_departure(reason.clone());
             assert_eq!(*detector.handle_timeout(at_ms(10_000)), Verdict::Departed(reason.clone()));
             assert_eq!(*detector.handle_closed(), Verdict::Departed(reason));
-            assert_eq!(detector.poll_timeout(), None);
         }
+    }
+
+    #[test]
+    fn a_departing_peer_has_as_long_to_say_goodbye_as_a_silent_one_to_be_suspected() {
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        detector.handle_departure(GoodbyeReason::Stopped);
+        let mut last = at_ms(0);
+        while let Some(next) = detector.poll_timeout() {
+            assert!(!detector.is_silent());
+            detector.handle_timeout(next);
+            last = next;
+        }
+        assert!(detector.is_silent());
+        assert_eq!(last, at_ms(100));
+        assert_eq!(*detector.verdict(), Verdict::Departed(GoodbyeReason::Stopped));
     }
 }

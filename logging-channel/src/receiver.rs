@@ -324,6 +324,11 @@ impl Receiver {
         self.goodbye.get_or_insert(reason.clipped());
     }
 
+    /// True when the primary has said goodbye: it owes nothing any more.
+    pub const fn peer_has_left(&self) -> bool {
+        self.departed
+    }
+
     /// True when a goodbye was handed out or came in.
     pub const fn has_ended(&self) -> bool {
         self.departed || self.left

@@ -2,18 +2,27 @@
 
 use crate::api::ShutdownHook;
 use crate::interrupt;
-use crate::machine_options::SideOptions;
+use crate::machine_options::{SideOptions, make_side, open_disks};
 use crate::options::DiskOption;
-use crate::pair_options::{self, PairOptions, PairSide};
+use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties};
+use vmft_backup::side::{Side, SideError};
+use vmft_backup::tell;
+use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
-use vmft_logging_channel::transport::{BackupConfig, PeerAddress};
+use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
+
+/// How long to wait for the pair without a word about it, and between two looks.
+const QUIET_WAIT: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(50);
 
 /// Options of `vmft backup`.
 #[derive(Debug, Args)]
@@ -25,13 +34,15 @@ pub struct BackupOptions {
     #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
     listen: Option<PeerAddress>,
     /// How long to try to reach the primary, in seconds
-    #[arg(long, value_name = "S", default_value_t = 60, help_heading = "Pair")]
+    #[arg(long, value_name = "S", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(..=86_400), help_heading = "Pair")]
     connect_timeout: u64,
     /// A disk image, the same as the primary's; may be given several times
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     disk: Vec<DiskOption>,
     /// Acknowledge so late, in milliseconds: to see that outputs wait
-    #[arg(long, value_name = "MS", default_value_t = 0, help_heading = "Experiments")]
+    #[arg(long, value_name = "MS", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Experiments")]
     acknowledge_delay: u64,
     #[command(flatten)]
     pair: PairOptions,
@@ -47,10 +58,19 @@ impl ShutdownHook for BackupControl {
 
 /// Follows a primary, and takes over when it is lost.
 pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
-    let opened = pair_options::open(&options.pair, &options.side, &options.disk, "backup", false)?;
-    let PairSide { side, arbiter, identity } = opened;
-    let listen = options.listen.clone();
-    let listen = listen.map(|listen| options.pair.primary_config(listen, identity.clone()));
+    let directory = options.pair.arbiter_directory(&options.disk)?;
+    let disks = open_disks(&options.disk, false)?;
+    let place = options.listen.as_ref().map(ListenPlace::take).transpose()?;
+    let side = make_side(&options.side, disks, "backup")?;
+    let control = Arc::new(BackupControl::default());
+    let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
+    interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
+
+    let patience = Duration::from_secs(options.connect_timeout);
+    let Some((arbiter, identity)) = wait_for_pair(&directory, &side, &control, patience)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let listen = place.map(|place| options.pair.primary_config(place, identity.clone()));
     let channel = BackupConfig {
         receiver: ReceiverConfig {
             acknowledge_delay: Duration::from_millis(options.acknowledge_delay),
@@ -59,17 +79,69 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
         detector: options.pair.detector(),
         ..BackupConfig::new(options.primary.clone(), identity)
     };
-    let control = Arc::new(BackupControl::default());
-    let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
-    interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let duties = BackupDuties {
-        arbiter,
-        channel,
-        connect_timeout: Duration::from_secs(options.connect_timeout),
-        listen,
-    };
-    let end = side.follow(duties, &control)?;
+    let duties =
+        BackupDuties { arbiter: Arc::new(arbiter), channel, connect_timeout: patience, listen };
+    let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
-    Ok(super::run::report(&end))
+    Ok(super::run::report(&end?))
+}
+
+/// Finds the pair, and waits for it if its primary is still starting. `None` if the operator stops
+/// the side meanwhile.
+fn wait_for_pair(
+    directory: &Path,
+    side: &Side,
+    control: &BackupControl,
+    patience: Duration,
+) -> Result<Option<(DirectoryArbiter, Identity)>> {
+    let deadline = Instant::now() + patience;
+    let quiet_until = Instant::now() + QUIET_WAIT;
+    let mut told = false;
+    while !control.is_leaving() {
+        match pair_options::find_pair(directory, side) {
+            Err(error) if Instant::now() < deadline && is_absent(&error) => {
+                if !told && Instant::now() > quiet_until {
+                    tell!("{error:#}; trying for {} s", patience.as_secs());
+                    told = true;
+                }
+                std::thread::sleep(POLL);
+            }
+            other => return other.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+fn is_absent(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ArbiterError::Absent { .. }))
+}
+
+/// What to do about a primary that cannot be joined.
+fn with_remedy(error: SideError) -> anyhow::Error {
+    use vmft_logging_channel::handshake::{HandshakeError, Refusal};
+    let remedy = match &error {
+        SideError::Transport(TransportError::Handshake(
+            HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
+        )) => match refusal {
+            Refusal::WrongPair { .. } => "name the primary's own disk and arbiter here",
+            Refusal::Fingerprint(_) => "give both sides the same --disk options and the same vmft",
+            Refusal::WrongGeneration { .. } => "name the side that is live now with --primary",
+            Refusal::WrongRole(_) => "name a primary's --listen address with --primary",
+            Refusal::HasBackup | Refusal::NotAccepting(_) => "see `vmft status` of the primary",
+            Refusal::Version { .. } | Refusal::Replayed => return error.into(),
+        },
+        SideError::Transport(TransportError::Tls(_)) => {
+            "tls_dir= takes a directory that `vmft tls-init` has made"
+        }
+        SideError::Transport(
+            TransportError::Connect { .. }
+            | TransportError::Closed { .. }
+            | TransportError::TimedOut { .. }
+            | TransportError::Frame(_)
+            | TransportError::Io(_),
+        ) => "is a primary running there? --primary names its --listen address",
+        _ => return error.into(),
+    };
+    anyhow!("{:#}; {remedy}", anyhow::Error::from(error))
 }

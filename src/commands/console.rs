@@ -1,5 +1,6 @@
 //! `vmft console`: a reader attached to the pair.
 
+use crate::remedy::Remedy;
 use crate::terminal::{RawTerminal, read_keys};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -7,6 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
+use vmft_backup::tell;
 use vmft_vmm::world::console::{ConsoleClient, ConsoleEvent, Merger};
 
 /// Options of `vmft console`.
@@ -27,7 +29,8 @@ pub fn console(options: &ConsoleOptions) -> Result<ExitCode> {
     let mut typists = Vec::new();
     for socket in &options.sockets {
         let mut client = ConsoleClient::attach(socket, options.from)
-            .with_context(|| format!("attaching to {}", socket.display()))?;
+            .with_context(|| format!("attaching to {}", socket.display()))
+            .remedy(|| "is a side running with --serial socket= and this path?")?;
         typists.push(client.try_clone()?);
         let sender = sender.clone();
         let read = move || {
@@ -42,8 +45,13 @@ pub fn console(options: &ConsoleOptions) -> Result<ExitCode> {
         std::thread::Builder::new().name("console".to_owned()).spawn(read)?;
     }
     let raw = RawTerminal::enter()?;
+    let detach = sender.clone();
+    ctrlc::set_handler(move || {
+        // Without a receiver the console is closing already.
+        let _ = detach.send(None);
+    })?;
     if raw.is_some() {
-        eprintln!("vmft: attached; Ctrl-A x detaches");
+        tell!("attached; Ctrl-A x detaches");
     }
     read_keys(move |keys| {
         for typist in &mut typists {
@@ -64,10 +72,7 @@ pub fn console(options: &ConsoleOptions) -> Result<ExitCode> {
             ConsoleEvent::Record(record) => {
                 let merged = merger.add(record);
                 if merged.missing > 0 {
-                    eprintln!(
-                        "\nvmft: {} console bytes are not to be had any more",
-                        merged.missing
-                    );
+                    tell!("{} console bytes are not to be had any more", merged.missing);
                 }
                 stdout.write_all(&merged.bytes)?;
                 stdout.flush()?;

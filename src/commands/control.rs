@@ -1,8 +1,10 @@
 //! `vmft status`, `vmft stop` and `vmft snapshot`: asking a running side.
 
 use crate::api_client;
+use crate::terminal::say;
 use anyhow::Result;
 use clap::Args;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use vmft_backup::status::SideStatus;
@@ -32,7 +34,7 @@ pub struct SnapshotOptions {
     /// The side's --api-socket
     #[arg(long, value_name = "PATH")]
     api_socket: PathBuf,
-    /// The new directory
+    /// The directory to write; it must not exist. A path on the side's host
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
@@ -41,9 +43,9 @@ pub struct SnapshotOptions {
 pub fn status(options: &StatusOptions) -> Result<ExitCode> {
     let status = api_client::status(&options.api_socket)?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say(&serde_json::to_string_pretty(&status)?)?;
     } else {
-        print(&status);
+        say(describe(&status)?.trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -60,32 +62,38 @@ pub fn snapshot(options: &SnapshotOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(status: &SideStatus) {
+/// The status for people, a line a fact.
+fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
+    let mut text = String::new();
     let role = serde_json::to_value(status.role).ok();
     let role = role.as_ref().and_then(|role| role.as_str()).unwrap_or("unknown");
-    println!("role                 {role}");
-    println!("generation           {}", status.generation);
-    println!("point                {} instructions", status.point);
+    writeln!(text, "role                 {role}")?;
+    writeln!(text, "generation           {}", status.generation)?;
+    writeln!(text, "point                {} instructions", status.point)?;
     let idle = if status.guest_idle { ", idle" } else { "" };
-    println!("guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3);
-    println!("outputs waiting      {}", status.outputs_waiting);
-    println!(
+    writeln!(text, "guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3)?;
+    writeln!(text, "outputs waiting      {}", status.outputs_waiting)?;
+    writeln!(
+        text,
         "output delay         median {:.0} µs, worst {:.0} µs",
         status.output_delay_us, status.output_delay_worst_us
-    );
+    )?;
     if let Some(channel) = &status.channel {
-        println!("execution lag        {:.1} ms", channel.execution_lag_ms);
-        println!(
+        writeln!(text, "execution lag        {:.1} ms", channel.execution_lag_ms)?;
+        writeln!(
+            text,
             "log                  {:.3} Mbit/s, {} entries, {} bytes, {} buffered",
             channel.log_mbit_s, channel.log_entries, channel.log_bytes, channel.buffered_bytes
-        );
-        println!(
+        )?;
+        writeln!(
+            text,
             "acknowledgement      median {:.0} µs, worst {:.0} µs",
             channel.acknowledgement_us, channel.acknowledgement_worst_us
-        );
+        )?;
     }
     if let Some(failover) = &status.failover {
-        println!(
+        writeln!(
+            text,
             "failover             generation {}: {}; detection {:.1} ms, arbiter {:.1} ms, \
              replay {:.1} ms, first output {}",
             failover.generation,
@@ -96,15 +104,16 @@ fn print(status: &SideStatus) {
             failover
                 .first_output_ms
                 .map_or_else(|| "none yet".to_owned(), |time| format!("after {time:.1} ms")),
-        );
+        )?;
     }
     if let Some(divergence) = &status.divergence {
-        println!("divergence           {divergence}");
+        writeln!(text, "divergence           {divergence}")?;
     }
     if let Some(bytes) = status.overhead_bytes {
-        println!("memory overhead      {} MiB", bytes >> 20);
+        writeln!(text, "memory overhead      {} MiB", bytes >> 20)?;
     }
     if let Some(reason) = &status.reason {
-        println!("reason               {reason}");
+        writeln!(text, "reason               {reason}")?;
     }
+    Ok(text)
 }

@@ -1,5 +1,6 @@
 //! `vmft guest`.
 
+use crate::terminal::say;
 use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ pub fn guest(options: &GuestOptions) -> Result<ExitCode> {
         default_guest(&cache, &mut progress)?
     };
     drop(progress);
-    println!("kernel     {}", guest.kernel.display());
-    println!("initramfs  {}", guest.initramfs.display());
+    say(&format!("kernel     {}", guest.kernel.display()))?;
+    say(&format!("initramfs  {}", guest.initramfs.display()))?;
     Ok(ExitCode::SUCCESS)
 }

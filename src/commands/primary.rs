@@ -1,15 +1,15 @@
 //! `vmft primary`.
 
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, SideOptions};
-use crate::pair_options::{self, PairOptions, PairSide};
+use crate::machine_options::{MachineOptions, SideOptions, make_side, open_disks};
+use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
-use vmft_backup::arbiter::Verdict;
+use std::sync::Arc;
 use vmft_backup::live::LiveDuties;
-use vmft_logging_channel::entry::Generation;
+use vmft_backup::tell;
 use vmft_logging_channel::transport::PeerAddress;
 
 /// Options of `vmft primary`.
@@ -31,25 +31,31 @@ pub struct PrimaryOptions {
 
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
-    let disks = &options.machine.disk;
-    let opened = pair_options::open(&options.pair, &options.side, disks, "primary", true)?;
-    let PairSide { side, arbiter, mut identity } = opened;
-    let machine = options.machine.machine(&side.disks)?;
+    let directory = options.pair.arbiter_directory(&options.machine.disk)?;
+    let disks = open_disks(&options.machine.disk, true)?;
+    let place = ListenPlace::take(&options.listen)?;
+    let machine = options.machine.machine(&disks)?;
+    let side = make_side(&options.side, disks, "primary")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
-
-    let generation = Generation(identity.generation.0 + 1);
-    if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
-        bail!("generation {} has just been won by {winner}", generation.0);
-    }
-    identity.generation = generation;
-    let listen = options.pair.primary_config(options.listen.clone(), identity);
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
-    if !options.no_wait {
-        eprintln!("vmft: waiting for a backup at {}", options.listen);
-    }
+
+    // Everything has been checked: now the shared storage may change.
+    let (arbiter, identity) = pair_options::begin_reign(&directory, &side)?;
+    let generation = identity.generation;
+    let address = place.listener.local_address();
+    let listen = options.pair.primary_config(place, identity);
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let duties =
-        LiveDuties { arbiter, generation, listen: Some(listen), wait_for_backup: !options.no_wait };
+    if options.no_wait {
+        tell!("unprotected until a backup joins at tcp:{address}");
+    } else {
+        tell!("waiting for a backup at tcp:{address}");
+    }
+    let duties = LiveDuties {
+        arbiter: Arc::new(arbiter),
+        generation,
+        listen: Some(listen),
+        wait_for_backup: !options.no_wait,
+    };
     let end = side.run_live(machine, duties)?;
     drop(terminal);
     Ok(super::run::report(&end))

@@ -2,8 +2,9 @@
 
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, fresh_id, make_side, open_disks};
+use crate::remedy::Remedy;
 use crate::terminal;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use vmft_backup::identity::{fingerprint, nonce};
 use vmft_backup::recorded::FileLog;
+use vmft_backup::tell;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
@@ -30,8 +32,11 @@ pub struct RecordOptions {
 /// Runs a guest and records it.
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disk, true)?;
+    if options.log.exists() {
+        bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
+    }
+    let mut machine = options.machine.machine(&disks)?;
     let side = make_side(&options.side, disks, "recorder")?;
-    let mut machine = options.machine.machine(&side.disks)?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
 
@@ -39,7 +44,8 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         .create_new(true)
         .write(true)
         .open(&options.log)
-        .with_context(|| format!("creating log {}", options.log.display()))?;
+        .with_context(|| format!("creating log {}", options.log.display()))
+        .remedy(|| "--log takes a path for a new file")?;
     let metadata = BTreeMap::from([("recorded on".to_owned(), side.who.host.clone())]);
     let header = LogHeader {
         identity: Identity {
@@ -57,6 +63,6 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let end = side.record(machine, log.clone())?;
     drop(terminal);
     log.finish().with_context(|| format!("writing log {}", options.log.display()))?;
-    eprintln!("vmft: recorded to {}", options.log.display());
+    tell!("recorded to {}", options.log.display());
     Ok(super::run::report(&end))
 }

@@ -1,6 +1,8 @@
 //! `vmft replay`.
 
 use crate::options::SerialOption;
+use crate::remedy::Remedy;
+use crate::terminal::say;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::fs::File;
@@ -38,15 +40,25 @@ pub struct ReplayOptions {
 /// Replays a log offline.
 pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     let path = options.log.display();
-    let file = File::open(&options.log).with_context(|| format!("opening log {path}"))?;
-    let until = options.to.map_or(ExecutionPoint::NEVER, ExecutionPoint::new);
-    let (header, mut machine, log) =
-        RecordedLog::open(file, until).with_context(|| format!("log {path}"))?;
-    check_version(&header.identity.fingerprint)
-        .map_err(|mismatch| anyhow!("log {path} was recorded by another program: {mismatch}"))?;
     if matches!(options.serial.0, ConsoleTarget::Socket(_)) {
         bail!("a replay has no console to attach to; give --serial null, tty or file=PATH");
     }
+    if let Some(directory) = options.snapshot.as_ref().filter(|directory| directory.exists()) {
+        bail!("{} exists; snapshots are not overwritten, name another", directory.display());
+    }
+    let file = File::open(&options.log)
+        .with_context(|| format!("opening log {path}"))
+        .remedy(|| "name a file that `vmft record --log FILE` has written")?;
+    let until = options.to.map_or(ExecutionPoint::NEVER, ExecutionPoint::new);
+    let (header, mut machine, log) = RecordedLog::open(file, until)
+        .with_context(|| format!("log {path}"))
+        .remedy(|| "nothing of it can be replayed; record again with `vmft record --log FILE`")?;
+    check_version(&header.identity.fingerprint).map_err(|mismatch| {
+        anyhow!(
+            "log {path} was recorded by another program: {mismatch}; replay it with the vmft that \
+             recorded it"
+        )
+    })?;
 
     let started = Instant::now();
     let first = machine.point();
@@ -54,21 +66,28 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     let kept = Arc::new(KeptOutputs::default());
     let gate = ReplayGate::showing(Arc::clone(&kept), Arc::clone(&console));
     let mut inputs = Replaying::new(log, kept, first);
-    let end = machine.run(&mut inputs, &gate);
+    let end = machine.run(&mut inputs, &gate).and_then(|end| {
+        if let RunEnd::Stopped(reason) = end {
+            // The log must say so, too; where it ends before that is told below.
+            let _ = inputs.stopped(machine.point(), machine.outputs(), reason)?;
+            inputs.log().read_to_end();
+        }
+        Ok(end)
+    });
     console.close();
 
     let seconds = started.elapsed().as_secs_f64();
     let instructions = machine.point().since(first);
-    println!(
+    say(&format!(
         "replayed {instructions} instructions from point {first} to {}: {} entries, \
          {} digests agree, {:.1} million instructions a second",
         machine.point(),
         inputs.log().entries_read(),
         inputs.digests(),
         instructions as f64 / seconds / 1e6,
-    );
+    ))?;
     match end {
-        Ok(RunEnd::Stopped(reason)) => println!("the guest stopped: {reason:?}"),
+        Ok(RunEnd::Stopped(reason)) => say(&format!("the guest stopped: {reason:?}"))?,
         Ok(_) => {}
         Err(error) => {
             let report = anyhow::Error::from(error);
@@ -77,12 +96,14 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     }
     if let Some(damage) = inputs.log().damage() {
         let damage = damage.clone();
-        return Err(damage).with_context(|| format!("log {path}"));
+        return Err(damage).with_context(|| format!("log {path}")).remedy(|| {
+            format!("what is good of it was replayed; `--to {}` ends there", machine.point())
+        });
     }
-    println!("state {:016x}", machine.full_digest());
+    say(&format!("state {:016x}", machine.full_digest()))?;
     if let Some(directory) = &options.snapshot {
         snapshot::save(&machine, directory)?;
-        println!("snapshot {}", directory.display());
+        say(&format!("snapshot {}", directory.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
 use vmft_backup::side::SideEnd;
+use vmft_backup::tell;
 
 /// Options of `vmft run`.
 #[derive(Debug, Args)]
@@ -20,8 +21,8 @@ pub struct RunOptions {
 /// Runs a guest unprotected.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disk, true)?;
+    let machine = options.machine.machine(&disks)?;
     let side = make_side(&options.side, disks, "machine")?;
-    let machine = options.machine.machine(&side.disks)?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
@@ -37,7 +38,7 @@ pub fn report(end: &SideEnd) -> ExitCode {
             ExitCode::SUCCESS
         }
         SideEnd::Halted(why) => {
-            eprintln!("vmft: halted: {why}");
+            tell!("halted: {why}");
             ExitCode::FAILURE
         }
     }

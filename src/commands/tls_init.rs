@@ -1,5 +1,7 @@
 //! `vmft tls-init`.
 
+use crate::remedy::Remedy;
+use crate::terminal::say;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -16,10 +18,11 @@ pub struct TlsInitOptions {
 
 /// Makes certificates for a pair.
 pub fn tls_init(options: &TlsInitOptions) -> Result<ExitCode> {
-    create_tls_directories(&options.directory)?;
+    create_tls_directories(&options.directory)
+        .remedy(|| "name a new directory in a place where this user may write")?;
     for side in TLS_SIDES {
-        println!("{}", options.directory.join(side).display());
+        say(&options.directory.join(side).display().to_string())?;
     }
-    println!("copy each to its host, keep key.pem secret, and name it with tls_dir=");
+    say("copy each to its host, keep key.pem secret, and name it with tls_dir=")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -18,9 +18,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 1;
+const SNAPSHOT_VERSION: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {
@@ -29,6 +30,8 @@ struct SnapshotConfig {
     machine: MachineConfig,
     cmdline: String,
     has_initramfs: bool,
+    /// Of what a reset boots from, in hexadecimal.
+    boot_digest: String,
     point: ExecutionPoint,
     /// Of the whole machine, in hexadecimal.
     digest: String,
@@ -90,6 +93,17 @@ fn damaged(path: &Path, what: impl ToString) -> SnapshotError {
     SnapshotError::Damaged { path: path.to_owned(), what: what.to_string() }
 }
 
+/// The hash of what a reset boots from.
+fn boot_digest(source: &BootSource) -> String {
+    let mut hasher = Xxh3::new();
+    for part in [&source.kernel[..], source.initramfs.as_deref().unwrap_or_default()] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.update(source.cmdline.as_bytes());
+    format!("{:016x}", hasher.digest())
+}
+
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
     let write = || -> io::Result<()> {
         let file = File::create(path)?;
@@ -127,6 +141,7 @@ fn write_all(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
         machine: state.config().clone(),
         cmdline: source.cmdline.clone(),
         has_initramfs: source.initramfs.is_some(),
+        boot_digest: boot_digest(&source),
         point: state.point(),
         digest: format!("{:016x}", machine.full_digest()),
     };
@@ -187,6 +202,12 @@ pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
         initramfs: config.has_initramfs.then(|| read("initramfs")).transpose()?.map(Into::into),
         cmdline: config.cmdline,
     };
+    let found = boot_digest(&source);
+    if found != config.boot_digest {
+        let written = config.boot_digest;
+        let kernel = directory.join("kernel");
+        return Err(damaged(&kernel, format!("boot digest {found}, written {written}")));
+    }
     let state_path = directory.join("state.json");
     let state: MachineState = serde_json::from_slice(&read("state.json")?)
         .map_err(|error| damaged(&state_path, error))?;

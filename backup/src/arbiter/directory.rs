@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use vmft_logging_channel::entry::Generation;
 use vmft_vmm::world::try_join_file;
 
@@ -16,30 +17,71 @@ const PREFIX: &str = "generation-";
 #[derive(Debug)]
 pub struct DirectoryArbiter {
     path: PathBuf,
-    /// Holds the directory's lock for as long as this side lives.
-    _lock: File,
+    /// Holds the directory's lock, from the moment this side belongs to the pair to its end.
+    lock: OnceLock<File>,
 }
 
 impl DirectoryArbiter {
-    /// Opens the directory, making it if need be. A `new_pair` makes sure that no other lives there.
+    /// Opens the directory for a new pair, making it if need be, and makes sure that no other pair
+    /// lives there.
     ///
     /// # Errors
     /// [`ArbiterError::InUse`] for another pair's directory, [`ArbiterError::Unreachable`] if it
     /// cannot be used.
-    pub fn open(path: &Path, new_pair: bool) -> Result<Self, ArbiterError> {
-        let unreachable = |source| ArbiterError::Unreachable { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(unreachable)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path.join("lock"))
-            .map_err(unreachable)?;
-        if !try_join_file(&lock, new_pair).map_err(unreachable)? {
-            return Err(ArbiterError::InUse { path: path.to_owned() });
+    pub fn create(path: &Path) -> Result<Self, ArbiterError> {
+        let arbiter = Self { path: path.to_owned(), lock: OnceLock::new() };
+        // The directory above is the shared storage: where it is missing, it is not mounted.
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(arbiter.unreachable(error));
+            }
+            _ => arbiter.join(true)?,
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(arbiter)
+    }
+
+    /// Opens the directory of a pair there is. Nothing changes in it, and [`Arbiter::share`] is
+    /// still to be done: a backup that waits must not keep its primary from starting.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Absent`] if there is no pair, [`ArbiterError::Unreachable`].
+    pub fn open(path: &Path) -> Result<Self, ArbiterError> {
+        let arbiter = Self { path: path.to_owned(), lock: OnceLock::new() };
+        match fs::metadata(path.join("pair")) {
+            Ok(_) => Ok(arbiter),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ArbiterError::Absent { path: path.to_owned() })
+            }
+            Err(error) => Err(arbiter.unreachable(error)),
+        }
+    }
+
+    fn join(&self, new_pair: bool) -> Result<(), ArbiterError> {
+        let take = || {
+            let path = self.path.join("lock");
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(path)?;
+            Ok(try_join_file(&file, new_pair)?.then_some(file))
+        };
+        match take().map_err(|source| self.unreachable(source))? {
+            Some(lock) => {
+                self.lock.get_or_init(|| lock);
+                Ok(())
+            }
+            None => Err(ArbiterError::InUse { path: self.path.clone() }),
+        }
+    }
+
+    /// The name of the pair there is.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    pub fn pair_name(&self) -> Result<String, ArbiterError> {
+        fs::read_to_string(self.path.join("pair")).map_err(|source| self.unreachable(source))
     }
 
     /// The pair's name, the same for every side that shares the directory. A directory without one
@@ -96,6 +138,10 @@ impl DirectoryArbiter {
 }
 
 impl Arbiter for DirectoryArbiter {
+    fn share(&self) -> Result<(), ArbiterError> {
+        if self.lock.get().is_some() { Ok(()) } else { self.join(false) }
+    }
+
     fn try_win(&self, generation: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
         self.claim(generation, who).map_err(|source| self.unreachable(source))
     }
@@ -141,11 +187,13 @@ mod tests {
     #[test]
     fn of_many_that_ask_at_once_exactly_one_wins() {
         let dir = tempfile::tempdir().expect("temporary directory");
+        let pair = DirectoryArbiter::create(dir.path()).expect("made");
+        pair.pair("name").expect("reachable");
         for generation in (1..=20).map(Generation) {
             let barrier = Arc::new(Barrier::new(4));
             let threads: Vec<_> = (0..4)
                 .map(|id| {
-                    let arbiter = DirectoryArbiter::open(dir.path(), false).expect("made");
+                    let arbiter = DirectoryArbiter::open(dir.path()).expect("made");
                     let barrier = Arc::clone(&barrier);
                     std::thread::spawn(move || {
                         barrier.wait();
@@ -163,7 +211,7 @@ mod tests {
     #[test]
     fn a_winner_who_asks_again_has_still_won() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let arbiter = DirectoryArbiter::open(dir.path(), true).expect("made");
+        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
         assert_eq!(arbiter.latest().expect("reachable"), Generation(0));
         let won = |id| arbiter.try_win(Generation(3), &candidate(id)).expect("reachable");
         assert_eq!(won(1), Verdict::Won);
@@ -179,7 +227,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("arbiter");
         let away = dir.path().join("away");
-        let arbiter = DirectoryArbiter::open(&path, true).expect("made");
+        let arbiter = DirectoryArbiter::create(&path).expect("made");
         fs::rename(&path, &away).expect("renamed");
         assert!(arbiter.winner(Generation(1)).is_err());
         let mut attempts = 0;
@@ -197,11 +245,26 @@ mod tests {
     #[test]
     fn a_directory_of_a_living_pair_is_refused() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let primary = DirectoryArbiter::open(dir.path(), true).expect("made");
-        let backup = DirectoryArbiter::open(dir.path(), false).expect("shared");
-        let other = DirectoryArbiter::open(dir.path(), true);
+        let primary = DirectoryArbiter::create(dir.path()).expect("made");
+        primary.pair("name").expect("reachable");
+        let backup = DirectoryArbiter::open(dir.path()).expect("made");
+        backup.share().expect("shared");
+        let other = DirectoryArbiter::create(dir.path());
         assert!(matches!(other, Err(ArbiterError::InUse { .. })));
         drop((primary, backup));
-        DirectoryArbiter::open(dir.path(), true).expect("free again");
+        DirectoryArbiter::create(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_backup_that_looks_for_its_pair_changes_nothing() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("arbiter");
+        let absent = DirectoryArbiter::open(&path);
+        assert!(matches!(absent, Err(ArbiterError::Absent { .. })));
+        assert!(!path.exists());
+        DirectoryArbiter::create(&path).expect("made").pair("name").expect("reachable");
+        let waiting = DirectoryArbiter::open(&path).expect("made");
+        assert_eq!(waiting.pair_name().expect("reachable"), "name");
+        DirectoryArbiter::create(&path).expect("a backup that waits is in nobody's way");
     }
 }

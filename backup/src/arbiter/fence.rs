@@ -102,7 +102,7 @@ mod tests {
     fn a_side_whose_generation_is_over_writes_no_more() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
-            Arc::new(DirectoryArbiter::open(dir.path(), true).expect("made"));
+            Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
         let halted = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&halted);
         let fence =
@@ -120,7 +120,7 @@ mod tests {
     fn a_side_that_won_the_next_generation_writes_on() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
-            Arc::new(DirectoryArbiter::open(dir.path(), true).expect("made"));
+            Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
         let me = candidate("a");
         let fence = GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), || {
             panic!("not fenced")

@@ -59,6 +59,12 @@ pub enum ArbiterError {
         #[source]
         source: io::Error,
     },
+    /// There is none: no primary has been started with it.
+    #[error("there is no arbiter {}; start the primary first, and name the same --disk or --arbiter here", path.display())]
+    Absent {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// Another pair lives there.
     #[error("the arbiter {} is used by another pair; give each pair a directory of its own", path.display())]
     InUse {
@@ -69,6 +75,15 @@ pub enum ArbiterError {
 
 /// Decides generations by an atomic test-and-set.
 pub trait Arbiter: fmt::Debug + Send + Sync {
+    /// Takes this side's share of the arbiter: from now on no new pair begins with it. Done at once
+    /// by a new pair; by a backup when it has joined.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`], or [`ArbiterError::InUse`] if a new pair is just taking it.
+    fn share(&self) -> Result<(), ArbiterError> {
+        Ok(())
+    }
+
     /// Asks for `generation`. Asking again for one already won answers [`Verdict::Won`] again.
     ///
     /// # Errors

@@ -165,6 +165,12 @@ impl BackupChannel {
         self.shared.lock().end.clone()
     }
 
+    /// True when the primary has said goodbye. A session that ended by a `Stop` entry and a closed
+    /// connection ended in order too, but without one.
+    pub fn peer_has_left(&self) -> bool {
+        self.shared.lock().receiver.peer_has_left()
+    }
+
     /// The last entry in memory.
     pub fn received(&self) -> EntrySequence {
         self.shared.lock().receiver.received()

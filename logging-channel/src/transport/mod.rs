@@ -9,6 +9,7 @@ mod address;
 mod backup;
 mod clock;
 mod connection;
+mod listener;
 mod primary;
 mod primary_session;
 mod session_loop;
@@ -17,6 +18,7 @@ mod tls;
 pub use address::{InvalidAddress, PeerAddress};
 pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
 pub use clock::now;
+pub use listener::Listener;
 pub use primary::{PrimaryChannel, PrimaryConfig, PrimaryHandler, PrimaryPushError, Room};
 pub use tls::{TLS_SIDES, TlsError, create_tls_directories};
 

@@ -2,8 +2,8 @@
 
 use super::primary_session::serve;
 use super::{
-    DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, clock, join_thread,
-    spawn_thread, tls,
+    DEFAULT_SETUP_TIMEOUT, Listener, PeerAddress, SessionEnd, TransportError, clock, join_thread,
+    spawn_thread,
 };
 use crate::checkpoint::CheckpointSource;
 use crate::detector::DetectorConfig;
@@ -12,7 +12,7 @@ use crate::fingerprint::Identity;
 use crate::handshake::{Admission, SessionTerms};
 use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
 use crate::session::{Acknowledge, GoodbyeReason, clip_text};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use tokio::sync::Notify;
 pub struct PrimaryConfig {
     /// Where to listen; port 0 picks a free one.
     pub listen: PeerAddress,
+    /// That place, if it is taken already.
+    pub listener: Option<Arc<Listener>>,
     /// Whom backups must match.
     pub identity: Identity,
     /// How entries are batched and buffered.
@@ -38,6 +40,7 @@ impl PrimaryConfig {
     pub fn new(listen: PeerAddress, identity: Identity) -> Self {
         Self {
             listen,
+            listener: None,
             identity,
             sender: SenderConfig::default(),
             detector: DetectorConfig::default(),
@@ -152,16 +155,19 @@ impl PrimaryChannel {
     /// [`TransportError::Listen`] if the address is in use or not ours, [`TransportError::Tls`],
     /// [`TransportError::Thread`].
     pub fn listen(
-        config: PrimaryConfig,
+        mut config: PrimaryConfig,
         handler: impl PrimaryHandler,
     ) -> Result<Self, TransportError> {
-        let tls = config.listen.tls_dir.as_deref().map(tls::server_config).transpose()?;
-        let listen_error =
-            |source| TransportError::Listen { address: config.listen.clone(), source };
-        let addresses = config.listen.resolve().map_err(listen_error)?;
-        let listener = TcpListener::bind(&addresses[..]).map_err(listen_error)?;
-        listener.set_nonblocking(true).map_err(listen_error)?;
-        let local_address = listener.local_addr().map_err(listen_error)?;
+        let listener = match config.listener.take() {
+            Some(listener) => listener,
+            None => Arc::new(Listener::bind(&config.listen)?),
+        };
+        let local_address = listener.local_address();
+        let tls = listener.tls.clone();
+        let socket = listener
+            .socket()
+            .map_err(|source| TransportError::Listen { address: config.listen.clone(), source })?;
+        drop(listener);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 identity: config.identity.clone(),
@@ -178,7 +184,7 @@ impl PrimaryChannel {
         });
         let theirs = Arc::clone(&shared);
         let thread = spawn_thread("vmft-primary", move || {
-            serve(config, tls, listener, theirs, Box::new(handler))
+            serve(config, tls, socket, theirs, Box::new(handler))
         })?;
         Ok(Self { shared, local_address, thread: Some(thread) })
     }

@@ -181,7 +181,14 @@ async fn watch(detector: &RefCell<Detector>) -> EndCause {
     loop {
         let next = detector.borrow().poll_timeout();
         clock::sleep_until(next).await;
-        if let Some(cause) = of_verdict(detector.borrow_mut().handle_timeout(clock::now())) {
+        let mut detector = detector.borrow_mut();
+        let verdict = detector.handle_timeout(clock::now()).clone();
+        // After a `Stop` the goodbye is still to come: that the peer is on its way out is no reason
+        // to hang up on it.
+        if matches!(verdict, Verdict::Departed(_)) && !detector.is_silent() {
+            continue;
+        }
+        if let Some(cause) = of_verdict(&verdict) {
             return cause;
         }
     }

@@ -59,8 +59,8 @@ pub enum Exit {
     BusAccess,
     /// An interrupt was wanted and can be taken at this boundary: call [`Engine::inject`].
     InterruptWindow,
-    /// The CPU executed `HLT` and waits for an interrupt. With `interruptible` false nothing
-    /// can ever wake it: the guest has switched itself off.
+    /// The CPU executed `HLT` and waits for an interrupt, also if one is wanted. With
+    /// `interruptible` false nothing can ever wake it: the guest has switched itself off.
     Halted {
         /// RFLAGS.IF.
         interruptible: bool,
@@ -134,6 +134,9 @@ pub trait Engine: fmt::Debug + Send {
 
     /// True while the CPU waits in `HLT`.
     fn is_halted(&self) -> bool;
+
+    /// True while the CPU waits in `HLT` with interrupts masked, from which nothing wakes it.
+    fn is_off(&self) -> bool;
 
     /// The memory this CPU runs in.
     fn ram(&self) -> &GuestRam;

@@ -17,13 +17,13 @@ const PROGRESS_WINDOW: u64 = 1_000;
 
 /// Where entries go: a log file, or the channel to a backup.
 pub trait LogSink: std::fmt::Debug + Send {
-    /// Appends an entry. Waits while the log's buffer is full, which stops the guest: a backup
-    /// must never be further behind than its buffer.
+    /// Appends an entry and returns its place. Waits while the log's buffer is full, which stops
+    /// the guest: a backup must never be further behind than its buffer. `None` if nobody gets it:
+    /// a channel whose peer is lost swallows entries, and its owner decides what happens then.
     ///
     /// # Errors
-    /// The file's error. A channel whose peer is lost swallows entries instead; the owner decides
-    /// what happens then.
-    fn append(&mut self, entry: Entry) -> Result<EntrySequence, std::io::Error>;
+    /// The file's error.
+    fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, std::io::Error>;
     /// Sends what is buffered, at once.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         &mut self.live
     }
 
-    fn append(&mut self, entry: Entry) -> Result<EntrySequence, InputError> {
+    fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, InputError> {
         if let Some(point) = entry.point() {
             self.last_entry = point;
         }
@@ -116,8 +116,11 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
 
     /// Marks the outputs produced so far: from here on they wait only for an acknowledgement.
     fn mark(&mut self, point: ExecutionPoint, output: OutputSequence) -> Result<(), InputError> {
-        let entry = self.append(Entry::OutputMark { point, output })?;
-        self.gate.mark(entry, output);
+        // A mark that nobody gets releases nothing: the outputs stay held until the owner of the log
+        // has found out whether this side may go on.
+        if let Some(entry) = self.append(Entry::OutputMark { point, output })? {
+            self.gate.mark(entry, output);
+        }
         self.marked = output;
         self.mark_by = None;
         self.log.flush().map_err(InputError::Log)

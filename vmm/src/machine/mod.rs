@@ -216,6 +216,9 @@ impl Machine {
         loop {
             self.board.advance(self.time());
             self.emit_effects(inputs, gate)?;
+            if self.engine.is_off() {
+                return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
+            }
             let bound = match inputs.next(&self.boundary())? {
                 Step::RunTo(bound) => bound,
                 Step::Deliver(arrival) => {
@@ -232,16 +235,13 @@ impl Machine {
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
-            if let Some(end) = self.run_slice(bound)? {
-                self.emit_effects(inputs, gate)?;
-                return Ok(end);
-            }
+            self.run_slice(bound)?;
         }
     }
 
     /// Runs to `bound`, or to the first exit that needs the loop. If an interrupt is delivered,
     /// goes on until an instruction has retired.
-    fn run_slice(&mut self, bound: ExecutionPoint) -> Result<Option<RunEnd>, MachineError> {
+    fn run_slice(&mut self, bound: ExecutionPoint) -> Result<(), MachineError> {
         let start = self.engine.point();
         let mut bound = bound;
         loop {
@@ -256,23 +256,20 @@ impl Machine {
             let until = bound.min(timer.max(start.after(1)));
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
             match self.engine.run(until, wanted, &mut wiring) {
-                Exit::Bound | Exit::Halted { interruptible: true } => return Ok(None),
+                Exit::Bound | Exit::Halted { .. } => return Ok(()),
                 Exit::BusAccess => {
                     if self.board.reset_requested() {
                         self.reset()?;
                     }
-                    return Ok(None);
+                    return Ok(());
                 }
                 Exit::InterruptWindow => {
                     self.inject();
                     bound = bound.min(self.engine.point().after(1));
                 }
-                Exit::Halted { interruptible: false } => {
-                    return Ok(Some(RunEnd::Stopped(StopReason::GuestPowerOff)));
-                }
                 Exit::Shutdown => {
                     self.reset()?;
-                    return Ok(None);
+                    return Ok(());
                 }
                 Exit::Fatal(fault) => return Err(fault.into()),
             }

@@ -9,7 +9,7 @@ use super::{Mailbox, try_join_file};
 use crate::board::DiskOperation;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,8 +70,9 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Opens an image. A `new_machine` makes sure that nobody else uses it; a backup or a restored
-    /// side shares it with its pair.
+    /// Opens an image. A `new_machine` makes sure that nobody else uses it. A backup takes its
+    /// share only with [`Self::share`], when it has joined: before, it must not keep its primary
+    /// from starting.
     ///
     /// # Errors
     /// See [`DiskFileError`]. Nothing on the image changes.
@@ -79,14 +80,31 @@ impl DiskFile {
         let open_error = |source| DiskFileError::Open { path: path.to_owned(), source };
         let file =
             OpenOptions::new().read(true).write(!read_only).open(path).map_err(open_error)?;
-        let size = file.metadata().map_err(open_error)?.len();
+        // A block device has no length but an end.
+        let size = (&file).seek(SeekFrom::End(0)).map_err(open_error)?;
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
             return Err(DiskFileError::Size { path: path.to_owned(), size });
         }
-        if !try_join_file(&file, new_machine && !read_only).map_err(open_error)? {
-            return Err(DiskFileError::InUse { path: path.to_owned() });
+        let disk = Self { path: path.to_owned(), file: Arc::new(file), size, read_only };
+        if new_machine {
+            disk.join(!read_only)?;
         }
-        Ok(Self { path: path.to_owned(), file: Arc::new(file), size, read_only })
+        Ok(disk)
+    }
+
+    /// Shares the image with the rest of the pair: from now on no new machine starts on it.
+    ///
+    /// # Errors
+    /// [`DiskFileError::InUse`] if a new machine is just taking it, [`DiskFileError::Open`].
+    pub fn share(&self) -> Result<(), DiskFileError> {
+        self.join(false)
+    }
+
+    fn join(&self, first: bool) -> Result<(), DiskFileError> {
+        let path = || self.path.clone();
+        let joined = try_join_file(&self.file, first)
+            .map_err(|source| DiskFileError::Open { path: path(), source })?;
+        if joined { Ok(()) } else { Err(DiskFileError::InUse { path: path() }) }
     }
 
     /// Capacity in bytes.
@@ -227,7 +245,8 @@ mod tests {
     fn a_disk_another_machine_lives_on_is_refused_and_a_pair_shares_it() {
         let image = image(1 << 20);
         let primary = DiskFile::open(image.path(), false, true).expect("nobody has it");
-        let backup = DiskFile::open(image.path(), false, false).expect("the pair shares it");
+        let backup = DiskFile::open(image.path(), false, false).expect("anyone may look");
+        backup.share().expect("the pair shares it");
         let other = DiskFile::open(image.path(), false, true);
         assert!(matches!(other, Err(DiskFileError::InUse { .. })));
         drop(primary);
@@ -235,6 +254,15 @@ mod tests {
         assert!(matches!(other, Err(DiskFileError::InUse { .. })));
         drop(backup);
         DiskFile::open(image.path(), false, true).expect("free again");
+    }
+
+    #[test]
+    fn a_backup_that_waits_does_not_keep_its_primary_from_starting() {
+        let image = image(1 << 20);
+        let backup = DiskFile::open(image.path(), false, false).expect("anyone may look");
+        let primary = DiskFile::open(image.path(), false, true).expect("nobody has it");
+        backup.share().expect("the pair shares it");
+        drop(primary);
     }
 
     #[test]

@@ -76,7 +76,13 @@ impl Mailbox {
         self.rouse();
     }
 
-    pub(super) fn take_asked(&self) -> Option<Asked> {
+    /// True if the machine was asked to stop or halt, and has not taken notice yet.
+    pub fn is_asked_to_end(&self) -> bool {
+        matches!(self.lock().asked, Some(Asked::Stop(_) | Asked::Halt))
+    }
+
+    /// Takes what the operator asks, if anything.
+    pub fn take_asked(&self) -> Option<Asked> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
@@ -163,7 +169,9 @@ mod tests {
         let mailbox = Mailbox::default();
         mailbox.ask(Asked::Stop(StopReason::Operator));
         mailbox.ask(Asked::Pause);
+        assert!(mailbox.is_asked_to_end());
         assert_eq!(mailbox.take_asked(), Some(Asked::Stop(StopReason::Operator)));
+        assert!(!mailbox.is_asked_to_end());
         assert_eq!(mailbox.take_asked(), None);
     }
 

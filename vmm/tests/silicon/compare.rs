@@ -24,6 +24,8 @@ use crate::layout::{EXIT, memory_address};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess};
 use std::fmt::Write;
 
+/// Where user addresses end for Linux (`TASK_SIZE_MAX`): one page before they do for the processor.
+const KERNEL_ADDRESSES: u64 = 0x7FFF_FFFF_F000;
 const RESUME: u64 = 1 << 16;
 const TOP: u16 = 0x3800;
 
@@ -134,7 +136,7 @@ fn stop(host: &Outcome, engine: &Outcome, modifies: bool, distance: u64, finding
     let [mut one, mut other] = [host.stop, engine.stop];
     for stop in [&mut one, &mut other] {
         let Stop::Exception { vector: 14, error, address } = stop else { continue };
-        if *address >> 47 != 0 {
+        if *address >= KERNEL_ADDRESSES {
             *error |= PRESENT;
         }
         if *error & PRESENT == 0 && modifies {

@@ -3,7 +3,7 @@
 use crate::case::{
     Case, Floating, Inputs, Link, Redundant, Step, assemble, decodes_as_built, is_near_branch,
 };
-use crate::corpus::{Corpus, Policy};
+use crate::corpus::{Corpus, Inexact, Policy};
 use crate::definedness;
 use crate::layout::{CODE, MEMORY_LEN, PAGE};
 use crate::operands::{self, Plan};
@@ -94,7 +94,9 @@ fn attempt(
     rng: &mut Rng,
 ) -> Option<Case> {
     let mut plan = Plan::new(rng);
-    let length = if rng.percent(45) { 1 } else { 2 + rng.below(MAX_STEPS - 1) };
+    // How exact a transcendental function must be depends on its argument, which is known alone.
+    let alone = policy == Policy::Last(Inexact::Transcendental) || rng.percent(45);
+    let length = if alone { 1 } else { 2 + rng.below(MAX_STEPS - 1) };
     let strings = rng.percent(25);
     if strings && length > 1 {
         special::prepare_strings(&mut plan, rng);

@@ -21,6 +21,7 @@ mod case;
 mod compare;
 mod corpus;
 mod definedness;
+mod extended;
 mod generate;
 mod guest;
 mod inexact;

@@ -152,10 +152,11 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
             let slot = far_slot(instruction);
             extras.link(plan.general[RSP], slot);
             let selector = u64::from(code_selector(rng)).to_le_bytes();
-            extras.patch(plan.general[RSP] + slot, &selector[..slot as usize]);
-            extras.patch(plan.general[RSP] + 2 * slot, &plan.general[RSI].to_le_bytes());
+            extras.patch(plan.general[RSP].wrapping_add(slot), &selector[..slot as usize]);
+            extras
+                .patch(plan.general[RSP].wrapping_add(2 * slot), &plan.general[RSI].to_le_bytes());
             let stack = u64::from(USER_DATA).to_le_bytes();
-            extras.patch(plan.general[RSP] + 3 * slot, &stack[..slot as usize]);
+            extras.patch(plan.general[RSP].wrapping_add(3 * slot), &stack[..slot as usize]);
         }
         Mnemonic::Jmp | Mnemonic::Call => branch_operand(instruction, plan, &mut extras, rng),
         Mnemonic::Int => instruction.set_immediate8(software_vector(rng)),
@@ -327,7 +328,7 @@ fn interrupt_frame(instruction: &Instruction, plan: &Plan, extras: &mut Extras, 
     let words =
         [0, u64::from(code_selector(rng)), flags_to_load(rng), plan.general[RSI], u64::from(data)];
     for (n, word) in (0u64..).zip(words) {
-        extras.patch(stack + n * slot, &word.to_le_bytes()[..slot as usize]);
+        extras.patch(stack.wrapping_add(n * slot), &word.to_le_bytes()[..slot as usize]);
     }
     extras.link(stack, slot);
 }

@@ -21,7 +21,7 @@ const MAX_OPS: usize = 64;
 /// Longest instruction in bytes.
 const MAX_LENGTH: usize = 15;
 /// When the cache holds so many ops, decoded instructions or blocks, it starts anew: with 32,
-/// 48 and 80 bytes each, that is below 80 MiB.
+/// 48 and 64 bytes each, that is below 80 MiB.
 const MAX_CACHED_OPS: usize = 1 << 20;
 const MAX_CACHED_GENERAL: usize = 1 << 19;
 const MAX_CACHED_BLOCKS: usize = 1 << 18;
@@ -44,11 +44,14 @@ struct Link {
     block: BlockId,
 }
 
+/// The block has no bytes beyond its first page.
+const NO_PAGE: u64 = u64::MAX;
 /// No successor in the same page is so far away.
 const NO_LINK: Link = Link { distance: 1 << 63, block: NO_BLOCK };
 
 /// A run of decoded instructions.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub(super) struct Block {
     physical: u64,
     first: u32,
@@ -59,7 +62,7 @@ pub(super) struct Block {
     /// Nothing but RIP needs a look after it.
     linkable: bool,
     /// Physical page of the bytes beyond the first page.
-    second: Option<u64>,
+    second: u64,
     links: [Link; 2],
 }
 
@@ -155,8 +158,8 @@ impl BlockCache {
     pub(super) fn link(&mut self, id: BlockId, distance: u64, next: BlockId) {
         let (from, to) = (self.block(id), self.block(next));
         let near = from.linkable
-            && from.second.is_none()
-            && to.second.is_none()
+            && from.second == NO_PAGE
+            && to.second == NO_PAGE
             && from.physical & PAGE_MASK == to.physical & PAGE_MASK
             && from.physical.wrapping_add(distance) == to.physical;
         if near {
@@ -182,12 +185,14 @@ impl BlockCache {
         next_page: Option<u64>,
     ) -> Decoding {
         if let Some(id) = self.listed(physical) {
-            match self.block(id).second {
-                None => return Decoding::Done(id),
-                Some(_) if next_page.is_none() => return Decoding::NeedsNextPage,
-                second if second == next_page => return Decoding::Done(id),
-                Some(_) => self.kill(cpu, id),
+            let second = self.block(id).second;
+            if second == NO_PAGE || next_page == Some(second) {
+                return Decoding::Done(id);
             }
+            if next_page.is_none() {
+                return Decoding::NeedsNextPage;
+            }
+            self.forget_page(cpu, PageNumber::containing(physical));
         }
         self.make_room(cpu);
         self.decode(cpu, physical, next_page)
@@ -207,7 +212,7 @@ impl BlockCache {
     }
 
     fn remember(&mut self, physical: u64, id: BlockId) {
-        if self.block(id).second.is_none() {
+        if self.block(id).second == NO_PAGE {
             self.recent[recent_slot(physical)] = Recent { physical, block: id };
         }
     }
@@ -253,14 +258,14 @@ impl BlockCache {
             ending = ends_block(&instruction);
         }
         let id = BlockId(u32::try_from(self.blocks.len()).expect("the cache is bounded"));
-        let second = if bytes > in_page { next_page } else { None };
+        let second = next_page.filter(|_| bytes > in_page);
         self.blocks.push(Block {
             physical,
             first: u32::try_from(first).expect("the cache is bounded"),
             count: u16::try_from(self.ops.len() - first).expect("at most 64"),
             bytes: u16::try_from(bytes).expect("at most a page"),
             linkable: ending != Ending::System,
-            second,
+            second: second.unwrap_or(NO_PAGE),
             links: [NO_LINK; 2],
         });
         self.enlist(cpu, id, (physical % PAGE_SIZE) as u16, physical, bytes.min(in_page));
@@ -296,12 +301,6 @@ impl BlockCache {
             cpu.ram.guest().tracker().mark_code(page);
             cpu.tlb.forbid_fast_writes(physical & PAGE_MASK);
         }
-    }
-
-    /// Forgets one block that begins and ends in different pages.
-    fn kill(&mut self, cpu: &mut Cpu, id: BlockId) {
-        let page = PageNumber::containing(self.block(id).physical);
-        self.forget_page(cpu, page);
     }
 
     /// Forgets every block with bytes in `page`.

@@ -102,6 +102,8 @@ pub(super) struct Cpu {
     pub(super) view: View,
     /// Current privilege level.
     pub(super) cpl: u8,
+    /// Ops of the block behind the one that trapped.
+    pub(super) ops_left: usize,
     /// Instructions retired before the block being executed.
     pub(super) retired: u64,
     /// Why the last handler trapped.
@@ -114,8 +116,10 @@ pub(super) struct Cpu {
     /// Pages whose decoded instructions were overwritten.
     pub(super) stale: Vec<PageNumber>,
     pub(super) restart: Restart,
-    /// Events delivered since an instruction last retired.
+    /// Events delivered since an instruction last retired, and the count of retired
+    /// instructions then.
     pub(super) deliveries: u32,
+    pub(super) delivered_at: u64,
     pub(super) cr0: u64,
     pub(super) cr2: u64,
     pub(super) cr3: u64,
@@ -158,6 +162,7 @@ impl Cpu {
             system_flags: flags::FIXED,
             view: View::Supervisor,
             cpl: 0,
+            ops_left: 0,
             retired: 0,
             event: Event::None,
             tlb: Tlb::new(),
@@ -167,6 +172,7 @@ impl Cpu {
             stale: Vec::new(),
             restart: Restart::default(),
             deliveries: 0,
+            delivered_at: 0,
             cr0: CR0_ALWAYS,
             cr2: 0,
             cr3: 0,

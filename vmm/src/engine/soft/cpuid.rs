@@ -4,7 +4,7 @@
 //! the same CPU. The family is one that needs no workarounds in kernels and has none of the
 //! flaws they mitigate at great cost. There is no APIC, no XSAVE, no random generator.
 
-use iced_x86::{Code, CpuidFeature};
+use iced_x86::{Code, CpuidFeature, EncodingKind};
 
 /// Bits of a physical address.
 pub(super) const PHYSICAL_BITS: u32 = 40;
@@ -135,6 +135,10 @@ pub(super) fn offers(code: Code) -> bool {
     if withholds(code) {
         return false;
     }
+    // Hints in the space of no-ops, for CPUs that know them.
+    if matches!(code, Code::Endbr32 | Code::Endbr64 | Code::Rdsspd_r32 | Code::Rdsspq_r64) {
+        return true;
+    }
     code.cpuid_features().iter().all(|feature| match feature {
         CpuidFeature::INTEL8086
         | CpuidFeature::INTEL186
@@ -145,6 +149,7 @@ pub(super) fn offers(code: Code) -> bool {
         | CpuidFeature::FPU
         | CpuidFeature::FPU287
         | CpuidFeature::FPU387
+        | CpuidFeature::CPUID
         | CpuidFeature::TSC
         | CpuidFeature::MSR
         | CpuidFeature::CX8
@@ -169,13 +174,14 @@ pub(super) fn offers(code: Code) -> bool {
     })
 }
 
-/// True if the instruction exists in the engine or elsewhere, but not on this CPU model: SSE
-/// beyond what the model has.
+/// True if the CPU model lacks the instruction whatever the engine has: the VEX and EVEX
+/// encodings, and SSE beyond what the model has.
 pub(super) fn withholds(code: Code) -> bool {
-    !LATER_SSE
-        && code.cpuid_features().iter().any(|feature| {
-            matches!(feature, CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2)
-        })
+    let later = |feature: &CpuidFeature| {
+        matches!(feature, CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2)
+    };
+    code.encoding() != EncodingKind::Legacy
+        || (!LATER_SSE && code.cpuid_features().iter().any(later))
 }
 
 #[cfg(test)]

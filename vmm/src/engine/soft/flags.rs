@@ -41,7 +41,7 @@ pub(super) const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 pub(super) const ALL: u64 = ARITHMETIC | TF | IF | DF | IOPL | NT | RF | AC | ID | FIXED;
 
 /// An operand width.
-pub(super) trait Int: Copy {
+pub(super) trait Int: Copy + 'static {
     /// Width in bits.
     const BITS: u32;
     /// Width in bytes.

@@ -210,7 +210,6 @@ fn data(mnemonic: Mnemonic) -> Option<General> {
         | M::Prefetcht2
         | M::Prefetch
         | M::Prefetchw
-        | M::Prefetchwt1
         | M::Lfence
         | M::Mfence
         | M::Sfence => moves::nop,
@@ -264,6 +263,7 @@ fn system(mnemonic: Mnemonic) -> Option<General> {
         Mnemonic::Cli => io::cli,
         Mnemonic::Sti => io::sti,
         Mnemonic::Hlt => io::hlt,
+        Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs => segments::load_far_pointer,
         Mnemonic::Lgdt | Mnemonic::Lidt => segments::load_table,
         Mnemonic::Sgdt | Mnemonic::Sidt => segments::store_table,
         Mnemonic::Sldt | Mnemonic::Str => segments::store_selector,

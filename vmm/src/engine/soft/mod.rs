@@ -135,6 +135,10 @@ impl Engine for SoftEngine {
         self.cpu.system_flags & HALTED != 0
     }
 
+    fn is_off(&self) -> bool {
+        self.cpu.system_flags & (HALTED | flags::IF) == HALTED
+    }
+
     fn ram(&self) -> &GuestRam {
         self.cpu.ram.guest()
     }

@@ -6,9 +6,47 @@ use super::flags::cut;
 use super::generic;
 use iced_x86::Instruction;
 
-/// Executes one op. The CPU's RIP slot holds the block's first address meanwhile, and
-/// `next_rip` the address behind the block, which a branch replaces.
-pub(super) type Handler = fn(&mut Cpu, &Op) -> Flow;
+/// Executes one op and then the ops that follow it, so that each op jumps to the next without
+/// a loop in between. The CPU's RIP slot holds the block's first address meanwhile, and
+/// `next_rip` the address behind the block, which a branch replaces. An op that traps leaves
+/// the number of ops behind it in `cpu.ops_left`.
+pub(super) type Handler = fn(&mut Cpu, &Op, &[Op]) -> Flow;
+
+/// The handler that executes `body` for one op. `body` is a function item: what to call is
+/// known from its type alone.
+pub(super) fn handler<F>(_body: F) -> Handler
+where
+    F: Fn(&mut Cpu, &Op) -> Flow + Copy + 'static,
+{
+    const { assert!(size_of::<F>() == 0, "a function item has no data") };
+    run_on::<F>
+}
+
+fn run_on<F>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow
+where
+    F: Fn(&mut Cpu, &Op) -> Flow + Copy + 'static,
+{
+    // SAFETY: `F` has no bytes, as `handler` asserts, and a read of no bytes is valid through any
+    // aligned pointer that is not null; the value exists and may be copied, since `handler` was
+    // given one.
+    let body: F = unsafe { std::ptr::NonNull::dangling().read() };
+    match body(cpu, op) {
+        Ok(()) => run_ops(cpu, rest),
+        Err(trap) => {
+            cpu.ops_left = rest.len();
+            Err(trap)
+        }
+    }
+}
+
+/// Executes ops one after the other, until one traps.
+#[inline(always)]
+pub(super) fn run_ops(cpu: &mut Cpu, ops: &[Op]) -> Flow {
+    match ops.split_first() {
+        Some((op, rest)) => (op.handler)(cpu, op, rest),
+        None => Ok(()),
+    }
+}
 
 /// One instruction: what to call, and the operands that matter to it.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +105,7 @@ pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
     let immediate = cpu.decoded.len() as u64;
     cpu.decoded.push(generic::Decoded { run: generic::of(&instruction), instruction });
     Op {
-        handler: general,
+        handler: handler(general),
         immediate,
         displacement: 0,
         offset: instruction.ip() as u16,

@@ -7,11 +7,11 @@
 
 use super::block::{BlockId, Decoding};
 use super::cpu::{HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, is_canonical};
-use super::event::{BusRequest, Event, Trap};
+use super::event::{BusRequest, Event, Flow, Trap};
 use super::exception::Exception;
 use super::flags;
 use super::mmu::Intent;
-use super::op::Op;
+use super::op::{Op, run_ops};
 use super::system::interrupts::Source;
 use super::tlb::PAGE_MASK;
 use super::{ATTENTION, SoftEngine};
@@ -114,54 +114,58 @@ impl SoftEngine {
             if left < count {
                 return self.run_part(id, left, bus);
             }
-            for op in self.cache.ops(id) {
-                if (op.handler)(&mut self.cpu, op).is_err() {
-                    let site = self.site(id, *op, rip, end);
-                    return self.trapped(site, bus);
-                }
+            let ops = self.cache.ops(id);
+            if run_ops(&mut self.cpu, ops).is_err() {
+                let index = ops.len() - 1 - self.cpu.ops_left;
+                let site = self.site(id, index, rip, end);
+                return self.trapped(site, bus);
             }
             self.cpu.retired += count;
-            self.cpu.deliveries = 0;
             let next = self.cpu.next_rip;
             self.cpu.set_rip(next);
             if self.cpu.system_flags & watch != 0 || self.cpu.retired >= bound {
                 return None;
             }
             let distance = next.wrapping_sub(rip);
-            id = match self.cache.successor(id, distance) {
-                Some(next) => next,
-                None => match self.next_block() {
-                    Ok(next) => {
-                        self.cache.link(id, distance, next);
-                        next
-                    }
-                    Err(Trap) => return self.fetch_trapped(),
-                },
+            if let Some(next) = self.cache.successor(id, distance) {
+                id = next;
+                continue;
+            }
+            let from = id;
+            id = match self.next_block() {
+                Ok(id) => id,
+                Err(Trap) => return self.fetch_trapped(),
             };
+            if (next ^ rip) & PAGE_MASK == 0 {
+                self.cache.link(from, distance, id);
+            }
         }
     }
 
-    fn site(&self, id: BlockId, op: Op, block_rip: u64, block_end: u64) -> Site {
+    fn site(&self, id: BlockId, index: usize, block_rip: u64, block_end: u64) -> Site {
         let ops = self.cache.ops(id);
-        let index = ops.iter().take_while(|other| other.offset < op.offset).count();
-        Site { op, index: index as u64, block_rip, block_end, last: index + 1 == ops.len() }
+        Site {
+            op: ops[index],
+            index: index as u64,
+            block_rip,
+            block_end,
+            last: index + 1 == ops.len(),
+        }
     }
 
     /// Executes the first `left` instructions of a longer block.
     fn run_part(&mut self, id: BlockId, left: u64, bus: &mut dyn Bus) -> Option<Exit> {
         let rip = self.cpu.rip();
         let end = self.cpu.next_rip;
-        let ops = self.cache.ops(id);
         let stop = usize::try_from(left).expect("less than a block");
-        for op in &ops[..stop] {
-            if (op.handler)(&mut self.cpu, op).is_err() {
-                let site = self.site(id, *op, rip, end);
-                return self.trapped(site, bus);
-            }
+        let ops = self.cache.ops(id);
+        if run_ops(&mut self.cpu, &ops[..stop]).is_err() {
+            let index = stop - 1 - self.cpu.ops_left;
+            let site = self.site(id, index, rip, end);
+            return self.trapped(site, bus);
         }
         let offset = ops[stop].offset;
         self.cpu.retired += left;
-        self.cpu.deliveries = if left > 0 { 0 } else { self.cpu.deliveries };
         self.cpu.set_rip(rip.wrapping_add(offset.into()));
         None
     }
@@ -172,14 +176,11 @@ impl SoftEngine {
             Ok(id) => id,
             Err(Trap) => return self.fetch_trapped(),
         };
-        let block = self.cache.block(id);
-        let (count, bytes) = (block.count, block.bytes);
         let rip = self.cpu.rip();
-        let end = rip.wrapping_add(bytes.into());
+        let end = rip.wrapping_add(self.cache.block(id).bytes.into());
         self.cpu.next_rip = end;
-        let op = self.cache.ops(id)[0];
-        let site = Site { op, index: 0, block_rip: rip, block_end: end, last: count == 1 };
-        match (op.handler)(&mut self.cpu, &op) {
+        let site = self.site(id, 0, rip, end);
+        match self.attempt(&site) {
             Ok(()) => {
                 self.retire(&site);
                 None
@@ -188,10 +189,14 @@ impl SoftEngine {
         }
     }
 
+    /// Executes the op at the site alone.
+    fn attempt(&mut self, site: &Site) -> Flow {
+        (site.op.handler)(&mut self.cpu, &site.op, &[])
+    }
+
     /// The instruction completed.
     fn retire(&mut self, site: &Site) {
         self.cpu.retired += 1;
-        self.cpu.deliveries = 0;
         let op = &site.op;
         let behind = u64::from(op.offset) + u64::from(op.length);
         let next = if site.last { self.cpu.next_rip } else { site.block_rip.wrapping_add(behind) };
@@ -202,9 +207,6 @@ impl SoftEngine {
     /// long as that is what it needs.
     fn trapped(&mut self, site: Site, bus: &mut dyn Bus) -> Option<Exit> {
         self.cpu.retired += site.index;
-        if site.index > 0 {
-            self.cpu.deliveries = 0;
-        }
         let mut accessed = false;
         loop {
             match self.cpu.event {
@@ -224,7 +226,7 @@ impl SoftEngine {
             self.cpu.event = Event::None;
             self.cpu.restart.again();
             self.cpu.next_rip = site.block_end;
-            if (site.op.handler)(&mut self.cpu, &site.op).is_ok() {
+            if self.attempt(&site).is_ok() {
                 self.cpu.restart.finish();
                 self.retire(&site);
                 self.forget_stale();
@@ -247,7 +249,6 @@ impl SoftEngine {
                 let source = if privileged { Source::Trap } else { Source::Software };
                 if self.cpu.deliver(vector, None, source).is_ok() {
                     self.cpu.retired += 1;
-                    self.cpu.deliveries = 0;
                 } else {
                     self.cpu.set_rip(own);
                     let exception = self.cpu.take_exception();

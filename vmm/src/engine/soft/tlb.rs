@@ -15,6 +15,8 @@ pub(super) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
 const SLOTS: usize = 1024;
 const FETCH_SLOTS: usize = 512;
+/// Flushing more slots than this by name would take longer than flushing all.
+const MAX_FILLED: usize = SLOTS;
 /// A tag no page has: its low bits are set.
 const INVALID: u64 = u64::MAX;
 
@@ -95,6 +97,9 @@ pub(super) struct Tlb {
     fetch: Box<[FetchEntry; 2 * FETCH_SLOTS]>,
     /// Lower and upper half of the address space.
     large: [LargeRange; 2],
+    /// The data slots filled with translations that are not global, since these were last
+    /// flushed; incomplete once it is full.
+    filled: Vec<u16>,
 }
 
 fn boxed<T: Copy + std::fmt::Debug, const N: usize>(value: T) -> Box<[T; N]> {
@@ -105,6 +110,12 @@ fn half(address: u64) -> usize {
     (address >> 63) as usize
 }
 
+#[inline(always)]
+fn slot_of(view: View, address: u64) -> usize {
+    let slot = (address / PAGE_SIZE) as usize % SLOTS;
+    (view as usize + slot) % (4 * SLOTS)
+}
+
 fn fetch_slot(user: bool, page: u64) -> usize {
     ((page / PAGE_SIZE) as usize % FETCH_SLOTS) + if user { FETCH_SLOTS } else { 0 }
 }
@@ -112,19 +123,22 @@ fn fetch_slot(user: bool, page: u64) -> usize {
 impl Tlb {
     /// An empty TLB.
     pub(super) fn new() -> Self {
-        Self { data: boxed(NO_ENTRY), fetch: boxed(NO_FETCH), large: [NO_RANGE; 2] }
+        Self {
+            data: boxed(NO_ENTRY),
+            fetch: boxed(NO_FETCH),
+            large: [NO_RANGE; 2],
+            filled: Vec::new(),
+        }
     }
 
     /// The entry an access to `address` in `view` may use, if its tags say so.
     #[inline(always)]
     pub(super) fn entry(&self, view: View, address: u64) -> &Entry {
-        let slot = (address / PAGE_SIZE) as usize % SLOTS;
-        &self.data[(view as usize + slot) % (4 * SLOTS)]
+        &self.data[slot_of(view, address)]
     }
 
     fn entry_mut(&mut self, view: View, page: u64) -> &mut Entry {
-        let slot = (page / PAGE_SIZE) as usize % SLOTS;
-        &mut self.data[(view as usize + slot) % (4 * SLOTS)]
+        &mut self.data[slot_of(view, page)]
     }
 
     /// The physical page of linear page `page`, if remembered with sufficient rights.
@@ -143,6 +157,9 @@ impl Tlb {
             addend: host.wrapping_sub(page),
             frame: mapping.frame | mapping.flags,
         };
+        if mapping.flags & GLOBAL == 0 && self.filled.len() < MAX_FILLED {
+            self.filled.push(slot_of(view, page) as u16);
+        }
         self.note_large(page, mapping);
     }
 
@@ -196,12 +213,21 @@ impl Tlb {
         self.data.fill(NO_ENTRY);
         self.fetch.fill(NO_FETCH);
         self.large = [NO_RANGE; 2];
+        self.filled.clear();
     }
 
     /// Forgets everything that is not global.
     pub(super) fn flush_non_global(&mut self) {
-        for entry in self.data.iter_mut() {
-            if entry.frame & GLOBAL == 0 {
+        if self.filled.len() < MAX_FILLED {
+            for slot in self.filled.drain(..) {
+                let entry = &mut self.data[usize::from(slot) % (4 * SLOTS)];
+                if entry.frame & GLOBAL == 0 {
+                    *entry = NO_ENTRY;
+                }
+            }
+        } else {
+            self.filled.clear();
+            for entry in self.data.iter_mut().filter(|entry| entry.frame & GLOBAL == 0) {
                 *entry = NO_ENTRY;
             }
         }

@@ -94,4 +94,8 @@ impl VectorContext for Context<'_> {
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Exception> {
         self.cpu.store_bytes(address, bytes).map_err(|Trap| self.translate_trap())
     }
+
+    fn probe_store(&mut self, address: u64, len: usize) -> Result<(), Exception> {
+        self.cpu.probe_store(address, len).map_err(|Trap| self.translate_trap())
+    }
 }

@@ -8,7 +8,7 @@ mod client;
 mod socket;
 
 pub use client::{ConsoleClient, ConsoleEvent, Merged, Merger};
-pub use socket::{ConsoleRecord, MAX_RECORD, read_record};
+pub use socket::{ConsoleRecord, MAX_RECORD, bind_socket, read_record};
 
 use super::Mailbox;
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 use vmft_logging_channel::entry::OutputSequence;
 
 /// Console bytes kept for readers that attach later.
@@ -27,6 +28,9 @@ const HISTORY: usize = 1 << 20;
 const BACKLOG: usize = 64 << 20;
 /// Bytes handed to a sink at a time.
 const CHUNK: usize = 64 << 10;
+
+/// How long a side that ends waits for the readers of its console's socket.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Where the console goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +67,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// A process listens there already.
-    #[error("console socket {} is in use by another process", path.display())]
+    #[error("console socket {} is in use by another process; stop that one, or name another", path.display())]
     InUse {
         /// Its path.
         path: PathBuf,
@@ -83,7 +87,11 @@ struct Hub {
     written: u64,
     /// End offsets of outputs not yet written by the main sink.
     unwritten: VecDeque<(u64, OutputSequence)>,
+    /// `on_out` is being told of what was written.
+    reporting: bool,
     has_sink: bool,
+    /// Readers of the socket that are still being sent to.
+    readers: usize,
     closed: bool,
     input: Option<Arc<Mailbox>>,
     on_out: Option<Arc<dyn Fn(OutputSequence) + Send + Sync>>,
@@ -158,7 +166,9 @@ impl ConsoleHub {
                 visible: 0,
                 written: 0,
                 unwritten: VecDeque::new(),
+                reporting: false,
                 has_sink: matches!(target, ConsoleTarget::Tty | ConsoleTarget::File(_)),
+                readers: 0,
                 closed: false,
                 input: None,
                 on_out: None,
@@ -237,18 +247,31 @@ impl ConsoleHub {
         self.changed.notify_all();
     }
 
-    /// Waits until the main sink has written everything released.
+    /// Waits until the main sink has written everything released, and has said so.
     pub fn drain(&self) {
         let mut hub = self.lock();
-        while !hub.unwritten.is_empty() {
+        while !hub.unwritten.is_empty() || hub.reporting {
             hub = self.changed.wait(hub).expect("no holder of the console's lock panics");
         }
     }
 
-    /// Waits as [`Self::drain`] does, then ends all sinks.
+    /// Waits as [`Self::drain`] does, then ends all sinks, and gives readers of the socket
+    /// [`LAST_WORDS`] to take what they have not been sent yet.
     pub fn close(&self) {
         self.drain();
-        self.lock().closed = true;
+        let mut hub = self.lock();
+        hub.closed = true;
+        self.changed.notify_all();
+        // Whether a reader was too slow changes nothing: this side ends either way.
+        let _ = self.changed.wait_timeout_while(hub, LAST_WORDS, |hub| hub.readers > 0);
+    }
+
+    fn reader_came(&self) {
+        self.lock().readers += 1;
+    }
+
+    fn reader_went(&self) {
+        self.lock().readers -= 1;
         self.changed.notify_all();
     }
 
@@ -302,12 +325,15 @@ impl ConsoleHub {
         while hub.unwritten.front().is_some_and(|(output_end, _)| *output_end <= end) {
             last = hub.unwritten.pop_front().map(|(_, sequence)| sequence);
         }
-        let on_out = hub.on_out.clone();
-        drop(hub);
-        self.changed.notify_all();
-        if let (Some(sequence), Some(on_out)) = (last, on_out) {
+        if let (Some(sequence), Some(on_out)) = (last, hub.on_out.clone()) {
+            hub.reporting = true;
+            drop(hub);
             on_out(sequence);
+            self.lock().reporting = false;
+        } else {
+            drop(hub);
         }
+        self.changed.notify_all();
     }
 
     fn start_sink(self: &Arc<Self>, mut sink: Sink) -> Result<(), ConsoleError> {
@@ -378,6 +404,29 @@ mod tests {
         backup.close();
         let bytes = std::fs::read(dir.path().join("console")).expect("written");
         assert_eq!(bytes, b"one two three ");
+    }
+
+    #[test]
+    fn a_closing_console_waits_for_its_readers_to_take_the_last_bytes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("console");
+        let hub = ConsoleHub::open(&ConsoleTarget::Socket(path.clone())).expect("bound");
+        let mut client = ConsoleClient::attach(&path, 0).expect("listening");
+        hub.write(OutputSequence(1), 0, b"hello".to_vec());
+        assert!(matches!(client.next_event(), ConsoleEvent::Record(_)));
+        // More than a socket holds: the reader must read for the side to end.
+        let len = 8 << 20;
+        hub.write(OutputSequence(2), 5, vec![b'x'; len]);
+        let read = std::thread::spawn(move || {
+            let mut got = 0;
+            while let ConsoleEvent::Record(record) = client.next_event() {
+                got += record.bytes.len();
+            }
+            got
+        });
+        hub.close();
+        assert_eq!(hub.lock().readers, 0, "everything is sent when the console is closed");
+        assert_eq!(read.join().expect("no panic"), len);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::{CHUNK, ConsoleError, ConsoleHub};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -55,19 +56,32 @@ fn write_record(stream: &mut impl Write, offset: u64, bytes: &[u8]) -> io::Resul
     stream.write_all(&record)
 }
 
+/// Listens on a Unix socket at `path`, in place of one that a process left there when it died.
+/// Anything else at that place stays.
+///
+/// # Errors
+/// `AddrInUse` if a process listens there, `AlreadyExists` if it is no socket, or the host's error.
+pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else is there"));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        Ok(_) => std::fs::remove_file(path)?,
+    }
+    UnixListener::bind(path)
+}
+
 /// Listens on `path` and serves readers, each on two threads of its own.
 pub(super) fn listen(path: &Path, hub: &Arc<ConsoleHub>) -> Result<(), ConsoleError> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(ConsoleError::InUse { path: path.to_owned() });
-    }
-    // A socket nobody listens on is left over from a process that died.
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(ConsoleError::Socket { path: path.to_owned(), source: error });
-    }
-    let listener = UnixListener::bind(path)
-        .map_err(|source| ConsoleError::Socket { path: path.to_owned(), source })?;
+    let listener = bind_socket(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ConsoleError::InUse { path: path.to_owned() },
+        _ => ConsoleError::Socket { path: path.to_owned(), source },
+    })?;
     let hub = Arc::clone(hub);
     let accept = move || {
         for stream in listener.incoming() {
@@ -99,16 +113,19 @@ fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
             let mut next = from;
             while let Some((offset, bytes)) = output_hub.next_chunk(next) {
                 if write_record(&mut output, offset, &bytes).is_err() {
-                    return;
+                    break;
                 }
                 next = offset + bytes.len() as u64;
             }
             // The guest is over: the reader sees the end of the stream.
             let _ = output.shutdown(std::net::Shutdown::Both);
+            output_hub.reader_went();
         };
+        hub.reader_came();
         let name = "console-reader".to_owned();
         if let Err(error) = std::thread::Builder::new().name(name).spawn(send) {
             tracing::warn!(%error, "a console reader could not be served");
+            hub.reader_went();
             return;
         }
         let mut bytes = [0; 1024];

@@ -5,7 +5,7 @@ use super::{Form, Seen};
 use crate::engine::soft::cpu::{Cpu, gpr};
 use crate::engine::soft::event::Flow;
 use crate::engine::soft::flags::{Int, LazyFlags, cut, signed};
-use crate::engine::soft::op::{FULL, Handler, Op, PLAIN};
+use crate::engine::soft::op::{FULL, Handler, Op, PLAIN, handler};
 use crate::engine::soft::operand::width;
 use crate::engine::soft::ops::alu::{self, Alu};
 use crate::engine::soft::ops::muldiv::signed_product;
@@ -16,10 +16,10 @@ use iced_x86::{Instruction, OpKind};
 macro_rules! reg_form {
     ($seen:expr, $f:ident $(, $p:ty)*) => {
         Some(match $seen.width {
-            1 => $f::<$($p,)* u8> as Handler,
-            2 => $f::<$($p,)* u16>,
-            4 => $f::<$($p,)* u32>,
-            _ => $f::<$($p,)* u64>,
+            1 => handler($f::<$($p,)* u8>),
+            2 => handler($f::<$($p,)* u16>),
+            4 => handler($f::<$($p,)* u32>),
+            _ => handler($f::<$($p,)* u64>),
         })
     };
 }
@@ -28,20 +28,20 @@ macro_rules! reg_form {
 macro_rules! mem_form {
     ($seen:expr, $f:ident $(, $p:ty)*) => {
         Some(match ($seen.width, $seen.full) {
-            (1, PLAIN) => memory::$f::<$($p,)* u8, PLAIN> as Handler,
-            (2, PLAIN) => memory::$f::<$($p,)* u16, PLAIN>,
-            (4, PLAIN) => memory::$f::<$($p,)* u32, PLAIN>,
-            (_, PLAIN) => memory::$f::<$($p,)* u64, PLAIN>,
-            (1, FULL) => memory::$f::<$($p,)* u8, FULL>,
-            (2, FULL) => memory::$f::<$($p,)* u16, FULL>,
-            (4, FULL) => memory::$f::<$($p,)* u32, FULL>,
-            (_, FULL) => memory::$f::<$($p,)* u64, FULL>,
+            (1, PLAIN) => handler(memory::$f::<$($p,)* u8, PLAIN>),
+            (2, PLAIN) => handler(memory::$f::<$($p,)* u16, PLAIN>),
+            (4, PLAIN) => handler(memory::$f::<$($p,)* u32, PLAIN>),
+            (_, PLAIN) => handler(memory::$f::<$($p,)* u64, PLAIN>),
+            (1, FULL) => handler(memory::$f::<$($p,)* u8, FULL>),
+            (2, FULL) => handler(memory::$f::<$($p,)* u16, FULL>),
+            (4, FULL) => handler(memory::$f::<$($p,)* u32, FULL>),
+            (_, FULL) => handler(memory::$f::<$($p,)* u64, FULL>),
         })
     };
 }
 
 /// A one-operand operation.
-pub(super) trait Unary {
+pub(super) trait Unary: 'static {
     fn apply<T: Int>(flags: &mut LazyFlags, a: u64) -> u64;
 }
 
@@ -120,12 +120,12 @@ pub(super) fn movzx(i: &Instruction, seen: Seen) -> Option<Handler> {
         return None;
     }
     match (seen.form, from, seen.full) {
-        (Form::RegReg, 1, _) => Some(movzx_rr::<u8>),
-        (Form::RegReg, 2, _) => Some(movzx_rr::<u16>),
-        (Form::RegMem, 1, PLAIN) => Some(memory::movzx_rm::<u8, PLAIN>),
-        (Form::RegMem, 2, PLAIN) => Some(memory::movzx_rm::<u16, PLAIN>),
-        (Form::RegMem, 1, FULL) => Some(memory::movzx_rm::<u8, FULL>),
-        (Form::RegMem, 2, FULL) => Some(memory::movzx_rm::<u16, FULL>),
+        (Form::RegReg, 1, _) => Some(handler(movzx_rr::<u8>)),
+        (Form::RegReg, 2, _) => Some(handler(movzx_rr::<u16>)),
+        (Form::RegMem, 1, PLAIN) => Some(handler(memory::movzx_rm::<u8, PLAIN>)),
+        (Form::RegMem, 2, PLAIN) => Some(handler(memory::movzx_rm::<u16, PLAIN>)),
+        (Form::RegMem, 1, FULL) => Some(handler(memory::movzx_rm::<u8, FULL>)),
+        (Form::RegMem, 2, FULL) => Some(handler(memory::movzx_rm::<u16, FULL>)),
         _ => None,
     }
 }
@@ -133,16 +133,16 @@ pub(super) fn movzx(i: &Instruction, seen: Seen) -> Option<Handler> {
 pub(super) fn movsx(i: &Instruction, seen: Seen) -> Option<Handler> {
     let from = width(i, 1);
     match (seen.form, from, seen.width) {
-        (Form::RegReg, 1, 4) => Some(movsx_rr::<u8, u32>),
-        (Form::RegReg, 1, 8) => Some(movsx_rr::<u8, u64>),
-        (Form::RegReg, 2, 4) => Some(movsx_rr::<u16, u32>),
-        (Form::RegReg, 2, 8) => Some(movsx_rr::<u16, u64>),
-        (Form::RegReg, 4, 8) => Some(movsx_rr::<u32, u64>),
-        (Form::RegMem, 1, 4) => Some(memory::movsx_rm::<u8, u32>),
-        (Form::RegMem, 1, 8) => Some(memory::movsx_rm::<u8, u64>),
-        (Form::RegMem, 2, 4) => Some(memory::movsx_rm::<u16, u32>),
-        (Form::RegMem, 2, 8) => Some(memory::movsx_rm::<u16, u64>),
-        (Form::RegMem, 4, 8) => Some(memory::movsx_rm::<u32, u64>),
+        (Form::RegReg, 1, 4) => Some(handler(movsx_rr::<u8, u32>)),
+        (Form::RegReg, 1, 8) => Some(handler(movsx_rr::<u8, u64>)),
+        (Form::RegReg, 2, 4) => Some(handler(movsx_rr::<u16, u32>)),
+        (Form::RegReg, 2, 8) => Some(handler(movsx_rr::<u16, u64>)),
+        (Form::RegReg, 4, 8) => Some(handler(movsx_rr::<u32, u64>)),
+        (Form::RegMem, 1, 4) => Some(handler(memory::movsx_rm::<u8, u32>)),
+        (Form::RegMem, 1, 8) => Some(handler(memory::movsx_rm::<u8, u64>)),
+        (Form::RegMem, 2, 4) => Some(handler(memory::movsx_rm::<u16, u32>)),
+        (Form::RegMem, 2, 8) => Some(handler(memory::movsx_rm::<u16, u64>)),
+        (Form::RegMem, 4, 8) => Some(handler(memory::movsx_rm::<u32, u64>)),
         _ => None,
     }
 }
@@ -154,10 +154,10 @@ pub(super) fn lea(i: &Instruction, seen: Seen) -> Option<Handler> {
         return None;
     }
     match (seen.width, seen.full) {
-        (4, PLAIN) => Some(lea_r::<u32, PLAIN>),
-        (8, PLAIN) => Some(lea_r::<u64, PLAIN>),
-        (4, FULL) => Some(lea_r::<u32, FULL>),
-        (8, FULL) => Some(lea_r::<u64, FULL>),
+        (4, PLAIN) => Some(handler(lea_r::<u32, PLAIN>)),
+        (8, PLAIN) => Some(handler(lea_r::<u64, PLAIN>)),
+        (4, FULL) => Some(handler(lea_r::<u32, FULL>)),
+        (8, FULL) => Some(handler(lea_r::<u64, FULL>)),
         _ => None,
     }
 }
@@ -171,57 +171,57 @@ pub(super) fn xchg(seen: Seen) -> Option<Handler> {
 
 pub(super) fn push(seen: Seen) -> Option<Handler> {
     match (seen.form, seen.width, seen.full) {
-        (Form::Reg, 8, _) => Some(push_r),
-        (Form::Imm, 8, _) => Some(push_i),
-        (Form::Mem, 8, PLAIN) => Some(memory::push_m::<PLAIN>),
-        (Form::Mem, 8, FULL) => Some(memory::push_m::<FULL>),
+        (Form::Reg, 8, _) => Some(handler(push_r)),
+        (Form::Imm, 8, _) => Some(handler(push_i)),
+        (Form::Mem, 8, PLAIN) => Some(handler(memory::push_m::<PLAIN>)),
+        (Form::Mem, 8, FULL) => Some(handler(memory::push_m::<FULL>)),
         _ => None,
     }
 }
 
 pub(super) fn pop(seen: Seen) -> Option<Handler> {
     match (seen.form, seen.width) {
-        (Form::Reg, 8) => Some(pop_r),
+        (Form::Reg, 8) => Some(handler(pop_r)),
         _ => None,
     }
 }
 
 pub(super) fn call(seen: Seen) -> Option<Handler> {
     match (seen.form, seen.full) {
-        (Form::Branch, _) => Some(call_near),
-        (Form::Reg, _) => Some(call_r),
-        (Form::Mem, PLAIN) if seen.width == 8 => Some(memory::call_m::<PLAIN>),
-        (Form::Mem, FULL) if seen.width == 8 => Some(memory::call_m::<FULL>),
+        (Form::Branch, _) => Some(handler(call_near)),
+        (Form::Reg, _) => Some(handler(call_r)),
+        (Form::Mem, PLAIN) if seen.width == 8 => Some(handler(memory::call_m::<PLAIN>)),
+        (Form::Mem, FULL) if seen.width == 8 => Some(handler(memory::call_m::<FULL>)),
         _ => None,
     }
 }
 
 pub(super) fn jmp(seen: Seen) -> Option<Handler> {
     match (seen.form, seen.full) {
-        (Form::Branch, _) => Some(jmp_near),
-        (Form::Reg, _) => Some(jmp_r),
-        (Form::Mem, PLAIN) if seen.width == 8 => Some(memory::jmp_m::<PLAIN>),
-        (Form::Mem, FULL) if seen.width == 8 => Some(memory::jmp_m::<FULL>),
+        (Form::Branch, _) => Some(handler(jmp_near)),
+        (Form::Reg, _) => Some(handler(jmp_r)),
+        (Form::Mem, PLAIN) if seen.width == 8 => Some(handler(memory::jmp_m::<PLAIN>)),
+        (Form::Mem, FULL) if seen.width == 8 => Some(handler(memory::jmp_m::<FULL>)),
         _ => None,
     }
 }
 
 pub(super) fn jcc<const C: u8>(seen: Seen) -> Option<Handler> {
-    (seen.form == Form::Branch).then_some(jcc_near::<C> as Handler)
+    (seen.form == Form::Branch).then(|| handler(jcc_near::<C>))
 }
 
 pub(super) fn setcc<const C: u8>(seen: Seen) -> Option<Handler> {
-    (seen.form == Form::Reg).then_some(setcc_r::<C> as Handler)
+    (seen.form == Form::Reg).then(|| handler(setcc_r::<C>))
 }
 
 pub(super) fn cmov<const C: u8>(seen: Seen) -> Option<Handler> {
     match (seen.form, seen.width, seen.full) {
-        (Form::RegReg, 4, _) => Some(cmov_rr::<u32, C>),
-        (Form::RegReg, 8, _) => Some(cmov_rr::<u64, C>),
-        (Form::RegMem, 4, PLAIN) => Some(memory::cmov_rm::<u32, PLAIN, C>),
-        (Form::RegMem, 8, PLAIN) => Some(memory::cmov_rm::<u64, PLAIN, C>),
-        (Form::RegMem, 4, FULL) => Some(memory::cmov_rm::<u32, FULL, C>),
-        (Form::RegMem, 8, FULL) => Some(memory::cmov_rm::<u64, FULL, C>),
+        (Form::RegReg, 4, _) => Some(handler(cmov_rr::<u32, C>)),
+        (Form::RegReg, 8, _) => Some(handler(cmov_rr::<u64, C>)),
+        (Form::RegMem, 4, PLAIN) => Some(handler(memory::cmov_rm::<u32, PLAIN, C>)),
+        (Form::RegMem, 8, PLAIN) => Some(handler(memory::cmov_rm::<u64, PLAIN, C>)),
+        (Form::RegMem, 4, FULL) => Some(handler(memory::cmov_rm::<u32, FULL, C>)),
+        (Form::RegMem, 8, FULL) => Some(handler(memory::cmov_rm::<u64, FULL, C>)),
         _ => None,
     }
 }

@@ -7,7 +7,7 @@ mod handlers;
 mod memory;
 
 use super::cpu::slot;
-use super::op::{Handler, Op};
+use super::op::{self, Handler, Op};
 use super::operand::{address_slot, has_short_address, index, is_high_byte, segment_slot};
 use super::ops::{alu, shift};
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -45,8 +45,8 @@ pub(super) fn select(instruction: &Instruction) -> Option<Op> {
 }
 
 fn look(i: &Instruction) -> Option<(Seen, Op)> {
-    let mut op = super::op::Op {
-        handler: super::op::general,
+    let mut op = Op {
+        handler: op::handler(op::general),
         immediate: 0,
         displacement: 0,
         offset: i.ip() as u16,
@@ -170,10 +170,10 @@ fn handler(i: &Instruction, seen: Seen) -> Option<Handler> {
         M::Pop => handlers::pop(seen),
         M::Call => handlers::call(seen),
         M::Jmp => handlers::jmp(seen),
-        M::Ret => (i.code() == iced_x86::Code::Retnq).then_some(handlers::ret as Handler),
-        M::Leave => (i.code() == iced_x86::Code::Leaveq).then_some(handlers::leave as Handler),
-        M::Cdqe => Some(handlers::cdqe),
-        M::Nop | M::Endbr64 | M::Pause => Some(handlers::nop),
+        M::Ret => (i.code() == iced_x86::Code::Retnq).then(|| op::handler(handlers::ret)),
+        M::Leave => (i.code() == iced_x86::Code::Leaveq).then(|| op::handler(handlers::leave)),
+        M::Cdqe => Some(op::handler(handlers::cdqe)),
+        M::Nop | M::Endbr64 | M::Pause => Some(op::handler(handlers::nop)),
         _ => conditional(i, seen),
     }
 }

@@ -7,7 +7,7 @@ use crate::engine::soft::operand::{by_width, width};
 use iced_x86::Instruction;
 
 /// A two-operand operation that sets all arithmetic flags.
-pub(in super::super) trait Alu {
+pub(in super::super) trait Alu: 'static {
     /// Whether the result goes to the first operand.
     const WRITES: bool;
     /// Computes; `a` and `b` are zero-extended from `T`, and so is the result.

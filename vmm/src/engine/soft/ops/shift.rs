@@ -16,7 +16,7 @@ pub(in super::super) fn masked<T: Int>(count: u64) -> u32 {
 }
 
 /// A shift or rotate by a masked count.
-pub(in super::super) trait Shift {
+pub(in super::super) trait Shift: 'static {
     /// Computes; `a` is zero-extended from `T`, and so is the result.
     fn apply<T: Int>(flags: &mut LazyFlags, a: u64, count: u32) -> u64;
 }

@@ -84,16 +84,21 @@ impl Cpu {
         error: Option<u16>,
         source: Source,
     ) -> Flow {
+        if self.delivered_at != self.retired {
+            self.delivered_at = self.retired;
+            self.deliveries = 0;
+        }
         self.deliveries += 1;
         self.restart.finish();
         self.restart.code_writes = true;
         self.restart.detached = true;
         let flow = self.enter_gate(vector, error, source);
         self.restart.finish();
-        if flow.is_err() && source != Source::Software {
-            if let Event::Exception(exception) = self.event {
-                self.event = Event::Exception(exception.external());
-            }
+        if flow.is_err()
+            && source != Source::Software
+            && let Event::Exception(exception) = self.event
+        {
+            self.event = Event::Exception(exception.external());
         }
         flow
     }
@@ -105,21 +110,21 @@ impl Cpu {
         if source == Source::Fault {
             rflags |= flags::RF;
         }
-        let mut frame = Vec::with_capacity(48);
-        if let Some(error) = error {
-            frame.extend_from_slice(&u64::from(error).to_le_bytes());
-        }
-        for word in [
+        let words: [u64; 6] = [
+            error.unwrap_or_default().into(),
             self.rip(),
             self.segments.cs.selector.into(),
             rflags,
             self.full(gpr::RSP),
             self.segments.ss.selector.into(),
-        ] {
-            frame.extend_from_slice(&word.to_le_bytes());
+        ];
+        let mut bytes = [0; 48];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
         }
+        let frame = if error.is_some() { &bytes[..] } else { &bytes[8..] };
         let top = stack.wrapping_sub(frame.len() as u64);
-        let written = self.store_bytes_as(top, &frame, gate.privilege == 3);
+        let written = self.store_bytes_as(top, frame, gate.privilege == 3);
         written.map_err(|trap| self.on_stack(trap))?;
 
         if gate.privilege != self.cpl {

@@ -210,6 +210,25 @@ pub(in super::super) fn mov_from_segment(cpu: &mut Cpu, i: &Instruction) -> Flow
     cpu.put(i, 0, selector)
 }
 
+/// `LSS`, `LFS`, `LGS`: a segment register and a general one from a far pointer.
+pub(in super::super) fn load_far_pointer(cpu: &mut Cpu, i: &Instruction) -> Flow {
+    let number = match i.mnemonic() {
+        Mnemonic::Lss => 2,
+        Mnemonic::Lfs => 4,
+        _ => 5,
+    };
+    let bytes = i.op0_register().size() as u64;
+    let address = cpu.address_of(i);
+    let selector = cpu.load::<u16>(address.wrapping_add(bytes))? as u16;
+    let offset = match bytes {
+        2 => cpu.load::<u16>(address)?,
+        4 => cpu.load::<u32>(address)?,
+        _ => cpu.load::<u64>(address)?,
+    };
+    cpu.load_segment(number, selector)?;
+    cpu.put(i, 0, offset)
+}
+
 /// `POP FS`, `POP GS`.
 pub(in super::super) fn pop_segment(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let bytes = i.stack_pointer_increment() as u64;

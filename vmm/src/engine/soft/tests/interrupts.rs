@@ -55,7 +55,7 @@ fn sti_hlt_waits_and_an_interrupt_wakes() {
     assert_eq!(machine.run(), Exit::Halted { interruptible: true });
     assert_eq!(machine.point(), 2);
     assert_eq!(machine.run(), Exit::Halted { interruptible: true });
-    assert_eq!(machine.run_wanting(100), Exit::InterruptWindow);
+    assert_eq!(machine.run_wanting(100), Exit::Halted { interruptible: true });
     assert!(machine.state().halted);
     machine.engine.inject(Vector(0x21));
     let (vector, words) = machine.run_into_handler();

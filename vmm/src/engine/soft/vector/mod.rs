@@ -88,6 +88,8 @@ pub(super) trait VectorContext {
     fn load(&mut self, address: u64, into: &mut [u8]) -> Result<(), Exception>;
     /// Stores bytes with the current privilege; all or nothing, also across a page boundary.
     fn store(&mut self, address: u64, bytes: &[u8]) -> Result<(), Exception>;
+    /// Raises what a store of `len` bytes would raise, and stores nothing.
+    fn probe_store(&mut self, address: u64, len: usize) -> Result<(), Exception>;
 }
 
 /// Executes one SSE, MMX or x87 instruction.

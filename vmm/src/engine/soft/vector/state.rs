@@ -57,6 +57,17 @@ fn require_available<C: VectorContext>(cpu: &C) -> Result<(), Exception> {
     if cpu.cr0() & (CR0_EM | CR0_TS) != 0 { Err(Exception::DeviceNotAvailable) } else { Ok(()) }
 }
 
+/// The address of the area. Unlike other operands it must be canonical first (which shows in
+/// `#SS` for one on the stack), and a multiple of 16 second.
+fn area<C: VectorContext>(cpu: &mut C, instruction: &Instruction) -> Result<u64, Exception> {
+    let address = cpu.effective_address(instruction);
+    let canonical = ((address << 16) as i64 >> 16) as u64 == address;
+    if !canonical {
+        cpu.load(address, &mut [0])?;
+    }
+    aligned_address(cpu, instruction)
+}
+
 /// `FXSAVE`, `FXSAVE64`.
 pub(super) fn save<C: VectorContext>(
     cpu: &mut C,
@@ -64,9 +75,11 @@ pub(super) fn save<C: VectorContext>(
     pointers: Pointers,
 ) -> Result<(), Exception> {
     require_available(cpu)?;
-    let address = aligned_address(cpu, instruction)?;
+    let address = area(cpu, instruction)?;
     let x87 = *cpu.x87();
     let image = image(&x87, cpu.sse(), pointers);
+    // The whole area must be writable, the part that is left alone too.
+    cpu.probe_store(address, AREA)?;
     cpu.store(address, &image)
 }
 
@@ -77,7 +90,7 @@ pub(super) fn restore<C: VectorContext>(
     pointers: Pointers,
 ) -> Result<(), Exception> {
     require_available(cpu)?;
-    let address = aligned_address(cpu, instruction)?;
+    let address = area(cpu, instruction)?;
     let mut image = [0; AREA];
     cpu.load(address, &mut image)?;
     let (x87, sse) = parse(&image, pointers).ok_or(Exception::GeneralProtection(0))?;

@@ -175,6 +175,9 @@ impl VectorContext for Machine {
         self.bytes(address, bytes.len(), 2)?.copy_from_slice(bytes);
         Ok(())
     }
+    fn probe_store(&mut self, address: u64, len: usize) -> Result<(), Exception> {
+        self.bytes(address, len, 2).map(|_| ())
+    }
 }
 
 impl Machine {

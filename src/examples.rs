@@ -1,0 +1,110 @@
+//! What `--help` of each command ends with.
+
+/// For `vmft demo`.
+pub const DEMO: &str = "\
+Examples:
+  vmft demo                               kill the primary in the middle, count everything
+  vmft demo --lines 500 --kill-after 400  a longer run, a later kill
+  vmft demo --guest shell                 a shell on the pair; kill either side yourself
+  vmft demo --keep out --json             keep disk, consoles and messages; report as JSON
+
+Exit code 0 only if no line, record or console byte is missing or repeated and the file system is
+clean.";
+
+/// For `vmft run`.
+pub const RUN: &str = "\
+Examples:
+  vmft run                                      a shell in the default guest
+  vmft run --disk path=guest.img                the same, with a disk at /dev/vda
+  vmft run --cmdline vmft.run=idle --serial null --api-socket api.sock
+  vmft run --kernel vmlinuz --initramfs initrd --cmdline 'console=ttyS0 quiet'
+  vmft run --restore snap --disk path=guest.img
+
+Ctrl-A x stops the guest. With standard input that is no terminal, Ctrl-C does.";
+
+/// For `vmft primary`.
+pub const PRIMARY: &str = "\
+Example, two hosts that share /shared:
+  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
+  B: vmft backup --disk path=/shared/guest.img --primary tcp:A:7000 --listen tcp:0.0.0.0:7000
+
+The guest begins when the backup has joined. When B is lost, A goes on alone, and the next backup
+may join at the same address. With certificates from `vmft tls-init DIR`, add ,tls_dir=DIR/primary.
+
+Exit code 0 when the guest has stopped; 1 if the other side goes on in place of this one.";
+
+/// For `vmft backup`.
+pub const BACKUP: &str = "\
+Example, two hosts that share /shared:
+  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
+  B: vmft backup --disk path=/shared/guest.img --primary tcp:A:7000 --listen tcp:0.0.0.0:7000
+  after A is lost, on C:
+  C: vmft backup --disk path=/shared/guest.img --primary tcp:B:7000
+
+A backup needs no kernel: it gets the machine from the primary. It may be started first. Ctrl-C
+makes it leave, and the primary goes on alone. With certificates, add ,tls_dir=DIR/backup.
+
+Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
+
+/// For `vmft record`.
+pub const RECORD: &str = "\
+Example:
+  vmft record --log boot.log --cmdline vmft.run=idle --serial null    then Ctrl-C
+  vmft replay boot.log
+
+The log has the whole machine in it, and every input; it is whole once the guest has stopped.";
+
+/// For `vmft replay`.
+pub const REPLAY: &str = "\
+Examples:
+  vmft replay boot.log                     compare every digest
+  vmft replay boot.log --serial tty        show what the guest printed
+  vmft replay boot.log --to 500000000 --snapshot snap
+  vmft run --restore snap                  and go on from there
+
+A log that is cut or damaged is replayed as far as it is good; then it says where that ends, and
+the exit code is 1. A divergence, too, is reported with exit code 1.";
+
+/// For `vmft status`.
+pub const STATUS: &str = "\
+Example:
+  vmft primary ... --api-socket primary.sock
+  vmft status --api-socket primary.sock
+  vmft status --api-socket primary.sock --json";
+
+/// For `vmft stop`.
+pub const STOP: &str = "\
+Example:
+  vmft stop --api-socket primary.sock      stops the guest, and with it both sides
+  vmft stop --api-socket backup.sock       a backup leaves, the primary goes on alone";
+
+/// For `vmft snapshot`.
+pub const SNAPSHOT: &str = "\
+Example:
+  vmft snapshot --api-socket primary.sock snap
+  vmft run --restore snap --disk path=copy-of-the-disk.img
+
+The snapshot has memory and devices, not the disks: copy them while the guest rests.";
+
+/// For `vmft console`.
+pub const CONSOLE: &str = "\
+Example:
+  vmft primary ... --serial socket=primary.console
+  vmft backup ... --serial socket=backup.console
+  vmft console primary.console backup.console
+
+Keys go to the side that is live. Ctrl-A x detaches; the guest goes on.";
+
+/// For `vmft tls-init`.
+pub const TLS_INIT: &str = "\
+Example:
+  vmft tls-init certs
+  A: vmft primary ... --listen tcp:0.0.0.0:7000,tls_dir=certs/primary
+  B: vmft backup ... --primary tcp:A:7000,tls_dir=certs/backup";
+
+/// For `vmft guest`.
+pub const GUEST: &str = "\
+Example:
+  vmft guest --refresh
+
+The cache is $VMFT_CACHE, else $XDG_CACHE_HOME/vmft, else ~/.cache/vmft.";

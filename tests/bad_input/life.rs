@@ -1,0 +1,128 @@
+//! The whole life of a side under Ctrl-C and SIGTERM.
+
+use crate::harness::{Place, Running, strings};
+use nix::sys::signal::Signal;
+use std::net::TcpListener;
+
+fn backup(place: &Place, primary: &str, more: &[&str]) -> Running {
+    let words = strings(&["backup", "--primary", &format!("tcp:{primary}")]);
+    let console = place.file("--serial", "file=", "backup.console");
+    place.start("backup", &[words, place.disk(), console, strings(more)])
+}
+
+#[test]
+fn a_running_machine_stops_on_either_signal_and_its_sockets_can_be_used_again() {
+    let place = Place::new();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGINT] {
+        let console = place.file("--serial", "socket=", "console");
+        let api = place.file("--api-socket", "", "api");
+        let mut running =
+            place.start("run", &[strings(&["run", "-v"]), place.machine(), console, api]);
+        running.wait_says("role");
+        running.assert_stops_cleanly(signal);
+    }
+    place.assert_disk_unchanged();
+}
+
+#[test]
+fn a_primary_that_waits_for_its_backup_stops_and_can_be_started_again() {
+    let place = Place::new();
+    for _ in 0..2 {
+        let mut primary = place.primary(&[]);
+        primary.address();
+        primary.assert_stops_cleanly(Signal::SIGINT);
+    }
+}
+
+#[test]
+fn a_backup_stops_while_it_waits_for_a_pair_and_leaves_nothing() {
+    let place = Place::new();
+    let mut waiting = backup(&place, "127.0.0.1:1", &[]);
+    waiting.wait_says("start the primary first");
+    waiting.assert_stops_cleanly(Signal::SIGINT);
+    assert!(!place.path("disk.vmft").exists());
+    place.assert_disk_unchanged();
+}
+
+#[test]
+fn a_backup_stops_while_the_primary_stalls_its_attempt_to_join() {
+    let place = Place::new();
+    let mut primary = place.primary(&[]);
+    primary.address();
+    // It accepts, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let trying = backup(&place, &address, &[]);
+    let _connection = silent.accept().unwrap();
+    trying.assert_stops_cleanly(Signal::SIGTERM);
+    primary.assert_stops_cleanly(Signal::SIGTERM);
+}
+
+#[test]
+fn a_backup_started_before_its_primary_waits_for_it_and_follows() {
+    let place = Place::new();
+    // A port that is free for the primary in a moment.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut early = backup(&place, &port.to_string(), &[]);
+    early.wait_says("start the primary first");
+    let words = strings(&["primary", "--listen", &format!("tcp:{port}")]);
+    let console = place.file("--serial", "file=", "primary.console");
+    let mut primary = place.start("primary", &[words, place.machine(), console]);
+    primary.wait_says("protected: a backup follows");
+    early.wait_says("following the primary");
+    place.wait_console_grows("primary.console");
+    drop(primary);
+    early.wait_says("the primary is lost");
+    place.wait_console_grows("backup.console");
+}
+
+#[test]
+fn a_backup_that_follows_leaves_and_the_primary_goes_on_alone() {
+    let place = Place::new();
+    let mut primary = place.primary(&[]);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    place.wait_console_grows("primary.console");
+    following.assert_stops_cleanly(Signal::SIGINT);
+    primary.wait_says("running unprotected in generation 2");
+    place.wait_console_grows("primary.console");
+
+    let mut next = backup(&place, &address, &[]);
+    next.wait_says("following the primary");
+    primary.assert_runs();
+    place.wait_console_grows("primary.console");
+}
+
+#[test]
+fn a_protected_primary_stops_and_its_backup_with_it() {
+    let place = Place::new();
+    let mut primary = place.primary(&[]);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    place.wait_console_grows("primary.console");
+    primary.assert_stops_cleanly(Signal::SIGINT);
+    let status = following.wait();
+    let messages = following.messages();
+    assert!(status.success(), "{messages}");
+    assert!(!messages.contains("lost"), "{messages}");
+}
+
+#[test]
+fn a_primary_stopped_while_the_arbiter_is_away_says_that_outputs_are_lost() {
+    let place = Place::new();
+    let mut primary = place.primary(&[]);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    place.wait_console_grows("primary.console");
+    std::fs::rename(place.path("disk.vmft"), place.path("away")).unwrap();
+    drop(following);
+    primary.wait_says("no output leaves until it answers");
+    primary.signal(Signal::SIGINT);
+    let status = primary.wait();
+    assert_eq!(status.code(), Some(1));
+    let messages = primary.messages();
+    assert!(messages.contains("its last outputs were not let out"), "{messages}");
+}

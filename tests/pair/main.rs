@@ -1,0 +1,16 @@
+//! Whole pairs: two processes of this program, the default guest, and what happens to them.
+//!
+//! The guest is booted once and saved; most pairs start from there, on a disk of their own. Pairs
+//! run one at a time, so that what is measured of one is not the load of another.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod ending;
+mod kill;
+mod output_rule;
+mod partition;
+mod proxy;
+mod random;
+mod snapshot;
+mod stage;
+mod witness;

@@ -1,0 +1,69 @@
+//! Invariant 2: nothing is seen before its mark is acknowledged.
+
+use crate::stage::{LIMIT, Pair, Setup, contains};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+use vmft::pair::{Look, Which};
+use vmft_backup::status::Role;
+
+/// What the disk's image holds.
+fn disk_bytes(pair: &Pair) -> Vec<u8> {
+    std::fs::read(&pair.disk).unwrap()
+}
+
+#[test]
+fn every_output_waits_for_an_acknowledgement_however_late() {
+    let late = vec!["--acknowledge-delay", "300"];
+    let mut pair = Pair::start(&Setup { backup: late, ..Setup::default() });
+    pair.type_in(
+        "$bb mount -t ext4 /dev/vda $disk; echo kept >$disk/file; sync $disk; echo d''one\n",
+    );
+    pair.read_text("done");
+    let status = pair.status(Which::Primary);
+    assert!(status.outputs_marked > 3, "{status:?}");
+    // Half of the marks and the longest; the shortest is no shorter than the delay, because an
+    // acknowledgement is not sent earlier.
+    assert!(status.output_delay_us >= 300_000.0, "{status:?}");
+    assert!(status.output_delay_worst_us >= 300_000.0, "{status:?}");
+    vmft::api_client::shutdown(&pair.primary.api()).unwrap();
+    pair.read_to_end();
+    assert!(pair.wait_exit(Which::Primary).success(), "{}", pair.report());
+    assert!(pair.wait_exit(Which::Backup).success(), "{}", pair.report());
+    pair.check_console(Which::Primary);
+}
+
+#[test]
+fn nothing_is_seen_while_the_backup_is_stopped_and_everything_after() {
+    let both = vec!["--suspect-after", "60000"];
+    let mut pair = Pair::start(&Setup { both, ..Setup::default() });
+    pair.type_in("$bb mount -t ext4 /dev/vda $disk; echo mo''unted\n");
+    pair.read_text("mounted");
+    pair.read_text("vmft:/# ");
+    pair.type_in("read -r go; echo se''en; echo kept >$disk/file; sync $disk; echo syn''ced\n");
+    pair.read_text("read -r go");
+    pair.primary
+        .wait_status(LIMIT, |status| status.guest_idle && status.outputs_waiting == 0)
+        .unwrap();
+    pair.read_now();
+    let (shown, disk) = (pair.text.len(), disk_bytes(&pair));
+
+    pair.signal(Which::Backup, Signal::SIGSTOP);
+    pair.type_in("\n");
+    // The guest answers, and gets as far as its first disk write: it waits for that.
+    pair.primary.wait_status(LIMIT, |status| status.outputs_waiting > 2).unwrap();
+    let waits = pair.status(Which::Primary);
+    assert_eq!(waits.role, Role::Primary, "nobody is suspected yet");
+    assert_eq!(pair.console.look(Duration::from_millis(200)), Look::Nothing);
+    assert_eq!(pair.text.len(), shown);
+    assert!(disk_bytes(&pair) == disk, "a disk write was let out");
+
+    pair.signal(Which::Backup, Signal::SIGCONT);
+    pair.read_text("synced");
+    assert!(contains(&pair.text, "seen"));
+    assert!(disk_bytes(&pair) != disk, "the write came late, but it came");
+    pair.type_in("poweroff\n");
+    pair.read_to_end();
+    assert!(pair.wait_exit(Which::Primary).success(), "{}", pair.report());
+    assert!(pair.wait_exit(Which::Backup).success(), "{}", pair.report());
+    pair.check_console(Which::Primary);
+}

@@ -1,0 +1,77 @@
+//! A network between the two sides, that can be cut.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+/// What the network does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Carries,
+    /// Swallows everything; connections stay open.
+    Silent,
+}
+
+/// Forwards connections to one address.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    mode: Arc<Mutex<Mode>>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Proxy {
+    /// A network to `target`.
+    pub fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mode = Arc::new(Mutex::new(Mode::Carries));
+        let streams: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let (carried, opened) = (Arc::clone(&mode), Arc::clone(&streams));
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                let Ok(far) = TcpStream::connect(target) else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    from.set_nodelay(true).unwrap();
+                    opened.lock().unwrap().push(from.try_clone().unwrap());
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let mode = Arc::clone(&carried);
+                    std::thread::spawn(move || carry(from, to, &mode));
+                }
+            }
+        });
+        Self { address, mode, streams }
+    }
+
+    /// Where the other side connects to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Both sides see the connection closed.
+    pub fn cut(&self) {
+        for stream in self.streams.lock().unwrap().drain(..) {
+            // One that is closed already is as good.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Both sides hear nothing more, and are not told.
+    pub fn go_silent(&self) {
+        *self.mode.lock().unwrap() = Mode::Silent;
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, mode: &Mutex<Mode>) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut bytes) {
+        let carries = *mode.lock().unwrap() == Mode::Carries;
+        if carries && to.write_all(&bytes[..len]).is_err() {
+            break;
+        }
+    }
+    if *mode.lock().unwrap() == Mode::Carries {
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}

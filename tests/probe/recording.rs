@@ -1,0 +1,246 @@
+//! Recording the probe guest from a world that is itself a function of the guest's progress: the
+//! same log every time. And replaying it, in slices of any size.
+
+use crate::guest::{self, TICKS};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use vmft_backup::identity::fingerprint;
+use vmft_backup::recorded::{FileLog, RecordedLog};
+use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, Generation, StopReason};
+use vmft_logging_channel::fingerprint::Identity;
+use vmft_logging_channel::handshake::Nonce;
+use vmft_logging_channel::log_file::LogHeader;
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::inputs::{
+    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSource,
+    Recording, Replaying, Wish,
+};
+use vmft_vmm::machine::{Machine, RunEnd};
+use vmft_vmm::outputs::{HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
+
+/// A host on which an instruction takes 3 ns, and where somebody types at set times.
+#[derive(Debug)]
+struct Script {
+    point: u64,
+    waited_ns: u64,
+    typed: VecDeque<(HostTime, &'static [u8])>,
+    /// When the operator stops the machine.
+    stop_at: Option<HostTime>,
+}
+
+impl Script {
+    fn new() -> Self {
+        let typed = [(25_000_000, &b"vm"[..]), (111_111_111, b"f"), (222_222_222, b"t!")];
+        let typed = typed.map(|(ns, bytes)| (HostTime(ns), bytes)).into();
+        Self { point: 0, waited_ns: 0, typed, stop_at: None }
+    }
+}
+
+impl InputSource for Script {
+    fn now(&mut self) -> HostTime {
+        HostTime(self.point * 3 + self.waited_ns)
+    }
+
+    fn take_asked(&mut self) -> Option<Asked> {
+        let now = self.now();
+        self.stop_at.filter(|at| *at <= now).map(|_| Asked::Stop(StopReason::Operator))
+    }
+
+    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
+        let now = self.now();
+        self.typed.front().filter(|(due, bytes)| *due <= now && bytes.len() <= console_room)?;
+        let (_, bytes) = self.typed.pop_front()?;
+        Some(Arrival::ConsoleInput(bytes.to_vec()))
+    }
+
+    fn wait(&mut self, deadline: Option<HostTime>, _: usize) -> bool {
+        let deadline = deadline.expect("the timer always runs");
+        let typed = self.typed.front().map(|(due, _)| *due).filter(|due| *due < deadline);
+        let now = self.now();
+        self.waited_ns += typed.unwrap_or(deadline).0.saturating_sub(now.0);
+        typed.is_some()
+    }
+
+    fn start(&mut self, wish: Wish) -> Result<(), InputError> {
+        panic!("the probe guest has no device for {wish:?}");
+    }
+
+    fn at(&mut self, boundary: &Boundary) {
+        self.point = boundary.point.get();
+    }
+}
+
+/// The console's bytes.
+#[derive(Debug, Default)]
+struct Screen(Mutex<Vec<u8>>);
+
+impl Outside for Screen {
+    fn let_out(&self, output: Output) {
+        let OutputKind::Console { bytes, .. } = output.kind else {
+            panic!("the probe guest has no disk");
+        };
+        self.0.lock().unwrap().extend(bytes);
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Hash of the machine at its end.
+    pub state: u64,
+    pub point: ExecutionPoint,
+}
+
+/// Records the probe guest from its first instruction to its last.
+pub fn record(log: &Path) -> Outcome {
+    let mut machine = guest::machine();
+    let header = LogHeader {
+        identity: Identity {
+            pair: "probe".parse().unwrap(),
+            generation: Generation(0),
+            fingerprint: fingerprint(&[]),
+        },
+        metadata: BTreeMap::new(),
+        nonce: Nonce(*b"the probe guest!"),
+    };
+    let log = FileLog::create(File::create(log).unwrap(), header, &mut machine).unwrap();
+    let screen = Arc::new(Screen::default());
+    let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
+    let clock = ClockControl::new(&machine.clock(), machine.point());
+    let live = Live::new(Script::new(), clock);
+    let (point, outputs) = (machine.point(), machine.outputs());
+    let mut inputs = Recording::new(live, log.clone(), Arc::clone(&gate), point, outputs);
+    let end = machine.run(&mut inputs, &*gate).unwrap();
+    assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
+    inputs.stopped(machine.point(), machine.outputs(), StopReason::GuestPowerOff).unwrap();
+    log.finish().unwrap();
+    let shown = screen.0.lock().unwrap();
+    let shown = String::from_utf8(shown.clone()).unwrap();
+    assert_eq!(shown.len(), TICKS + b"vmft!.".len(), "{shown}");
+    assert!(shown.starts_with("bc") && shown.ends_with('.'), "{shown}");
+    Outcome { state: machine.full_digest(), point: machine.point() }
+}
+
+/// A log with progress entries strewn in, so that the replaying side stops where the recording one
+/// did not.
+#[derive(Debug)]
+struct Chopped {
+    log: RecordedLog<File>,
+    next: Option<Entry>,
+    at: ExecutionPoint,
+    step: u64,
+}
+
+impl LogSource for Chopped {
+    fn next(&mut self, at: ExecutionPoint) -> Result<Entry, LogEnd> {
+        let entry = match self.next.take() {
+            Some(entry) => entry,
+            None => self.log.next(at)?,
+        };
+        let Some(point) = entry.point() else { return Ok(entry) };
+        let stop = self.at.after(self.step);
+        if stop < point {
+            self.next = Some(entry);
+            self.at = stop;
+            return Ok(Entry::Progress { point: stop });
+        }
+        self.at = point;
+        Ok(entry)
+    }
+}
+
+/// Opens a log that must be good.
+pub fn open(log: &Path) -> (Machine, RecordedLog<File>) {
+    let file = File::open(log).unwrap();
+    let (_, machine, log) = RecordedLog::open(file, ExecutionPoint::NEVER).unwrap();
+    (machine, log)
+}
+
+/// Replays a log to its end, in slices of at most `step` instructions; returns what it came to
+/// and how many digests agreed.
+pub fn replay(log: &Path, step: u64) -> (Outcome, u64) {
+    let (mut machine, log) = open(log);
+    let start = machine.point();
+    let log = Chopped { log, next: None, at: start, step };
+    let kept = Arc::new(KeptOutputs::default());
+    let mut inputs = Replaying::new(log, Arc::clone(&kept), start);
+    let end = machine.run(&mut inputs, &*kept).unwrap();
+    assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
+    let (point, outputs) = (machine.point(), machine.outputs());
+    assert_eq!(inputs.stopped(point, outputs, StopReason::GuestPowerOff).unwrap(), Ok(()));
+    assert!(inputs.log().log.damage().is_none());
+    (Outcome { state: machine.full_digest(), point }, inputs.digests())
+}
+
+#[test]
+fn two_recordings_of_the_same_world_are_the_same_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let logs = ["one", "two"].map(|name| directory.path().join(name));
+    let outcomes = logs.each_ref().map(|log| record(log));
+    assert_eq!(outcomes[0], outcomes[1]);
+    let bytes = logs.each_ref().map(|log| std::fs::read(log).unwrap());
+    assert!(bytes[0] == bytes[1], "the logs differ");
+}
+
+#[test]
+fn replays_in_slices_of_any_size_end_in_the_recorded_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let recorded = record(&log);
+    for step in [u64::MAX, 1_000_003, 4_099] {
+        let (replayed, digests) = replay(&log, step);
+        assert_eq!(replayed, recorded, "in slices of {step}");
+        assert!(digests >= 3, "{digests} digests");
+    }
+}
+
+/// A log whose reader is lost after some entries.
+#[derive(Debug)]
+struct Lost {
+    taken: u64,
+    limit: u64,
+}
+
+impl vmft_vmm::inputs::LogSink for Lost {
+    fn append(&mut self, _: Entry) -> std::io::Result<Option<EntrySequence>> {
+        if self.is_closed() {
+            return Ok(None);
+        }
+        self.taken += 1;
+        // The next one finds nobody.
+        Ok((self.taken <= self.limit).then_some(EntrySequence(self.taken)))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.taken > self.limit
+    }
+}
+
+#[test]
+fn a_mark_that_nobody_gets_releases_nothing() {
+    for limit in 0..40 {
+        let mut machine = guest::machine();
+        let screen = Arc::new(Screen::default());
+        let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
+        gate.protect();
+        let clock = ClockControl::new(&machine.clock(), machine.point());
+        let script = Script { stop_at: Some(HostTime(60_000_000)), ..Script::new() };
+        let log = Lost { taken: 0, limit };
+        let (point, outputs) = (machine.point(), machine.outputs());
+        let live = Live::new(script, clock);
+        let mut inputs = Recording::new(live, log, Arc::clone(&gate), point, outputs);
+        let end = machine.run(&mut inputs, &*gate).unwrap();
+        assert_eq!(end, RunEnd::Stopped(StopReason::Operator));
+        assert!(gate.waiting() >= 4, "the guest has printed");
+        assert!(screen.0.lock().unwrap().is_empty(), "bytes leaked with a log of {limit} entries");
+        // Won: the side goes on alone.
+        gate.unprotect();
+        assert_eq!(screen.0.lock().unwrap().len(), usize::try_from(machine.outputs().0).unwrap());
+    }
+}
