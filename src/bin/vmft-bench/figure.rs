@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 /// What was promised.
+#[expect(clippy::enum_variant_names, reason = "a goal reads as `at least` or `at most`")]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Goal {
