@@ -63,10 +63,21 @@ impl SideProcess {
         directory: &Path,
         arguments: &[OsString],
     ) -> Result<Self> {
+        Self::start_as(program, which.name(), which, directory, arguments)
+    }
+
+    /// Starts `program` with another subcommand, such as `run`, in the place of a side.
+    pub fn start_as(
+        program: &Path,
+        subcommand: &str,
+        which: Which,
+        directory: &Path,
+        arguments: &[OsString],
+    ) -> Result<Self> {
         let name = which.name();
         let messages = File::create(directory.join(format!("{name}.log")))?;
         let child = Command::new(program)
-            .arg(name)
+            .arg(subcommand)
             .args(arguments)
             .arg("--serial")
             .arg(prefixed("socket=", &directory.join(format!("{name}.console"))))

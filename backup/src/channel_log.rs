@@ -79,7 +79,7 @@ impl LogSink for ChannelLog {
             return;
         }
         while self.channel.wait_room(ROOM_WAIT) == Room::Full {}
-        let lag = self.channel.stats().execution_lag;
+        let lag = self.channel.execution_lag();
         let percent = held_back_percent(lag);
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));

@@ -118,8 +118,9 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
     fn mark(&mut self, point: ExecutionPoint, output: OutputSequence) -> Result<(), InputError> {
         // A mark that nobody gets releases nothing: the outputs stay held until the owner of the log
         // has found out whether this side may go on.
+        let begun = self.gate.begin_mark();
         if let Some(entry) = self.append(Entry::OutputMark { point, output })? {
-            self.gate.mark(entry, output);
+            self.gate.mark(begun, entry, output);
         }
         self.marked = output;
         self.mark_by = None;
@@ -175,5 +176,116 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         self.next_digest = point.after(DIGEST_INTERVAL);
         self.append(Entry::Digest { point, digest })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inputs::{Asked, ClockControl, HostTime, Idle};
+    use crate::outputs::{Output, OutputGate, OutputKind, Outside};
+    use std::sync::Mutex;
+    use vmft_logging_channel::entry::Arrival;
+    use vmft_logging_channel::point::{VirtualClock, VirtualTime};
+
+    /// A world that the guest is stopped in, so that it need not be waited for.
+    #[derive(Debug)]
+    struct Quiet;
+
+    impl InputSource for Quiet {
+        fn now(&mut self) -> HostTime {
+            HostTime(0)
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            Some(Asked::Pause)
+        }
+        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+            None
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+            false
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    /// A log whose reader is lost with entry `lost_at`.
+    #[derive(Debug)]
+    struct LosingLog {
+        appended: u64,
+        lost_at: u64,
+    }
+
+    impl LogSink for LosingLog {
+        fn append(&mut self, _: Entry) -> Result<Option<EntrySequence>, std::io::Error> {
+            self.appended += 1;
+            Ok((!self.is_closed()).then_some(EntrySequence(self.appended)))
+        }
+        fn flush(&mut self) -> Result<(), std::io::Error> {
+            Ok(())
+        }
+        fn is_closed(&self) -> bool {
+            self.appended >= self.lost_at
+        }
+    }
+
+    #[derive(Debug, Default)]
+    struct Seen(Mutex<Vec<u64>>);
+
+    impl Outside for Seen {
+        fn let_out(&self, output: Output) {
+            self.0.lock().expect("not poisoned").push(output.sequence.0);
+        }
+    }
+
+    fn boundary(outputs: u64) -> Boundary {
+        let clock = VirtualClock {
+            sync_point: ExecutionPoint::START,
+            sync_time: VirtualTime::ZERO,
+            rate: crate::inputs::INITIAL_RATE,
+        };
+        Boundary {
+            point: ExecutionPoint::START,
+            time: VirtualTime::ZERO,
+            clock,
+            idle: Some(Idle { next_timer: None }),
+            outputs: OutputSequence(outputs),
+            console_room: 0,
+        }
+    }
+
+    /// Two outputs, each at a boundary of its own, on a log that is lost with entry `lost_at`: what
+    /// is let out once the first entry is acknowledged, and what after this side may go on alone.
+    fn let_out(lost_at: u64) -> (Vec<u64>, Vec<u64>) {
+        let seen = Arc::new(Seen::default());
+        let gate = Arc::new(HeldOutputs::open(Arc::clone(&seen) as Arc<dyn Outside>));
+        gate.protect();
+        let point = ExecutionPoint::START;
+        let live = Live::new(Quiet, ClockControl::new(&boundary(0).clock, point));
+        let log = LosingLog { appended: 0, lost_at };
+        let mut inputs = Recording::new(live, log, Arc::clone(&gate), point, OutputSequence(0));
+        for sequence in [1, 2] {
+            let kind = OutputKind::Console { offset: sequence, bytes: vec![b'x'] };
+            gate.emit(Output { sequence: OutputSequence(sequence), kind });
+            assert_eq!(inputs.next(&boundary(sequence)).expect("the log swallows"), Step::Pause);
+            gate.acknowledged(EntrySequence(1));
+        }
+        let before = seen.0.lock().expect("not poisoned").clone();
+        gate.unprotect();
+        let after = seen.0.lock().expect("not poisoned").clone();
+        (before, after)
+    }
+
+    #[test]
+    fn an_output_whose_mark_nobody_got_waits_until_this_side_may_go_on_alone() {
+        assert_eq!(let_out(1), (vec![], vec![1, 2]));
+        assert_eq!(let_out(2), (vec![1], vec![1, 2]));
+    }
+
+    #[test]
+    fn an_output_whose_mark_is_acknowledged_leaves() {
+        assert_eq!(let_out(3).0, [1], "the second mark is not acknowledged");
     }
 }

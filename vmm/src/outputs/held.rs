@@ -42,8 +42,12 @@ enum Mode {
 struct Mark {
     entry: EntrySequence,
     output: OutputSequence,
-    made: Instant,
+    begun: Instant,
 }
+
+/// When a mark began.
+#[derive(Debug, Clone, Copy)]
+pub struct MarkBegun(Instant);
 
 #[derive(Debug)]
 struct Held {
@@ -126,13 +130,19 @@ impl HeldOutputs {
         self.urgent.load(Ordering::Relaxed)
     }
 
-    /// The log entry `entry` marks every output up to `output`.
+    /// An entry is about to be logged that marks outputs: their delay counts from here. Its
+    /// acknowledgement may be back before [`Self::mark`] is called.
     #[expect(clippy::disallowed_methods, reason = "the delay is measured for people only")]
-    pub fn mark(&self, entry: EntrySequence, output: OutputSequence) {
+    pub fn begin_mark(&self) -> MarkBegun {
+        MarkBegun(Instant::now())
+    }
+
+    /// The log entry `entry`, begun with [`Self::begin_mark`], marks every output up to `output`.
+    pub fn mark(&self, begun: MarkBegun, entry: EntrySequence, output: OutputSequence) {
         self.urgent.store(false, Ordering::Relaxed);
         let mut held = self.lock();
         if held.mode == Mode::Protecting {
-            held.marks.push_back(Mark { entry, output, made: Instant::now() });
+            held.marks.push_back(Mark { entry, output, begun: begun.0 });
             self.release(&mut held);
         }
     }
@@ -149,7 +159,7 @@ impl HeldOutputs {
         while held.marks.front().is_some_and(|mark| mark.entry <= held.acknowledged) {
             let mark = held.marks.pop_front().expect("just seen");
             covered = Some(mark.output);
-            let delay = u64::try_from(mark.made.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let delay = u64::try_from(mark.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             held.measured += 1;
             held.worst_ns = held.worst_ns.max(delay);
             if held.delays.len() == DELAY_WINDOW {
@@ -201,6 +211,7 @@ impl OutputGate for HeldOutputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[derive(Debug, Default)]
     struct Seen(Mutex<Vec<u64>>);
@@ -231,7 +242,7 @@ mod tests {
         gate.protect();
         gate.emit(output(2));
         gate.emit(output(3));
-        gate.mark(EntrySequence(7), OutputSequence(2));
+        gate.mark(gate.begin_mark(), EntrySequence(7), OutputSequence(2));
         gate.acknowledged(EntrySequence(6));
         assert_eq!(seen(&outside), [1]);
         gate.acknowledged(EntrySequence(9));
@@ -246,8 +257,23 @@ mod tests {
         gate.emit(output(1));
         gate.acknowledged(EntrySequence(5));
         assert!(seen(&outside).is_empty());
-        gate.mark(EntrySequence(5), OutputSequence(1));
+        gate.mark(gate.begin_mark(), EntrySequence(5), OutputSequence(1));
         assert_eq!(seen(&outside), [1]);
+    }
+
+    #[test]
+    fn the_delay_of_an_output_counts_from_before_its_mark_was_logged() {
+        let gate = HeldOutputs::open(Arc::new(Seen::default()));
+        gate.protect();
+        gate.emit(output(1));
+        let before = Duration::from_millis(3);
+        let begun = gate.begin_mark();
+        let begun = MarkBegun(begun.0.checked_sub(before).expect("the host has run for longer"));
+        gate.acknowledged(EntrySequence(1));
+        gate.mark(begun, EntrySequence(1), OutputSequence(1));
+        let delays = gate.delays();
+        assert_eq!(delays.marks, 1);
+        assert!(u128::from(delays.median_ns) >= before.as_nanos(), "{delays:?}");
     }
 
     #[test]

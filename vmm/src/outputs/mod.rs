@@ -8,7 +8,7 @@
 mod held;
 mod kept;
 
-pub use held::{DelayStatistics, HeldOutputs, Outside};
+pub use held::{DelayStatistics, HeldOutputs, MarkBegun, Outside};
 pub use kept::KeptOutputs;
 
 use crate::board::DiskOperation;

@@ -1,0 +1,166 @@
+//! `scripts/bench`: measures what the project promises, prints a table, writes JSON.
+//!
+//! It starts the `vmft` beside it, with the default guest, as a user would. Everything it starts it
+//! ends. Its verdict is the table's: a figure that misses its goal is no error.
+
+mod figure;
+mod host;
+mod lab;
+mod measure;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use figure::Figure;
+use lab::Lab;
+use measure::Effort;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
+use vmft_guest_images::{Cache, default_guest};
+
+/// Every figure.
+const NAMES: &[&str] = &[
+    "boot-speed",
+    "boot-to-prompt",
+    "restore-to-prompt",
+    "compute-speed",
+    "protected-compute",
+    "protected-fork",
+    "protected-disk",
+    "log-idle",
+    "log-compute",
+    "execution-lag",
+    "output-delay",
+    "memory-overhead",
+    "kill-to-output",
+];
+
+/// Measures the figures the project promises.
+#[derive(Debug, Parser)]
+#[command(name = "vmft-bench", version, max_term_width = 100)]
+struct Options {
+    /// Only these figures; those measured together come together
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Name the figures and end
+    #[arg(long)]
+    list: bool,
+    /// Fewer and shorter runs
+    #[arg(long)]
+    quick: bool,
+    /// Where the JSON goes
+    #[arg(long, value_name = "FILE", default_value = "target/bench/figures.json")]
+    json: PathBuf,
+    /// The program to measure. Default: the `vmft` beside this one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+impl Options {
+    fn wanted(&self) -> Result<Vec<&'static str>> {
+        if self.only.is_empty() {
+            return Ok(NAMES.to_vec());
+        }
+        let find = |name: &String| {
+            let known = NAMES.iter().find(|known| *known == name).copied();
+            known.with_context(|| format!("no figure is called {name}; --list names them"))
+        };
+        self.only.iter().map(find).collect()
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        let program = match &self.program {
+            Some(program) => std::path::absolute(program)?,
+            None => std::env::current_exe()?.with_file_name("vmft"),
+        };
+        if !program.is_file() {
+            bail!("{} is not there; build it, or use scripts/bench", program.display());
+        }
+        Ok(program)
+    }
+}
+
+/// What goes into the JSON.
+#[derive(Debug, Serialize)]
+struct Results<'a> {
+    version: &'static str,
+    host: &'a host::Host,
+    quick: bool,
+    figures: &'a [Figure],
+}
+
+/// A group of figures that are measured together.
+type Part = (&'static [&'static str], fn(&mut Lab, &Effort, &[&str]) -> Result<Vec<Figure>>);
+
+const PARTS: &[Part] = &[
+    (&["boot-speed", "boot-to-prompt"], |lab, effort, _| measure::boot(lab, effort)),
+    (&["restore-to-prompt"], |lab, effort, _| measure::restore(lab, effort)),
+    (&["compute-speed"], |lab, effort, _| measure::compute_speed(lab, effort)),
+    (&["protected-compute", "protected-fork", "protected-disk"], measure::ratios),
+    (
+        &["log-idle", "log-compute", "execution-lag", "output-delay", "memory-overhead"],
+        |lab, effort, _| measure::steady(lab, effort),
+    ),
+    (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
+];
+
+fn bench(options: &Options) -> Result<()> {
+    let wanted = options.wanted()?;
+    let mut progress = vmft::progress::terminal();
+    ensure_packages(HOST_PACKAGES, &mut progress)?;
+    default_guest(&Cache::from_environment()?, &mut progress)?;
+    drop(progress);
+    ctrlc::set_handler(|| lab::INTERRUPTED.store(true, Ordering::Relaxed))?;
+    let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
+    let mut host = host::Host::now();
+    let mut lab = Lab::open(options.program()?)?;
+    let mut figures = Vec::new();
+    println!("{}", Figure::head());
+    for (names, measure) in PARTS {
+        if !names.iter().any(|name| wanted.contains(name)) {
+            continue;
+        }
+        let measured = measure(&mut lab, &effort, &wanted)
+            .with_context(|| format!("measuring {}", names.join(", ")))?;
+        for figure in measured {
+            println!("{}", figure.line());
+            figures.push(figure);
+        }
+        host.finish();
+        let results = Results {
+            version: env!("CARGO_PKG_VERSION"),
+            host: &host,
+            quick: options.quick,
+            figures: &figures,
+        };
+        write_json(&options.json, &results)?;
+    }
+    println!("{}", host.line());
+    println!("written to {}", options.json.display());
+    Ok(())
+}
+
+fn write_json(path: &Path, results: &Results<'_>) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let text = serde_json::to_string_pretty(results)?;
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.list {
+        println!("{}", NAMES.join("\n"));
+        return ExitCode::SUCCESS;
+    }
+    match bench(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmft-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
