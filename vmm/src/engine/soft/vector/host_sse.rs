@@ -15,6 +15,10 @@ use std::arch::x86_64::__m128i;
 const MODES: u32 = 0xE040;
 const ALL_MASKED: u32 = 0x1F80;
 const FLAGS: u32 = 0x3F;
+/// MXCSR as Rust code runs with it: the language knows no other floating-point environment, so
+/// this is what is in force before and has to be after. (Saving what is there would say the
+/// same ten times slower: `LDMXCSR` waits long for a preceding `STMXCSR` of the same word.)
+static HOST: u32 = 0x1F80;
 const UNDERFLOW_MASK: u32 = 1 << 11;
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 
@@ -54,20 +58,21 @@ macro_rules! operations {
         #[inline]
         pub(super) fn $name(destination: u128, source: u128, mxcsr: u32) -> Outcome {
             let mut value = to_vector(destination);
-            let mut status = control(mxcsr);
-            let mut host = 0_u32;
+            let modes = control(mxcsr);
+            let mut status = 0_u32;
             // SAFETY: the instructions are SSE2 at most, which every x86-64 host has. They touch
-            // only the two named registers and the two local words, both valid for 4 bytes. The
-            // control word loaded has no reserved bit set, so `ldmxcsr` cannot fault, and masks
-            // every exception, so the operation cannot trap. The host's MXCSR is as before.
+            // only the two named registers, the two local words and `HOST`, all valid for 4 bytes.
+            // The values loaded have no reserved bit set, so `ldmxcsr` cannot fault, and mask
+            // every exception, so the operation cannot trap. MXCSR is as before but for its flags,
+            // which a block without `preserves_flags` may change.
             unsafe {
                 asm!(
-                    "stmxcsr [{host}]",
-                    "ldmxcsr [{status}]",
+                    "ldmxcsr [{modes}]",
                     concat!($instruction, " {value}, {source}"),
                     "stmxcsr [{status}]",
                     "ldmxcsr [{host}]",
-                    host = in(reg) &raw mut host,
+                    modes = in(reg) &raw const modes,
+                    host = in(reg) &raw const HOST,
                     status = in(reg) &raw mut status,
                     value = inout(xmm_reg) value,
                     source = in(xmm_reg) to_vector(source),
@@ -174,22 +179,22 @@ macro_rules! orderings {
         #[doc = concat!("`", $instruction, "`.")]
         #[inline]
         pub(super) fn $name(first: u128, second: u128, mxcsr: u32) -> Ordering {
-            let mut status = control(mxcsr);
-            let mut host = 0_u32;
+            let modes = control(mxcsr);
+            let mut status = 0_u32;
             let (zero, parity, carry): (u8, u8, u8);
             // SAFETY: as for the operations above; besides the locals the block writes three byte
             // registers and RFLAGS, all declared. `ldmxcsr` leaves RFLAGS alone.
             unsafe {
                 asm!(
-                    "stmxcsr [{host}]",
-                    "ldmxcsr [{status}]",
+                    "ldmxcsr [{modes}]",
                     concat!($instruction, " {first}, {second}"),
                     "stmxcsr [{status}]",
                     "ldmxcsr [{host}]",
                     "setz {zero}",
                     "setp {parity}",
                     "setc {carry}",
-                    host = in(reg) &raw mut host,
+                    modes = in(reg) &raw const modes,
+                    host = in(reg) &raw const HOST,
                     status = in(reg) &raw mut status,
                     first = in(xmm_reg) to_vector(first),
                     second = in(xmm_reg) to_vector(second),
@@ -216,18 +221,18 @@ macro_rules! to_integers {
         #[doc = concat!("`", $instruction, "`, zero-extended.")]
         #[inline]
         pub(super) fn $name(source: u128, mxcsr: u32) -> IntegerOutcome {
-            let mut status = control(mxcsr);
-            let mut host = 0_u32;
+            let modes = control(mxcsr);
+            let mut status = 0_u32;
             let value: u64;
             // SAFETY: as for the operations above; the block writes one general register.
             unsafe {
                 asm!(
-                    "stmxcsr [{host}]",
-                    "ldmxcsr [{status}]",
+                    "ldmxcsr [{modes}]",
                     concat!($instruction, " {value", $modifier, "}, {source}"),
                     "stmxcsr [{status}]",
                     "ldmxcsr [{host}]",
-                    host = in(reg) &raw mut host,
+                    modes = in(reg) &raw const modes,
+                    host = in(reg) &raw const HOST,
                     status = in(reg) &raw mut status,
                     source = in(xmm_reg) to_vector(source),
                     value = out(reg) value,
@@ -252,17 +257,17 @@ macro_rules! from_integers {
         #[inline]
         pub(super) fn $name(destination: u128, source: i64, mxcsr: u32) -> Outcome {
             let mut value = to_vector(destination);
-            let mut status = control(mxcsr);
-            let mut host = 0_u32;
+            let modes = control(mxcsr);
+            let mut status = 0_u32;
             // SAFETY: as for the operations above; the source is a general register.
             unsafe {
                 asm!(
-                    "stmxcsr [{host}]",
-                    "ldmxcsr [{status}]",
+                    "ldmxcsr [{modes}]",
                     concat!($instruction, " {value}, {source:r}"),
                     "stmxcsr [{status}]",
                     "ldmxcsr [{host}]",
-                    host = in(reg) &raw mut host,
+                    modes = in(reg) &raw const modes,
+                    host = in(reg) &raw const HOST,
                     status = in(reg) &raw mut status,
                     value = inout(xmm_reg) value,
                     source = in(reg) source,

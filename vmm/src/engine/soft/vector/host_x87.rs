@@ -10,7 +10,9 @@ use std::arch::asm;
 
 /// Control word bits that steer a result: PC and RC.
 const MODES: u16 = 0x0F00;
-const ALL_MASKED: u16 = 0x3F;
+/// Every exception masked; bit 6 always reads as one. With the usual PC and RC this is the word that
+/// is in force anyway, and loading an equal word is much faster.
+const ALL_MASKED: u16 = 0x7F;
 const PRECISION_FLAG: u16 = 1 << 5;
 /// RC for truncation.
 const TRUNCATE: u16 = 0x0C00;
@@ -33,9 +35,9 @@ const fn control(guest: u16) -> u16 {
 /// Each use is sound for the same reasons: the operands are pointers to local values or borrows
 /// of the size the instructions access, alive throughout; every x87 register is declared
 /// clobbered, so the stack is empty on entry, and each use pops what it pushes; every exception is
-/// masked by the control word in force, and the flags are cleared before the host's control word
-/// comes back, so nothing traps, then or later. `asm!` is told of AX, of memory (by default) and of
-/// the arithmetic flags (by default).
+/// masked by the control word in force, and by the host's own, which Rust knows only in its default,
+/// so nothing traps, then or later. The exception flags, like RFLAGS, a block without
+/// `preserves_flags` may change; AX and memory are declared or implied.
 macro_rules! on_host {
     ($control:expr; $($line:literal),+; $($operand:ident = $value:expr),+) => {{
         let guest: u16 = $control;
@@ -48,7 +50,6 @@ macro_rules! on_host {
                 "fnclex",
                 "fldcw word ptr [{guest}]",
                 $($line,)+
-                "fnclex",
                 "fldcw word ptr [{host}]",
                 host = in(reg) &raw mut host,
                 guest = in(reg) &raw const guest,

@@ -3,6 +3,47 @@
 
 use super::lanes::Lanes;
 
+/// Eight bytes at once in a quad word, for what string functions use all the time: nothing carried
+/// from one byte reaches the next, because top bits are kept out of sums.
+mod bytes {
+    /// The top bit of every byte.
+    const TOP: u64 = 0x8080_8080_8080_8080;
+
+    /// All ones where a byte's top bit is set in `tops`, which has no other bits.
+    const fn spread(tops: u64) -> u64 {
+        (tops >> 7).wrapping_mul(0xFF)
+    }
+
+    pub(super) const fn add(a: u64, b: u64) -> u64 {
+        ((a & !TOP) + (b & !TOP)) ^ ((a ^ b) & TOP)
+    }
+
+    pub(super) const fn sub(a: u64, b: u64) -> u64 {
+        ((a | TOP) - (b & !TOP)) ^ ((a ^ !b) & TOP)
+    }
+
+    pub(super) const fn equal(a: u64, b: u64) -> u64 {
+        let different = a ^ b;
+        let nonzero = ((different & !TOP) + !TOP | different) & TOP;
+        spread(nonzero ^ TOP)
+    }
+
+    /// All ones where a byte of `a` is below that of `b`.
+    const fn below(a: u64, b: u64) -> u64 {
+        // The top bit stays where the lower seven bits need no borrow.
+        let no_borrow = (a | TOP) - (b & !TOP);
+        spread((!a & b | !(a ^ b) & !no_borrow) & TOP)
+    }
+
+    pub(super) const fn min(a: u64, b: u64) -> u64 {
+        b ^ (a ^ b) & below(a, b)
+    }
+
+    pub(super) const fn max(a: u64, b: u64) -> u64 {
+        a ^ (a ^ b) & below(a, b)
+    }
+}
+
 /// Declares a function that combines two values lane by lane.
 macro_rules! lanewise {
     ($($name:ident = $zip:ident($a:ident, $b:ident) $body:expr; $doc:literal)+) => {$(
@@ -31,7 +72,7 @@ const fn mask64(condition: bool) -> u64 {
 }
 
 lanewise! {
-    add_bytes = zip_bytes(a, b) a.wrapping_add(b); "`PADDB`."
+    add_bytes = zip_quads(a, b) bytes::add(a, b); "`PADDB`."
     add_words = zip_words(a, b) a.wrapping_add(b); "`PADDW`."
     add_doubles = zip_doubles(a, b) a.wrapping_add(b); "`PADDD`."
     add_quads = zip_quads(a, b) a.wrapping_add(b); "`PADDQ`."
@@ -39,7 +80,7 @@ lanewise! {
     add_signed_words = zip_words(a, b) (a as i16).saturating_add(b as i16) as u16; "`PADDSW`."
     add_unsigned_bytes = zip_bytes(a, b) a.saturating_add(b); "`PADDUSB`."
     add_unsigned_words = zip_words(a, b) a.saturating_add(b); "`PADDUSW`."
-    sub_bytes = zip_bytes(a, b) a.wrapping_sub(b); "`PSUBB`."
+    sub_bytes = zip_quads(a, b) bytes::sub(a, b); "`PSUBB`."
     sub_words = zip_words(a, b) a.wrapping_sub(b); "`PSUBW`."
     sub_doubles = zip_doubles(a, b) a.wrapping_sub(b); "`PSUBD`."
     sub_quads = zip_quads(a, b) a.wrapping_sub(b); "`PSUBQ`."
@@ -50,7 +91,7 @@ lanewise! {
     average_bytes = zip_bytes(a, b) ((u16::from(a) + u16::from(b) + 1) >> 1) as u8; "`PAVGB`."
     average_words = zip_words(a, b) ((u32::from(a) + u32::from(b) + 1) >> 1) as u16; "`PAVGW`."
 
-    equal_bytes = zip_bytes(a, b) mask8(a == b); "`PCMPEQB`."
+    equal_bytes = zip_quads(a, b) bytes::equal(a, b); "`PCMPEQB`."
     equal_words = zip_words(a, b) mask16(a == b); "`PCMPEQW`."
     equal_doubles = zip_doubles(a, b) mask32(a == b); "`PCMPEQD`."
     equal_quads = zip_quads(a, b) mask64(a == b); "`PCMPEQQ`."
@@ -59,13 +100,13 @@ lanewise! {
     greater_doubles = zip_doubles(a, b) mask32(a as i32 > b as i32); "`PCMPGTD`."
     greater_quads = zip_quads(a, b) mask64(a as i64 > b as i64); "`PCMPGTQ`."
 
-    min_unsigned_bytes = zip_bytes(a, b) a.min(b); "`PMINUB`."
+    min_unsigned_bytes = zip_quads(a, b) bytes::min(a, b); "`PMINUB`."
     min_unsigned_words = zip_words(a, b) a.min(b); "`PMINUW`."
     min_unsigned_doubles = zip_doubles(a, b) a.min(b); "`PMINUD`."
     min_signed_bytes = zip_bytes(a, b) (a as i8).min(b as i8) as u8; "`PMINSB`."
     min_signed_words = zip_words(a, b) (a as i16).min(b as i16) as u16; "`PMINSW`."
     min_signed_doubles = zip_doubles(a, b) (a as i32).min(b as i32) as u32; "`PMINSD`."
-    max_unsigned_bytes = zip_bytes(a, b) a.max(b); "`PMAXUB`."
+    max_unsigned_bytes = zip_quads(a, b) bytes::max(a, b); "`PMAXUB`."
     max_unsigned_words = zip_words(a, b) a.max(b); "`PMAXUW`."
     max_unsigned_doubles = zip_doubles(a, b) a.max(b); "`PMAXUD`."
     max_signed_bytes = zip_bytes(a, b) (a as i8).max(b as i8) as u8; "`PMAXSB`."

@@ -15,7 +15,7 @@
 //!
 //! Not here: general-purpose instructions, `POPCNT`, fences and prefetches, decoding, paging.
 
-/// Declares which codes a module executes, and how: `supports` and `execute` from one list.
+/// Declares which codes a module executes, and how: `supports` and `handler` from one list.
 macro_rules! instructions {
     ($cpu:ident, $instruction:ident; $($($code:ident)|+ => $action:expr),+ $(,)?) => {
         /// Whether this module executes `code`.
@@ -23,15 +23,16 @@ macro_rules! instructions {
             matches!(code, $($(iced_x86::Code::$code)|+)|+)
         }
 
-        /// Executes the instruction, or says that it belongs to another module.
-        pub(super) fn execute<C: $crate::engine::soft::vector::VectorContext>(
-            $cpu: &mut C,
-            $instruction: &iced_x86::Instruction,
-        ) -> Option<Result<(), $crate::engine::soft::exception::Exception>> {
-            Some(match $instruction.code() {
-                $($(iced_x86::Code::$code)|+ => $action,)+
+        /// What executes `code`, if this module does.
+        #[inline]
+        pub(super) fn handler<C: $crate::engine::soft::vector::VectorContext>(
+            code: iced_x86::Code,
+        ) -> Option<$crate::engine::soft::vector::Handler<C>> {
+            let handler: $crate::engine::soft::vector::Handler<C> = match code {
+                $($(iced_x86::Code::$code)|+ => |$cpu, $instruction| $action,)+
                 _ => return None,
-            })
+            };
+            Some(handler)
         }
     };
 }
@@ -92,6 +93,9 @@ pub(super) trait VectorContext {
     fn probe_store(&mut self, address: u64, len: usize) -> Result<(), Exception>;
 }
 
+/// Executes one instruction of a code known to it.
+type Handler<C> = fn(&mut C, &Instruction) -> Result<(), Exception>;
+
 /// Executes one SSE, MMX or x87 instruction.
 ///
 /// # Errors
@@ -102,10 +106,9 @@ pub(super) fn execute<C: VectorContext>(
     cpu: &mut C,
     instruction: &Instruction,
 ) -> Result<(), Exception> {
-    sse::execute(cpu, instruction)
-        .or_else(|| x87::execute(cpu, instruction))
-        .or_else(|| mmx::execute(cpu, instruction))
-        .unwrap_or(Err(Exception::InvalidOpcode))
+    let code = instruction.code();
+    let handler = sse::handler(code).or_else(|| x87::handler(code)).or_else(|| mmx::handler(code));
+    handler.map_or(Err(Exception::InvalidOpcode), |handler| handler(cpu, instruction))
 }
 
 /// Whether [`execute`] knows this code.
