@@ -129,11 +129,24 @@ fn step_flags(case: &Case, ready: &Ready, host: &Outcome) -> u64 {
     if repeats { RESUME | ARITHMETIC } else { RESUME }
 }
 
-/// Compares why the snippet stopped; the addresses of page faults may be `distance` bytes apart.
+/// Compares why the snippet stopped; the addresses of page faults may be `distance` bytes apart, also
+/// across the end of the address space.
 fn stop(host: &Outcome, engine: &Outcome, modifies: bool, distance: u64, findings: &mut Findings) {
     const PRESENT: u64 = 1;
     const WRITE: u64 = 2;
     let [mut one, mut other] = [host.stop, engine.stop];
+    if let (
+        Stop::Exception { vector: 14, error: error_one, address: one },
+        Stop::Exception { vector: 14, error: error_other, address: other },
+    ) = (&mut one, &mut other)
+        && one != other
+        && one.wrapping_sub(*other).min(other.wrapping_sub(*one)) <= distance
+    {
+        // Of two pages that both refuse, one may be there and the other not.
+        *error_one |= PRESENT;
+        *error_other |= PRESENT;
+        *one = *other;
+    }
     for stop in [&mut one, &mut other] {
         let Stop::Exception { vector: 14, error, address } = stop else { continue };
         if *address >= KERNEL_ADDRESSES {
@@ -142,12 +155,6 @@ fn stop(host: &Outcome, engine: &Outcome, modifies: bool, distance: u64, finding
         if *error & PRESENT == 0 && modifies {
             *error |= WRITE;
         }
-    }
-    if let (Stop::Exception { address: one, .. }, Stop::Exception { address: other, .. }) =
-        (&mut one, &mut other)
-        && one.abs_diff(*other) <= distance
-    {
-        *one = *other;
     }
     if one != other {
         findings.note("stopped by", describe(host.stop), describe(engine.stop));

@@ -210,11 +210,18 @@ fn reduces(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Fsin | Mnemonic::Fcos | Mnemonic::Fsincos | Mnemonic::Fptan)
 }
 
-/// Both within 1.5 · 2^-12 of the true value, relative to it (Intel SDM, RCPPS).
+/// Both within 1.5 · 2^-12 of the true value, relative to it. A result is zero if the approximation
+/// is below the smallest normal number; for a true value next to that either may be (Intel SDM,
+/// RCPPS).
 fn reciprocals_are_close(one: u32, other: u32) -> bool {
+    const BOUND: f64 = 3.1 / 4096.0;
     let [one, other] = [one, other].map(|bits| f64::from(f32::from_bits(bits)));
+    let smallest = f64::from(f32::MIN_POSITIVE);
+    let flushed = (one == 0.0) != (other == 0.0)
+        && one.is_sign_negative() == other.is_sign_negative()
+        && (one + other).abs() <= smallest * (1.0 + BOUND);
     let both = one.is_normal() && other.is_normal();
-    both && (one - other).abs() <= 3.1 / 4096.0 * one.abs().min(other.abs())
+    flushed || both && (one - other).abs() <= BOUND * one.abs().min(other.abs())
 }
 
 /// The linear address of the memory operand, given registers it did not change.
