@@ -5,13 +5,18 @@
 //! [`WriteTracker::mark_page`]. The record serves two readers: digests (which pages changed
 //! since the last one) and the engine's block cache (which decoded pages went stale).
 
+use nix::errno::Errno;
+use nix::sys::mman::{MmapAdvise, madvise};
+use nix::unistd::{Whence, lseek};
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
 
 /// Size of a guest page in bytes.
@@ -48,6 +53,9 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The file with its contents cannot be read.
+    #[error("reading guest memory")]
+    Load(#[source] io::Error),
     /// The pieces do not make an address space.
     #[error("laying out guest memory")]
     Layout(#[source] vm_memory::GuestRegionCollectionError),
@@ -225,25 +233,51 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
+    /// Guest memory with the contents of `file`, which must be `size` bytes long. Holes stay zero
+    /// and cost nothing. Nothing of it counts as written.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and [`MemoryError::Load`] if the file cannot be read to its end.
+    pub fn load(size: u64, file: &mut File) -> Result<Self, MemoryError> {
+        let ram = Self::new(size)?;
+        let mut offset = 0;
+        for (start, len) in ram.ranges() {
+            ram.load_range(file, offset, start, len).map_err(MemoryError::Load)?;
+            offset += len;
+        }
+        ram.tracker.take_written();
+        Ok(ram)
+    }
+
+    /// Reads what `file` has from `offset` on, up to `len` bytes, into the memory at `start`.
+    fn load_range(
+        &self,
+        file: &mut File,
+        offset: u64,
+        start: GuestAddress,
+        len: u64,
+    ) -> io::Result<()> {
+        let mut at = offset;
+        while let Some((data, hole)) =
+            next_extent(file, at)?.filter(|(data, _)| *data < offset + len)
+        {
+            let end = hole.min(offset + len);
+            file.seek(SeekFrom::Start(data))?;
+            let bytes = usize::try_from(end - data).map_err(io::Error::other)?;
+            self.memory
+                .read_exact_volatile_from(start.unchecked_add(data - offset), file, bytes)
+                .map_err(io::Error::other)?;
+            at = end;
+        }
+        Ok(())
+    }
+
     /// Maps `size` bytes of zeroed guest memory.
     ///
     /// # Errors
     /// [`MemoryError::Size`] outside [`MIN_MEMORY`]..=[`MAX_MEMORY`] or for a broken page,
     /// [`MemoryError::Map`] if the host refuses.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
-        Self::map(size, None)
-    }
-
-    /// Guest memory whose first contents are those of `file`, which must be `size` bytes long and
-    /// stay as it is. Pages are copied when the guest writes to them; the file does not change.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn map_private(size: u64, file: File) -> Result<Self, MemoryError> {
-        Self::map(size, Some(Arc::new(file)))
-    }
-
-    fn map(size: u64, file: Option<Arc<File>>) -> Result<Self, MemoryError> {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::Size { size });
         }
@@ -252,24 +286,18 @@ impl GuestRam {
         let end = if high > 0 { DEVICE_HOLE_END + high } else { low };
         let tracker = WriteTracker::new(end);
         let mut regions = Vec::new();
-        let mut offset = 0;
         for (start, len) in [(0, low), (DEVICE_HOLE_END, high)] {
             if len == 0 {
                 continue;
             }
             let map_error = |source| MemoryError::Map { size: len, source };
             let bytes = usize::try_from(len).map_err(|_| MemoryError::Size { size })?;
-            let builder = MmapRegionBuilder::new_with_bitmap(bytes, tracker.at(start))
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-            let private = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-            let builder = match &file {
-                None => builder.with_mmap_flags(private | libc::MAP_ANONYMOUS),
-                Some(file) => builder
-                    .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
-                    .with_mmap_flags(private),
-            };
-            offset += len;
-            let region = builder.build().map_err(map_error)?;
+            let region = MmapRegionBuilder::new_with_bitmap(bytes, tracker.at(start))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS)
+                .build()
+                .map_err(map_error)?;
+            advise_huge_pages(&region);
             let region = GuestRegionMmap::new(region, GuestAddress(start))
                 .ok_or(MemoryError::Size { size })?;
             regions.push(region);
@@ -328,10 +356,58 @@ impl GuestRam {
     }
 }
 
+/// Asks the host for huge pages: a guest that walks about its memory misses the host's TLB less
+/// often. A host that has none goes on with small ones.
+fn advise_huge_pages(region: &MmapRegion<WriteTracker>) {
+    if let Some(start) = NonNull::new(region.as_ptr().cast()) {
+        // SAFETY: the range is the region's own mapping; the advice changes neither contents nor
+        // protection.
+        let advised = unsafe { madvise(start, region.size(), MmapAdvise::MADV_HUGEPAGE) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "no huge pages for guest memory");
+        }
+    }
+}
+
+/// The next stretch of `file` from `at` on that is no hole: where it begins and ends.
+fn next_extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    let seek = |from: u64, whence| {
+        let from = i64::try_from(from).map_err(io::Error::other)?;
+        match lseek(file, from, whence) {
+            Ok(found) => u64::try_from(found).map(Some).map_err(io::Error::other),
+            // Nothing but a hole up to the file's end.
+            Err(Errno::ENXIO) => Ok(None),
+            Err(error) => Err(io::Error::from(error)),
+        }
+    };
+    let Some(data) = seek(at, Whence::SeekData)? else { return Ok(None) };
+    Ok(seek(data, Whence::SeekHole)?.map(|hole| (data, hole)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn memory_is_loaded_around_the_holes_of_a_file_and_counts_as_unwritten() {
+        let mut file = tempfile::tempfile().expect("temporary file");
+        file.set_len(MAX_MEMORY).expect("sparse");
+        // One in the low range, one on its edge, one at the end of the high range.
+        let places = [PAGE_SIZE * 7 + 3, DEVICE_HOLE_START - 2, MAX_MEMORY - 4];
+        for at in places {
+            file.write_all_at(&[1, 2, 3, 4], at).expect("written");
+        }
+        let ram = GuestRam::load(MAX_MEMORY, &mut file).expect("loaded");
+        let read = |address| ram.memory().read_obj::<[u8; 2]>(GuestAddress(address));
+        assert_eq!(read(PAGE_SIZE * 7 + 5).expect("memory"), [3, 4]);
+        assert_eq!(read(DEVICE_HOLE_START - 2).expect("memory"), [1, 2]);
+        assert_eq!(read(DEVICE_HOLE_END).expect("memory"), [3, 4]);
+        let high_end = DEVICE_HOLE_END + MAX_MEMORY - DEVICE_HOLE_START;
+        assert_eq!(read(high_end - 2).expect("memory"), [3, 4]);
+        assert_eq!(read(PAGE_SIZE).expect("memory"), [0, 0]);
+        assert!(ram.tracker().take_written().is_empty());
+    }
 
     #[test]
     fn a_device_write_is_recorded_and_makes_decoded_pages_stale() {

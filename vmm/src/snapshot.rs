@@ -216,12 +216,12 @@ pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
     }
 
     let memory_path = directory.join("memory");
-    let memory = File::open(&memory_path).map_err(io_error(&memory_path))?;
+    let mut memory = File::open(&memory_path).map_err(io_error(&memory_path))?;
     let size = memory.metadata().map_err(io_error(&memory_path))?.len();
     if size != config.machine.memory() {
         return Err(damaged(&memory_path, format!("{size} bytes long")));
     }
-    let ram = GuestRam::map_private(size, memory)?;
+    let ram = GuestRam::load(size, &mut memory)?;
     let machine = Machine::restore(state.with_source(source), ram)
         .map_err(|source| SnapshotError::State { path: directory.to_owned(), source })?;
     let digest = format!("{:016x}", machine.full_digest());
