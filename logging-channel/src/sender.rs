@@ -2,14 +2,14 @@
 //!
 //! Pure: it is told the time and handed frames, and asked what to send and when to look again.
 //! Entries are encoded as they are pushed, into the batch that will carry them, so that pushing
-//! is cheap; checksums are left to whoever sends. An output mark (and a stop) makes its batch
-//! due at once; other entries wait a little for company.
+//! is cheap; checksums are left to whoever sends. An output mark, a stop, or a clock
+//! correction makes its batch due at once; other entries wait a little for company.
 //!
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Entry, EntrySequence};
+use crate::entry::{Arrival, Entry, EntrySequence};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
 use crate::latency::{LatencySummary, LatencyWindow};
 use crate::point::ExecutionPoint;
@@ -123,8 +123,17 @@ pub enum SenderEvent {
 struct OpenBatch {
     encoder: BatchEncoder,
     first_at: MonotonicTime,
-    /// When the first entry came that somebody waits for.
+    /// When the first entry came that an output waits for.
     urgent_at: Option<MonotonicTime>,
+    /// An entry came that the backup waits for.
+    is_due: bool,
+}
+
+impl OpenBatch {
+    /// True if it goes out without waiting for company.
+    const fn is_due(&self) -> bool {
+        self.is_due || self.urgent_at.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -253,8 +262,13 @@ impl Sender {
             self.buffered += batch.encoder.cost() - before;
             self.next.0 += 1;
             self.last_point = entry.point().unwrap_or(self.last_point);
-            if matches!(entry, Entry::OutputMark { .. } | Entry::Stop { .. }) {
-                batch.urgent_at.get_or_insert(now);
+            match entry {
+                Entry::OutputMark { .. } | Entry::Stop { .. } => {
+                    batch.urgent_at.get_or_insert(now);
+                }
+                // Of a guest that computes it is all that tells the backup how far it may run.
+                Entry::Arrival { arrival: Arrival::ClockSync { .. }, .. } => batch.is_due = true,
+                _ => {}
             }
         }
         let encoder = &batch.encoder;
@@ -271,11 +285,11 @@ impl Sender {
         bytes.clear();
         bytes.resize(HEADER_LEN, 0);
         let encoder = BatchEncoder::new(bytes, self.next, self.last_point);
-        OpenBatch { encoder, first_at: now, urgent_at: None }
+        OpenBatch { encoder, first_at: now, urgent_at: None, is_due: false }
     }
 
     fn close(&mut self, batch: OpenBatch) {
-        let OpenBatch { encoder, first_at, urgent_at } = batch;
+        let OpenBatch { encoder, first_at, urgent_at, is_due: _ } = batch;
         let (cost, last) = (encoder.cost(), EntrySequence(self.next.0 - 1));
         self.closed.push_back(ClosedBatch {
             bytes: encoder.finish(),
@@ -313,8 +327,7 @@ impl Sender {
 
     /// True when [`Self::poll_transmit`] has something for reasons other than the clock.
     pub fn has_due_entries(&self) -> bool {
-        let urgent = |batch: &OpenBatch| batch.urgent_at.is_some();
-        !self.closed.is_empty() || self.open.as_ref().is_some_and(urgent)
+        !self.closed.is_empty() || self.open.as_ref().is_some_and(OpenBatch::is_due)
     }
 
     /// True when nothing waits to be sent.
@@ -355,7 +368,7 @@ impl Sender {
 
     fn close_if_due(&mut self, now: MonotonicTime) {
         let due = self.open.as_ref().is_some_and(|batch| {
-            batch.urgent_at.is_some() || now >= batch.first_at.after(self.config.batch_delay)
+            batch.is_due() || now >= batch.first_at.after(self.config.batch_delay)
         });
         if due {
             self.flush();

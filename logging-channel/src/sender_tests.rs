@@ -1,6 +1,7 @@
 use super::*;
 use crate::entry::{Arrival, OutputSequence, RequestId, StopReason};
 use crate::frame::FrameDecoder;
+use crate::point::{ClockRate, VirtualTime};
 
 const fn at_us(us: u64) -> MonotonicTime {
     MonotonicTime::from_ns(us * 1_000)
@@ -83,6 +84,18 @@ fn an_entry_nobody_waits_for_waits_for_company_and_no_longer() {
     sender.push(at_us(1_200), &progress(2)).expect("room");
     sender.flush();
     assert_eq!(transmit(&mut sender, at_us(1_200)), [FrameKind::Entries]);
+}
+
+#[test]
+fn a_clock_correction_goes_out_at_once() {
+    let mut sender = sender(SenderConfig::default(), 1 << 20);
+    let (time, rate) = (VirtualTime::from_ns(9), ClockRate::from_raw(7));
+    let (point, arrival) = (ExecutionPoint::new(4), Arrival::ClockSync { time, rate });
+    sender.push(at_us(1), &progress(3)).expect("room");
+    assert!(!sender.has_due_entries());
+    sender.push(at_us(2), &Entry::Arrival { point, arrival }).expect("room");
+    assert!(sender.has_due_entries());
+    assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
 }
 
 #[test]

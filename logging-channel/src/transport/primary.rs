@@ -220,10 +220,16 @@ impl PrimaryChannel {
 
     /// Sends everything pushed so far without waiting for company.
     pub fn flush(&self) {
-        if let Some(sender) = self.shared.lock().sender.as_mut() {
-            sender.flush();
+        let mut state = self.shared.lock();
+        let Some(sender) = state.sender.as_mut() else { return };
+        let was_due = sender.has_due_entries();
+        sender.flush();
+        // Whoever pushed what was due already has woken the channel's thread.
+        let wake = !was_due && sender.has_due_entries();
+        drop(state);
+        if wake {
+            self.shared.wake.notify_one();
         }
-        self.shared.wake.notify_one();
     }
 
     /// Waits until the log has room, for at most `limit`. To be called before the guest runs on.
