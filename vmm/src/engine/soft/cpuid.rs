@@ -68,7 +68,10 @@ const LEAF_1_ECX: u32 = bits(&[SSE3, CX16, POPCNT, HYPERVISOR])
 const FSGSBASE: u32 = 0;
 const SMEP: u32 = 7;
 const ERMS: u32 = 9;
-const LEAF_7_EBX: u32 = bits(&[FSGSBASE, SMEP, ERMS]);
+/// The x87 data pointer changes at unmasked exceptions only, and no segment is kept with it.
+const FDP_AT_EXCEPTIONS: u32 = 6;
+const NO_X87_SEGMENTS: u32 = 13;
+const LEAF_7_EBX: u32 = bits(&[FSGSBASE, SMEP, ERMS, FDP_AT_EXCEPTIONS, NO_X87_SEGMENTS]);
 const UMIP: u32 = 2;
 const LEAF_7_ECX: u32 = bits(&[UMIP]);
 const FSRM: u32 = 4;

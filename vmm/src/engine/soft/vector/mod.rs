@@ -28,6 +28,7 @@ macro_rules! instructions {
         pub(super) fn handler<C: $crate::engine::soft::vector::VectorContext>(
             code: iced_x86::Code,
         ) -> Option<$crate::engine::soft::vector::Handler<C>> {
+            #[allow(unused_variables, reason = "some need no more than the CPU")]
             let handler: $crate::engine::soft::vector::Handler<C> = match code {
                 $($(iced_x86::Code::$code)|+ => |$cpu, $instruction| $action,)+
                 _ => return None,
