@@ -269,7 +269,7 @@ impl Side {
     fn watch_channel(&self, channel: &Arc<BackupChannel>) {
         let watched = Arc::downgrade(channel);
         let since = Instant::now();
-        self.status.set_channel(Some(Box::new(move || {
+        self.status.set_channel(Some(Arc::new(move || {
             let stats = watched.upgrade()?.stats();
             Some(ChannelStatus {
                 log_bytes: stats.log_bytes,

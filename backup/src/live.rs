@@ -8,7 +8,7 @@ use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::checkpoint::CheckpointSource;
 use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason};
@@ -242,7 +242,7 @@ impl Side {
         let probe = RateProbe::default();
         let probed = Arc::downgrade(&channel);
         let channel_status = move || probed.upgrade().map(|channel| probe.status(&channel));
-        self.status.set_channel(Some(Box::new(channel_status)));
+        self.status.set_channel(Some(Arc::new(channel_status)));
         Ok(channel)
     }
 }
@@ -306,9 +306,10 @@ impl LiveSide<'_> {
         let channel = self.channel.as_ref().map(Arc::downgrade);
         let status = Arc::clone(&side.status);
         let last_contact = succession.as_ref().map(|succession| succession.last_contact);
+        let first = Once::new();
         let on_out = move |output: OutputSequence| {
             if let Some(since) = last_contact {
-                report_first_output(&status, since);
+                first.call_once(|| report_first_output(&status, since));
             }
             if let Some(channel) = channel.as_ref().and_then(Weak::upgrade) {
                 // Without a backup there is nobody who must know.

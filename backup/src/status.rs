@@ -110,7 +110,7 @@ pub struct SideStatus {
     pub reason: Option<String>,
 }
 
-type ChannelProbe = Box<dyn Fn() -> Option<ChannelStatus> + Send>;
+type ChannelProbe = Arc<dyn Fn() -> Option<ChannelStatus> + Send + Sync>;
 
 #[derive(Default)]
 struct Board {
@@ -184,13 +184,17 @@ impl StatusBoard {
 
     /// The side now.
     pub fn status(&self) -> SideStatus {
+        // The gate and the channel have locks of their own, and whoever holds those may be about to
+        // write here: they are asked without the board's lock.
         let board = self.lock();
-        let mut status = board.status.clone();
+        let (mut status, probe, gate) =
+            (board.status.clone(), board.probe.clone(), board.gate.clone());
+        drop(board);
         status.point = self.gauges.point();
         status.guest_time_ms = self.gauges.guest_time_ns() / 1_000_000;
         status.guest_idle = self.gauges.is_idle();
-        status.channel = board.probe.as_ref().and_then(|probe| probe());
-        if let Some(gate) = &board.gate {
+        status.channel = probe.and_then(|probe| probe());
+        if let Some(gate) = gate {
             let delays = gate.delays();
             status.outputs_waiting = gate.waiting() as u64;
             status.output_delay_us = Duration::from_nanos(delays.median_ns).as_secs_f64() * 1e6;
@@ -199,5 +203,24 @@ impl StatusBoard {
             status.outputs_marked = delays.marks;
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_asked_for_a_status_may_write_to_the_board() {
+        let board = Arc::new(StatusBoard::default());
+        let asked = Arc::clone(&board);
+        board.set_channel(Some(Arc::new(move || {
+            if asked.board.try_lock().is_ok() {
+                asked.update(|status| status.digests_agreed += 1);
+            }
+            None
+        })));
+        board.status();
+        assert_eq!(board.status().digests_agreed, 1);
     }
 }
