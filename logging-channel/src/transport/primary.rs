@@ -115,6 +115,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// A session begins.
+    pub(super) fn begin(&mut self, sender: Sender) {
+        self.sender = Some(sender);
+        self.told = EntrySequence(0);
+    }
+
     /// What a backup that asks is to be told.
     pub(super) fn admission(&self) -> Admission {
         match &self.closed_because {

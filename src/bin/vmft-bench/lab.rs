@@ -245,12 +245,24 @@ impl Guest {
     pub fn command_watched(
         &mut self,
         text: &str,
-        mut watch: impl FnMut(&Self) -> Result<()>,
+        watch: impl FnMut(&Self) -> Result<()>,
     ) -> Result<Duration> {
+        self.start(text);
+        self.wait_end(watch)
+    }
+
+    /// Has the shell run `text`, and does not wait; [`Self::wait_end`] does.
+    pub fn start(&mut self, text: &str) {
         self.commands += 1;
         let number = self.commands;
         // Quoted, so that the echo of what is typed is no marker.
         self.type_in(&format!("echo b''egin{number}; {text}; echo e''nd{number}\n"));
+    }
+
+    /// Waits for the end of the command started last. How long it took is as exact as the looks
+    /// at the console are frequent.
+    pub fn wait_end(&mut self, mut watch: impl FnMut(&Self) -> Result<()>) -> Result<Duration> {
+        let number = self.commands;
         let (begin, end) = (format!("begin{number}"), format!("end{number}"));
         let mut deadline = Instant::now() + PATIENCE;
         let mut begun = None;

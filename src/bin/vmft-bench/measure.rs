@@ -107,10 +107,13 @@ fn calibrate(guest: &mut Guest, function: &str, wanted: Duration) -> Result<u32>
 }
 
 /// Throughput of a protected guest in terms of an unprotected one. The two run in turn, so that a
-/// host that is busy slows both.
+/// host that is busy slows both. The note says what an unprotected guest loses to another beside
+/// it: that much of a pair's loss is the host's, which is two hosts elsewhere.
 pub fn ratios(lab: &mut Lab, effort: &Effort, wanted: &[&str]) -> Result<Vec<Figure>> {
     let (mut alone, _) = lab.alone()?;
     alone.wait_prompt_answers()?;
+    let (mut neighbour, _) = lab.alone()?;
+    neighbour.wait_prompt_answers()?;
     let mut pair = lab.pair()?;
     let mut figures = Vec::new();
     for (name, function, goal) in [
@@ -125,17 +128,21 @@ pub fn ratios(lab: &mut Lab, effort: &Effort, wanted: &[&str]) -> Result<Vec<Fig
         let command = format!("{function} {count}");
         pair.command(&command)?;
         let (mut ratios, mut cpu_ratios) = (Vec::new(), Vec::new());
-        let mut unprotected = Vec::new();
+        let (mut unprotected, mut beside_ratios) = (Vec::new(), Vec::new());
         for _ in 0..effort.rounds {
             let (alone_time, alone_cpu) = timed(&mut alone, &command)?;
+            neighbour.start(&command);
+            beside_ratios.push(alone_time / timed(&mut alone, &command)?.0);
+            neighbour.wait_end(|_| Ok(()))?;
             let (pair_time, pair_cpu) = timed(&mut pair, &command)?;
             ratios.push(alone_time / pair_time);
             cpu_ratios.push(alone_cpu / pair_cpu);
             unprotected.push(f64::from(count) / alone_time);
         }
         let note = format!(
-            "{:.2} by CPU time of the live process; unprotected {:.1} a second",
+            "{:.2} by CPU time; {:.2} two unprotected side by side; unprotected {:.1} a second",
             median(&cpu_ratios),
+            median(&beside_ratios),
             median(&unprotected)
         );
         figures.push(Figure::new(name, "ratio", Goal::AtLeast(goal), ratios, note));

@@ -24,7 +24,7 @@ mod bytes {
 
     pub(super) const fn equal(a: u64, b: u64) -> u64 {
         let different = a ^ b;
-        let nonzero = ((different & !TOP) + !TOP | different) & TOP;
+        let nonzero = (((different & !TOP) + !TOP) | different) & TOP;
         spread(nonzero ^ TOP)
     }
 
