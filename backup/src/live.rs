@@ -197,9 +197,9 @@ impl Side {
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
         let policy_slot: Arc<OnceLock<Weak<LossPolicy>>> = Arc::default();
         let slot = Arc::clone(&policy_slot);
-        let on_fenced = move || {
+        let on_fenced = move |generation, winner| {
             if let Some(policy) = slot.get().and_then(Weak::upgrade) {
-                policy.fenced("another side has won a later generation");
+                policy.lost(generation, &winner);
             }
         };
         let arbiter = Arc::clone(&duties.arbiter);

@@ -138,17 +138,23 @@ impl LossPolicy {
                 tell!("running unprotected in generation {}", next.0);
                 alone(next);
             }
-            Verdict::Lost { winner } => {
-                let why = format!("generation {} was won by {winner}", next.0);
-                self.fenced(&why);
-            }
+            Verdict::Lost { winner } => self.lost(next, &winner),
         }
     }
 
-    /// Another side has a later generation: nothing leaves any more, and the machine halts.
+    /// Another side has a later generation.
+    pub fn lost(&self, generation: Generation, winner: &Candidate) {
+        self.fenced(&format!("generation {} was won by {winner}", generation.0));
+    }
+
+    /// This side may not go on: nothing leaves any more, and the machine halts. The first reason
+    /// stands.
     pub fn fenced(&self, why: &str) {
         self.gate.shut();
         self.fence.shut();
+        if matches!(self.standing(), Standing::Fenced(_)) {
+            return;
+        }
         self.status.update(|status| status.reason = Some(why.to_owned()));
         self.set(Standing::Fenced(why.to_owned()), Role::Halted);
         self.mailbox.ask(Asked::Halt);

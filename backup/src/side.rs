@@ -298,7 +298,8 @@ impl Side {
         generation: Generation,
         left: Vec<Output>,
     ) -> Result<(), SideError> {
-        let fence = GenerationFence::new(Arc::clone(arbiter), self.who.clone(), generation, || {});
+        let fence =
+            GenerationFence::new(Arc::clone(arbiter), self.who.clone(), generation, |_, _| {});
         let doors = self.open_doors(&(Arc::new(fence) as Arc<dyn Fence>))?;
         let mut live = self.live_inputs(&doors, machine)?;
         for output in left {

@@ -11,7 +11,7 @@ use vmft_vmm::world::{Fence, FenceError};
 /// How long to wait before an unreachable arbiter is asked again.
 pub const RETRY: Duration = Duration::from_millis(20);
 
-type OnFenced = Box<dyn FnMut() + Send>;
+type OnFenced = Box<dyn FnOnce(Generation, Candidate) + Send>;
 
 /// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
 /// and is continued after its peer went live, must not write what it had in hand.
@@ -33,13 +33,13 @@ impl fmt::Debug for GenerationFence {
 }
 
 impl GenerationFence {
-    /// A fence of the side `who`, which has `generation`. `on_fenced` is called once, when the side
-    /// is found to have lost it; it makes the side halt.
+    /// A fence of the side `who`, which has `generation`. `on_fenced` is called at most once, when
+    /// the next generation is found to be another's; it makes the side halt.
     pub fn new(
         arbiter: Arc<dyn Arbiter>,
         who: Candidate,
         generation: Generation,
-        on_fenced: impl FnMut() + Send + 'static,
+        on_fenced: impl FnOnce(Generation, Candidate) + Send + 'static,
     ) -> Self {
         Self {
             arbiter,
@@ -60,13 +60,14 @@ impl GenerationFence {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// This side has lost: every later write is refused.
+    /// This side has lost, and knows it: every later write is refused.
     pub fn shut(&self) {
         self.fenced.store(true, Ordering::Release);
-        let on_fenced = self.on_fenced.lock().expect("no holder of this lock panics").take();
-        if let Some(mut on_fenced) = on_fenced {
-            on_fenced();
-        }
+        self.take_on_fenced();
+    }
+
+    fn take_on_fenced(&self) -> Option<OnFenced> {
+        self.on_fenced.lock().expect("no holder of this lock panics").take()
     }
 }
 
@@ -81,7 +82,12 @@ impl Fence for GenerationFence {
                 Ok(None) => return Ok(()),
                 // This side has won it: `advance` has been called, or will be.
                 Ok(Some(winner)) if winner.id == self.who.id => self.advance(next),
-                Ok(Some(_)) => self.shut(),
+                Ok(Some(winner)) => {
+                    self.fenced.store(true, Ordering::Release);
+                    if let Some(on_fenced) = self.take_on_fenced() {
+                        on_fenced(next, winner);
+                    }
+                }
                 Err(_) => std::thread::sleep(RETRY),
             }
         }
@@ -92,7 +98,7 @@ impl Fence for GenerationFence {
 mod tests {
     use super::*;
     use crate::arbiter::DirectoryArbiter;
-    use std::sync::atomic::AtomicU32;
+    use std::sync::mpsc::channel;
 
     fn candidate(id: &str) -> Candidate {
         Candidate { id: id.into(), host: "here".into(), pid: 1, role: "primary".into() }
@@ -103,17 +109,30 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
-        let halted = Arc::new(AtomicU32::new(0));
-        let count = Arc::clone(&halted);
+        let (told, lost_to) = channel();
+        let on_fenced = move |generation, winner: Candidate| {
+            told.send((generation, winner.id)).expect("the test is there");
+        };
         let fence =
-            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), move || {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
+            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), on_fenced);
         assert_eq!(fence.check(), Ok(()));
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
         assert_eq!(fence.check(), Err(FenceError));
         assert_eq!(fence.check(), Err(FenceError));
-        assert_eq!(halted.load(Ordering::Relaxed), 1);
+        assert_eq!(lost_to.iter().collect::<Vec<_>>(), [(Generation(2), "b".into())]);
+    }
+
+    #[test]
+    fn a_fence_shut_by_a_side_that_knows_why_tells_it_nothing_more() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter: Arc<dyn Arbiter> =
+            Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
+        let unwanted = |_, _| panic!("told");
+        let fence =
+            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), unwanted);
+        arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
+        fence.shut();
+        assert_eq!(fence.check(), Err(FenceError));
     }
 
     #[test]
@@ -122,9 +141,10 @@ mod tests {
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
         let me = candidate("a");
-        let fence = GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), || {
-            panic!("not fenced")
-        });
+        let fence =
+            GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), |_, _| {
+                panic!("not fenced")
+            });
         arbiter.try_win(Generation(2), &me).expect("reachable");
         assert_eq!(fence.check(), Ok(()), "even before the winner has told its fence");
         assert_eq!(fence.generation(), Generation(2));
