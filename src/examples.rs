@@ -102,6 +102,14 @@ Example:
   A: vmft primary ... --listen tcp:0.0.0.0:7000,tls_dir=certs/primary
   B: vmft backup ... --primary tcp:A:7000,tls_dir=certs/backup";
 
+/// For `vmft doctor`.
+pub const DOCTOR: &str = "\
+Examples:
+  vmft doctor                     a table: measured, expected, what follows
+  vmft doctor --json              the same, and every fact, for programs
+
+It runs small probe guests on /dev/kvm, for a few seconds. Exit code 0 whatever it finds.";
+
 /// For `vmft guest`.
 pub const GUEST: &str = "\
 Example:

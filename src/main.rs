@@ -63,6 +63,9 @@ enum Command {
     /// Make the certificates with which the two sides know each other
     #[command(after_help = examples::TLS_INIT)]
     TlsInit(commands::tls_init::TlsInitOptions),
+    /// Examine this host: what its KVM can do, and which engine would be taken
+    #[command(after_help = examples::DOCTOR)]
+    Doctor(commands::doctor::DoctorOptions),
     /// Fetch or build the default guest, and say where it is
     #[command(after_help = examples::GUEST)]
     Guest(commands::guest::GuestOptions),
@@ -105,6 +108,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Console(options) => commands::console::console(&options),
         Command::TlsInit(options) => commands::tls_init::tls_init(&options),
+        Command::Doctor(options) => commands::doctor::doctor(&options),
         Command::Guest(options) => commands::guest::guest(&options),
     }
 }

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod console;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod guest;
 pub mod primary;
 pub mod record;

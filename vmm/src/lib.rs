@@ -3,6 +3,7 @@
 pub mod board;
 pub mod boot;
 pub mod devices;
+pub mod doctor;
 pub mod engine;
 pub mod inputs;
 pub mod machine;
