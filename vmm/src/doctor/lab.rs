@@ -35,6 +35,8 @@ pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// The trap flag.
 pub const RFLAGS_TF: u64 = 1 << 8;
 
+/// No exit has this number.
+const NO_REASON: u32 = u32::MAX;
 const DATA_SLOT: u32 = 1;
 /// Reserved bit, and IOPL 3 so that CPL 3 may use ports.
 const RFLAGS: u64 = 0x3002;
@@ -307,6 +309,8 @@ impl Lab {
     /// Completes the last exit, so that the next entry begins with what is loaded.
     fn finish(&mut self) {
         if std::mem::take(&mut self.unfinished) {
+            // A KVM that does not know of immediate exits runs the guest instead.
+            let _limit = self.limit(PATIENCE);
             self.vcpu.set_kvm_immediate_exit(1);
             let _interrupted = self.vcpu.run();
             self.vcpu.set_kvm_immediate_exit(0);
@@ -364,6 +368,8 @@ impl Lab {
     }
 
     fn enter(&mut self) -> Stop {
+        // So that an exit without a reason is not taken for the one before.
+        self.vcpu.get_kvm_run().exit_reason = NO_REASON;
         let stop = match self.vcpu.run() {
             Ok(VcpuExit::Hlt) => return self.halted(),
             Ok(VcpuExit::InternalError) => return self.internal_error(),
@@ -379,6 +385,9 @@ impl Lab {
             }
             Ok(VcpuExit::Debug(debug)) => return Stop::Trap { pc: debug.pc },
             Ok(VcpuExit::Shutdown) => return Stop::Shutdown,
+            Ok(VcpuExit::Unsupported(NO_REASON)) => {
+                return Stop::Other("KVM_RUN came back without a reason".to_owned());
+            }
             Ok(VcpuExit::Intr) => return Stop::Interrupted,
             Ok(other) => Stop::Other(format!("exit {other:?}")),
             Err(error) if error.errno() == libc::EINTR => return Stop::Interrupted,

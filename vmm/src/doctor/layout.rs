@@ -43,7 +43,9 @@ pub const TSS_SELECTOR: u16 = 0x30;
 
 pub const GDT_LIMIT: u16 = 8 * 8 - 1;
 pub const IDT_LIMIT: u16 = 16 * VECTORS as u16 - 1;
-pub const TSS_LIMIT: u16 = 103;
+/// The task state, and port permissions for the first 256 ports.
+pub const TSS_LIMIT: u16 = TASK_STATE + 32;
+const TASK_STATE: u16 = 104;
 
 /// Exceptions, all of which have a handler.
 const VECTORS: u64 = 32;
@@ -56,6 +58,12 @@ pub fn handler_at(rip: u64) -> Option<u8> {
     let at = rip.checked_sub(1)?;
     (handlers.contains(&at) && at % HANDLER_BYTES == 0)
         .then(|| u8::try_from((at - HANDLERS) / HANDLER_BYTES).expect("there are 32 handlers"))
+}
+
+/// Whether an instruction pointer is in the handler of `vector`, before or behind its `HLT`.
+pub fn is_in_handler(rip: u64, vector: u8) -> bool {
+    let start = HANDLERS + u64::from(vector) * HANDLER_BYTES;
+    (start..start + HANDLER_BYTES).contains(&rip)
 }
 
 /// Whether the CPU pushes an error code for this exception (SDM 3A, table 7-1).
@@ -121,8 +129,9 @@ fn gates() -> Vec<u64> {
 fn task_state() -> Vec<u8> {
     let mut task = vec![0; usize::from(TSS_LIMIT) + 1];
     task[4..12].copy_from_slice(&EXCEPTION_STACK.to_le_bytes());
-    // No port permission bitmap: IOPL decides.
-    task[102..104].copy_from_slice(&(TSS_LIMIT + 1).to_le_bytes());
+    // IOPL 3 alone allows ports to CPL 3; a KVM in software may look only here.
+    task[102..104].copy_from_slice(&TASK_STATE.to_le_bytes());
+    task[usize::from(TSS_LIMIT)] = 0xFF;
     task
 }
 

@@ -236,10 +236,6 @@ fn usable(facts: &Facts) -> Result<&ProbeFacts, String> {
     if !probes.msr_filter.is(|filter| filter.works()) {
         return Err("this KVM has an MSR filter that does not filter".to_owned());
     }
-    let kernel_faults = probes.exceptions.iter().filter(|fact| fact.level == Level::Kernel);
-    if let Some(fact) = kernel_faults.into_iter().find(|fact| !fact.delivered.is(|right| *right)) {
-        return Err(format!("{} at CPL 0 is not delivered on this KVM", fact.name));
-    }
     Ok(probes)
 }
 

@@ -62,8 +62,8 @@ impl Counter {
         attributes.type_ = event.kind;
         attributes.config = event.raw;
         attributes.size = size_of::<sys::bindings::perf_event_attr>() as u32;
-        attributes.read_format = u64::from(PERF_FORMAT_TOTAL_TIME_ENABLED)
-            | u64::from(PERF_FORMAT_TOTAL_TIME_RUNNING);
+        attributes.read_format =
+            u64::from(PERF_FORMAT_TOTAL_TIME_ENABLED) | u64::from(PERF_FORMAT_TOTAL_TIME_RUNNING);
         attributes.set_exclude_host(1);
         attributes.set_exclude_hv(1);
         attributes.set_pinned(1);

@@ -1,7 +1,7 @@
 //! Instructions that a KVM without hardware support may not know, and instructions that the
 //! guest should not have.
 
-use super::execution;
+use super::{BREAKPOINT, execution};
 use crate::doctor::facts::{Execution, HiddenFact, HostFacts, InstructionFact, Level};
 use crate::doctor::lab::{CR4_OSXSAVE, END, END_PORT, Lab, Program, Stop};
 use crate::doctor::layout;
@@ -25,7 +25,7 @@ const INSTRUCTIONS: &[Instruction] = &[
     ("addps xmm0, xmm1", &[0x0F, 0x58, 0xC1], None),
     ("pxor xmm0, xmm0", &[0x66, 0x0F, 0xEF, 0xC0], None),
     ("lock xadd [rsi], eax", &[0xF0, 0x0F, 0xC1, 0x06], None),
-    ("rep movsb", &[0xF3, 0xA4], None),
+    ("rep movsb [rdi], [rsi]", &[0xF3, 0xA4], None),
     ("cpuid", &[0x0F, 0xA2], None),
 ];
 
@@ -37,7 +37,6 @@ const HIDDEN: &[Instruction] = &[
 ];
 
 const HLT: u8 = 0xF4;
-const BP: u8 = 3;
 const UD: u8 = 6;
 
 /// Executes every instruction of the list at CPL 0.
@@ -46,7 +45,7 @@ pub fn run(lab: &mut Lab, host: &HostFacts) -> Vec<InstructionFact> {
     let fact = |(name, bytes, feature): &Instruction| InstructionFact {
         name: (*name).to_owned(),
         expected: match *name {
-            "int3" => Execution::Faults(BP),
+            "int3" => Execution::Faults(BREAKPOINT),
             _ if has(feature) => Execution::Executes,
             _ => Execution::Faults(UD),
         },

@@ -12,8 +12,12 @@ pub mod time_stamp;
 
 use super::facts::{Execution, HostFacts, Outcome, ProbeFacts, StepFacts};
 use super::lab::{Lab, LabError, Stop};
+use super::layout::CODE;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
+
+/// The exception of `INT3`.
+const BREAKPOINT: u8 = 3;
 
 /// Runs all probes.
 ///
@@ -56,11 +60,14 @@ fn outcome<T>(result: Result<Outcome<T>, LabError>) -> Outcome<T> {
     result.unwrap_or_else(|error| Outcome::Odd(error.to_string()))
 }
 
-/// What `stop` says of an instruction that ends in `end` if it executes.
+/// What `stop` says of the first instruction of a guest that stops with `end` if it executes.
 fn execution(stop: &Stop, end: &Stop) -> Execution {
     match stop {
         stop if stop == end => Execution::Executes,
-        Stop::Exception { vector, .. } => Execution::Faults(*vector),
+        // A breakpoint is a trap: what is saved is the address behind it.
+        Stop::Exception { vector, frame } if frame.rip == CODE || *vector == BREAKPOINT => {
+            Execution::Faults(*vector)
+        }
         Stop::InternalError { suberror } => Execution::InternalError { suberror: *suberror },
         other => Execution::Odd(other.to_string()),
     }

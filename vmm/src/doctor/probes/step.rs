@@ -30,6 +30,9 @@ fn plain_steps(lab: &mut Lab, level: Level) -> Result<Outcome<Stepping>, LabErro
             Stop::Exception { vector: DB, .. } => {
                 return Ok(Outcome::Measured(Stepping::IntoGuest));
             }
+            Stop::Trap { pc } if layout::is_in_handler(pc, DB) => {
+                return Ok(Outcome::Measured(Stepping::IntoGuest));
+            }
             // The last instruction jumps to itself.
             Stop::TimeUp | Stop::Trap { .. } => {
                 return Ok(Outcome::Measured(Stepping::Lost { after }));

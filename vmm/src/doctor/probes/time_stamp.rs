@@ -3,6 +3,7 @@
 use super::outcome;
 use crate::doctor::facts::{Level, Outcome, TimeStamp};
 use crate::doctor::lab::{CR4_TSD, END, END_PORT, Lab, LabError, Program, Stop};
+use crate::doctor::layout::CODE;
 
 /// `rdtsc`, `mov r8, rax`, `rdtsc`
 const TWICE: [u8; 7] = [0x0F, 0x31, 0x49, 0x89, 0xC0, 0x0F, 0x31];
@@ -29,10 +30,11 @@ fn twice(lab: &mut Lab, level: Level, cr4: u64) -> Result<Outcome<TimeStamp>, La
                 Outcome::Measured(TimeStamp::Native)
             }
         }
-        Stop::Exception { .. } => Outcome::Measured(TimeStamp::Faults),
-        other @ (Stop::InternalError { .. } | Stop::TimeUp | Stop::Shutdown) => {
-            Outcome::Odd(other.to_string())
-        }
+        Stop::Exception { frame, .. } if frame.rip == CODE => Outcome::Measured(TimeStamp::Faults),
+        other @ (Stop::Exception { .. }
+        | Stop::InternalError { .. }
+        | Stop::TimeUp
+        | Stop::Shutdown) => Outcome::Odd(other.to_string()),
         _ => Outcome::Measured(TimeStamp::Exits),
     })
 }
