@@ -1,8 +1,8 @@
 //! The facts, one line each: measured, expected, what follows. Pure.
 
 use super::facts::{
-    API_VERSION, Access, CounterChecks, CounterFacts, Execution, Facts, HiddenFact, Level, Need,
-    Outcome, ProbeFacts, Stepping, Syscall, TimeStamp,
+    API_VERSION, Access, CounterChecks, CounterFacts, Execution, Facts, HiddenFact, Need, Outcome,
+    ProbeFacts, Stepping, Syscall, TimeStamp,
 };
 use super::verdict;
 use serde::{Deserialize, Serialize};
@@ -63,7 +63,7 @@ impl Finding {
     }
 
     /// The same, as something that only is good to know.
-    fn as_note(self) -> Self {
+    fn into_note(self) -> Self {
         let grade = if self.grade == Grade::Bad { Grade::Note } else { self.grade };
         Self { grade, ..self }
     }
@@ -141,7 +141,7 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
         };
         let fact = capability.name.trim_start_matches("KVM_").to_owned();
         let finding = Finding::judged(fact, measured, expected, capability.is_there(), follows);
-        if capability.need == Need::Helps { finding.as_note() } else { finding }
+        if capability.need == Need::Helps { finding.into_note() } else { finding }
     };
     facts.capabilities.iter().map(line).collect()
 }
@@ -208,7 +208,7 @@ fn stepping(probes: &ProbeFacts) -> Vec<Finding> {
             pushf.1,
             "images are mended after steps",
         )
-        .as_note(),
+        .into_note(),
         Finding::judged(
             "single-step over SYSCALL",
             syscall.0,
@@ -216,7 +216,7 @@ fn stepping(probes: &ProbeFacts) -> Vec<Finding> {
             syscall.1,
             "a breakpoint at its target instead",
         )
-        .as_note(),
+        .into_note(),
     ]
 }
 
@@ -255,7 +255,7 @@ fn cpuid(probes: &ProbeFacts) -> Vec<Finding> {
             matches!(fact.measured, Execution::Faults(6)),
             "guest code must not contain it",
         )
-        .as_note()
+        .into_note()
     };
     probes.cpuid.iter().map(line).chain(probes.hidden.iter().map(hidden)).collect()
 }

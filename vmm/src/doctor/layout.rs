@@ -81,7 +81,10 @@ pub fn tables() -> Vec<(u64, Vec<u8>)> {
         (PML4, words(&[PDPT | PRESENT_WRITABLE_USER])),
         (PDPT, words(&[PD | PRESENT_WRITABLE_USER])),
         (PD, words(&[PT | PRESENT_WRITABLE_USER])),
-        (PT, words(&(0..512).map(|page| page * PAGE | PRESENT_WRITABLE_USER).collect::<Vec<_>>())),
+        (
+            PT,
+            words(&(0..512).map(|page| (page * PAGE) | PRESENT_WRITABLE_USER).collect::<Vec<_>>()),
+        ),
         (SYSCALL_ENTRY, vec![0xF4, 0xEB, 0xFD]),
     ]
 }

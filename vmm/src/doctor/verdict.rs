@@ -143,20 +143,22 @@ impl Verdict {
 
 fn decide(facts: &Facts, purpose: Purpose) -> Decision {
     let mut rejected = Vec::new();
-    let mut choice = None;
+    let mut choice: Option<Choice> = None;
     for candidate in candidates(purpose) {
         let obstacle = obstacle(facts, purpose, *candidate);
         let by_itself = reluctance(facts, *candidate);
-        match (obstacle, by_itself) {
-            (Some(why), _) => rejected.push(Rejected { choice: *candidate, possible: false, why }),
-            (None, None) if choice.is_none() => choice = Some(*candidate),
-            (None, Some(why)) => {
+        match (obstacle, by_itself, choice) {
+            (Some(why), _, _) => {
+                rejected.push(Rejected { choice: *candidate, possible: false, why });
+            }
+            (None, Some(why), _) => {
                 rejected.push(Rejected { choice: *candidate, possible: true, why });
             }
-            (None, None) => {
-                let why = "the one chosen is better".to_owned();
+            (None, None, Some(better)) => {
+                let why = format!("`{better}` is possible and better");
                 rejected.push(Rejected { choice: *candidate, possible: true, why });
             }
+            (None, None, None) => choice = Some(*candidate),
         }
     }
     let choice = choice.unwrap_or(Choice::Soft);
