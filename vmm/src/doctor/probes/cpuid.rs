@@ -27,7 +27,7 @@ const PARTS: &[Part] = &[
     ("leaf 0xD, components", 0xD, Register::Eax, u32::MAX),
     ("leaf 0xA, counters", 0xA, Register::Eax, u32::MAX),
     ("leaf 0x80000001, RDTSCP", 0x8000_0001, Register::Edx, 1 << 27),
-    ("leaf 0x40000000, hypervisor", 0x4000_0000, Register::Ebx, u32::MAX),
+    ("leaf 0x40000000, vendor", 0x4000_0000, Register::Ebx, u32::MAX),
 ];
 
 const NAME_LEAF: u32 = 0x8000_0002;
