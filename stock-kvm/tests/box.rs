@@ -11,7 +11,8 @@ use std::process::{Command, Output};
 const LONG: &str = "240";
 
 fn stock_kvm(words: &[&str]) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_stock-kvm")).args(words).output().unwrap();
+    let program = env!("CARGO_BIN_EXE_stock-kvm");
+    let output = Command::new(program).args(words).output().expect("cargo has built it");
     eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     output
 }
