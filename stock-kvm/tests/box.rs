@@ -35,8 +35,11 @@ fn output_passes_byte_for_byte_and_so_does_the_exit_status() {
 
 #[test]
 fn a_signal_is_told_and_what_a_command_leaves_running_holds_nothing_up() {
-    let script = "sleep 100000 & kill -9 $$";
-    let output = stock_kvm(&["--timeout", LONG, "sh", "-c", script]);
+    // Also a file that is brought in, from a directory that the box has too.
+    let mut script = tempfile::NamedTempFile::new().unwrap();
+    script.write_all(b"sleep 100000 & kill -9 $$\n").unwrap();
+    let path = script.path().to_str().unwrap();
+    let output = stock_kvm(&["--timeout", LONG, "--with", path, "sh", path]);
     assert_eq!(output.status.code(), Some(128 + 9));
     assert!(String::from_utf8_lossy(&output.stderr).contains("sh was ended by signal 9"));
 }
