@@ -15,30 +15,37 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// An archive being written. Parents must be added before what lies in them.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
-    pub(crate) fn directory(&mut self, path: &str) {
+    /// A directory.
+    pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY | 0o755, (0, 0), &[]);
     }
 
-    pub(crate) fn file(&mut self, path: &str, permissions: u32, contents: &[u8]) {
+    /// A file with these permission bits.
+    ///
+    /// # Panics
+    /// If the contents do not fit in 4 GiB.
+    pub fn file(&mut self, path: &str, permissions: u32, contents: &[u8]) {
         self.entry(path, FILE | permissions, (0, 0), contents);
     }
 
-    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
+    /// A symbolic link to `target`.
+    pub fn symlink(&mut self, path: &str, target: &str) {
         self.entry(path, SYMLINK | 0o777, (0, 0), target.as_bytes());
     }
 
-    pub(crate) fn character_device(&mut self, path: &str, major: u32, minor: u32) {
+    /// A character device, which only root may use.
+    pub fn character_device(&mut self, path: &str, major: u32, minor: u32) {
         self.entry(path, CHARACTER_DEVICE | 0o600, (major, minor), &[]);
     }
 
     /// The finished archive.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.header("TRAILER!!!", [0; 13], &[]);
         self.pad(BLOCK);
         self.bytes

@@ -1,5 +1,9 @@
 //! Debian's package manager: resolving, downloading and unpacking packages without installing.
+//!
+//! Package files are kept in the cache, in `packages`, since one kernel package serves several
+//! recipes. Anything in there may be deleted at any time.
 
+use crate::cache::Cache;
 use crate::command::{self, command};
 use crate::error::GuestError;
 use crate::guest::{PackageSource, Unpacked};
@@ -19,9 +23,11 @@ struct Candidate {
     depends: Vec<String>,
 }
 
-/// The package manager of this host.
-#[derive(Debug, Default)]
+/// The package manager of this host. Used by whoever has the cache's lock.
+#[derive(Debug)]
 pub(crate) struct Debian {
+    /// Where package files are kept.
+    store: PathBuf,
     lists_updated: bool,
 }
 
@@ -58,20 +64,15 @@ impl PackageSource for Debian {
     ) -> Result<Unpacked, GuestError> {
         let mut candidate = self.candidate(name, progress)?;
         let downloads = directory.join(format!("{name}.download"));
-        let package = match download(&candidate, &downloads, progress) {
+        let package = match self.package(&candidate, &downloads, progress) {
             // Lists older than the archive name files that are no longer there.
             Err(GuestError::Download { .. }) if is_root() && !self.lists_updated => {
                 self.update(name, progress)?;
                 candidate = self.candidate(name, progress)?;
-                download(&candidate, &downloads, progress)?
+                self.package(&candidate, &downloads, progress)?
             }
             other => other?,
         };
-        let found = Sha256::of_file(&package).map_err(GuestError::file("reading", &package))?;
-        let expected = candidate.record.sha256;
-        if found != expected {
-            return Err(GuestError::Checksum { package: name.to_owned(), expected, found });
-        }
         progress.step(&format!("unpacking {name}"));
         let root = directory.join(format!("{name}.unpacked"));
         let mut unpack = command("dpkg-deb");
@@ -82,6 +83,34 @@ impl PackageSource for Debian {
 }
 
 impl Debian {
+    /// Keeps package files in `cache`.
+    pub(crate) fn new(cache: &Cache) -> Self {
+        Self { store: cache.directory().join("packages"), lists_updated: false }
+    }
+
+    /// The package's file, from the store or else downloaded into it.
+    fn package(
+        &self,
+        candidate: &Candidate,
+        downloads: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<PathBuf, GuestError> {
+        let PackageRecord { name, sha256: expected, .. } = &candidate.record;
+        let kept = self.store.join(format!("{name}-{:.12}.deb", expected.to_string()));
+        if Sha256::of_file(&kept).is_ok_and(|found| found == *expected) {
+            return Ok(kept);
+        }
+        let package = download(candidate, downloads, progress)?;
+        let found = Sha256::of_file(&package).map_err(GuestError::file("reading", &package))?;
+        if found != *expected {
+            let (package, expected) = (name.clone(), *expected);
+            return Err(GuestError::Checksum { package, expected, found });
+        }
+        fs::create_dir_all(&self.store).map_err(GuestError::file("making", &self.store))?;
+        fs::rename(&package, &kept).map_err(GuestError::file("writing", &kept))?;
+        Ok(kept)
+    }
+
     /// What the lists say of `name`, renewed if they do not know it.
     fn candidate(
         &mut self,
@@ -181,6 +210,7 @@ fn download(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::NoProgress;
 
     const SHOWN: &str = "\
 Package: linux-image-cloud-amd64
@@ -204,6 +234,23 @@ Version: 5.0
             candidate.depends,
             ["linux-base", "linux-image-6.1.0-99-cloud-amd64", "python3"]
         );
+    }
+
+    #[test]
+    fn a_package_in_the_store_is_not_downloaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let debian = Debian::new(&Cache::new(directory.path()));
+        // No archive has it: whoever tries to download it fails.
+        let mut candidate = parse_candidate(SHOWN).unwrap();
+        candidate.record.name = "no-such-package".to_owned();
+        let kept = directory.path().join("packages/no-such-package-ba7816bf8f01.deb");
+        let downloads = directory.path().join("downloads");
+        let package = || debian.package(&candidate, &downloads, &mut NoProgress);
+        fs::create_dir(directory.path().join("packages")).unwrap();
+        fs::write(&kept, "abc").unwrap();
+        assert_eq!(package().unwrap(), kept);
+        fs::write(&kept, "abd").unwrap();
+        assert!(package().is_err(), "a damaged file is not used");
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! The default guest: fetched and built once, then taken from the cache.
+//! The default guest, and the host in a box: fetched and built once, then taken from the cache.
+//!
+//! Both are Debian's cloud kernel with an initramfs of busybox and some of its modules. What is in
+//! the two archives, and in what they differ, is said in `initramfs`.
 
 use crate::cache::{Cache, CacheLock};
 use crate::debian::Debian;
 use crate::error::GuestError;
 use crate::initramfs;
 use crate::manifest::{Manifest, PackageRecord, Sha256};
-use crate::modules::ModuleTree;
+use crate::modules::{Module, ModuleTree};
 use crate::progress::Progress;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,10 +23,37 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 const BUSYBOX_FILES: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
 /// Where modules are, likewise.
 const MODULE_DIRECTORIES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
-/// Modules the guest needs; what they depend on comes by itself.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "virtio-rng"];
-/// Changes whenever the same packages would be put together differently.
-const RECIPE: &str = "1";
+
+/// What is made of the two packages.
+#[derive(Debug, Clone, Copy)]
+struct Recipe {
+    /// How the names of its cache entries begin.
+    prefix: &'static str,
+    /// Changes whenever the same packages would be put together differently.
+    version: &'static str,
+    /// Modules it needs; what they depend on comes by itself.
+    modules: &'static [&'static str],
+    /// Files of our own that go into the initramfs.
+    texts: &'static [&'static str],
+    /// Puts the initramfs together from busybox and the modules.
+    initramfs: fn(&[u8], &[Module]) -> Vec<u8>,
+}
+
+const DEFAULT_GUEST: Recipe = Recipe {
+    prefix: "debian-cloud",
+    version: "1",
+    modules: &["virtio_pci", "virtio_blk", "ext4", "virtio-rng"],
+    texts: &[initramfs::INIT, initramfs::PROFILE],
+    initramfs: initramfs::build,
+};
+
+const STOCK_KVM_HOST: Recipe = Recipe {
+    prefix: "stock-kvm-host",
+    version: "1",
+    modules: &["virtio_pci", "virtio_console", "ext4", "kvm_amd"],
+    texts: &[],
+    initramfs: initramfs::build_base,
+};
 
 const KERNEL_FILE: &str = "vmlinuz";
 const INITRAMFS_FILE: &str = "initramfs.cpio";
@@ -75,7 +105,17 @@ pub(crate) trait PackageSource {
 /// # Errors
 /// [`GuestError`]; the cache is then as it was.
 pub fn default_guest(cache: &Cache, progress: &mut dyn Progress) -> Result<Guest, GuestError> {
-    cached_or_built(cache, &mut Debian::default(), progress)
+    cached_or_built(&DEFAULT_GUEST, cache, &mut Debian::new(cache), progress)
+}
+
+/// A Linux that offers upstream KVM on a CPU with AMD's SVM: kernel, and the beginning of an
+/// initramfs: busybox, and the modules of KVM and of a virtio serial port, in load order in
+/// `lib/modules/order`. It has no `/init`: whoever starts it appends an archive with one.
+///
+/// # Errors
+/// [`GuestError`]; the cache is then as it was.
+pub fn stock_kvm_host(cache: &Cache, progress: &mut dyn Progress) -> Result<Guest, GuestError> {
+    cached_or_built(&STOCK_KVM_HOST, cache, &mut Debian::new(cache), progress)
 }
 
 /// The default guest, made again from the newest packages the package lists have.
@@ -87,17 +127,17 @@ pub fn refresh_default_guest(
     progress: &mut dyn Progress,
 ) -> Result<Guest, GuestError> {
     let lock = cache.lock(progress)?;
-    build(&lock, &entry_name(), &mut Debian::default(), progress)
+    build(&DEFAULT_GUEST, &lock, &mut Debian::new(cache), progress)
 }
 
 fn cached_or_built(
+    recipe: &Recipe,
     cache: &Cache,
     source: &mut dyn PackageSource,
     progress: &mut dyn Progress,
 ) -> Result<Guest, GuestError> {
     let lock = cache.lock(progress)?;
-    let name = entry_name();
-    let entry = lock.entry(&name);
+    let entry = lock.entry(&recipe.entry_name());
     if entry.exists() {
         match Manifest::read_and_verify(&entry, &FILES) {
             Ok(manifest) => return Ok(guest(&entry, manifest)),
@@ -106,18 +146,20 @@ fn cached_or_built(
             }
         }
     }
-    build(&lock, &name, source, progress)
+    build(recipe, &lock, source, progress)
 }
 
-/// Named after everything that goes into it but the packages' versions.
-fn entry_name() -> String {
-    let mut recipe = String::new();
-    let packages = [RECIPE, KERNEL_META_PACKAGE, BUSYBOX_PACKAGE];
-    for part in packages.iter().chain(&MODULES).chain(&[initramfs::INIT, initramfs::PROFILE]) {
-        recipe.push_str(part);
-        recipe.push('\0');
+impl Recipe {
+    /// Named after everything that goes into it but the packages' versions.
+    fn entry_name(&self) -> String {
+        let mut recipe = String::new();
+        let packages = [self.version, KERNEL_META_PACKAGE, BUSYBOX_PACKAGE];
+        for part in packages.iter().chain(self.modules).chain(self.texts) {
+            recipe.push_str(part);
+            recipe.push('\0');
+        }
+        format!("{}-{:.12}", self.prefix, Sha256::of(recipe.as_bytes()).to_string())
     }
-    format!("debian-cloud-{:.12}", Sha256::of(recipe.as_bytes()).to_string())
 }
 
 fn guest(directory: &Path, manifest: Manifest) -> Guest {
@@ -129,37 +171,38 @@ fn guest(directory: &Path, manifest: Manifest) -> Guest {
 }
 
 fn build(
+    recipe: &Recipe,
     lock: &CacheLock<'_>,
-    name: &str,
     source: &mut dyn PackageSource,
     progress: &mut dyn Progress,
 ) -> Result<Guest, GuestError> {
     source.check()?;
     let workspace = lock.workspace()?;
-    progress.step("looking for the default guest's packages");
+    progress.step("looking for Debian's kernel and busybox");
     let kernel_name = source.dependency(KERNEL_META_PACKAGE, KERNEL_PREFIX, progress)?;
     let kernel = source.fetch(&kernel_name, workspace.path(), progress)?;
     let busybox = source.fetch(BUSYBOX_PACKAGE, workspace.path(), progress)?;
     progress.step("putting the initramfs together");
     let finished = workspace.path().join("entry");
-    let manifest = assemble(&kernel, &busybox, &finished)?;
-    let installed = lock.install(&finished, name)?;
+    let manifest = assemble(recipe, &kernel, &busybox, &finished)?;
+    let installed = lock.install(&finished, &recipe.entry_name())?;
     Ok(guest(&installed, manifest))
 }
 
 /// Makes the entry's files in `directory` from the unpacked packages.
 fn assemble(
+    recipe: &Recipe,
     kernel: &Unpacked,
     busybox: &Unpacked,
     directory: &Path,
 ) -> Result<Manifest, GuestError> {
     fs::create_dir(directory).map_err(GuestError::file("making", directory))?;
     let (release, module_directory) = find_modules(kernel)?;
-    let modules = ModuleTree::open(&module_directory)?.resolve(&MODULES)?;
+    let modules = ModuleTree::open(&module_directory)?.resolve(recipe.modules)?;
     let busybox_file = find_file(busybox, &BUSYBOX_FILES)?;
     let program = fs::read(&busybox_file).map_err(GuestError::file("reading", &busybox_file))?;
     let initramfs = directory.join(INITRAMFS_FILE);
-    fs::write(&initramfs, initramfs::build(&program, &modules))
+    fs::write(&initramfs, (recipe.initramfs)(&program, &modules))
         .map_err(GuestError::file("writing", &initramfs))?;
     let image = find_file(kernel, &[&format!("boot/vmlinuz-{release}")])?;
     let target = directory.join(KERNEL_FILE);
@@ -238,6 +281,10 @@ mod tests {
                 ("virtio_pci", "virtio"),
                 ("virtio_blk", "virtio"),
                 ("virtio-rng", "virtio"),
+                ("virtio_console", "virtio"),
+                ("irqbypass", ""),
+                ("kvm", "irqbypass"),
+                ("kvm-amd", "kvm"),
             ] {
                 let file = modules.join(format!("kernel/{name}.ko"));
                 fs::write(file, test_module(depends)).unwrap();
@@ -270,7 +317,7 @@ mod tests {
         let (_directory, cache) = cache();
         let mut archive = Archive::default();
         let mut heard = Heard::default();
-        let built = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        let built = cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
         assert_eq!(archive.fetched, ["linux-image-9-cloud", "busybox-static"]);
         assert_eq!(built.manifest.release, "9-cloud");
         assert_eq!(
@@ -280,7 +327,7 @@ mod tests {
         );
         assert_eq!(fs::read(&built.kernel).unwrap(), b"0");
         assert!(fs::read(&built.initramfs).unwrap().starts_with(b"070701"));
-        let again = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        let again = cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
         assert_eq!(again, built);
         assert_eq!(archive.fetched.len(), 2, "nothing was fetched again");
         assert!(heard.0.is_empty());
@@ -293,15 +340,15 @@ mod tests {
         let (_directory, cache) = cache();
         let mut archive = Archive::default();
         let mut heard = Heard::default();
-        let built = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        let built = cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
         for file in [&built.kernel, &built.initramfs] {
             fs::write(file, "damage").unwrap();
-            let again = cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+            let again = cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
             assert_eq!(again, built);
             assert_ne!(fs::read(file).unwrap(), b"damage");
         }
         fs::remove_file(&built.kernel).unwrap();
-        cached_or_built(&cache, &mut archive, &mut heard).unwrap();
+        cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
         assert_eq!(
             heard.0[0],
             "the cached guest is damaged (vmlinuz: its checksum differs); making it again"
@@ -316,7 +363,8 @@ mod tests {
             let threads = [(); 2].map(|()| {
                 scope.spawn(|| {
                     let mut archive = Archive::default();
-                    cached_or_built(&cache, &mut archive, &mut Heard::default()).unwrap();
+                    cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut Heard::default())
+                        .unwrap();
                     archive.fetched.len()
                 })
             });
@@ -329,12 +377,29 @@ mod tests {
     fn a_rebuilt_guest_replaces_the_old_one() {
         let (_directory, cache) = cache();
         let mut heard = Heard::default();
-        cached_or_built(&cache, &mut Archive::default(), &mut heard).unwrap();
+        cached_or_built(&DEFAULT_GUEST, &cache, &mut Archive::default(), &mut heard).unwrap();
         let lock = cache.lock(&mut heard).unwrap();
         let mut newer = Archive { version: 1, ..Archive::default() };
-        let built = build(&lock, &entry_name(), &mut newer, &mut heard).unwrap();
+        let built = build(&DEFAULT_GUEST, &lock, &mut newer, &mut heard).unwrap();
         drop(lock);
         assert_eq!(fs::read(&built.kernel).unwrap(), b"1");
-        assert_eq!(cached_or_built(&cache, &mut newer, &mut heard).unwrap(), built);
+        assert_eq!(cached_or_built(&DEFAULT_GUEST, &cache, &mut newer, &mut heard).unwrap(), built);
+    }
+
+    #[test]
+    fn the_host_in_a_box_lies_beside_the_default_guest_and_has_kvm() {
+        let (_directory, cache) = cache();
+        let mut archive = Archive::default();
+        let mut heard = Heard::default();
+        let guest = cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap();
+        let host = cached_or_built(&STOCK_KVM_HOST, &cache, &mut archive, &mut heard).unwrap();
+        assert_ne!(host.initramfs, guest.initramfs);
+        assert!(
+            host.manifest.modules.ends_with(&["irqbypass", "kvm", "kvm_amd"].map(str::to_owned))
+        );
+        assert_eq!(
+            cached_or_built(&DEFAULT_GUEST, &cache, &mut archive, &mut heard).unwrap(),
+            guest
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! The default guest's initramfs: busybox, the modules, our init.
+//! What the initramfs is made of: busybox, the modules, and for the default guest our init.
 //!
-//! It is not compressed: the host reads it faster than a guest could unpack it.
+//! The host in a box gets its init, and what it is to run, in an archive of their own (the kernel
+//! unpacks several, one after the other). It is not compressed: the host reads it faster than a guest could unpack it.
 
 use crate::cpio::Archive;
 use crate::modules::Module;
@@ -10,8 +11,20 @@ pub(crate) const INIT: &str = include_str!("../init/init");
 /// What every shell of the guest reads.
 pub(crate) const PROFILE: &str = include_str!("../init/profile");
 
-/// The archive's bytes.
+/// The default guest's archive.
 pub(crate) fn build(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
+    let mut archive = base(busybox, modules);
+    archive.file("etc/profile", 0o644, PROFILE.as_bytes());
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.finish()
+}
+
+/// The same without anything of ours: a shell, and modules.
+pub(crate) fn build_base(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
+    base(busybox, modules).finish()
+}
+
+fn base(busybox: &[u8], modules: &[Module]) -> Archive {
     let mut archive = Archive::default();
     for directory in
         ["bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "run", "sys", "tmp"]
@@ -22,7 +35,6 @@ pub(crate) fn build(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
     archive.character_device("dev/console", 5, 1);
     archive.file("bin/busybox", 0o755, busybox);
     archive.symlink("bin/sh", "busybox");
-    archive.file("etc/profile", 0o644, PROFILE.as_bytes());
     let mut order = String::new();
     for module in modules {
         let file = format!("{}.ko", module.name);
@@ -31,8 +43,7 @@ pub(crate) fn build(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
         order.push('\n');
     }
     archive.file("lib/modules/order", 0o644, order.as_bytes());
-    archive.file("init", 0o755, INIT.as_bytes());
-    archive.finish()
+    archive
 }
 
 #[cfg(test)]

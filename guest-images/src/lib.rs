@@ -3,7 +3,8 @@
 //! The default guest is Debian's own cloud kernel, taken unmodified from its package, with an
 //! initramfs made of Debian's static busybox, the virtio modules it needs and the scripts in
 //! `init/`. [`default_guest`] resolves the packages through Debian's package manager, once, and
-//! keeps the result in a [`Cache`] with its checksums. [`disk`] makes and checks disk images,
+//! keeps the result in a [`Cache`] with its checksums. [`stock_kvm_host`] makes a Linux with
+//! upstream KVM of the same packages. [`disk`] makes and checks disk images,
 //! [`cmdline`] knows the kernel command line, and [`workload`] what the guest's init can run.
 //!
 //! Nothing is installed, compiled or mounted. Loading a kernel into a machine is not done here.
@@ -13,7 +14,7 @@
 pub mod cache;
 pub mod cmdline;
 mod command;
-mod cpio;
+pub mod cpio;
 mod debian;
 pub mod disk;
 mod error;
@@ -28,7 +29,7 @@ pub mod workload;
 pub use cache::Cache;
 pub use command::CommandError;
 pub use error::GuestError;
-pub use guest::{Guest, default_guest, refresh_default_guest};
+pub use guest::{Guest, default_guest, refresh_default_guest, stock_kvm_host};
 pub use manifest::{Manifest, PackageRecord, Sha256};
 pub use packages::ensure_packages;
 pub use progress::{NoProgress, Progress};

@@ -17,7 +17,11 @@ pub struct HostPackage {
 /// Makes, checks and reads ext4 disk images.
 pub const E2FSPROGS: HostPackage = HostPackage { name: "e2fsprogs", program: "mke2fs" };
 
-/// Every package there is a need for.
+/// Emulates a PC whose CPU has SVM, for the stock KVM host in a box; seabios comes with it.
+pub const QEMU: HostPackage =
+    HostPackage { name: "qemu-system-x86", program: "qemu-system-x86_64" };
+
+/// Every package that is needed everywhere; [`QEMU`] is installed where it is first used.
 pub const HOST_PACKAGES: &[HostPackage] = &[E2FSPROGS];
 
 /// Sees to it that the packages are there: installs what is missing if run as root.
