@@ -1,7 +1,7 @@
 //! Inputs from the world.
 
-use super::clock::HostTime;
-use super::{Boundary, ClockControl, InputError, Inputs, Step, Wish};
+use super::clock::{HostTime, SYNC_INTERVAL_NS};
+use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Step, Wish};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -36,6 +36,9 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn start(&mut self, wish: Wish) -> Result<(), InputError>;
     /// Tells the world where the guest is, for status.
     fn at(&mut self, boundary: &Boundary);
+    /// Asks the world to interrupt the running guest at `at`. Replaces what was asked before. Asked
+    /// only for engines that do not come back by themselves.
+    fn interrupt_at(&mut self, _at: HostTime) {}
 }
 
 /// Live inputs: from an [`InputSource`], with guest time kept near host time.
@@ -51,6 +54,11 @@ impl<S: InputSource> Live<S> {
     /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
     pub fn new(source: S, clock: ClockControl) -> Self {
         Self { source, clock, must_sync: true }
+    }
+
+    /// What a point is worth.
+    pub fn scale(&self) -> &PointScale {
+        self.clock.scale()
     }
 
     /// The world.
@@ -98,21 +106,31 @@ fn asked_step(asked: Asked) -> Step {
 impl<S: InputSource> Inputs for Live<S> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         self.source.at(boundary);
-        if let Some(idle) = boundary.idle {
-            let due = idle.next_timer.map(|time| self.clock.due(time));
-            return Ok(self.next_idle(boundary, due));
+        let timer = boundary.next_timer.map(|time| self.clock.due(time));
+        if boundary.idle {
+            return Ok(self.next_idle(boundary, timer));
         }
         if let Some(asked) = self.source.take_asked() {
             return Ok(asked_step(asked));
         }
+        let on = Step::RunTo(boundary.point.after(self.clock.points_in(SLICE_NS)));
+        if !boundary.is_point {
+            return Ok(on);
+        }
         let host = self.source.now();
-        if self.must_sync || self.clock.sync_due(host) {
+        let timer_due =
+            self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
+        if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
         }
         if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
             return Ok(Step::Deliver(arrival));
         }
-        Ok(Step::RunTo(boundary.point.after(self.clock.instructions_in(SLICE_NS))))
+        if self.clock.scale().alarms {
+            let sync = HostTime(host.0.saturating_add(SYNC_INTERVAL_NS));
+            self.source.interrupt_at(timer.map_or(sync, |due| due.min(sync)));
+        }
+        Ok(on)
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), InputError> {

@@ -1,6 +1,8 @@
 //! The host as the source of live inputs.
 
+use super::alarm::Alarm;
 use super::{Mailbox, outside::HostOutside};
+use crate::engine::Kicker;
 use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Wish};
 use std::fs::File;
 use std::io::Read;
@@ -23,7 +25,7 @@ impl Gauges {
     pub fn set(&self, boundary: &Boundary) {
         self.point.store(boundary.point.get(), Ordering::Relaxed);
         self.guest_time_ns.store(boundary.time.as_ns(), Ordering::Relaxed);
-        self.idle.store(boundary.idle.is_some(), Ordering::Relaxed);
+        self.idle.store(boundary.idle, Ordering::Relaxed);
     }
 
     /// Sets the point alone, on a replaying side.
@@ -31,7 +33,7 @@ impl Gauges {
         self.point.store(point.get(), Ordering::Relaxed);
     }
 
-    /// Instructions retired.
+    /// The last point reached: on `soft`, instructions retired.
     pub fn point(&self) -> u64 {
         self.point.load(Ordering::Relaxed)
     }
@@ -55,6 +57,8 @@ pub struct HostSource {
     outside: Arc<HostOutside>,
     random: File,
     gauges: Arc<Gauges>,
+    /// For engines that do not come back by themselves.
+    alarm: Option<Alarm>,
 }
 
 impl HostSource {
@@ -69,7 +73,15 @@ impl HostSource {
         gauges: Arc<Gauges>,
     ) -> std::io::Result<Self> {
         let random = File::open("/dev/urandom")?;
-        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges })
+        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges, alarm: None })
+    }
+
+    /// The same, with a way to interrupt the running engine at a set time.
+    ///
+    /// # Errors
+    /// If the host has no thread for it.
+    pub fn with_alarm(self, kicker: Kicker) -> std::io::Result<Self> {
+        Ok(Self { alarm: Some(Alarm::start(kicker)?), ..self })
     }
 }
 
@@ -109,5 +121,12 @@ impl InputSource for HostSource {
 
     fn at(&mut self, boundary: &Boundary) {
         self.gauges.set(boundary);
+    }
+
+    fn interrupt_at(&mut self, HostTime(ns): HostTime) {
+        let at = self.live_since.checked_add(Duration::from_nanos(ns));
+        if let (Some(alarm), Some(at)) = (&self.alarm, at) {
+            alarm.set(at);
+        }
     }
 }
