@@ -203,13 +203,10 @@ impl Side {
     ) -> Result<Live<HostSource>, SideError> {
         let outside = Arc::clone(&doors.outside);
         let gauges = Arc::clone(self.status.gauges());
-        let mut source =
+        let source =
             HostSource::new(Arc::clone(&self.mailbox), outside, gauges).map_err(SideError::Host)?;
-        let (scale, kicker) = (machine.scale(), machine.kicker());
-        if let Some(kicker) = kicker.clone().filter(|_| scale.alarms) {
-            source = source.with_alarm(kicker).map_err(SideError::Host)?;
-        }
-        self.mailbox.set_kicker(kicker, scale.alarms);
+        let scale = machine.scale();
+        self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);
         Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point(), scale)))
     }
 

@@ -1,8 +1,7 @@
 //! Which engine a machine has, and opening it.
 
-use super::kvm::{KvmEngine, KvmError, PointKind};
 use super::soft::SoftEngine;
-use super::Engine;
+use super::{Engine, KvmEngine, KvmError, PointKind};
 use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -40,7 +39,10 @@ impl EngineKind {
 
     /// True if what this engine runs can be run again from its inputs.
     pub const fn is_replayable(self) -> bool {
-        !matches!(self, Self::Kvm { points: PointKind::Free })
+        match self {
+            Self::Soft => true,
+            Self::Kvm { points } => points.is_deterministic(),
+        }
     }
 
     /// True if the guest could see what this engine cannot make the same on both sides, and so must

@@ -4,7 +4,6 @@
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
 mod kind;
-pub mod kvm;
 pub mod soft;
 pub mod state;
 
@@ -68,9 +67,6 @@ pub enum Exit {
         /// RFLAGS.IF.
         interruptible: bool,
     },
-    /// The host asked the engine to come back, between two points: a place that no point names.
-    /// Nothing may happen to the guest here.
-    Kicked,
     /// A triple fault: the machine resets.
     Shutdown,
     /// The engine cannot go on; the state is that before the offending instruction.
@@ -146,18 +142,4 @@ pub trait Engine: fmt::Debug + Send {
 
     /// The memory this CPU runs in.
     fn ram(&self) -> &GuestRam;
-
-    /// Makes a running [`Self::run`] come back soon, from another thread. `None` for an engine
-    /// that always comes back by itself.
-    fn kicker(&self) -> Option<Kicker> {
-        None
-    }
-}
-
-/// Makes a running engine come back.
-#[derive(Clone, Debug)]
-pub struct Kicker;
-impl Kicker {
-    /// Makes the engine's [`Engine::run`] come back soon, or the next one at once.
-    pub fn kick(&self) {}
 }

@@ -1,6 +1,6 @@
 //! Inputs from the world.
 
-use super::clock::{HostTime, SYNC_INTERVAL_NS};
+use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Step, Wish};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
@@ -36,9 +36,6 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn start(&mut self, wish: Wish) -> Result<(), InputError>;
     /// Tells the world where the guest is, for status.
     fn at(&mut self, boundary: &Boundary);
-    /// Asks the world to interrupt the running guest at `at`. Replaces what was asked before. Asked
-    /// only for engines that do not come back by themselves.
-    fn interrupt_at(&mut self, _at: HostTime) {}
 }
 
 /// Live inputs: from an [`InputSource`], with guest time kept near host time.
@@ -125,10 +122,6 @@ impl<S: InputSource> Inputs for Live<S> {
         }
         if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
             return Ok(Step::Deliver(arrival));
-        }
-        if self.clock.scale().alarms {
-            let sync = HostTime(host.0.saturating_add(SYNC_INTERVAL_NS));
-            self.source.interrupt_at(timer.map_or(sync, |due| due.min(sync)));
         }
         Ok(on)
     }

@@ -3,8 +3,7 @@
 //! On `soft` a point is an instruction, of which a hundred million pass in a second; on `kvm` it is
 //! an exit, of which some ten thousand do, or none at all while the guest computes.
 
-use crate::engine::EngineKind;
-use crate::engine::kvm::PointKind;
+use crate::engine::{EngineKind, PointKind};
 use vmft_logging_channel::point::ClockRate;
 
 /// How the guest's speed is measured.
@@ -39,8 +38,8 @@ pub struct PointScale {
     /// Guest time is corrected also when a timer has come due on the host: where points are rare,
     /// guest time alone would be late by as much as the next correction is away.
     pub sync_for_timers: bool,
-    /// A running guest is interrupted from outside when a timer is due or something has come.
-    pub alarms: bool,
+    /// A running guest is kicked when something has arrived, because the kick is a point.
+    pub kick_for_arrivals: bool,
 }
 
 /// A rate in whole nanoseconds.
@@ -60,7 +59,7 @@ impl PointScale {
         progress_window: 1_000,
         digest_interval: 1 << 25,
         sync_for_timers: false,
-        alarms: false,
+        kick_for_arrivals: false,
     };
 
     /// Exits: a few microseconds each. An output is marked at the boundary after the exit that made
@@ -74,11 +73,11 @@ impl PointScale {
         progress_window: 16,
         digest_interval: 1 << 12,
         sync_for_timers: true,
-        alarms: false,
+        kick_for_arrivals: false,
     };
 
     /// Exits and kicks, of a guest that nobody follows.
-    pub const FREE: Self = Self { alarms: true, ..Self::EXITS };
+    pub const FREE: Self = Self { kick_for_arrivals: true, ..Self::EXITS };
 
     /// Single steps: about 10 µs each.
     pub const STEPS: Self = Self {
@@ -90,7 +89,7 @@ impl PointScale {
         progress_window: 16,
         digest_interval: 1 << 14,
         sync_for_timers: true,
-        alarms: false,
+        kick_for_arrivals: false,
     };
 
     /// The scale of an engine.

@@ -3,7 +3,6 @@
 //! Everything here is nondeterministic, and none of it touches guest memory. What it has for
 //! the guest goes into a [`Mailbox`]; the run loop takes it from there at a point of its choosing.
 
-mod alarm;
 pub mod console;
 mod disk;
 mod file_lock;

@@ -1,8 +1,6 @@
 //! The host as the source of live inputs.
 
-use super::alarm::Alarm;
 use super::{Mailbox, outside::HostOutside};
-use crate::engine::Kicker;
 use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Wish};
 use std::fs::File;
 use std::io::Read;
@@ -57,8 +55,6 @@ pub struct HostSource {
     outside: Arc<HostOutside>,
     random: File,
     gauges: Arc<Gauges>,
-    /// For engines that do not come back by themselves.
-    alarm: Option<Alarm>,
 }
 
 impl HostSource {
@@ -73,15 +69,7 @@ impl HostSource {
         gauges: Arc<Gauges>,
     ) -> std::io::Result<Self> {
         let random = File::open("/dev/urandom")?;
-        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges, alarm: None })
-    }
-
-    /// The same, with a way to interrupt the running engine at a set time.
-    ///
-    /// # Errors
-    /// If the host has no thread for it.
-    pub fn with_alarm(self, kicker: Kicker) -> std::io::Result<Self> {
-        Ok(Self { alarm: Some(Alarm::start(kicker)?), ..self })
+        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges })
     }
 }
 
@@ -121,12 +109,5 @@ impl InputSource for HostSource {
 
     fn at(&mut self, boundary: &Boundary) {
         self.gauges.set(boundary);
-    }
-
-    fn interrupt_at(&mut self, HostTime(ns): HostTime) {
-        let at = self.live_since.checked_add(Duration::from_nanos(ns));
-        if let (Some(alarm), Some(at)) = (&self.alarm, at) {
-            alarm.set(at);
-        }
     }
 }
