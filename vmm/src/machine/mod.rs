@@ -256,7 +256,7 @@ impl Machine {
             let until = bound.min(timer.max(start.after(1)));
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
             match self.engine.run(until, wanted, &mut wiring) {
-                Exit::Bound | Exit::Halted { .. } => return Ok(()),
+                Exit::Bound | Exit::Halted { .. } | Exit::Kicked => return Ok(()),
                 Exit::BusAccess => {
                     if self.board.reset_requested() {
                         self.reset()?;
