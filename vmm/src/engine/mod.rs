@@ -4,6 +4,7 @@
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
 mod kind;
+pub mod kvm;
 pub mod soft;
 pub mod state;
 
@@ -12,6 +13,7 @@ use std::fmt;
 use vmft_logging_channel::point::ExecutionPoint;
 
 pub use kind::{EngineError, EngineKind};
+pub use kvm::{Kicker, KvmEngine, KvmError, PointKind};
 pub use state::CpuState;
 
 /// How many bytes one port access moves.
@@ -69,6 +71,10 @@ pub enum Exit {
     },
     /// A triple fault: the machine resets.
     Shutdown,
+    /// The host asked the engine to come back ([`Kicker::kick`]). This is no point: nothing may be
+    /// delivered or injected here and no digest taken; only whoever operates the machine is
+    /// served, and then the guest runs on.
+    Kicked,
     /// The engine cannot go on; the state is that before the offending instruction.
     Fatal(EngineFault),
 }
@@ -124,6 +130,17 @@ pub trait Engine: fmt::Debug + Send {
     /// # Errors
     /// [`InvalidState`] if a value could not have come from [`Self::save`]; the engine is unchanged.
     fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState>;
+
+    /// Records in the memory's write tracker what was written and is not recorded there yet. Done
+    /// before [`crate::memory::WriteTracker::take_written`]; an engine that records writes as it
+    /// makes them has nothing to do.
+    fn collect_written(&mut self) {}
+
+    /// A handle by which other threads make a running [`Self::run`] come back soon; `None` if the
+    /// engine comes back by itself.
+    fn kicker(&self) -> Option<Kicker> {
+        None
+    }
 
     /// Takes back the write permissions cached for guest memory, so that the next write to each
     /// page is recorded in the memory's write tracker again. Done at the same points on both

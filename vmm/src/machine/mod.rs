@@ -321,10 +321,11 @@ impl Machine {
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
             let exit = self.engine.run(until, wanted, &mut wiring);
             match exit {
-                Exit::Kicked => self.at_point = false,
+                Exit::Bound | Exit::BusAccess | Exit::Halted { .. } => self.at_point = true,
                 // On the way from one point to the next.
                 Exit::InterruptWindow => {}
-                _ => self.at_point = true,
+                // Nothing retires: a reset makes another place of the same number.
+                Exit::Kicked | Exit::Shutdown | Exit::Fatal(_) => self.at_point = false,
             }
             match exit {
                 Exit::Bound | Exit::Halted { .. } | Exit::Kicked => return Ok(()),
