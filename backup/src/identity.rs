@@ -120,8 +120,9 @@ mod tests {
         ] {
             let mismatch = primary.mismatch(&joining_fingerprint(Some(other), &[]));
             let told = mismatch.expect("another engine").to_string();
-            let wanted =
-                format!("engine is \"kvm, points at exits\" on the primary and {text} on the backup");
+            let wanted = format!(
+                "engine is \"kvm, points at exits\" on the primary and {text} on the backup"
+            );
             assert_eq!(told, wanted);
         }
     }

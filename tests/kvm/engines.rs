@@ -64,11 +64,7 @@ pub fn expected(lines: u32) -> String {
 
 /// Runs the program to its end.
 pub fn vmft(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vmft"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_vmft")).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// What the program said on standard error.

@@ -81,6 +81,26 @@ fn points_are_for_kvm_and_engines_are_known_by_name() {
     }
 }
 
+#[test]
+fn a_host_without_kvm_refuses_the_engine_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = write_probe(directory.path(), &probe(2, 10));
+    let program = env!("CARGO_BIN_EXE_vmft");
+    // A mount namespace in which the device, if there is one, is something else.
+    let script = "if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi; exec \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh", program, "run"])
+        .args(["--engine", "kvm", "--serial", "null", "--memory", "size=64M", "--kernel"])
+        .arg(kernel)
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(!output.status.success(), "not refused");
+    for text in ["the kvm engine cannot run on this host", "/dev/kvm", "--engine soft"] {
+        assert!(said.contains(text), "{text:?} is not said: {said}");
+    }
+}
+
 /// A primary with the probe guest, waiting for its backup.
 fn waiting_primary(directory: &Path, engine: Engine) -> (SideProcess, String) {
     let kernel = write_probe(directory, &probe(4, 10));
@@ -89,8 +109,7 @@ fn waiting_primary(directory: &Path, engine: Engine) -> (SideProcess, String) {
     arguments.push(prefixed("dir=", &directory.join("arbiter")));
     arguments.extend(words(engine.options()));
     let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
-    let mut primary =
-        SideProcess::start(program, Which::Primary, directory, &arguments).unwrap();
+    let mut primary = SideProcess::start(program, Which::Primary, directory, &arguments).unwrap();
     let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
     (primary, status.listening.unwrap())
 }
@@ -113,7 +132,11 @@ fn mismatched_backup(primary: Engine, backup: Engine, wanted: &[&str]) {
 #[test]
 fn a_peer_with_another_engine_is_refused_with_both_sides_named() {
     let soft = "\"soft\" on the primary";
-    mismatched_backup(Engine::Soft, Engine::KvmExit, &[soft, "\"kvm, points at exits\" on the backup"]);
+    mismatched_backup(
+        Engine::Soft,
+        Engine::KvmExit,
+        &[soft, "\"kvm, points at exits\" on the backup"],
+    );
     let kvm = "\"kvm, points at exits\" on the primary";
     mismatched_backup(Engine::KvmExit, Engine::Soft, &[kvm, "\"soft\" on the backup"]);
 }

@@ -209,8 +209,7 @@ unsafe extern "C" {
 pub(super) fn program(guest: &ProbeGuest) -> Vec<u8> {
     const { assert!(BASE.is_multiple_of(0x1000)) };
     let begin = &raw const vmft_line_probe_begin;
-    let (parameters, end) =
-        (&raw const vmft_line_probe_parameters, &raw const vmft_line_probe_end);
+    let (parameters, end) = (&raw const vmft_line_probe_parameters, &raw const vmft_line_probe_end);
     // SAFETY: the symbols delimit the bytes assembled above, in one read-only section, in this
     // order; they live as long as the program.
     let (code, at) = unsafe {

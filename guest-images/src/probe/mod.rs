@@ -101,7 +101,10 @@ mod tests {
 
     #[test]
     fn the_image_holds_what_it_is_to_do_and_fits_below_its_tables() {
-        let guest = ProbeGuest { lines: NonZeroU32::new(0x0102_0304).expect("not zero"), ..Default::default() };
+        let guest = ProbeGuest {
+            lines: NonZeroU32::new(0x0102_0304).expect("not zero"),
+            ..Default::default()
+        };
         let image = guest.image();
         assert!(image.len() < 0x8000 + PROGRAM_OFFSET as usize);
         let tail: Vec<u8> =

@@ -5,8 +5,8 @@ mod probe;
 mod report;
 mod shell;
 
-use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use crate::machine_options::{EngineOptions, Purpose};
+use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use crate::progress;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};

@@ -90,8 +90,7 @@ impl Report {
     ) -> Self {
         let wanted = verdicts.lines_wanted;
         let lines = ledger.line_gaps(wanted);
-        let records =
-            verdicts.records.map(|verdicts| RecordReport::new(ledger, wanted, verdicts));
+        let records = verdicts.records.map(|verdicts| RecordReport::new(ledger, wanted, verdicts));
         let channel = primary.channel.clone().unwrap_or_default();
         let good = lines == Gaps::default()
             && records.as_ref().is_none_or(|records| records.good)

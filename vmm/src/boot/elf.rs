@@ -78,7 +78,8 @@ pub(super) fn has_note(file: &[u8], owner: &[u8], kind: u32) -> bool {
         for program in header.program_headers(LittleEndian, file)? {
             let Some(mut notes) = program.notes(LittleEndian, file)? else { continue };
             while let Some(note) = notes.next()? {
-                if note.name() == owner && note.n_type(LittleEndian) == object::elf::NoteType(kind) {
+                if note.name() == owner && note.n_type(LittleEndian) == object::elf::NoteType(kind)
+                {
                     return Ok(true);
                 }
             }

@@ -110,7 +110,8 @@ impl ClockControl {
 
     /// How many points take about `ns` of host time.
     pub fn points_in(&self, ns: u64) -> u64 {
-        let points = (u128::from(ns) << ClockRate::FRACTION_BITS) / u128::from(self.measured.max(1));
+        let points =
+            (u128::from(ns) << ClockRate::FRACTION_BITS) / u128::from(self.measured.max(1));
         u64::try_from(points).unwrap_or(u64::MAX).max(1)
     }
 }
