@@ -10,14 +10,15 @@ use std::io::{self, Read};
 use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
 use vmft_logging_channel::handshake::Nonce;
 use vmft_vmm::board::DiskConfig;
-use vmft_vmm::engine::{EngineKind, soft};
+use vmft_vmm::engine::{EngineKind, kvm, soft};
 use vmft_vmm::machine::STATE_VERSION;
 
 const VERSION: &str = "vmft version";
 const STATE: &str = "state version";
 const ENGINE: &str = "engine";
 const HOST_CPU: &str = "host cpu";
-const CPU: &str = "cpu model";
+const SOFT_CPU: &str = "cpu model of soft";
+const KVM_CPU: &str = "cpu model of kvm";
 
 /// What identifies a CPU in `/proc/cpuinfo`, as far as it may change what the CPU computes.
 const CPU_FACTS: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "microcode"];
@@ -27,7 +28,8 @@ fn program() -> Fingerprint {
     Fingerprint::new()
         .with(VERSION, env!("CARGO_PKG_VERSION"))
         .with(STATE, STATE_VERSION)
-        .with(CPU, soft::cpu_model_digest())
+        .with(SOFT_CPU, soft::cpu_model_digest())
+        .with(KVM_CPU, kvm::cpu_model_digest())
 }
 
 /// The host's CPU, in words.
@@ -84,7 +86,7 @@ pub fn joining_fingerprint(wanted: Option<EngineKind>, configs: &[DiskConfig]) -
 /// The field in which it differs.
 pub fn check_version(log: &Fingerprint, kind: EngineKind) -> Result<(), Mismatch> {
     let ours = engine(program(), kind);
-    let theirs = [VERSION, STATE, ENGINE, HOST_CPU, CPU];
+    let theirs = [VERSION, STATE, ENGINE, HOST_CPU, SOFT_CPU, KVM_CPU];
     let theirs = theirs.into_iter().fold(Fingerprint::new(), |known, name| match log.get(name) {
         Some(value) => known.with(name, value),
         None => known,

@@ -3,8 +3,10 @@
 //! [`Engine`] is the narrow trait that joins the engines; nothing above it knows which one
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
+mod cpu_model;
 mod kind;
 pub mod kvm;
+mod msr;
 pub mod soft;
 pub mod state;
 
