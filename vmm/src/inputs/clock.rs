@@ -13,7 +13,7 @@ use vmft_logging_channel::point::{ClockRate, ExecutionPoint, VirtualClock, Virtu
 pub struct HostTime(pub u64);
 
 /// How often a running guest is corrected, in host nanoseconds.
-pub const SYNC_INTERVAL_NS: u64 = 5_000_000;
+pub const SYNC_INTERVAL_NS: u64 = 8_000_000;
 /// Slowest guest time may pass while the guest runs: 1/16 ns a point. Above zero, so that
 /// a guest spinning on its clock always gets on.
 const MIN_RATE: u64 = (1 << ClockRate::FRACTION_BITS) / 16;
