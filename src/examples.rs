@@ -6,6 +6,7 @@ Examples:
   vmft demo                               kill the primary in the middle, count everything
   vmft demo --lines 500 --kill-after 400  a longer run, a later kill
   vmft demo --guest shell                 a shell on the pair; kill either side yourself
+  vmft demo --guest probe --engine kvm    a tiny guest on the host's KVM
   vmft demo --keep out --json             keep disk, consoles and messages; report as JSON
 
 Exit code 0 only if no line, record or console byte is missing or repeated and the file system is
@@ -114,5 +115,6 @@ It runs small probe guests on /dev/kvm, for a few seconds. Exit code 0 whatever 
 pub const GUEST: &str = "\
 Example:
   vmft guest --refresh
+  vmft guest --probe probe.elf; vmft run --engine kvm --kernel probe.elf
 
 The cache is $VMFT_CACHE, else $XDG_CACHE_HOME/vmft, else ~/.cache/vmft.";

@@ -4,7 +4,7 @@ use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +15,100 @@ use vmft_backup::status::StatusBoard;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
+use vmft_vmm::engine::{EngineKind, PointKind};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
+
+/// What executes the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineChoice {
+    /// An interpreter in user space: everywhere, any kernel, exact
+    Soft,
+    /// The host's KVM
+    Kvm,
+}
+
+impl EngineChoice {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Soft => "soft",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// What names a place in the guest's run on KVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PointsChoice {
+    /// The number of the guest's exits; what arrives waits for the next
+    Exit,
+    /// The number of instructions, stepped one by one: slow
+    Step,
+}
+
+impl PointsChoice {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Step => "step",
+        }
+    }
+}
+
+/// Which engine, and what it counts.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct EngineOptions {
+    /// What executes the guest
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub engine: Option<EngineChoice>,
+    /// What names a place in the guest's run on --engine kvm. Default: exit where the guest is
+    /// recorded or followed; else none, and the guest runs freely
+    #[arg(long, value_enum, requires = "engine", help_heading = "Machine")]
+    pub points: Option<PointsChoice>,
+}
+
+/// What a machine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Nobody follows.
+    Alone,
+    /// Its run is recorded, or a backup follows.
+    Lockstep,
+}
+
+impl EngineOptions {
+    /// The engine, if one is named.
+    pub fn wanted(&self, purpose: Purpose) -> Result<Option<EngineKind>> {
+        let points = match (self.points, purpose) {
+            (Some(PointsChoice::Step), _) => PointKind::Step,
+            (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
+            (None, Purpose::Alone) => PointKind::Free,
+        };
+        Ok(match self.engine {
+            Some(EngineChoice::Soft) if self.points.is_some() => {
+                bail!("--points is for --engine kvm; soft always counts instructions")
+            }
+            Some(EngineChoice::Soft) => Some(EngineKind::Soft),
+            Some(EngineChoice::Kvm) => Some(EngineKind::Kvm { points }),
+            None => None,
+        })
+    }
+
+    /// The same on another command line.
+    pub fn arguments(&self) -> Vec<&'static str> {
+        let engine = self.engine.map(|engine| ["--engine", engine.name()]);
+        let points = self.points.map(|points| ["--points", points.name()]);
+        engine.into_iter().chain(points).flatten().collect()
+    }
+}
+
+/// What to do where the kvm engine does not serve.
+pub const ENGINE_REMEDY: &str =
+    "`vmft doctor` says what this host's KVM can do; --engine soft runs everywhere";
 
 /// What the machine is made of. Without `--kernel` and `--restore`: the default guest.
 #[derive(Debug, Clone, Args)]
@@ -43,9 +133,13 @@ pub struct MachineOptions {
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     pub disk: Vec<DiskOption>,
     /// Start from a snapshot instead of booting; disks are given as when it was taken
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory"],
+    #[arg(long, value_name = "DIR",
+          conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory", "engine", "points"],
           help_heading = "Machine")]
     pub restore: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a text here would replace the command's own")]
+    pub engine: EngineOptions,
 }
 
 /// How a side talks to people and programs on its host.
@@ -143,7 +237,16 @@ impl MachineOptions {
     }
 
     /// The machine, ready to run, on `disks`.
-    pub fn machine(&self, disks: &[DiskFile]) -> Result<Machine> {
+    pub fn machine(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
+        let machine = self.make(disks, purpose)?;
+        if purpose == Purpose::Lockstep {
+            machine.check_lockstep()?;
+        }
+        Ok(machine)
+    }
+
+    fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
+        let engine = self.engine.wanted(purpose)?.unwrap_or_default();
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
             let machine = snapshot::restore(directory)
@@ -159,9 +262,13 @@ impl MachineOptions {
                 disks: configs,
                 entropy: true,
             },
+            engine,
         };
         let BootFiles { kernel, initramfs, source } = self.files()?;
         Machine::new(config, source).map_err(|error| {
+            if let SetupError::Engine(error) = error {
+                return anyhow!("{:#}; {ENGINE_REMEDY}", anyhow::Error::from(error));
+            }
             let (file, remedy) = match &error {
                 SetupError::Boot(BootError::InitramfsTooLarge { .. }) => {
                     (initramfs.unwrap_or_default(), " with --memory, or a smaller initramfs")

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
-use vmft_backup::identity::fingerprint;
+use vmft_backup::identity::{fingerprint, joining_fingerprint};
 use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
-use vmft_logging_channel::fingerprint::Identity;
+use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig};
 use vmft_vmm::board::{Bytes, DiskConfig};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::world::DiskFile;
 
 /// How the two sides find out about each other and who may go on.
@@ -91,12 +92,17 @@ impl ListenPlace {
 
 /// Begins a pair's next reign: the arbiter, and the identity with the generation just won. The last
 /// step before a new primary runs, because from here on the shared storage is changed.
-pub fn begin_reign(directory: &Path, side: &Side) -> Result<(DirectoryArbiter, Identity)> {
+pub fn begin_reign(
+    directory: &Path,
+    side: &Side,
+    engine: EngineKind,
+) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::create(directory)
         .remedy(|| "--arbiter dir=PATH names a directory on storage that both hosts share")?;
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
-    let identity = identity(directory, &name, generation, &side.disks)?;
+    let fingerprint = fingerprint(engine, &disk_configs(&side.disks));
+    let identity = identity(directory, &name, generation, fingerprint)?;
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
             "generation {} has just been won by {winner}; stop that one first, or join it with \
@@ -107,11 +113,17 @@ pub fn begin_reign(directory: &Path, side: &Side) -> Result<(DirectoryArbiter, I
     Ok((arbiter, identity))
 }
 
-/// Finds the pair that a backup is to join. Changes nothing.
-pub fn find_pair(directory: &Path, side: &Side) -> Result<(DirectoryArbiter, Identity)> {
+/// Finds the pair that a backup is to join, with any engine or only the one `wanted`. Changes
+/// nothing.
+pub fn find_pair(
+    directory: &Path,
+    side: &Side,
+    wanted: Option<EngineKind>,
+) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::open(directory)?;
     let name = arbiter.pair_name()?;
-    let identity = identity(directory, &name, arbiter.latest()?, &side.disks)?;
+    let fingerprint = joining_fingerprint(wanted, &disk_configs(&side.disks));
+    let identity = identity(directory, &name, arbiter.latest()?, fingerprint)?;
     Ok((arbiter, identity))
 }
 
@@ -119,13 +131,13 @@ fn identity(
     directory: &Path,
     name: &str,
     generation: Generation,
-    disks: &[DiskFile],
+    fingerprint: Fingerprint,
 ) -> Result<Identity> {
     let pair = name
         .parse()
         .with_context(|| format!("the arbiter {} is damaged", directory.display()))
         .remedy(|| "if no side of its pair is alive, remove the directory")?;
-    Ok(Identity { pair, generation, fingerprint: fingerprint(&disk_configs(disks)) })
+    Ok(Identity { pair, generation, fingerprint })
 }
 
 /// What a disk looks like to the guest.

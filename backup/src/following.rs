@@ -4,6 +4,7 @@ use crate::arbiter::{Arbiter, RETRY, Verdict, win_or_wait};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
+use crate::identity::fingerprint;
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
@@ -113,7 +114,10 @@ impl Side {
                     let generation = Generation(succession.report.generation);
                     let mut listen = duties.listen;
                     if let Some(config) = &mut listen {
+                        let machine = machine.config();
                         config.identity.generation = generation;
+                        config.identity.fingerprint =
+                            fingerprint(machine.engine, &machine.board.disks);
                     }
                     let live = LiveDuties {
                         arbiter: duties.arbiter,

@@ -1,50 +1,96 @@
 //! What two sides compare before one may replay the other.
+//!
+//! A backup takes the machine from its primary, engine included; it says of itself only what it
+//! cannot change: its program, its disks, its host's CPU. Unless its operator names an engine, it
+//! leaves that open ([`ANY`]). A primary leaves its host's CPU open where its engine computes the
+//! same on every host.
 
 use std::fs::File;
 use std::io::{self, Read};
-use vmft_logging_channel::fingerprint::{Fingerprint, Mismatch};
+use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
 use vmft_logging_channel::handshake::Nonce;
 use vmft_vmm::board::DiskConfig;
-use vmft_vmm::engine::soft;
+use vmft_vmm::engine::{EngineKind, kvm, soft};
 use vmft_vmm::machine::STATE_VERSION;
 
 const VERSION: &str = "vmft version";
 const STATE: &str = "state version";
 const ENGINE: &str = "engine";
-const CPU: &str = "cpu model";
+const HOST_CPU: &str = "host cpu";
+const SOFT_CPU: &str = "cpu model of soft";
+const KVM_CPU: &str = "cpu model of kvm";
+
+/// What identifies a CPU in `/proc/cpuinfo`, as far as it may change what the CPU computes.
+const CPU_FACTS: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "microcode"];
 
 /// The part that a program has of itself, whatever machine it runs.
 fn program() -> Fingerprint {
     Fingerprint::new()
         .with(VERSION, env!("CARGO_PKG_VERSION"))
         .with(STATE, STATE_VERSION)
-        .with(ENGINE, "soft")
-        .with(CPU, soft::cpu_model_digest())
+        .with(SOFT_CPU, soft::cpu_model_digest())
+        .with(KVM_CPU, kvm::cpu_model_digest())
 }
 
-/// The fingerprint of a machine with these disks: what a backup knows before it has the machine.
-/// All else comes with the checkpoint.
-pub fn fingerprint(disks: &[DiskConfig]) -> Fingerprint {
-    let count = program().with("disks", disks.len());
+/// The host's CPU, in words.
+fn host_cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    // The first CPU's lines; a host whose CPUs differ is not known to Linux.
+    let facts = CPU_FACTS.map(|fact| {
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.trim() == fact)
+            .map_or("unknown", |(_, value)| value.trim())
+    });
+    let [vendor, family, model, stepping, microcode] = facts;
+    format!("{vendor} {family}/{model}/{stepping}, microcode {microcode}")
+}
+
+fn engine(fingerprint: Fingerprint, engine: EngineKind) -> Fingerprint {
+    let fingerprint = fingerprint.with(ENGINE, engine);
+    match engine {
+        EngineKind::Soft => fingerprint.with(HOST_CPU, ANY),
+        EngineKind::Kvm { .. } => fingerprint.with(HOST_CPU, host_cpu()),
+    }
+}
+
+fn disks(fingerprint: Fingerprint, disks: &[DiskConfig]) -> Fingerprint {
+    let count = fingerprint.with("disks", disks.len());
     disks.iter().enumerate().fold(count, |fingerprint, (index, disk)| {
         let mode = if disk.read_only { "read-only" } else { "writable" };
         fingerprint.with(format!("disk {index}"), format!("{} bytes, {mode}", disk.capacity.0))
     })
 }
 
-/// The log was written by a program that executes as this one does.
+/// The fingerprint of a machine on this host, with this engine and these disks. All else comes with
+/// the checkpoint.
+pub fn fingerprint(kind: EngineKind, configs: &[DiskConfig]) -> Fingerprint {
+    disks(engine(program(), kind), configs)
+}
+
+/// The fingerprint of a side that is to get its machine from another: of this host, with these
+/// disks, and with any engine unless one is `wanted`.
+pub fn joining_fingerprint(wanted: Option<EngineKind>, configs: &[DiskConfig]) -> Fingerprint {
+    let program = program().with(HOST_CPU, host_cpu());
+    let program = match wanted {
+        Some(engine) => program.with(ENGINE, engine),
+        None => program.with(ENGINE, ANY),
+    };
+    disks(program, configs)
+}
+
+/// The log of a machine with this engine was written by a program, and on a host, that executes as
+/// this one does.
 ///
 /// # Errors
 /// The field in which it differs.
-pub fn check_version(log: &Fingerprint) -> Result<(), Mismatch> {
-    let ours = program();
-    let theirs =
-        [VERSION, STATE, ENGINE, CPU].into_iter().fold(Fingerprint::new(), |known, name| match log
-            .get(name)
-        {
-            Some(value) => known.with(name, value),
-            None => known,
-        });
+pub fn check_version(log: &Fingerprint, kind: EngineKind) -> Result<(), Mismatch> {
+    let ours = engine(program(), kind);
+    let theirs = [VERSION, STATE, ENGINE, HOST_CPU, SOFT_CPU, KVM_CPU];
+    let theirs = theirs.into_iter().fold(Fingerprint::new(), |known, name| match log.get(name) {
+        Some(value) => known.with(name, value),
+        None => known,
+    });
     theirs.mismatch(&ours).map_or(Ok(()), Err)
 }
 
@@ -56,4 +102,50 @@ pub fn nonce() -> io::Result<Nonce> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(Nonce(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmft_vmm::engine::PointKind;
+
+    #[test]
+    fn a_backup_that_names_no_engine_follows_any_and_one_that_does_only_that() {
+        let kvm = |points| EngineKind::Kvm { points };
+        let primary = fingerprint(kvm(PointKind::Exit), &[]);
+        assert_eq!(primary.mismatch(&joining_fingerprint(None, &[])), None);
+        let same = joining_fingerprint(Some(kvm(PointKind::Exit)), &[]);
+        assert_eq!(primary.mismatch(&same), None);
+        for (other, text) in [
+            (EngineKind::Soft, "\"soft\""),
+            (kvm(PointKind::Step), "\"kvm, points at single steps\""),
+        ] {
+            let mismatch = primary.mismatch(&joining_fingerprint(Some(other), &[]));
+            let told = mismatch.expect("another engine").to_string();
+            let wanted = format!(
+                "engine is \"kvm, points at exits\" on the primary and {text} on the backup"
+            );
+            assert_eq!(told, wanted);
+        }
+    }
+
+    #[test]
+    fn the_hosts_cpu_counts_only_where_the_guest_runs_on_it() {
+        let elsewhere = |engine| {
+            let cpu = "GenuineElsewhere 6/1/1, microcode 0x1";
+            joining_fingerprint(engine, &[]).with(HOST_CPU, cpu)
+        };
+        let soft = fingerprint(EngineKind::Soft, &[]);
+        assert_eq!(soft.mismatch(&elsewhere(None)), None);
+        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &[]);
+        assert_eq!(kvm.mismatch(&elsewhere(None)).expect("another CPU").field, HOST_CPU);
+    }
+
+    #[test]
+    fn a_log_of_another_engine_is_not_this_ones() {
+        let log = fingerprint(EngineKind::Soft, &[]);
+        assert_eq!(check_version(&log, EngineKind::Soft), Ok(()));
+        let kvm = EngineKind::Kvm { points: PointKind::Step };
+        assert_eq!(check_version(&log, kvm).expect_err("another engine").field, ENGINE);
+    }
 }

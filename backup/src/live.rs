@@ -165,6 +165,7 @@ impl Side {
         duties: LiveDuties,
         succession: Option<Succession>,
     ) -> Result<SideEnd, SideError> {
+        machine.check_lockstep()?;
         let wait = duties.wait_for_backup;
         let live_side = self.open_live_side(duties)?;
         let mut live = live_side.go_live(&machine, succession)?;

@@ -13,7 +13,7 @@ use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
 use vmft_vmm::inputs::{Asked, ClockControl, Inputs, Live, LogSink, Recording};
-use vmft_vmm::machine::{Machine, MachineError, RunEnd, StateError};
+use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateError};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::snapshot::{self, SnapshotError};
 use vmft_vmm::world::console::ConsoleHub;
@@ -40,6 +40,9 @@ pub enum SideError {
     /// The primary's machine cannot be restored here.
     #[error("the primary's machine cannot be restored")]
     State(#[from] StateError),
+    /// The machine's run cannot be followed.
+    #[error(transparent)]
+    Lockstep(#[from] LockstepRefusal),
     /// The host.
     #[error("reading from the host")]
     Host(#[source] io::Error),
@@ -202,7 +205,9 @@ impl Side {
         let gauges = Arc::clone(self.status.gauges());
         let source =
             HostSource::new(Arc::clone(&self.mailbox), outside, gauges).map_err(SideError::Host)?;
-        Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point())))
+        let scale = machine.scale();
+        self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);
+        Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point(), scale)))
     }
 
     /// Does again what the devices still wait for: a side that goes live, or that was restored,
@@ -252,6 +257,7 @@ impl Side {
     /// # Errors
     /// See [`SideError`].
     pub fn record(&self, mut machine: Machine, log: impl LogSink) -> Result<SideEnd, SideError> {
+        machine.check_lockstep()?;
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
         let doors = self.open_doors(&fence)?;
         let mut live = self.live_inputs(&doors, &machine)?;

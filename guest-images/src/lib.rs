@@ -7,9 +7,11 @@
 //! upstream KVM of the same packages. [`disk`] makes and checks disk images,
 //! [`cmdline`] knows the kernel command line, and [`workload`] what the guest's init can run.
 //!
+//! [`probe`] makes a guest of a few hundred bytes, which runs where no Linux does.
+//!
 //! Nothing is installed, compiled or mounted. Loading a kernel into a machine is not done here.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cache;
 pub mod cmdline;
@@ -23,6 +25,7 @@ mod initramfs;
 mod manifest;
 mod modules;
 pub mod packages;
+pub mod probe;
 mod progress;
 pub mod workload;
 
@@ -32,5 +35,6 @@ pub use error::GuestError;
 pub use guest::{Guest, default_guest, refresh_default_guest, stock_kvm_host};
 pub use manifest::{Manifest, PackageRecord, Sha256};
 pub use packages::ensure_packages;
+pub use probe::ProbeGuest;
 pub use progress::{NoProgress, Progress};
 pub use workload::Workload;

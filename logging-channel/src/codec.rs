@@ -125,7 +125,7 @@ pub fn encode_entry(
             Arrival::ClockSync { time, rate } => {
                 start(out, kind::CLOCK_SYNC);
                 put_varint(out, time.as_ns());
-                put_varint(out, u64::from(rate.raw()));
+                put_varint(out, rate.raw());
             }
             Arrival::DiskCompletion { disk, request, status, data } => {
                 start(out, kind::DISK_COMPLETION);
@@ -202,7 +202,7 @@ fn decode_arrival(kind: u8, cursor: &mut Cursor<'_>) -> Result<Arrival, DecodeEr
     Ok(match kind {
         kind::CLOCK_SYNC => Arrival::ClockSync {
             time: VirtualTime::from_ns(cursor.varint("guest time")?),
-            rate: ClockRate::from_raw(decode_u32(cursor, "clock rate")?),
+            rate: ClockRate::from_raw(cursor.varint("clock rate")?),
         },
         kind::DISK_COMPLETION => Arrival::DiskCompletion {
             disk: cursor.byte("disk number")?,

@@ -160,7 +160,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
     let point = (0..1u64 << 40).prop_map(ExecutionPoint::new);
     let bytes = |len| proptest::collection::vec(any::<u8>(), 0..len);
     let arrival = prop_oneof![
-        (any::<u64>(), any::<u32>()).prop_map(|(time, rate)| Arrival::ClockSync {
+        (any::<u64>(), any::<u64>()).prop_map(|(time, rate)| Arrival::ClockSync {
             time: VirtualTime::from_ns(time),
             rate: ClockRate::from_raw(rate)
         }),

@@ -15,6 +15,9 @@ pub const MAX_FIELD_VALUE: usize = 512;
 /// Longest pair name, in bytes.
 pub const MAX_PAIR_NAME: usize = 64;
 
+/// The value of a field that matches every other: of a side to which the field does not matter.
+pub const ANY: &str = "any";
+
 /// Everything about a machine that must be the same on both sides, as named texts, so that a
 /// mismatch can be reported by name with both values.
 ///
@@ -57,12 +60,17 @@ impl Fingerprint {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The first field, by name, that is not the same in `other`; `self` is the primary's.
+    /// The first field, by name, that is not the same in `other`; `self` is the primary's. [`ANY`] on
+    /// either side is the same as every value.
     pub fn mismatch(&self, other: &Self) -> Option<Mismatch> {
         self.0
             .keys()
             .chain(other.0.keys())
-            .filter(|name| self.get(name) != other.get(name))
+            .filter(|name| {
+                let (ours, theirs) = (self.get(name), other.get(name));
+                let any = [ours, theirs].contains(&Some(ANY));
+                ours != theirs && !(any && ours.is_some() && theirs.is_some())
+            })
             .min()
             .map(|name| Mismatch {
                 field: name.clone(),
@@ -191,6 +199,16 @@ mod tests {
         assert_eq!(text, r#"disk 0 is missing on the primary and "1 GiB" on the backup"#);
         let text = large.mismatch(&small).expect("a field less").to_string();
         assert_eq!(text, r#"disk 0 is "1 GiB" on the primary and missing on the backup"#);
+    }
+
+    #[test]
+    fn any_matches_every_value_but_not_a_field_that_is_missing() {
+        let open = Fingerprint::new().with("engine", ANY);
+        let soft = Fingerprint::new().with("engine", "soft");
+        assert_eq!(open.mismatch(&soft), None);
+        assert_eq!(soft.mismatch(&open), None);
+        assert!(open.mismatch(&Fingerprint::new()).is_some());
+        assert!(Fingerprint::new().mismatch(&open).is_some());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A place in the guest's instruction stream: the number of instructions retired since
-/// the machine was switched on.
+/// the machine was switched on; on an engine that cannot count those, the number of its
+/// deterministic exits.
 ///
 /// One iteration-bounded chunk of a `REP` string instruction counts as one, exactly as the
 /// engine executes it (see `docs/determinism.md`). Two runs with the same inputs are in the
@@ -80,22 +81,22 @@ impl VirtualTime {
     }
 }
 
-/// How much guest time one retired instruction takes: nanoseconds as a fixed-point
+/// How much guest time passes from one point to the next: nanoseconds as a fixed-point
 /// number with 24 fractional bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ClockRate(u32);
+pub struct ClockRate(u64);
 
 impl ClockRate {
     /// Fractional bits of the representation.
     pub const FRACTION_BITS: u32 = 24;
 
-    /// A rate of `raw / 2^24` nanoseconds an instruction.
-    pub const fn from_raw(raw: u32) -> Self {
+    /// A rate of `raw / 2^24` nanoseconds a point.
+    pub const fn from_raw(raw: u64) -> Self {
         Self(raw)
     }
 
-    /// The rate in units of 2^-24 nanoseconds an instruction.
-    pub const fn raw(self) -> u32 {
+    /// The rate in units of 2^-24 nanoseconds a point.
+    pub const fn raw(self) -> u64 {
         self.0
     }
 }
@@ -111,7 +112,7 @@ pub struct VirtualClock {
     pub sync_point: ExecutionPoint,
     /// Guest time at that point.
     pub sync_time: VirtualTime,
-    /// Guest time per instruction from there on.
+    /// Guest time per point from there on.
     pub rate: ClockRate,
 }
 

@@ -2,23 +2,25 @@
 
 use crate::api::ShutdownHook;
 use crate::interrupt;
-use crate::machine_options::{SideOptions, make_side, open_disks};
+use crate::machine_options::{
+    ENGINE_REMEDY, EngineOptions, Purpose, SideOptions, make_side, open_disks,
+};
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties};
-use vmft_backup::side::{Side, SideError};
+use vmft_backup::side::SideError;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
 use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
+use vmft_vmm::machine::StateError;
 
 /// How long to wait for the pair without a word about it, and between two looks.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
@@ -44,6 +46,9 @@ pub struct BackupOptions {
     #[arg(long, value_name = "MS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Experiments")]
     acknowledge_delay: u64,
+    // A backup takes the primary's engine; named here, no other will do.
+    #[command(flatten)]
+    engine: EngineOptions,
     #[command(flatten)]
     pair: PairOptions,
     #[command(flatten)]
@@ -59,6 +64,7 @@ impl ShutdownHook for BackupControl {
 /// Follows a primary, and takes over when it is lost.
 pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
     let directory = options.pair.arbiter_directory(&options.disk)?;
+    let wanted = options.engine.wanted(Purpose::Lockstep)?;
     let disks = open_disks(&options.disk, false)?;
     let place = options.listen.as_ref().map(ListenPlace::take).transpose()?;
     let side = make_side(&options.side, disks, "backup")?;
@@ -67,7 +73,8 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
     interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
 
     let patience = Duration::from_secs(options.connect_timeout);
-    let Some((arbiter, identity)) = wait_for_pair(&directory, &side, &control, patience)? else {
+    let find = || pair_options::find_pair(&directory, &side, wanted);
+    let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
     let listen = place.map(|place| options.pair.primary_config(place, identity.clone()));
@@ -90,8 +97,7 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
 /// Finds the pair, and waits for it if its primary is still starting. `None` if the operator stops
 /// the side meanwhile.
 fn wait_for_pair(
-    directory: &Path,
-    side: &Side,
+    find: impl Fn() -> Result<(DirectoryArbiter, Identity)>,
     control: &BackupControl,
     patience: Duration,
 ) -> Result<Option<(DirectoryArbiter, Identity)>> {
@@ -99,7 +105,7 @@ fn wait_for_pair(
     let quiet_until = Instant::now() + QUIET_WAIT;
     let mut told = false;
     while !control.is_leaving() {
-        match pair_options::find_pair(directory, side) {
+        match find() {
             Err(error) if Instant::now() < deadline && is_absent(&error) => {
                 if !told && Instant::now() > quiet_until {
                     tell!("{error:#}; trying for {} s", patience.as_secs());
@@ -125,12 +131,20 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
         )) => match refusal {
             Refusal::WrongPair { .. } => "name the primary's own disk and arbiter here",
+            Refusal::Fingerprint(mismatch) if mismatch.field == "engine" => {
+                "name the primary's --engine and --points here, or none"
+            }
+            Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
+                "a guest on --engine kvm needs the same CPU and microcode on both hosts; --engine \
+                 soft runs on different ones"
+            }
             Refusal::Fingerprint(_) => "give both sides the same --disk options and the same vmft",
             Refusal::WrongGeneration { .. } => "name the side that is live now with --primary",
             Refusal::WrongRole(_) => "name a primary's --listen address with --primary",
             Refusal::HasBackup | Refusal::NotAccepting(_) => "see `vmft status` of the primary",
             Refusal::Version { .. } | Refusal::Replayed => return error.into(),
         },
+        SideError::State(StateError::Engine { .. }) => ENGINE_REMEDY,
         SideError::Transport(TransportError::Tls(_)) => {
             "tls_dir= takes a directory that `vmft tls-init` has made"
         }

@@ -1,10 +1,14 @@
 //! `vmft guest`.
 
+use crate::remedy::Remedy;
 use crate::terminal::say;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use vmft_guest_images::{Cache, default_guest, refresh_default_guest};
+use vmft_guest_images::{Cache, ProbeGuest, default_guest, refresh_default_guest};
 
 /// Options of `vmft guest`.
 #[derive(Debug, Args)]
@@ -12,10 +16,21 @@ pub struct GuestOptions {
     /// Ask the package manager for newer versions
     #[arg(long)]
     refresh: bool,
+    /// Write the probe guest to this new file instead: a kernel that runs on every engine
+    #[arg(long, value_name = "FILE", conflicts_with = "refresh")]
+    probe: Option<PathBuf>,
 }
 
-/// Fetches or builds the default guest.
+/// Fetches or builds the default guest, or makes the probe guest.
 pub fn guest(options: &GuestOptions) -> Result<ExitCode> {
+    if let Some(path) = &options.probe {
+        File::create_new(path)
+            .and_then(|mut file| file.write_all(&ProbeGuest::default().image()))
+            .with_context(|| format!("writing the probe guest to {}", path.display()))
+            .remedy(|| "--probe takes a path for a new file")?;
+        say(&format!("kernel     {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let cache = Cache::from_environment()?;
     let mut progress = crate::progress::terminal();
     let guest = if options.refresh {

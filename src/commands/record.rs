@@ -1,7 +1,9 @@
 //! `vmft record`.
 
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, SideOptions, fresh_id, make_side, open_disks};
+use crate::machine_options::{
+    MachineOptions, Purpose, SideOptions, fresh_id, make_side, open_disks,
+};
 use crate::remedy::Remedy;
 use crate::terminal;
 use anyhow::{Context, Result, bail};
@@ -35,7 +37,8 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }
-    let mut machine = options.machine.machine(&disks)?;
+    let mut machine = options.machine.machine(&disks, Purpose::Lockstep)?;
+    let engine = machine.config().engine;
     let side = make_side(&options.side, disks, "recorder")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
@@ -51,7 +54,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         identity: Identity {
             pair: format!("record-{}", fresh_id()?).parse()?,
             generation: Generation(0),
-            fingerprint: fingerprint(&machine.config().board.disks),
+            fingerprint: fingerprint(engine, &machine.config().board.disks),
         },
         metadata,
         nonce: nonce()?,
@@ -60,7 +63,8 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         .with_context(|| format!("writing log {}", options.log.display()))?;
 
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let end = side.record(machine, log.clone())?;
+    let end = side.record(machine, log.clone());
+    let end = end.map_err(|error| super::run::with_advice(error, engine))?;
     drop(terminal);
     log.finish().with_context(|| format!("writing log {}", options.log.display()))?;
     tell!("recorded to {}", options.log.display());

@@ -26,7 +26,7 @@ pub struct ReplayOptions {
     /// The log file
     #[arg(value_name = "FILE")]
     log: PathBuf,
-    /// Stop at this instruction
+    /// Stop at this point: on soft, after so many instructions
     #[arg(long, value_name = "POINT")]
     to: Option<u64>,
     /// Where the replayed console goes: null, tty or file=PATH
@@ -53,10 +53,10 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     let (header, mut machine, log) = RecordedLog::open(file, until)
         .with_context(|| format!("log {path}"))
         .remedy(|| "nothing of it can be replayed; record again with `vmft record --log FILE`")?;
-    check_version(&header.identity.fingerprint).map_err(|mismatch| {
+    check_version(&header.identity.fingerprint, machine.config().engine).map_err(|mismatch| {
         anyhow!(
-            "log {path} was recorded by another program: {mismatch}; replay it with the vmft that \
-             recorded it"
+            "log {path} was recorded by another program or on another host: {mismatch}; replay it with \
+             the vmft that recorded it, there"
         )
     })?;
 

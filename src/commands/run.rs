@@ -1,13 +1,17 @@
 //! `vmft run`.
 
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, SideOptions, make_side, open_disks};
+use crate::machine_options::{
+    ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side, open_disks,
+};
 use crate::terminal;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use std::process::ExitCode;
-use vmft_backup::side::SideEnd;
+use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
+use vmft_vmm::engine::EngineKind;
+use vmft_vmm::machine::MachineError;
 
 /// Options of `vmft run`.
 #[derive(Debug, Args)]
@@ -21,13 +25,24 @@ pub struct RunOptions {
 /// Runs a guest unprotected.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disk, true)?;
-    let machine = options.machine.machine(&disks)?;
+    let machine = options.machine.machine(&disks, Purpose::Alone)?;
     let side = make_side(&options.side, disks, "machine")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let end = side.run(machine)?;
+    let engine = machine.config().engine;
+    let end = side.run(machine).map_err(|error| with_advice(error, engine))?;
     Ok(report(&end))
+}
+
+/// Why a side could not go on; and where its engine is at fault, what to do.
+pub fn with_advice(error: SideError, engine: EngineKind) -> anyhow::Error {
+    let at_fault = matches!(error, SideError::Machine(MachineError::Engine(_)));
+    let error = anyhow::Error::from(error);
+    match engine {
+        EngineKind::Kvm { .. } if at_fault => anyhow!("{error:#}; {ENGINE_REMEDY}"),
+        _ => error,
+    }
 }
 
 /// Says how a side ended; a side that halted because its peer goes on failed.

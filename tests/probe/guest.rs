@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig};
 
 /// Timer ticks until it ends.
@@ -194,6 +195,7 @@ pub fn machine() -> Machine {
             disks: Vec::new(),
             entropy: false,
         },
+        engine: EngineKind::Soft,
     };
     let source =
         BootSource { kernel: Arc::from(kernel()), initramfs: None, cmdline: "probe".to_owned() };

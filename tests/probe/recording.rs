@@ -13,6 +13,7 @@ use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::handshake::Nonce;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSource,
     Recording, Replaying, Wish,
@@ -100,7 +101,7 @@ pub fn record(log: &Path) -> Outcome {
         identity: Identity {
             pair: "probe".parse().unwrap(),
             generation: Generation(0),
-            fingerprint: fingerprint(&[]),
+            fingerprint: fingerprint(EngineKind::Soft, &[]),
         },
         metadata: BTreeMap::new(),
         nonce: Nonce(*b"the probe guest!"),
@@ -108,7 +109,7 @@ pub fn record(log: &Path) -> Outcome {
     let log = FileLog::create(File::create(log).unwrap(), header, &mut machine).unwrap();
     let screen = Arc::new(Screen::default());
     let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
-    let clock = ClockControl::new(&machine.clock(), machine.point());
+    let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
     let live = Live::new(Script::new(), clock);
     let (point, outputs) = (machine.point(), machine.outputs());
     let mut inputs = Recording::new(live, log.clone(), Arc::clone(&gate), point, outputs);
@@ -229,7 +230,7 @@ fn a_mark_that_nobody_gets_releases_nothing() {
         let screen = Arc::new(Screen::default());
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
         gate.protect();
-        let clock = ClockControl::new(&machine.clock(), machine.point());
+        let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
         let script = Script { stop_at: Some(HostTime(60_000_000)), ..Script::new() };
         let log = Lost { taken: 0, limit };
         let (point, outputs) = (machine.point(), machine.outputs());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use vmft_backup::identity::check_version;
 use vmft_backup::recorded::RecordedLog;
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::EngineKind;
 
 const HOW_TO_RENEW: &str = "the vector was recorded by a program that executes differently. If that \
     is meant, record it anew: VMFT_RECORD_VECTORS=1 cargo test --test probe vector";
@@ -33,7 +34,7 @@ fn a_log_recorded_earlier_replays_to_the_state_it_had_then() {
         Ok(opened) => opened,
         Err(error) => panic!("{error}: {HOW_TO_RENEW}"),
     };
-    if let Err(mismatch) = check_version(&header.identity.fingerprint) {
+    if let Err(mismatch) = check_version(&header.identity.fingerprint, EngineKind::Soft) {
         panic!("{mismatch}: {HOW_TO_RENEW}");
     }
     let (replayed, digests) = replay(&log, u64::MAX);

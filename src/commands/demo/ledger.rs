@@ -54,6 +54,11 @@ impl Ledger {
         self.synced.iter().copied().max().unwrap_or(0)
     }
 
+    /// Lines printed so far.
+    pub fn printed(&self) -> u32 {
+        self.printed.iter().copied().max().unwrap_or(0)
+    }
+
     /// Lines seen.
     pub fn printed_count(&self) -> usize {
         self.printed.len()

@@ -1,15 +1,18 @@
 //! `vmft demo`: a guest survives the loss of its primary, before the user's eyes.
 
 mod ledger;
+mod probe;
 mod report;
 mod shell;
 
+use crate::machine_options::{EngineOptions, Purpose};
 use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use crate::progress;
+use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use ledger::Ledger;
-use report::{Report, Verdicts};
+use report::{RecordVerdicts, Report, Verdicts};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,6 +23,7 @@ use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
 use vmft_guest_images::{Cache, Workload, default_guest};
+use vmft_vmm::machine::LockstepRefusal;
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -33,6 +37,8 @@ pub enum DemoGuest {
     Records,
     /// An interactive shell; the kill is yours.
     Shell,
+    /// Numbered lines of a guest of a few hundred bytes, without a disk: where no Linux runs.
+    Probe,
 }
 
 /// Options of `vmft demo`.
@@ -41,16 +47,18 @@ pub struct DemoOptions {
     /// What the guest does
     #[arg(long, value_enum, default_value_t = DemoGuest::Records)]
     guest: DemoGuest,
-    /// Numbered lines to print and records to write
+    /// Numbered lines to print, and records to write
     #[arg(long, value_name = "N", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(2..=100_000))]
     lines: u32,
     /// Pause between two lines, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 100)]
     pause: u32,
-    /// Kill the primary after this record; default: in the middle
+    /// Kill the primary after this record, or the probe's line; default: in the middle
     #[arg(long, value_name = "N")]
     kill_after: Option<u32>,
+    #[command(flatten)]
+    engine: EngineOptions,
     /// Guest memory
     #[arg(long, value_name = "size=SIZE", default_value = "size=256M")]
     memory: crate::options::MemoryOption,
@@ -60,6 +68,17 @@ pub struct DemoOptions {
     /// Keep the disk, the consoles and the messages of both sides in this new directory
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+}
+
+impl DemoOptions {
+    /// After which line or record to kill.
+    fn kill_after(&self) -> Result<u32> {
+        let kill_after = self.kill_after.unwrap_or(self.lines / 2);
+        if kill_after == 0 || kill_after > self.lines {
+            bail!("--kill-after {kill_after} is not between 1 and {} lines", self.lines);
+        }
+        Ok(kill_after)
+    }
 }
 
 /// The place where a demo's files are.
@@ -89,57 +108,82 @@ impl Workplace {
 
 /// The pair and its console.
 struct Stage {
-    disk: PathBuf,
     primary: SideProcess,
     backup: SideProcess,
     console: PairConsole,
 }
 
 impl Stage {
-    /// Starts both sides on a fresh disk.
-    fn set(workplace: &Path, memory: u64, workload: Workload) -> Result<Self> {
-        let disk = workplace.join("disk.img");
-        make_disk(&disk, DiskSize::DEMO, "vmft-demo")?;
+    /// Starts both sides, `both` on the command lines of both, `primary` on that of one.
+    fn set(
+        workplace: &Path,
+        both: &[OsString],
+        primary: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
-        let disk_option = prefixed("path=", &disk);
-        let words = workload.cmdline();
-        let primary: [OsString; 8] = [
-            "--listen".into(),
-            "tcp:127.0.0.1:0".into(),
-            "--disk".into(),
-            disk_option.clone(),
-            "--memory".into(),
-            format!("size={memory}").into(),
-            "--cmdline".into(),
-            words.into(),
-        ];
-        let mut primary = SideProcess::start(&program, Which::Primary, workplace, &primary)?;
+        let mut arguments: Vec<OsString> = vec!["--listen".into(), "tcp:127.0.0.1:0".into()];
+        arguments.extend(both.iter().cloned().chain(primary));
+        let mut primary = SideProcess::start(&program, Which::Primary, workplace, &arguments)?;
         let status = primary.wait_status(EXIT_LIMIT, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
-        let backup: [OsString; 4] =
-            ["--primary".into(), format!("tcp:{address}").into(), "--disk".into(), disk_option];
-        let mut backup = SideProcess::start(&program, Which::Backup, workplace, &backup)?;
+        let mut arguments: Vec<OsString> =
+            vec!["--primary".into(), format!("tcp:{address}").into()];
+        arguments.extend(both.iter().cloned());
+        let mut backup = SideProcess::start(&program, Which::Backup, workplace, &arguments)?;
         let mut console = PairConsole::default();
         console.attach(&mut primary)?;
         console.attach(&mut backup)?;
-        Ok(Self { disk, primary, backup, console })
+        Ok(Self { primary, backup, console })
     }
+
+    /// Starts the default guest on a fresh disk.
+    fn set_linux(disk: &Path, options: &DemoOptions, workload: Workload) -> Result<Self> {
+        make_disk(disk, DiskSize::DEMO, "vmft-demo")?;
+        let workplace = disk.parent().expect("a file in the workplace");
+        let words = [
+            "--memory".to_owned(),
+            format!("size={}", options.memory.size),
+            "--cmdline".to_owned(),
+            workload.cmdline(),
+        ];
+        let engine = options.engine.arguments().into_iter().map(OsString::from);
+        let primary = words.into_iter().map(OsString::from).chain(engine);
+        Self::set(workplace, &["--disk".into(), prefixed("path=", disk)], primary)
+    }
+}
+
+/// What came of a guest whose primary was killed.
+struct Played {
+    stage: Stage,
+    ledger: Ledger,
+    /// The primary's status before its end.
+    before: SideStatus,
+    survivor: Option<SideStatus>,
+    first_output: Option<Duration>,
 }
 
 /// Runs the demo.
 pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
-    let mut bar = progress::terminal();
-    ensure_packages(HOST_PACKAGES, &mut bar)?;
-    // Fetched here, with progress, so that the sides find it ready.
-    default_guest(&Cache::from_environment()?, &mut bar)?;
-    drop(bar);
+    let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
+    if options.guest != DemoGuest::Probe {
+        if engine.trusts_the_guest() {
+            return Err(LockstepRefusal::Kernel { engine })
+                .remedy(|| "or show the probe guest, with --guest probe");
+        }
+        let mut bar = progress::terminal();
+        ensure_packages(HOST_PACKAGES, &mut bar)?;
+        // Fetched here, with progress, so that the sides find it ready.
+        default_guest(&Cache::from_environment()?, &mut bar)?;
+    }
     let workplace = Workplace::new(options.keep.as_deref())?;
+    let disk = workplace.path().join("disk.img");
     let result = match options.guest {
         DemoGuest::Shell => {
-            let stage = Stage::set(workplace.path(), options.memory.size, Workload::Shell)?;
-            shell::play(stage)
+            let stage = Stage::set_linux(&disk, options, Workload::Shell)?;
+            shell::play(stage, &disk)
         }
-        DemoGuest::Records => records(options, workplace.path()),
+        DemoGuest::Records => records(options, &disk),
+        DemoGuest::Probe => probe::play(options, workplace.path()),
     };
     if let Workplace::Kept(path) = &workplace {
         eprintln!("vmft: kept in {}", path.display());
@@ -147,14 +191,22 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     result
 }
 
-fn records(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
-    let kill_after = options.kill_after.unwrap_or(options.lines / 2);
-    if kill_after == 0 || kill_after > options.lines {
-        bail!("--kill-after {kill_after} is not between 1 and {} lines", options.lines);
-    }
+fn records(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
+    let kill_after = options.kill_after()?;
     let workload = Workload::Demo { lines: options.lines, pause_ms: options.pause };
     let started = Instant::now();
-    let mut stage = Stage::set(workplace, options.memory.size, workload)?;
+    let stage = Stage::set_linux(disk, options, workload)?;
+    let played = kill_in_the_middle(stage, |ledger| ledger.synced() >= kill_after)?;
+    let file = read_disk_file(disk, RECORDS_FILE)?;
+    let records = RecordVerdicts {
+        on_disk: count_records(&file).context("the records on the disk")?,
+        disk: check_disk(disk)?,
+    };
+    finish(options, played, Some(records), started.elapsed())
+}
+
+/// Plays the guest to its end, with a SIGKILL for the primary once `due`.
+fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result<Played> {
     let mut ledger = Ledger::default();
     let mut kill: Option<(Instant, SideStatus)> = None;
     let mut first_output = None;
@@ -186,7 +238,7 @@ fn records(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
             }
             Look::Closed => break,
         }
-        if kill.is_none() && ledger.synced() >= kill_after {
+        if kill.is_none() && due(&ledger) {
             let status = stage.primary.status().context("asking the primary before its end")?;
             stage.primary.kill()?;
             kill = Some((Instant::now(), status));
@@ -198,16 +250,25 @@ fn records(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
     if !exit.success() {
         bail!("the backup ended with {exit}; it says:\n{}", stage.backup.messages());
     }
-    let file = read_disk_file(&stage.disk, RECORDS_FILE)?;
+    let (_, before) = kill.context("the guest ended before the primary was killed")?;
+    Ok(Played { stage, ledger, before, survivor, first_output })
+}
+
+/// Prints the report.
+fn finish(
+    options: &DemoOptions,
+    played: Played,
+    records: Option<RecordVerdicts>,
+    elapsed: Duration,
+) -> Result<ExitCode> {
+    let Played { stage, ledger, before, survivor, first_output } = played;
     let verdicts = Verdicts {
         lines_wanted: options.lines,
-        records_on_disk: count_records(&file).context("the records on the disk")?,
-        disk: check_disk(&stage.disk)?,
+        records,
         bytes_repeated_to_readers: stage.console.merger().repeated(),
         bytes_missing: stage.console.merger().missing(),
     };
-    let (_, before) = kill.context("the guest ended before the primary was killed")?;
-    let report = Report::new(&ledger, verdicts, &before, survivor, first_output, started.elapsed());
+    let report = Report::new(&ledger, verdicts, &before, survivor, first_output, elapsed);
     report.print();
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -4,6 +4,7 @@ use super::{EXIT_LIMIT, Stage, check_alive, show};
 use crate::pair::Look;
 use crate::terminal::{RawTerminal, read_keys};
 use anyhow::Result;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use vmft_guest_images::disk::check_disk;
 
 /// Connects the terminal to the pair until the guest is off.
-pub(super) fn play(mut stage: Stage) -> Result<ExitCode> {
+pub(super) fn play(mut stage: Stage, disk: &Path) -> Result<ExitCode> {
     eprintln!(
         "vmft: primary is process {}, backup is process {}; kill either from another terminal.",
         stage.primary.pid(),
@@ -59,7 +60,7 @@ pub(super) fn play(mut stage: Stage) -> Result<ExitCode> {
     for side in [&mut stage.primary, &mut stage.backup] {
         side.wait_exit(EXIT_LIMIT)?;
     }
-    let check = check_disk(&stage.disk)?;
+    let check = check_disk(disk)?;
     println!("vmft: the disk's file system is {}", if check.clean { "clean" } else { "NOT clean" });
     Ok(if check.clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

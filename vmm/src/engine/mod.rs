@@ -3,6 +3,10 @@
 //! [`Engine`] is the narrow trait that joins the engines; nothing above it knows which one
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
+mod cpu_model;
+mod kind;
+pub mod kvm;
+mod msr;
 pub mod soft;
 pub mod state;
 
@@ -10,6 +14,8 @@ use crate::memory::GuestRam;
 use std::fmt;
 use vmft_logging_channel::point::ExecutionPoint;
 
+pub use kind::{EngineError, EngineKind};
+pub use kvm::{Kicker, KvmEngine, KvmError, PointKind};
 pub use state::CpuState;
 
 /// How many bytes one port access moves.
@@ -67,6 +73,10 @@ pub enum Exit {
     },
     /// A triple fault: the machine resets.
     Shutdown,
+    /// The host asked the engine to come back ([`Kicker::kick`]). This is no point: nothing may be
+    /// delivered or injected here and no digest taken; only whoever operates the machine is
+    /// served, and then the guest runs on.
+    Kicked,
     /// The engine cannot go on; the state is that before the offending instruction.
     Fatal(EngineFault),
 }
@@ -122,6 +132,17 @@ pub trait Engine: fmt::Debug + Send {
     /// # Errors
     /// [`InvalidState`] if a value could not have come from [`Self::save`]; the engine is unchanged.
     fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState>;
+
+    /// Records in the memory's write tracker what was written and is not recorded there yet. Done
+    /// before [`crate::memory::WriteTracker::take_written`]; an engine that records writes as it
+    /// makes them has nothing to do.
+    fn collect_written(&mut self) {}
+
+    /// A handle by which other threads make a running [`Self::run`] come back soon; `None` if the
+    /// engine comes back by itself.
+    fn kicker(&self) -> Option<Kicker> {
+        None
+    }
 
     /// Takes back the write permissions cached for guest memory, so that the next write to each
     /// page is recorded in the memory's write tracker again. Done at the same points on both

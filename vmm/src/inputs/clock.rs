@@ -1,10 +1,11 @@
 //! Keeps guest time near host time: a pure controller.
 //!
-//! Guest time is a function of retired instructions between two corrections. The controller
-//! measures how much host time an instruction takes and sets the rate so that guest time follows.
+//! Guest time is a function of the execution point between two corrections. The controller
+//! measures how much host time a point takes and sets the rate so that guest time follows.
 //! Where guest time has fallen behind it jumps forward; where it has run ahead it is slowed, since
 //! it never runs backwards.
 
+use super::scale::{Pace, PointScale};
 use vmft_logging_channel::point::{ClockRate, ExecutionPoint, VirtualClock, VirtualTime};
 
 /// Host nanoseconds since the machine went live on this host.
@@ -13,15 +14,11 @@ pub struct HostTime(pub u64);
 
 /// How often a running guest is corrected, in host nanoseconds.
 pub const SYNC_INTERVAL_NS: u64 = 8_000_000;
-/// Fastest guest time may pass: 1 µs an instruction, a host a hundred times slower than usual.
-const MAX_RATE: u64 = 1_000 << ClockRate::FRACTION_BITS;
-/// Slowest guest time may pass while the guest runs: 1/16 ns an instruction. Above zero, so that
+/// Slowest guest time may pass while the guest runs: 1/16 ns a point. Above zero, so that
 /// a guest spinning on its clock always gets on.
 const MIN_RATE: u64 = (1 << ClockRate::FRACTION_BITS) / 16;
 /// A lead over host time is given back over this much host time.
 const SLEW_NS: u64 = 20_000_000;
-/// The rate before anything was measured: 10 ns an instruction.
-pub const INITIAL_RATE: ClockRate = ClockRate::from_raw(10 << ClockRate::FRACTION_BITS);
 
 /// The controller; one for each go-live.
 #[derive(Debug, Clone)]
@@ -30,19 +27,26 @@ pub struct ClockControl {
     origin: VirtualTime,
     last_host: HostTime,
     last_point: ExecutionPoint,
-    /// Host time of an instruction, measured, in the units of [`ClockRate`].
+    /// Host time of a point, measured, in the units of [`ClockRate`].
     measured: u64,
+    scale: PointScale,
 }
 
 impl ClockControl {
-    /// Starts with guest time `now` at host time zero.
-    pub fn new(clock: &VirtualClock, point: ExecutionPoint) -> Self {
+    /// Starts with the guest's time at `point` at host time zero.
+    pub fn new(clock: &VirtualClock, point: ExecutionPoint, scale: PointScale) -> Self {
         Self {
             origin: clock.time_at(point),
             last_host: HostTime(0),
             last_point: point,
-            measured: u64::from(clock.rate.raw()),
+            measured: clock.rate.raw().clamp(MIN_RATE, scale.max_rate.raw()),
+            scale,
         }
+    }
+
+    /// What a point is worth.
+    pub fn scale(&self) -> &PointScale {
+        &self.scale
     }
 
     /// Guest time that `host` corresponds to.
@@ -74,30 +78,41 @@ impl ClockControl {
         point: ExecutionPoint,
         time: VirtualTime,
     ) -> (VirtualTime, ClockRate) {
-        let instructions = point.since(self.last_point);
+        let points = point.since(self.last_point);
         let elapsed = host.0.saturating_sub(self.last_host.0);
-        if instructions >= 10_000 {
-            let sample =
-                (u128::from(elapsed) << ClockRate::FRACTION_BITS) / u128::from(instructions);
-            let sample = u64::try_from(sample).unwrap_or(MAX_RATE).clamp(MIN_RATE, MAX_RATE);
-            self.measured = (self.measured * 3 + sample) / 4;
+        if points >= self.scale.sample_points {
+            self.measure(elapsed, points);
         }
         self.last_host = host;
         self.last_point = point;
 
         let target = self.target(host);
         let lead = time.since(target).min(SLEW_NS * 15 / 16);
-        let rate = self.measured - self.measured * lead / SLEW_NS;
-        let rate = rate.clamp(MIN_RATE, MAX_RATE);
-        let rate = ClockRate::from_raw(u32::try_from(rate).unwrap_or(u32::MAX));
-        (time.max(target), rate)
+        let given_back = u128::from(self.measured) * u128::from(lead) / u128::from(SLEW_NS);
+        let given_back = u64::try_from(given_back).expect("less than what was measured");
+        let rate = (self.measured - given_back).clamp(MIN_RATE, self.scale.max_rate.raw());
+        (time.max(target), ClockRate::from_raw(rate))
     }
 
-    /// How many instructions take about `ns` of host time.
-    pub fn instructions_in(&self, ns: u64) -> u64 {
-        let instructions =
+    /// `points` points have passed in `elapsed` nanoseconds of host time.
+    fn measure(&mut self, elapsed: u64, points: u64) {
+        let max = self.scale.max_rate.raw();
+        let sample = (u128::from(elapsed) << ClockRate::FRACTION_BITS) / u128::from(points);
+        let sample = u64::try_from(sample).unwrap_or(u64::MAX);
+        self.measured = match self.scale.pace {
+            Pace::Even => (self.measured * 3 + sample.clamp(MIN_RATE, max)) / 4,
+            // The guest has computed in between.
+            Pace::Bursts if sample > max => self.measured,
+            Pace::Bursts if sample < self.measured => sample.max(MIN_RATE),
+            Pace::Bursts => self.measured + (sample - self.measured) / 16,
+        };
+    }
+
+    /// How many points take about `ns` of host time.
+    pub fn points_in(&self, ns: u64) -> u64 {
+        let points =
             (u128::from(ns) << ClockRate::FRACTION_BITS) / u128::from(self.measured.max(1));
-        u64::try_from(instructions).unwrap_or(u64::MAX).max(1)
+        u64::try_from(points).unwrap_or(u64::MAX).max(1)
     }
 }
 
@@ -112,8 +127,8 @@ mod tests {
     /// Runs a guest of `ns_per_instruction` for `steps` corrections; returns the clock's error
     /// against host time at the end, in nanoseconds.
     fn error_after(ns_per_instruction: u64, steps: u64) -> i128 {
-        let mut clock = clock(INITIAL_RATE);
-        let mut control = ClockControl::new(&clock, ExecutionPoint::START);
+        let mut clock = clock(PointScale::SOFT.initial_rate);
+        let mut control = ClockControl::new(&clock, ExecutionPoint::START, PointScale::SOFT);
         let mut error = 0;
         for step in 1..=steps {
             let host = HostTime(step * SYNC_INTERVAL_NS);
@@ -137,16 +152,37 @@ mod tests {
 
     #[test]
     fn a_lead_is_given_back_without_running_backwards() {
-        let clock = VirtualClock {
-            sync_point: ExecutionPoint::START,
-            sync_time: VirtualTime::ZERO,
-            rate: INITIAL_RATE,
-        };
-        let mut control = ClockControl::new(&clock, ExecutionPoint::START);
+        let initial_rate = PointScale::SOFT.initial_rate;
+        let clock = clock(initial_rate);
+        let mut control = ClockControl::new(&clock, ExecutionPoint::START, PointScale::SOFT);
         let ahead = VirtualTime::from_ns(50_000_000);
         let (time, rate) =
             control.sync(HostTime(10_000_000), ExecutionPoint::new(1_000_000), ahead);
         assert_eq!(time, ahead);
-        assert!(rate < INITIAL_RATE);
+        assert!(rate < initial_rate);
+    }
+
+    #[test]
+    fn exits_that_come_in_bursts_after_computing_do_not_put_guest_time_ahead() {
+        let mut clock = clock(PointScale::EXITS.initial_rate);
+        let mut control = ClockControl::new(&clock, ExecutionPoint::START, PointScale::EXITS);
+        let (mut host, mut point) = (HostTime(0), ExecutionPoint::START);
+        for _ in 0..200 {
+            // A third of a second of computing with an exit now and then, and one full of exits.
+            for (exits, each_ns) in [(20, 16_000_000), (40_000, 8_000)] {
+                for _ in 0..exits {
+                    host.0 += each_ns;
+                    point = point.after(1);
+                    let before = clock.time_at(point);
+                    let lead = before.since(VirtualTime::from_ns(host.0));
+                    assert!(lead < 3_000_000, "{lead} ns ahead at {point}");
+                    if control.sync_due(host) {
+                        let (time, rate) = control.sync(host, point, before);
+                        assert!(time >= before, "guest time ran backwards");
+                        clock = VirtualClock { sync_point: point, sync_time: time, rate };
+                    }
+                }
+            }
+        }
     }
 }

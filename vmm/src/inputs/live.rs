@@ -1,7 +1,7 @@
 //! Inputs from the world.
 
 use super::clock::HostTime;
-use super::{Boundary, ClockControl, InputError, Inputs, Step, Wish};
+use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Step, Wish};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -53,6 +53,11 @@ impl<S: InputSource> Live<S> {
         Self { source, clock, must_sync: true }
     }
 
+    /// What a point is worth.
+    pub fn scale(&self) -> &PointScale {
+        self.clock.scale()
+    }
+
     /// The world.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
@@ -98,21 +103,26 @@ fn asked_step(asked: Asked) -> Step {
 impl<S: InputSource> Inputs for Live<S> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         self.source.at(boundary);
-        if let Some(idle) = boundary.idle {
-            let due = idle.next_timer.map(|time| self.clock.due(time));
-            return Ok(self.next_idle(boundary, due));
+        let timer = boundary.next_timer.map(|time| self.clock.due(time));
+        if boundary.idle {
+            return Ok(self.next_idle(boundary, timer));
         }
         if let Some(asked) = self.source.take_asked() {
             return Ok(asked_step(asked));
         }
+        let on = Step::RunTo(boundary.point.after(self.clock.points_in(SLICE_NS)));
+        if !boundary.is_point {
+            return Ok(on);
+        }
         let host = self.source.now();
-        if self.must_sync || self.clock.sync_due(host) {
+        let timer_due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
+        if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
         }
         if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
             return Ok(Step::Deliver(arrival));
         }
-        Ok(Step::RunTo(boundary.point.after(self.clock.instructions_in(SLICE_NS))))
+        Ok(on)
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
@@ -121,5 +131,83 @@ impl<S: InputSource> Inputs for Live<S> {
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmft_logging_channel::entry::OutputSequence;
+    use vmft_logging_channel::point::{VirtualClock, VirtualTime};
+
+    /// A world in which a second has passed, a key was pressed, and something may be asked.
+    #[derive(Debug)]
+    struct Waiting(Option<Asked>);
+
+    impl InputSource for Waiting {
+        fn now(&mut self) -> HostTime {
+            HostTime(1_000_000_000)
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            self.0.take()
+        }
+        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+            Some(Arrival::ConsoleInput(b"x".to_vec()))
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+            true
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    fn boundary(is_point: bool) -> Boundary {
+        let (sync_point, sync_time) = (ExecutionPoint::START, VirtualTime::ZERO);
+        let rate = PointScale::EXITS.initial_rate;
+        Boundary {
+            point: ExecutionPoint::new(7),
+            is_point,
+            time: VirtualTime::ZERO,
+            clock: VirtualClock { sync_point, sync_time, rate },
+            idle: false,
+            // Long due on the host.
+            next_timer: Some(VirtualTime::from_ns(1_000)),
+            outputs: OutputSequence(0),
+            console_room: 16,
+        }
+    }
+
+    fn step(asked: Option<Asked>, is_point: bool) -> Step {
+        let boundary = boundary(is_point);
+        let clock = ClockControl::new(&boundary.clock, boundary.point, PointScale::EXITS);
+        Live::new(Waiting(asked), clock).next(&boundary).expect("the world is well")
+    }
+
+    #[test]
+    fn nothing_but_an_operator_is_served_where_there_is_no_point() {
+        assert!(matches!(step(None, true), Step::Deliver(Arrival::ClockSync { .. })));
+        assert!(matches!(step(None, false), Step::RunTo(bound) if bound > ExecutionPoint::new(7)));
+        assert_eq!(step(Some(Asked::Pause), false), Step::Pause);
+        let stop = Asked::Stop(StopReason::Operator);
+        assert_eq!(step(Some(stop), false), Step::Stop(StopReason::Operator));
+        assert_eq!(step(Some(Asked::Halt), false), Step::Halt);
+    }
+
+    #[test]
+    fn a_timer_that_is_due_on_the_host_corrects_guest_time_at_the_next_point() {
+        let boundary = boundary(true);
+        let clock = ClockControl::new(&boundary.clock, boundary.point, PointScale::EXITS);
+        let mut live = Live::new(Waiting(None), clock);
+        let Ok(Step::Deliver(Arrival::ClockSync { time, .. })) = live.next(&boundary) else {
+            panic!("the first step corrects guest time");
+        };
+        let after = Boundary { time, next_timer: Some(time.after_ns(1)), ..boundary };
+        let step = live.next(&after).expect("the world is well");
+        assert_eq!(step, Step::Deliver(Arrival::ConsoleInput(b"x".to_vec())));
+        let due = Boundary { next_timer: Some(time), ..boundary };
+        let step = live.next(&due).expect("the world is well");
+        assert!(matches!(step, Step::Deliver(Arrival::ClockSync { .. })), "{step:?}");
     }
 }

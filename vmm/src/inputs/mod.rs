@@ -8,11 +8,13 @@ mod clock;
 mod live;
 mod recording;
 mod replaying;
+mod scale;
 
-pub use clock::{ClockControl, HostTime, INITIAL_RATE};
+pub use clock::{ClockControl, HostTime};
 pub use live::{Asked, InputSource, Live};
-pub use recording::{DIGEST_INTERVAL, LogSink, Recording};
+pub use recording::{LogSink, Recording};
 pub use replaying::{Difference, Divergence, LogEnd, LogSource, Replaying};
+pub use scale::{Pace, PointScale};
 
 use crate::board::DiskOperation;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
@@ -21,26 +23,24 @@ use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 /// Where the machine is when it asks for inputs: between two instructions.
 #[derive(Debug, Clone, Copy)]
 pub struct Boundary {
-    /// Instructions retired.
+    /// The last point the machine has reached.
     pub point: ExecutionPoint,
+    /// True if the machine is at the point itself. False if the host made the engine come back
+    /// somewhere behind it: a place without a name, at which nothing may happen to the guest.
+    pub is_point: bool,
     /// Guest time here.
     pub time: VirtualTime,
     /// The function that gives it.
     pub clock: VirtualClock,
-    /// Set if the guest waits in `HLT` and no interrupt is pending: it cannot run on
+    /// True if the guest waits in `HLT` and no interrupt is pending: it cannot run on
     /// without an input.
-    pub idle: Option<Idle>,
+    pub idle: bool,
+    /// When the guest's next timer is due, in guest time.
+    pub next_timer: Option<VirtualTime>,
     /// Outputs produced so far.
     pub outputs: OutputSequence,
     /// Bytes of console input the serial port can take now.
     pub console_room: usize,
-}
-
-/// A guest that waits.
-#[derive(Debug, Clone, Copy)]
-pub struct Idle {
-    /// When its next timer is due, in guest time.
-    pub next_timer: Option<VirtualTime>,
 }
 
 /// What the machine does next.
@@ -49,9 +49,9 @@ pub enum Step {
     /// Run, but not beyond this point, which lies after the boundary's. Never answered to an
     /// idle machine.
     RunTo(ExecutionPoint),
-    /// Apply this input here.
+    /// Apply this input here. Never answered where there is no point.
     Deliver(Arrival),
-    /// Take a digest here and hand it to [`Inputs::digest`].
+    /// Take a digest here and hand it to [`Inputs::digest`]. Never answered where there is no point.
     Digest,
     /// Return to the caller, who may save the machine and call `run` again.
     Pause,

@@ -7,14 +7,6 @@ use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
-/// Instructions between two digests: about a third of a second of computing.
-pub const DIGEST_INTERVAL: u64 = 1 << 25;
-/// The first unmarked output waits at most so many instructions for company, so that a line of
-/// console bytes shares one mark. About 50 µs.
-const MARK_WINDOW: u64 = 4_096;
-/// A guest that goes idle so many instructions after the last entry says how far it came.
-const PROGRESS_WINDOW: u64 = 1_000;
-
 /// Where entries go: a log file, or the channel to a backup.
 pub trait LogSink: std::fmt::Debug + Send {
     /// Appends an entry and returns its place. Waits while the log's buffer is full, which stops
@@ -61,15 +53,8 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         point: ExecutionPoint,
         outputs: OutputSequence,
     ) -> Self {
-        Self {
-            live,
-            log,
-            gate,
-            marked: outputs,
-            mark_by: None,
-            next_digest: point.after(DIGEST_INTERVAL),
-            last_entry: point,
-        }
+        let next_digest = point.after(live.scale().digest_interval);
+        Self { live, log, gate, marked: outputs, mark_by: None, next_digest, last_entry: point }
     }
 
     /// Gives the live inputs and the log back: recording is over.
@@ -131,8 +116,10 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         if boundary.outputs == self.marked {
             return Ok(());
         }
-        let by = *self.mark_by.get_or_insert(boundary.point.after(MARK_WINDOW));
-        if boundary.idle.is_some() || boundary.point >= by || self.gate.has_urgent() {
+        let window = self.live.scale().mark_window;
+        let by = *self.mark_by.get_or_insert(boundary.point.after(window));
+        // A mark holds also where there is no point: outputs are made on the way to one.
+        if boundary.idle || boundary.point >= by || self.gate.has_urgent() {
             self.mark(boundary.point, boundary.outputs)?;
         }
         Ok(())
@@ -145,10 +132,11 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             return self.live.next(boundary);
         }
         self.mark_if_due(boundary)?;
-        if boundary.point >= self.next_digest {
+        if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
         }
-        if boundary.idle.is_some() && boundary.point.since(self.last_entry) >= PROGRESS_WINDOW {
+        let window = self.live.scale().progress_window;
+        if boundary.idle && boundary.point.since(self.last_entry) >= window {
             self.append(Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
         }
@@ -157,7 +145,8 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             Step::RunTo(bound) => {
                 self.log.hold_back();
                 let bound = self.mark_by.map_or(*bound, |by| by.min(*bound));
-                return Ok(Step::RunTo(bound.min(self.next_digest)));
+                let bound = bound.min(self.next_digest);
+                return Ok(Step::RunTo(bound.max(boundary.point.after(1))));
             }
             Step::Deliver(arrival) => {
                 let arrival = arrival.clone();
@@ -173,7 +162,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
     }
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
-        self.next_digest = point.after(DIGEST_INTERVAL);
+        self.next_digest = point.after(self.live.scale().digest_interval);
         self.append(Entry::Digest { point, digest })?;
         Ok(())
     }
@@ -182,7 +171,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inputs::{Asked, ClockControl, HostTime, Idle};
+    use crate::inputs::{Asked, ClockControl, HostTime, PointScale};
     use crate::outputs::{Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
     use vmft_logging_channel::entry::Arrival;
@@ -244,13 +233,15 @@ mod tests {
         let clock = VirtualClock {
             sync_point: ExecutionPoint::START,
             sync_time: VirtualTime::ZERO,
-            rate: crate::inputs::INITIAL_RATE,
+            rate: PointScale::SOFT.initial_rate,
         };
         Boundary {
             point: ExecutionPoint::START,
             time: VirtualTime::ZERO,
             clock,
-            idle: Some(Idle { next_timer: None }),
+            is_point: true,
+            idle: true,
+            next_timer: None,
             outputs: OutputSequence(outputs),
             console_room: 0,
         }
@@ -263,7 +254,7 @@ mod tests {
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&seen) as Arc<dyn Outside>));
         gate.protect();
         let point = ExecutionPoint::START;
-        let live = Live::new(Quiet, ClockControl::new(&boundary(0).clock, point));
+        let live = Live::new(Quiet, ClockControl::new(&boundary(0).clock, point, PointScale::SOFT));
         let log = LosingLog { appended: 0, lost_at };
         let mut inputs = Recording::new(live, log, Arc::clone(&gate), point, OutputSequence(0));
         for sequence in [1, 2] {

@@ -237,13 +237,16 @@ impl<L: LogSource> Inputs for Replaying<L> {
                 return Err(self.diverged(boundary.point, what).into());
             }
             if point > boundary.point {
-                if boundary.idle.is_some() {
+                if boundary.idle {
                     let what = Difference::Idle { next: point };
                     return Err(self.diverged(boundary.point, what).into());
                 }
                 self.next = Some(entry);
                 return Ok(Step::RunTo(point));
             }
+            // Where there is no point, the next entry is known to lie ahead: the guest runs only
+            // towards one that does.
+            assert!(boundary.is_point, "an entry for a place without a name");
             if let Some(step) = self.apply(entry, boundary)? {
                 return Ok(step);
             }

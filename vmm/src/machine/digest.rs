@@ -31,6 +31,7 @@ impl Machine {
     /// digest. Starts the next window.
     pub fn digest(&mut self) -> StateDigest {
         let cpu = self.engine.save();
+        self.engine.collect_written();
         let pages = self.engine.ram().tracker().take_written();
         self.engine.renew_write_tracking();
         let mut registers = [0; 18];

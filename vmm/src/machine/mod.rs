@@ -7,6 +7,10 @@
 //! order, then at most one interrupt. After an interrupt is delivered the guest retires at least
 //! one instruction before the next arrival. So a log entry that names a point names one place
 //! in this order, without saying more.
+//!
+//! **Places without a name.** An engine that the host made come back between two points is at a
+//! place that no log can name. The loop serves an operator there, who only looks; nothing reaches
+//! the guest before the next point.
 
 mod digest;
 mod state;
@@ -15,9 +19,10 @@ pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateErr
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
 use crate::boot::BootError;
-use crate::engine::soft::SoftEngine;
-use crate::engine::{Bus, Engine, EngineFault, Exit, InvalidState, PortWidth};
-use crate::inputs::{Boundary, Idle, InputError, Inputs, Step, Wish};
+use crate::engine::{
+    Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
+};
+use crate::inputs::{Boundary, InputError, Inputs, PointScale, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
@@ -48,12 +53,37 @@ pub enum SetupError {
     /// The devices.
     #[error(transparent)]
     Board(#[from] BoardError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The boot loader's CPU state.
     #[error(transparent)]
     Cpu(#[from] InvalidState),
     /// A saved machine.
     #[error(transparent)]
     State(StateError),
+}
+
+/// Why a machine's run cannot be recorded or followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LockstepRefusal {
+    /// Its engine stops where the host happens to.
+    #[error(
+        "this machine was started free-running on kvm, which cannot be replayed; start it with \
+         --engine soft, or with --engine kvm --points exit"
+    )]
+    FreeRunning,
+    /// Its kernel may look at what differs from host to host.
+    #[error(
+        "on engine {engine} a guest reads the host's time stamp counter and random numbers \
+         unseen, so only a kernel that is known not to can be followed, and nobody vouches for \
+         this one; use --engine soft, which follows any kernel, or the probe guest of \
+         `vmft guest --probe FILE`"
+    )]
+    Kernel {
+        /// The engine.
+        engine: EngineKind,
+    },
 }
 
 /// Why a machine cannot go on.
@@ -85,6 +115,8 @@ pub struct Machine {
     config: MachineConfig,
     source: BootSource,
     engine: Box<dyn Engine>,
+    /// False behind a place without a name, until the next point.
+    at_point: bool,
     board: Board,
     clock: VirtualClock,
     outputs: OutputSequence,
@@ -130,24 +162,26 @@ impl Machine {
         let ram = GuestRam::new(config.memory())?;
         let board = Board::new(&config.board, &ram)?;
         let cpu = source.load(&ram)?;
-        let mut engine = Box::new(SoftEngine::new(ram));
+        let mut engine = config.engine.open(ram)?;
         engine.restore(&cpu, ExecutionPoint::START)?;
+        let rate = PointScale::of(config.engine).initial_rate;
         Ok(Self {
             config,
             source,
             engine,
+            at_point: true,
             board,
             clock: VirtualClock {
                 sync_point: ExecutionPoint::START,
                 sync_time: VirtualTime::ZERO,
-                rate: crate::inputs::INITIAL_RATE,
+                rate,
             },
             outputs: OutputSequence(0),
             console_offset: 0,
         })
     }
 
-    /// Instructions retired.
+    /// The last point reached: on `soft`, instructions retired.
     pub fn point(&self) -> ExecutionPoint {
         self.engine.point()
     }
@@ -172,6 +206,33 @@ impl Machine {
         &self.config
     }
 
+    /// What a point is worth on this machine's engine.
+    pub fn scale(&self) -> PointScale {
+        PointScale::of(self.config.engine)
+    }
+
+    /// Makes a running machine come back to its loop soon, from another thread. `None` if it
+    /// always does.
+    pub fn kicker(&self) -> Option<Kicker> {
+        self.engine.kicker()
+    }
+
+    /// The machine's run can be repeated from a log: its engine names points, and whatever the
+    /// engine cannot keep from the guest, the guest is known to leave alone.
+    ///
+    /// # Errors
+    /// [`LockstepRefusal`]
+    pub fn check_lockstep(&self) -> Result<(), LockstepRefusal> {
+        let engine = self.config.engine;
+        if !engine.is_replayable() {
+            return Err(LockstepRefusal::FreeRunning);
+        }
+        if engine.trusts_the_guest() && !crate::boot::is_vouched_for(&self.source.kernel) {
+            return Err(LockstepRefusal::Kernel { engine });
+        }
+        Ok(())
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &GuestRam {
         self.engine.ram()
@@ -193,12 +254,13 @@ impl Machine {
     }
 
     fn boundary(&self) -> Boundary {
-        let idle = self.is_idle().then(|| Idle { next_timer: self.board.next_timer() });
         Boundary {
             point: self.engine.point(),
+            is_point: self.at_point,
             time: self.time(),
             clock: self.clock,
-            idle,
+            idle: self.is_idle(),
+            next_timer: self.board.next_timer(),
             outputs: self.outputs,
             console_room: self.board.console_input_room(),
         }
@@ -222,10 +284,12 @@ impl Machine {
             let bound = match inputs.next(&self.boundary())? {
                 Step::RunTo(bound) => bound,
                 Step::Deliver(arrival) => {
+                    assert!(self.at_point, "an arrival at a place without a name");
                     self.deliver(&arrival)?;
                     continue;
                 }
                 Step::Digest => {
+                    assert!(self.at_point, "a digest of a place without a name");
                     let digest = self.digest();
                     inputs.digest(self.engine.point(), digest)?;
                     continue;
@@ -255,8 +319,16 @@ impl Machine {
                 self.board.next_timer().map_or(ExecutionPoint::NEVER, |t| self.clock.point_at(t));
             let until = bound.min(timer.max(start.after(1)));
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
-            match self.engine.run(until, wanted, &mut wiring) {
-                Exit::Bound | Exit::Halted { .. } => return Ok(()),
+            let exit = self.engine.run(until, wanted, &mut wiring);
+            match exit {
+                Exit::Bound | Exit::BusAccess | Exit::Halted { .. } => self.at_point = true,
+                // On the way from one point to the next.
+                Exit::InterruptWindow => {}
+                // Nothing retires: a reset makes another place of the same number.
+                Exit::Kicked | Exit::Shutdown | Exit::Fatal(_) => self.at_point = false,
+            }
+            match exit {
+                Exit::Bound | Exit::Halted { .. } | Exit::Kicked => return Ok(()),
                 Exit::BusAccess => {
                     if self.board.reset_requested() {
                         self.reset()?;

@@ -6,8 +6,7 @@
 use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
-use crate::engine::soft::SoftEngine;
-use crate::engine::{CpuState, Engine, InvalidState};
+use crate::engine::{CpuState, EngineError, EngineKind, InvalidState};
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -16,13 +15,15 @@ use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
     /// Memory and devices.
     pub board: BoardConfig,
+    /// What executes its instructions, and what it counts.
+    pub engine: EngineKind,
 }
 
 impl MachineConfig {
@@ -140,6 +141,15 @@ pub enum StateError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// This host has no such engine.
+    #[error("the machine runs on engine {engine}")]
+    Engine {
+        /// The machine's engine.
+        engine: EngineKind,
+        /// Why not here.
+        #[source]
+        source: EngineError,
+    },
     /// A value no CPU can have.
     #[error(transparent)]
     Cpu(#[from] InvalidState),
@@ -166,7 +176,8 @@ pub(super) fn clear_memory(ram: &GuestRam) {
 impl Machine {
     /// The state of a machine whose log begins here: forgets what the engine has cached and what
     /// memory was written, so that this machine and one restored from the checkpoint go on from
-    /// the same, empty caches and digest alike.
+    /// the same, empty caches and digest alike. Between two points, too: the state is what names
+    /// the place, and neither side's log says anything more of it before the next point.
     pub fn checkpoint(&mut self) -> MachineState {
         self.engine.flush_caches();
         self.engine.ram().tracker().take_written();
@@ -199,12 +210,16 @@ impl Machine {
         }
         let board = Board::restore(&state.config.board, &ram, &state.board)?;
         ram.tracker().take_written();
-        let mut engine = Box::new(SoftEngine::new(ram));
+        let kind = state.config.engine;
+        let open = kind.open(ram);
+        let mut engine = open.map_err(|source| StateError::Engine { engine: kind, source })?;
         engine.restore(&state.cpu, state.point)?;
         Ok(Self {
             config: state.config,
             source: state.source,
             engine,
+            // What begins here begins at this state, whatever its number.
+            at_point: true,
             board,
             clock: state.clock,
             outputs: state.outputs,
@@ -238,6 +253,7 @@ impl From<StateError> for SetupError {
             StateError::Memory(error) => Self::Memory(error),
             StateError::Cpu(error) => Self::Cpu(error),
             StateError::Board(error) => Self::Board(error),
+            StateError::Engine { source, .. } => Self::Engine(source),
             StateError::Version { .. } | StateError::Encoding(_) => Self::State(error),
         }
     }

@@ -1,5 +1,6 @@
 //! Where the world leaves what it has for the guest.
 
+use crate::engine::Kicker;
 use crate::inputs::Asked;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,16 @@ struct Mail {
     arrivals: VecDeque<Arrival>,
     console_input: VecDeque<u8>,
     asked: Option<Asked>,
+    /// Makes the running machine look here.
+    bell: Option<Bell>,
+}
+
+/// How the running machine is made to look.
+#[derive(Debug)]
+struct Bell {
+    kicker: Kicker,
+    /// Also for arrivals.
+    for_arrivals: bool,
 }
 
 impl Mail {
@@ -39,15 +50,28 @@ impl Mailbox {
         self.mail.lock().expect("no holder of the mailbox's lock panics")
     }
 
-    fn rouse(&self) {
+    fn rouse(&self, mail: MutexGuard<'_, Mail>) {
+        let wanted = |bell: &&Bell| bell.for_arrivals || mail.asked.is_some();
+        let kicker = mail.bell.as_ref().filter(wanted).map(|bell| bell.kicker.clone());
         self.any.store(true, Ordering::Release);
+        drop(mail);
         self.wake.notify_all();
+        if let Some(kicker) = kicker {
+            kicker.kick();
+        }
+    }
+
+    /// From now on, the running machine is made to look here when something is asked of it, and
+    /// `for_arrivals` also when something arrives. `None` for one that looks by itself.
+    pub fn set_kicker(&self, kicker: Option<Kicker>, for_arrivals: bool) {
+        self.lock().bell = kicker.map(|kicker| Bell { kicker, for_arrivals });
     }
 
     /// Leaves an arrival.
     pub fn push(&self, arrival: Arrival) {
-        self.lock().arrivals.push_back(arrival);
-        self.rouse();
+        let mut mail = self.lock();
+        mail.arrivals.push_back(arrival);
+        self.rouse(mail);
     }
 
     /// Leaves console input; returns how many of the bytes there was room for.
@@ -56,8 +80,7 @@ impl Mailbox {
         let room = CONSOLE_INPUT_LIMIT.saturating_sub(mail.console_input.len());
         let taken = bytes.len().min(room);
         mail.console_input.extend(&bytes[..taken]);
-        drop(mail);
-        self.rouse();
+        self.rouse(mail);
         taken
     }
 
@@ -72,8 +95,7 @@ impl Mailbox {
         if mail.asked.is_none_or(|before| strength(before) < strength(asked)) {
             mail.asked = Some(asked);
         }
-        drop(mail);
-        self.rouse();
+        self.rouse(mail);
     }
 
     /// True if the machine was asked to stop or halt, and has not taken notice yet.
@@ -137,7 +159,7 @@ impl Mailbox {
         true
     }
 
-    /// Forgets everything that came: the machine it was for is no more.
+    /// Forgets everything that came, and whom to tell: the machine it was for is no more.
     pub fn clear(&self) {
         *self.lock() = Mail::default();
     }

@@ -23,7 +23,7 @@ impl Gauges {
     pub fn set(&self, boundary: &Boundary) {
         self.point.store(boundary.point.get(), Ordering::Relaxed);
         self.guest_time_ns.store(boundary.time.as_ns(), Ordering::Relaxed);
-        self.idle.store(boundary.idle.is_some(), Ordering::Relaxed);
+        self.idle.store(boundary.idle, Ordering::Relaxed);
     }
 
     /// Sets the point alone, on a replaying side.
@@ -31,7 +31,7 @@ impl Gauges {
         self.point.store(point.get(), Ordering::Relaxed);
     }
 
-    /// Instructions retired.
+    /// The last point reached: on `soft`, instructions retired.
     pub fn point(&self) -> u64 {
         self.point.load(Ordering::Relaxed)
     }

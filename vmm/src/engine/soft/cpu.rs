@@ -396,7 +396,7 @@ fn validate(state: &CpuState) -> Result<(), InvalidState> {
     if state.rflags & !flags::ALL != 0 {
         return refuse(format!("RFLAGS {:#x} is not possible", state.rflags));
     }
-    if state.cr3 >> super::cpuid::PHYSICAL_BITS != 0 {
+    if state.cr3 >> crate::engine::cpu_model::PHYSICAL_BITS != 0 {
         return refuse(format!("CR3 {:#x} is beyond the physical address space", state.cr3));
     }
     for (name, address) in [

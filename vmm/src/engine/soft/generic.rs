@@ -4,7 +4,7 @@
 //! the CPU model, and undefined, or missing, and ends the run.
 
 use super::cpu::Cpu;
-use super::cpuid;
+use crate::engine::cpu_model as cpuid;
 use super::event::Flow;
 use super::ops::{alu, bits, control, moves, muldiv, shift, stack, string};
 use super::system::{control as registers, interrupts, io, msr, segments, syscall, transfer};

@@ -21,7 +21,6 @@ mod access;
 mod block;
 mod code_map;
 mod cpu;
-mod cpuid;
 mod event;
 mod exception;
 mod fast;
@@ -35,12 +34,13 @@ mod ops;
 mod step;
 mod system;
 mod tlb;
-mod vector;
+pub(in crate::engine) mod vector;
 mod vector_context;
 
 #[cfg(test)]
 mod tests;
 
+use super::cpu_model::{self as cpuid, TimeStamp};
 use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
 use block::BlockCache;
@@ -55,13 +55,18 @@ pub fn supports(code: iced_x86::Code) -> bool {
 
 /// A digest of what `CPUID` says: engines that differ in it do not replay each other's logs.
 pub fn cpu_model_digest() -> String {
-    let ranges = [0..=7, 0x4000_0000..=0x4000_0000, 0x8000_0000..=0x8000_0008];
-    let mut bytes = Vec::new();
-    for number in ranges.into_iter().flatten() {
-        let cpuid::Leaf { eax, ebx, ecx, edx } = cpuid::leaf(number, 0);
-        bytes.extend([eax, ebx, ecx, edx].into_iter().flat_map(u32::to_le_bytes));
-    }
-    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes))
+    cpuid::digest(TimeStamp::Shown)
+}
+
+/// Where a delivered event comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Origin {
+    /// The interrupt line.
+    Line,
+    /// A fault of the instruction at RIP.
+    Instruction,
+    /// A trap after an instruction.
+    Trap,
 }
 
 /// The software CPU.
@@ -76,6 +81,26 @@ impl SoftEngine {
     pub fn new(ram: GuestRam) -> Self {
         let cache = BlockCache::new(&ram);
         Self { cpu: Cpu::new(ram), cache }
+    }
+
+    /// Delivers an event here, for the engine that borrows this one for it; a fault in the delivery
+    /// is delivered in its turn.
+    pub(in crate::engine) fn deliver(&mut self, vector: Vector, error: Option<u16>, from: Origin) {
+        self.cpu.system_flags &= !HALTED;
+        let source = match from {
+            Origin::Line => Source::External,
+            Origin::Instruction => Source::Fault,
+            Origin::Trap => Source::Trap,
+        };
+        if self.cpu.deliver(vector.0, error, source).is_err() {
+            let exception = self.cpu.take_exception();
+            self.cpu.deliver_exception(exception);
+        }
+    }
+
+    /// True after a triple fault.
+    pub(in crate::engine) fn is_shut_down(&self) -> bool {
+        self.cpu.system_flags & SHUT_DOWN != 0
     }
 
     /// Forgets decoded instructions that were overwritten: by devices, and by the guest.

@@ -3,29 +3,13 @@
 use crate::engine::soft::cpu::{
     CR4_FSGSBASE, CR4_TSD, Cpu, EFER_LONG, EFER_NXE, EFER_SCE, gpr, is_canonical, slot,
 };
-use crate::engine::soft::cpuid;
+use crate::engine::cpu_model::{self, TimeStamp};
+use crate::engine::msr::*;
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::cut;
 use crate::engine::soft::operand::width;
 use iced_x86::Instruction;
-
-const TSC: u32 = 0x10;
-const TSC_ADJUST: u32 = 0x3B;
-const MICROCODE_REVISION: u32 = 0x8B;
-const SYSENTER_CS: u32 = 0x174;
-const SYSENTER_ESP: u32 = 0x175;
-const SYSENTER_EIP: u32 = 0x176;
-const PAT: u32 = 0x277;
-const EFER: u32 = 0xC000_0080;
-const STAR: u32 = 0xC000_0081;
-const LSTAR: u32 = 0xC000_0082;
-const CSTAR: u32 = 0xC000_0083;
-const SFMASK: u32 = 0xC000_0084;
-const FS_BASE: u32 = 0xC000_0100;
-const GS_BASE: u32 = 0xC000_0101;
-const KERNEL_GS_BASE: u32 = 0xC000_0102;
-const TSC_AUX: u32 = 0xC000_0103;
 
 impl Cpu {
     fn read_msr(&mut self, number: u32) -> Result<u64, Trap> {
@@ -147,7 +131,7 @@ pub(in super::super) fn rdpmc(cpu: &mut Cpu, _: &Instruction) -> Flow {
 pub(in super::super) fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Flow {
     let leaf = cpu.reg::<u32>(gpr::RAX) as u32;
     let subleaf = cpu.reg::<u32>(gpr::RCX) as u32;
-    let answer = cpuid::leaf(leaf, subleaf);
+    let answer = cpu_model::leaf(leaf, subleaf, TimeStamp::Shown);
     cpu.set_full(gpr::RAX, answer.eax.into());
     cpu.set_full(gpr::RBX, answer.ebx.into());
     cpu.set_full(gpr::RCX, answer.ecx.into());

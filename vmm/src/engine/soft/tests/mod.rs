@@ -243,7 +243,7 @@ fn assemble(program: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
 fn the_engine_has_every_instruction_that_cpuid_offers() {
     let missing: Vec<String> = iced_x86::Code::values()
         .filter(|code| code.op_code().is_instruction() && code.op_code().mode64())
-        .filter(|code| super::cpuid::offers(*code) && !super::supports(*code))
+        .filter(|code| crate::engine::cpu_model::offers(*code) && !super::supports(*code))
         .map(|code| format!("{code:?}"))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -253,7 +253,7 @@ fn the_engine_has_every_instruction_that_cpuid_offers() {
 fn the_engine_has_no_instruction_that_cpuid_does_not_offer() {
     let extra: Vec<iced_x86::Code> = iced_x86::Code::values()
         .filter(|code| code.op_code().is_instruction() && code.op_code().mode64())
-        .filter(|code| !super::cpuid::offers(*code) && super::supports(*code))
+        .filter(|code| !crate::engine::cpu_model::offers(*code) && super::supports(*code))
         .collect();
     assert!(extra.is_empty(), "{extra:?}");
 }

@@ -52,7 +52,7 @@ mod moves;
 mod operands;
 mod shuffle;
 mod sse;
-mod state;
+pub(in crate::engine) mod state;
 mod strings;
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ const XMM_OFFSET: usize = 160;
 
 /// How wide the instruction and data pointers of an image are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pointers {
+pub(in crate::engine) enum Pointers {
     /// 32 bits, each with a selector (`FXSAVE`).
     Narrow,
     /// 64 bits (`FXSAVE64`).
@@ -100,7 +100,7 @@ pub(super) fn restore<C: VectorContext>(
 }
 
 /// What `FXSAVE` writes.
-pub(super) fn image(x87: &X87State, sse: &SseState, pointers: Pointers) -> [u8; SAVED] {
+pub(in crate::engine) fn image(x87: &X87State, sse: &SseState, pointers: Pointers) -> [u8; SAVED] {
     let mut image = [0; SAVED];
     let mut put =
         |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -123,7 +123,7 @@ pub(super) fn image(x87: &X87State, sse: &SseState, pointers: Pointers) -> [u8; 
 }
 
 /// What `FXRSTOR` loads; nothing if a reserved bit of MXCSR is set.
-pub(super) fn parse(image: &[u8; AREA], pointers: Pointers) -> Option<(X87State, SseState)> {
+pub(in crate::engine) fn parse(image: &[u8; AREA], pointers: Pointers) -> Option<(X87State, SseState)> {
     let number = |offset: usize, length: usize| {
         let mut bytes = [0; 16];
         bytes[..length].copy_from_slice(&image[offset..offset + length]);

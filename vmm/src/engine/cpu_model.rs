@@ -1,4 +1,5 @@
-//! The CPU model: what `CPUID` says, and which instructions follow from it.
+//! The CPU model: what `CPUID` says, and which instructions follow from it. The same for every
+//! engine, but for the time-stamp counter.
 //!
 //! A fixed, honest x86-64 baseline. Nothing depends on the host, so both sides of a pair show
 //! the same CPU. The family is one that needs no workarounds in kernels and has none of the
@@ -7,16 +8,54 @@
 use iced_x86::{Code, CpuidFeature, EncodingKind};
 
 /// Bits of a physical address.
-pub(super) const PHYSICAL_BITS: u32 = 40;
+pub(in crate::engine) const PHYSICAL_BITS: u32 = 40;
 const LINEAR_BITS: u32 = 48;
 
 /// What `CPUID` returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Leaf {
-    pub(super) eax: u32,
-    pub(super) ebx: u32,
-    pub(super) ecx: u32,
-    pub(super) edx: u32,
+pub(in crate::engine) struct Leaf {
+    pub(in crate::engine) eax: u32,
+    pub(in crate::engine) ebx: u32,
+    pub(in crate::engine) ecx: u32,
+    pub(in crate::engine) edx: u32,
+}
+
+/// Whether the CPU shows a time-stamp counter. Where reading it cannot be made a function of the
+/// execution point, it is hidden, and the guest takes its time from the board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum TimeStamp {
+    /// It is there, and invariant.
+    Shown,
+    /// Neither it nor `RDTSCP` is there.
+    Hidden,
+}
+
+impl TimeStamp {
+    /// `word` with the bits `numbers` cleared if the counter is hidden.
+    const fn hide(self, word: u32, numbers: &[u32]) -> u32 {
+        match self {
+            Self::Shown => word,
+            Self::Hidden => word & !bits(numbers),
+        }
+    }
+}
+
+/// The leaves that say something.
+const LEAVES: [std::ops::RangeInclusive<u32>; 3] =
+    [0..=7, 0x4000_0000..=0x4000_0000, 0x8000_0000..=0x8000_0008];
+
+/// Every leaf of the model with its number. None has subleaves beyond the first.
+pub(in crate::engine) fn leaves(counter: TimeStamp) -> impl Iterator<Item = (u32, Leaf)> {
+    LEAVES.into_iter().flatten().map(move |number| (number, leaf(number, 0, counter)))
+}
+
+/// A digest of what `CPUID` says: engines that differ in it do not replay each other's logs.
+pub(in crate::engine) fn digest(counter: TimeStamp) -> String {
+    let bytes: Vec<u8> = leaves(counter)
+        .flat_map(|(_, Leaf { eax, ebx, ecx, edx })| [eax, ebx, ecx, edx])
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes))
 }
 
 /// SSSE3, SSE4.1 and SSE4.2.
@@ -106,17 +145,23 @@ fn vendor(eax: u32, name: &[u8; 12]) -> Leaf {
 }
 
 /// The answer to `CPUID` with these EAX and ECX.
-pub(super) fn leaf(number: u32, subleaf: u32) -> Leaf {
+pub(in crate::engine) fn leaf(number: u32, subleaf: u32, counter: TimeStamp) -> Leaf {
     match number {
         0 => vendor(7, b"AuthenticAMD"),
-        1 => Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx: LEAF_1_ECX, edx: LEAF_1_EDX },
+        1 => {
+            let edx = counter.hide(LEAF_1_EDX, &[TSC]);
+            Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx: LEAF_1_ECX, edx }
+        }
         7 if subleaf == 0 => Leaf { eax: 0, ebx: LEAF_7_EBX, ecx: LEAF_7_ECX, edx: LEAF_7_EDX },
         0x4000_0000 => {
             let name = b"vmft soft CP";
             Leaf { eax: 0x4000_0000, ebx: word(name, 0), ecx: word(name, 1), edx: word(name, 2) }
         }
         0x8000_0000 => vendor(0x8000_0008, b"AuthenticAMD"),
-        0x8000_0001 => Leaf { eax: SIGNATURE, ebx: 0, ecx: EXTENDED_1_ECX, edx: EXTENDED_1_EDX },
+        0x8000_0001 => {
+            let edx = counter.hide(EXTENDED_1_EDX, &[TSC, RDTSCP]);
+            Leaf { eax: SIGNATURE, ebx: 0, ecx: EXTENDED_1_ECX, edx }
+        }
         0x8000_0002..=0x8000_0004 => {
             let first = (number - 0x8000_0002) as usize * 4;
             let at = |index| word(BRAND, first + index);
@@ -127,14 +172,17 @@ pub(super) fn leaf(number: u32, subleaf: u32) -> Leaf {
             Leaf { eax: 0xFF08_FF08, ebx: 0xFF20_FF20, ecx: 0x4002_0140, edx: 0x4002_0140 }
         }
         0x8000_0006 => Leaf { eax: 0, ebx: 0x4200_4200, ecx: 0x0400_8140, edx: 0 },
-        0x8000_0007 => Leaf { edx: bits(&[INVARIANT_TSC]), ..Leaf::default() },
+        0x8000_0007 => {
+            let edx = counter.hide(bits(&[INVARIANT_TSC]), &[INVARIANT_TSC]);
+            Leaf { edx, ..Leaf::default() }
+        }
         0x8000_0008 => Leaf { eax: PHYSICAL_BITS | (LINEAR_BITS << 8), ..Leaf::default() },
         _ => Leaf::default(),
     }
 }
 
 /// True if the CPU model has the instruction.
-pub(super) fn offers(code: Code) -> bool {
+pub(in crate::engine) fn offers(code: Code) -> bool {
     if withholds(code) {
         return false;
     }
@@ -179,7 +227,7 @@ pub(super) fn offers(code: Code) -> bool {
 
 /// True if the CPU model lacks the instruction whatever the engine has: the VEX and EVEX
 /// encodings, and SSE beyond what the model has.
-pub(super) fn withholds(code: Code) -> bool {
+pub(in crate::engine) fn withholds(code: Code) -> bool {
     let later = |feature: &CpuidFeature| {
         matches!(feature, CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2)
     };
@@ -193,11 +241,23 @@ mod tests {
 
     #[test]
     fn the_model_is_the_baseline_with_the_features_promised() {
-        let one = leaf(1, 0);
+        let one = leaf(1, 0, TimeStamp::Shown);
         assert_ne!(one.ecx & (1 << 13), 0);
         assert_eq!(one.edx & (1 << 9), 0, "there is no APIC");
         assert_eq!(one.ecx & ((1 << 26) | (1 << 27) | (1 << 28)), 0, "there is no XSAVE or AVX");
-        assert_ne!(leaf(0x8000_0007, 0).edx & (1 << 8), 0);
+        assert_ne!(leaf(0x8000_0007, 0, TimeStamp::Shown).edx & (1 << 8), 0);
+    }
+
+    #[test]
+    fn a_hidden_time_stamp_counter_is_all_that_differs() {
+        let differing: Vec<u32> = leaves(TimeStamp::Shown)
+            .zip(leaves(TimeStamp::Hidden))
+            .filter(|(shown, hidden)| shown != hidden)
+            .map(|((number, _), _)| number)
+            .collect();
+        assert_eq!(differing, [1, 0x8000_0001, 0x8000_0007]);
+        assert_eq!(leaf(1, 0, TimeStamp::Hidden).edx & (1 << 4), 0);
+        assert_ne!(digest(TimeStamp::Shown), digest(TimeStamp::Hidden));
     }
 
     #[test]

@@ -1,0 +1,28 @@
+//! The demo's probe: numbered lines of a guest that runs on every engine.
+
+use super::{DemoOptions, Stage, finish, kill_in_the_middle};
+use crate::pair::prefixed;
+use anyhow::{Context, Result};
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+use vmft_guest_images::ProbeGuest;
+
+/// Runs the probe guest on a pair, and kills the primary in the middle.
+pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
+    let kill_after = options.kill_after()?;
+    let lines = NonZeroU32::new(options.lines).context("a guest without lines")?;
+    let guest = ProbeGuest { lines, ..ProbeGuest::default() }.with_pause(options.pause);
+    let kernel = workplace.join("probe.elf");
+    std::fs::write(&kernel, guest.image())
+        .with_context(|| format!("writing {}", kernel.display()))?;
+    let started = Instant::now();
+    let both = ["--arbiter".into(), prefixed("dir=", &workplace.join("arbiter"))];
+    let primary = ["--kernel".into(), kernel.into(), "--memory".into(), "size=64M".into()];
+    let engine = options.engine.arguments().into_iter().map(OsString::from);
+    let stage = Stage::set(workplace, &both, primary.into_iter().chain(engine))?;
+    let played = kill_in_the_middle(stage, |ledger| ledger.printed() >= kill_after)?;
+    finish(options, played, None, started.elapsed())
+}

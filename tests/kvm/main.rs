@@ -1,0 +1,11 @@
+//! The probe guest on every engine: live, recorded and replayed, and as a pair that loses its
+//! primary; and what is refused.
+//!
+//! What needs `/dev/kvm` fails where there is none, unless the run says so with `VMFT_NO_KVM=1`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod checkpoints;
+mod engines;
+mod lockstep;
+mod refusals;

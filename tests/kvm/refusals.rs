@@ -1,0 +1,149 @@
+//! What cannot be run or followed is refused before anything is changed, with what to do instead.
+
+use crate::engines::{Engine, kvm_is_here, probe, said, vmft, write_probe};
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+use vmft::pair::{SideProcess, Which, prefixed};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The program must refuse, in one line that says all of `wanted`.
+fn refuse(arguments: Vec<OsString>, wanted: &[&str]) {
+    let output = vmft(&arguments);
+    let said = said(&output);
+    assert!(!output.status.success(), "{arguments:?} was not refused");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    for text in wanted {
+        assert!(said.contains(text), "{text:?} is not said: {said}");
+    }
+}
+
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+/// A kernel like the probe, for which nobody vouches: the note's owner has another name.
+fn stranger(directory: &Path) -> OsString {
+    let mut image = probe(2, 10).image();
+    let at = image.windows(5).position(|bytes| bytes == b"vmft\0").unwrap();
+    image[at] = b'w';
+    let path = directory.join("stranger.elf");
+    std::fs::write(&path, image).unwrap();
+    path.into()
+}
+
+#[test]
+fn lockstep_on_kvm_is_refused_for_a_kernel_nobody_vouches_for() {
+    if !kvm_is_here() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut arguments = words(&["record", "--engine", "kvm", "--serial", "null", "--kernel"]);
+    arguments.extend([stranger(directory.path()), "--log".into(), log.clone().into()]);
+    refuse(arguments, &["nobody vouches", "--engine soft", "probe"]);
+    assert!(!log.exists(), "a log was begun");
+
+    let arbiter = directory.path().join("arbiter");
+    let mut arguments = words(&["primary", "--engine", "kvm", "--serial", "null", "--listen"]);
+    arguments.extend(words(&["tcp:127.0.0.1:0", "--kernel"]));
+    arguments.extend([stranger(directory.path()), "--arbiter".into(), prefixed("dir=", &arbiter)]);
+    refuse(arguments, &["nobody vouches", "--engine soft"]);
+    assert!(!arbiter.exists(), "the shared storage was changed");
+}
+
+#[test]
+fn the_demos_linux_is_refused_on_kvm_before_anything_is_fetched() {
+    let arguments = words(&["demo", "--engine", "kvm"]);
+    refuse(arguments, &["nobody vouches", "--engine soft", "--guest probe"]);
+}
+
+#[test]
+fn a_kernel_nobody_vouches_for_is_recorded_on_soft() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut arguments = words(&["record", "--serial", "null", "--memory", "size=64M", "--kernel"]);
+    arguments.extend([stranger(directory.path()), "--log".into()]);
+    arguments.push(directory.path().join("log").into());
+    let output = vmft(&arguments);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn points_are_for_kvm_and_engines_are_known_by_name() {
+    for (arguments, wanted) in [
+        (&["run", "--engine", "soft", "--points", "exit"][..], "soft always counts instructions"),
+        (&["run", "--points", "exit"], "--engine"),
+        (&["run", "--engine", "xen"], "'xen'"),
+        (&["run", "--restore", "snap", "--engine", "kvm"], "cannot be used with"),
+    ] {
+        refuse(words(arguments), &[wanted]);
+    }
+}
+
+#[test]
+fn a_host_without_kvm_refuses_the_engine_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = write_probe(directory.path(), &probe(2, 10));
+    let program = env!("CARGO_BIN_EXE_vmft");
+    // A mount namespace in which the device, if there is one, is something else.
+    let script = "if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi; exec \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh", program, "run"])
+        .args(["--engine", "kvm", "--serial", "null", "--memory", "size=64M", "--kernel"])
+        .arg(kernel)
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(!output.status.success(), "not refused");
+    for text in ["the kvm engine cannot run on this host", "/dev/kvm", "--engine soft"] {
+        assert!(said.contains(text), "{text:?} is not said: {said}");
+    }
+}
+
+/// A primary with the probe guest, waiting for its backup.
+fn waiting_primary(directory: &Path, engine: Engine) -> (SideProcess, String) {
+    let kernel = write_probe(directory, &probe(4, 10));
+    let mut arguments = words(&["--listen", "tcp:127.0.0.1:0", "--memory", "size=64M"]);
+    arguments.extend(["--kernel".into(), kernel.into(), "--arbiter".into()]);
+    arguments.push(prefixed("dir=", &directory.join("arbiter")));
+    arguments.extend(words(engine.options()));
+    let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
+    let mut primary = SideProcess::start(program, Which::Primary, directory, &arguments).unwrap();
+    let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
+    (primary, status.listening.unwrap())
+}
+
+/// A backup that insists on an engine the primary does not have.
+fn mismatched_backup(primary: Engine, backup: Engine, wanted: &[&str]) {
+    if !primary.is_here() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut side, address) = waiting_primary(directory.path(), primary);
+    let mut arguments = words(&["backup", "--serial", "null", "--primary"]);
+    arguments.extend([format!("tcp:{address}").into(), "--arbiter".into()]);
+    arguments.push(prefixed("dir=", &directory.path().join("arbiter")));
+    arguments.extend(words(backup.options()));
+    refuse(arguments, wanted);
+    assert!(side.try_exit().unwrap().is_none(), "the primary must wait on");
+}
+
+#[test]
+fn a_peer_with_another_engine_is_refused_with_both_sides_named() {
+    let soft = "\"soft\" on the primary";
+    mismatched_backup(
+        Engine::Soft,
+        Engine::KvmExit,
+        &[soft, "\"kvm, points at exits\" on the backup"],
+    );
+    let kvm = "\"kvm, points at exits\" on the primary";
+    mismatched_backup(Engine::KvmExit, Engine::Soft, &[kvm, "\"soft\" on the backup"]);
+}
+
+#[test]
+fn a_peer_with_another_kind_of_point_is_refused_with_both_sides_named() {
+    let kvm = "\"kvm, points at exits\" on the primary";
+    let wanted = [kvm, "\"kvm, points at single steps\" on the backup"];
+    mismatched_backup(Engine::KvmExit, Engine::KvmStep, &wanted);
+}

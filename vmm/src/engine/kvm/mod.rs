@@ -1,0 +1,278 @@
+//! The `kvm` engine: the guest's instructions run on the host's CPU.
+//!
+//! It owns the virtual machine and its one CPU, and knows nothing of devices: ports and device
+//! addresses go to the bus. The kernel's interrupt controller, timers and clock are not used, for
+//! they would act at moments nobody can name. Which places can be named, [`PointKind`] says.
+//!
+//! ```text
+//! run (Free, Exit) ─┐                        ┌─ serves ports, devices, registers ──▶ Bus
+//! step (Step) ──────┴─▶ Vcpu::enter ─▶ Entered::settle ─▶ Outcome, on a stopped Vcpu again
+//!        │ what a trap flag cannot step, and events that must be in before the guest goes on
+//!        ▼
+//!  the `soft` engine, on the same memory and the same CPU state
+//! ```
+//!
+//! **Determinism.** The host's kicks and signals are never points (but with [`PointKind::Free`]).
+//! An interrupt is injected only where the guest can take it: at once after a point, or at the
+//! first boundary after it that can.
+
+mod error;
+mod kick;
+mod open;
+mod points;
+mod registers;
+mod run;
+mod state;
+mod step;
+mod vcpu;
+mod walk;
+
+pub use error::KvmError;
+pub use kick::Kicker;
+pub use points::PointKind;
+
+use super::cpu_model::{self, TimeStamp};
+use super::soft::{Origin, SoftEngine};
+use super::{Bus, CpuState, Engine, EngineFault, Exit, InvalidState, Vector};
+use crate::memory::GuestRam;
+use kick::Ticker;
+use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+use open::Vm;
+use registers::OwnRegisters;
+use vcpu::Vcpu;
+use vmft_logging_channel::point::ExecutionPoint;
+use walk::LinearView;
+
+/// Why requests to a CPU that exists succeed.
+const REGISTERS: &str = "KVM reads and writes the registers of a stopped CPU";
+
+/// A digest of what `CPUID` says on this engine: sides that differ in it do not replay each
+/// other's logs.
+pub fn cpu_model_digest() -> String {
+    cpu_model::digest(TimeStamp::Hidden)
+}
+
+/// A CPU of the host.
+#[derive(Debug)]
+pub struct KvmEngine {
+    /// Stops before the CPU it kicks is closed.
+    _ticker: Option<Ticker>,
+    vcpu: Vcpu,
+    vm: Vm,
+    points: PointKind,
+    point: ExecutionPoint,
+    registers: OwnRegisters,
+    /// Executes single instructions and delivers events, on the same memory.
+    helper: SoftEngine,
+    halted: Halted,
+    shut_down: bool,
+    /// An interrupt is on its way into the guest.
+    queued: bool,
+    /// With [`PointKind::Step`]: no interrupt at this boundary. Otherwise KVM keeps it.
+    shadow: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Halted {
+    No,
+    /// In `HLT`, with RFLAGS.IF.
+    Waiting { interruptible: bool },
+}
+
+impl KvmEngine {
+    /// Opens `/dev/kvm` and makes a virtual machine of one CPU that runs in `ram`. It has no
+    /// valid state yet: call [`Engine::restore`] first.
+    ///
+    /// # Errors
+    /// See [`KvmError`].
+    pub fn open(ram: GuestRam, points: PointKind) -> Result<Self, KvmError> {
+        let helper = SoftEngine::new(ram.clone());
+        let (vm, vcpu) = Vm::open(ram)?;
+        let ticker = match points {
+            PointKind::Free => Some(vcpu.kicks.ticker()?),
+            PointKind::Exit | PointKind::Step => None,
+        };
+        Ok(Self {
+            _ticker: ticker,
+            vcpu,
+            vm,
+            points,
+            point: ExecutionPoint::START,
+            registers: OwnRegisters::default(),
+            helper,
+            halted: Halted::No,
+            shut_down: false,
+            queued: false,
+            shadow: false,
+        })
+    }
+
+    /// What counts as a point.
+    pub fn points(&self) -> PointKind {
+        self.points
+    }
+
+    fn view(&self, cr3: u64) -> LinearView<'_> {
+        LinearView { ram: self.vm.ram(), cr3 }
+    }
+
+    /// The run ends here, with the instruction at RIP. An exception that KVM has raised for it is
+    /// taken back, so that the state is that before the instruction.
+    fn fatal(&mut self, what: &'static str) -> Exit {
+        if let Ok(mut events) = self.vcpu.events() {
+            events.exception = Default::default();
+            // Without it the run ends all the same.
+            let _ = self.vcpu.set_events(&events);
+        }
+        let (rip, bytes) = match (self.vcpu.regs(), self.vcpu.sregs()) {
+            (Ok(regs), Ok(sregs)) => {
+                let linear = regs.rip;
+                (linear, self.view(sregs.cr3).instruction_bytes(linear))
+            }
+            _ => (0, Vec::new()),
+        };
+        Exit::Fatal(EngineFault { what, rip, bytes, point: self.point })
+    }
+
+    /// Sets the registers, all of them; the engine's own part too.
+    fn apply(&mut self, state: &CpuState) -> Result<(), vmm_sys_util::errno::Error> {
+        let before = self.vcpu.state()?;
+        let mut state = state.clone();
+        let shadow = state.interrupt_shadow;
+        if self.points == PointKind::Step {
+            // Kept here: with it, the host would run two instructions in one step.
+            state.interrupt_shadow = false;
+        }
+        if let Err(error) = self.vcpu.set_state(&before.with(&state)) {
+            self.vcpu.set_state(&before).expect("it was this state before");
+            return Err(error);
+        }
+        self.registers = OwnRegisters::of(&state);
+        self.shadow = shadow;
+        let interruptible = state.rflags & run::INTERRUPT_FLAG != 0;
+        self.halted = if state.halted { Halted::Waiting { interruptible } } else { Halted::No };
+        self.shut_down = false;
+        self.queued = false;
+        self.vcpu.refresh();
+        Ok(())
+    }
+
+    /// Has `soft` do something to the CPU in its present state.
+    fn borrow_helper<T>(&mut self, f: impl FnOnce(&mut SoftEngine) -> T) -> T {
+        let state = self.save();
+        self.helper.restore(&state, self.point).expect("a CPU of this model is in a valid state");
+        let result = f(&mut self.helper);
+        let after = self.helper.save();
+        let shut_down = self.helper.is_shut_down();
+        self.apply(&after).expect(REGISTERS);
+        self.shut_down = shut_down;
+        result
+    }
+
+    /// Delivers what is on its way into the guest, so that the state is complete. False if that
+    /// cannot be done here: the guest must be entered first.
+    fn settle(&mut self) -> bool {
+        let mut events = self.vcpu.events().expect(REGISTERS);
+        let exception = events.exception;
+        let pending = exception.injected != 0 || exception.pending != 0;
+        let error = (exception.has_error_code != 0).then_some(exception.error_code as u16);
+        let event = if pending {
+            match exception.nr {
+                // The return address of these two is only KVM's to know.
+                3 | 4 => return false,
+                1 => Some((Vector(1), None, Origin::Trap)),
+                vector => Some((Vector(vector), error, Origin::Instruction)),
+            }
+        } else if events.interrupt.injected != 0 {
+            Some((Vector(events.interrupt.nr), None, Origin::Line))
+        } else {
+            None
+        };
+        self.queued = false;
+        let Some((vector, error, origin)) = event else { return true };
+        if events.interrupt.soft != 0 {
+            return false;
+        }
+        events.exception = Default::default();
+        events.interrupt.injected = 0;
+        events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
+        self.vcpu.set_events(&events).expect(REGISTERS);
+        self.borrow_helper(|helper| helper.deliver(vector, error, origin));
+        true
+    }
+}
+
+impl Engine for KvmEngine {
+    fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit {
+        match self.points {
+            PointKind::Free | PointKind::Exit => self.run_exits(bound, want_interrupt, bus),
+            PointKind::Step => self.run_steps(bound, want_interrupt, bus),
+        }
+    }
+
+    fn point(&self) -> ExecutionPoint {
+        self.point
+    }
+
+    fn inject(&mut self, vector: Vector) {
+        assert!(
+            self.can_take_interrupt() && !self.queued,
+            "interrupt {} injected where none can be taken",
+            vector.0
+        );
+        self.halted = Halted::No;
+        if self.points == PointKind::Step {
+            // The guest would see the trap flag in the frame.
+            self.borrow_helper(|helper| helper.deliver(vector, None, Origin::Line));
+        } else {
+            self.vcpu.interrupt(vector.0).expect("there is no interrupt controller but ours");
+            self.queued = true;
+        }
+    }
+
+    fn save(&self) -> CpuState {
+        let mut state = self.vcpu.state().expect(REGISTERS).plain();
+        state.msrs.tsc_adjust = self.registers.tsc_adjust;
+        state.msrs.tsc_aux = self.registers.tsc_aux;
+        state.halted = self.halted != Halted::No;
+        if self.points == PointKind::Step {
+            state.interrupt_shadow = self.shadow;
+        }
+        state
+    }
+
+    fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState> {
+        // The two engines have the same CPU, and `soft` says what states it has.
+        self.helper.restore(state, point)?;
+        self.apply(state)
+            .map_err(|error| InvalidState(format!("this host's KVM refuses it: {error}")))?;
+        self.point = point;
+        Ok(())
+    }
+
+    fn collect_written(&mut self) {
+        self.vm.collect_written().expect("KVM keeps the log of dirty pages it was asked to keep");
+    }
+
+    fn kicker(&self) -> Option<Kicker> {
+        Some(self.vcpu.kicks.kicker())
+    }
+
+    /// Taking the log of dirty pages has renewed it.
+    fn renew_write_tracking(&mut self) {}
+
+    /// The host's caches are invisible to a guest that keeps its page tables in order.
+    fn flush_caches(&mut self) {}
+
+    fn is_halted(&self) -> bool {
+        self.halted != Halted::No
+    }
+
+    fn is_off(&self) -> bool {
+        self.halted == Halted::Waiting { interruptible: false }
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.vm.ram()
+    }
+}

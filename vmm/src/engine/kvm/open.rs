@@ -1,0 +1,190 @@
+//! Making the virtual machine: capabilities, memory, the CPU model, which registers KVM answers.
+//!
+//! Nothing that would act by itself is asked for: no interrupt controller, timer or clock of the
+//! kernel's.
+
+use super::error::KvmError;
+use super::kick::Kicks;
+use super::vcpu::Vcpu;
+use crate::engine::cpu_model::{self, TimeStamp};
+use crate::engine::msr;
+use crate::memory::GuestRam;
+use kvm_bindings::{
+    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{
+    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
+};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use vm_memory::GuestAddress;
+use vmm_sys_util::errno;
+
+/// The only version of the interface there is.
+const API_VERSION: i32 = 12;
+/// Three pages KVM on Intel CPUs may need for itself, in the device hole, where no device is.
+const TSS_ADDRESS: usize = 0xFFFB_D000;
+
+/// What the engine cannot do without.
+const NEEDED: [(Cap, &str); 9] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG"),
+    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
+    (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
+];
+
+/// Registers that KVM itself must own, as runs of consecutive numbers: the first, and how many.
+/// Every other is denied to the guest and answered by the engine.
+const OWNED_BY_KVM: [(u32, u32); 4] = [
+    (msr::SYSENTER_CS, 3),
+    (msr::PAT, 1),
+    // EFER, STAR, LSTAR, CSTAR, SFMASK.
+    (msr::EFER, 5),
+    // The bases of FS and GS, and the other one of GS.
+    (msr::FS_BASE, 3),
+];
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(super) struct Vm {
+    fd: VmFd,
+    /// Keeps the memory in its slots mapped.
+    ram: GuestRam,
+}
+
+impl Vm {
+    /// A machine of one CPU that runs in `ram`.
+    pub(super) fn open(ram: GuestRam) -> Result<(Self, Vcpu), KvmError> {
+        let kvm = open_device()?;
+        let fd = kvm.create_vm().map_err(KvmError::refused("create a virtual machine"))?;
+        let vm = Self { fd, ram };
+        vm.set_up_memory()?;
+        // Only Intel CPUs have it.
+        if kvm.check_extension(Cap::SetTssAddr) {
+            vm.fd
+                .set_tss_address(TSS_ADDRESS)
+                .map_err(KvmError::refused("set aside memory for itself"))?;
+        }
+        vm.set_up_msrs()?;
+        let vcpu = vm.fd.create_vcpu(0).map_err(KvmError::refused("create a CPU"))?;
+        set_up_cpuid(&vcpu)?;
+        // SAFETY: the descriptor is open, and outlives this borrow of it.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        let kicks = Kicks::new(descriptor)?;
+        Ok((vm, Vcpu::new(vcpu, kicks)))
+    }
+
+    /// The guest's memory.
+    pub(super) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The slots: number, first address, bytes, and where they are in this process.
+    fn slots(&self) -> impl Iterator<Item = (u32, u64, u64, u64)> {
+        let places = self.ram.ranges().into_iter().zip(self.ram.host_ranges());
+        (0..).zip(places).map(|(slot, ((GuestAddress(start), len), host))| {
+            (slot, start, len, host.start as u64)
+        })
+    }
+
+    fn set_up_memory(&self) -> Result<(), KvmError> {
+        for (slot, guest_phys_addr, memory_size, userspace_addr) in self.slots() {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: KVM_MEM_LOG_DIRTY_PAGES,
+                guest_phys_addr,
+                memory_size,
+                userspace_addr,
+            };
+            // SAFETY: the range is a mapping of `ram`, which this value keeps for as long as the
+            // machine lives; the guest's writes to it are what it is for, and this process reads
+            // it only through `vm-memory`'s volatile accesses.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(KvmError::refused("take guest memory"))?;
+        }
+        Ok(())
+    }
+
+    fn set_up_msrs(&self) -> Result<(), KvmError> {
+        let reasons = KVM_MSR_EXIT_REASON_INVAL
+            | KVM_MSR_EXIT_REASON_UNKNOWN
+            | KVM_MSR_EXIT_REASON_FILTER;
+        let capability = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [reasons.into(), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        self.fd
+            .enable_cap(&capability)
+            .map_err(KvmError::refused("hand out accesses to model-specific registers"))?;
+        let allowed = [0xFF];
+        let ranges = OWNED_BY_KVM.map(|(base, msr_count)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count,
+            bitmap: &allowed,
+        });
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
+            .map_err(KvmError::refused("filter model-specific registers"))
+    }
+
+    /// Records the pages written since the last call in the memory's write tracker.
+    pub(super) fn collect_written(&self) -> Result<(), errno::Error> {
+        use crate::memory::{PAGE_SIZE, PageNumber};
+        for (slot, start, len, _) in self.slots() {
+            let bytes = usize::try_from(len).expect("memory that is mapped has a size");
+            let log = self.fd.get_dirty_log(slot, bytes)?;
+            for (index, word) in (0u64..).zip(log) {
+                let mut bits = word;
+                while bits != 0 {
+                    let page = start / PAGE_SIZE + index * 64 + u64::from(bits.trailing_zeros());
+                    self.ram.tracker().mark_page(PageNumber(page));
+                    bits &= bits - 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_device() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        _ => KvmError::Open(error),
+    })?;
+    let found = kvm.get_api_version();
+    if found != API_VERSION {
+        return Err(KvmError::Version { found });
+    }
+    for (capability, name) in NEEDED {
+        if !kvm.check_extension(capability) {
+            return Err(KvmError::Capability { capability: name });
+        }
+    }
+    Ok(kvm)
+}
+
+fn set_up_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let entries: Vec<kvm_cpuid_entry2> = cpu_model::leaves(TimeStamp::Hidden)
+        .map(|(function, cpu_model::Leaf { eax, ebx, ecx, edx })| kvm_cpuid_entry2 {
+            function,
+            // Leaf 7 is the only one whose subleaves differ.
+            flags: if function == 7 { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..kvm_cpuid_entry2::default()
+        })
+        .collect();
+    let table = CpuId::from_entries(&entries).expect("fewer leaves than KVM takes");
+    vcpu.set_cpuid2(&table).map_err(KvmError::refused("show the CPU model"))
+}

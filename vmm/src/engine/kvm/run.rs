@@ -1,0 +1,91 @@
+//! The run loop for points that are exits.
+
+use super::vcpu::{Outcome, Surroundings};
+use super::{Halted, KvmEngine, PointKind};
+use crate::engine::{Bus, Exit};
+use vmft_logging_channel::point::ExecutionPoint;
+
+/// RFLAGS.IF.
+pub(super) const INTERRUPT_FLAG: u64 = 1 << 9;
+
+impl KvmEngine {
+    pub(super) fn run_exits(
+        &mut self,
+        bound: ExecutionPoint,
+        want: bool,
+        bus: &mut dyn Bus,
+    ) -> Exit {
+        let _running = self.vcpu.kicks.enter();
+        let mut kicked = false;
+        loop {
+            if let Some(exit) = self.at_boundary(bound, want) {
+                return exit;
+            }
+            kicked |= self.vcpu.kicks.take();
+            if kicked && self.settle() {
+                return self.kicked();
+            }
+            self.vcpu.request_window(want);
+            let mut around =
+                Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
+            let outcome = self.vcpu.enter().settle(&mut around);
+            if outcome != Outcome::Interrupted {
+                self.queued = false;
+            }
+            match outcome {
+                Outcome::Access => {
+                    self.point = self.point.after(1);
+                    return Exit::BusAccess;
+                }
+                Outcome::Register { faulted: false } => self.point = self.point.after(1),
+                // As in `soft`, an instruction that faults is no point.
+                Outcome::Register { faulted: true } => {
+                    let settled = self.settle();
+                    debug_assert!(settled, "a general protection fault can always be delivered");
+                }
+                Outcome::Halted => {
+                    self.point = self.point.after(1);
+                    let interruptible = self.vcpu.interrupt_flag();
+                    self.halted = Halted::Waiting { interruptible };
+                }
+                Outcome::Shutdown => self.shut_down = true,
+                Outcome::Failed(what) => return self.fatal(what),
+                Outcome::Interrupted | Outcome::Window | Outcome::Stepped => {}
+            }
+        }
+    }
+
+    /// What ends the run at this boundary, if anything does. The bound comes before the interrupt:
+    /// what arrives at a point comes before the interrupt taken there, on both sides.
+    pub(super) fn at_boundary(&mut self, bound: ExecutionPoint, want: bool) -> Option<Exit> {
+        if self.shut_down {
+            return Some(Exit::Shutdown);
+        }
+        if let Halted::Waiting { interruptible } = self.halted {
+            return Some(Exit::Halted { interruptible });
+        }
+        if self.point >= bound && (!self.queued || self.settle()) {
+            return Some(Exit::Bound);
+        }
+        (want && !self.queued && self.can_take_interrupt()).then_some(Exit::InterruptWindow)
+    }
+
+    /// True if an interrupt can be taken at this boundary.
+    pub(super) fn can_take_interrupt(&mut self) -> bool {
+        if self.shut_down {
+            return false;
+        }
+        match self.points {
+            PointKind::Free | PointKind::Exit => self.vcpu.can_take_interrupt(),
+            PointKind::Step => !self.shadow && self.vcpu.interrupt_flag(),
+        }
+    }
+
+    fn kicked(&mut self) -> Exit {
+        if self.points == PointKind::Free {
+            self.point = self.point.after(1);
+            return Exit::Bound;
+        }
+        Exit::Kicked
+    }
+}

@@ -1,0 +1,382 @@
+//! The run loop for points that are instructions.
+//!
+//! KVM steps with the trap flag, which suits a plain instruction only: others show the flag to the
+//! guest (`PUSHF`, the frames of events), lose it (`SYSCALL`, `POPF`, faults), run two
+//! instructions at once (after a load of SS), or exit without it (`HLT`, devices). So every
+//! instruction is looked at first, and takes one of three ways:
+//!
+//! * a plain one whose operands are memory it may access is stepped; where it must lead is known
+//!   beforehand, and ending up elsewhere ends the run;
+//! * one that uses a port or a device runs without the flag, for it exits by itself;
+//! * every other one is executed by `soft`, on the same memory and the same CPU state.
+
+use super::vcpu::{Outcome, Surroundings};
+use super::walk::LinearView;
+use super::{Halted, KvmEngine};
+use crate::engine::{Bus, Engine, Exit};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
+    Mnemonic, OpAccess, OpKind, Register,
+};
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use vmft_logging_channel::point::ExecutionPoint;
+
+const TRAP_FLAG: u64 = 1 << 8;
+/// CR0.EM and CR0.TS: the vector units fault.
+const UNITS_FAULT: u64 = (1 << 2) | (1 << 3);
+/// CR0.WP.
+const WRITE_PROTECT: u64 = 1 << 16;
+/// CR4.SMEP.
+const SMEP: u64 = 1 << 20;
+/// The exception masks of MXCSR.
+const MASKS: u32 = 0x1F80;
+/// The exception summary of the x87 status word.
+const SUMMARY: u16 = 1 << 7;
+/// The exception masks of the x87 control word.
+const X87_MASKS: u16 = 0x3F;
+
+/// How an instruction is executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// Stepped; it leads to one of these addresses.
+    Step([u64; 2]),
+    /// Without stepping: it exits by itself, and leads to this address.
+    Exit(u64),
+    /// By `soft`.
+    Soft,
+}
+
+impl KvmEngine {
+    pub(super) fn run_steps(
+        &mut self,
+        bound: ExecutionPoint,
+        want: bool,
+        bus: &mut dyn Bus,
+    ) -> Exit {
+        let _running = self.vcpu.kicks.enter();
+        loop {
+            if let Some(exit) = self.at_boundary(bound, want) {
+                return exit;
+            }
+            if self.vcpu.kicks.take() {
+                return Exit::Kicked;
+            }
+            if let Some(exit) = self.step(bus) {
+                return exit;
+            }
+        }
+    }
+
+    /// One instruction, or one iteration of a string instruction.
+    fn step(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
+        let (Ok(regs), Ok(sregs)) = (self.vcpu.regs(), self.vcpu.sregs()) else {
+            return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
+        };
+        let stepper = Stepper { regs: &regs, sregs: &sregs, view: self.view(sregs.cr3) };
+        let (way, units) = stepper.way();
+        if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
+            return self.step_softly(bus);
+        }
+        if self.vcpu.set_stepping(matches!(way, Way::Step(_))).is_err() {
+            return Some(self.fatal("this host's KVM does not single-step"));
+        }
+        let mut around =
+            Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
+        let outcome = self.vcpu.enter().settle(&mut around);
+        let Ok(after) = self.vcpu.regs() else {
+            return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
+        };
+        let led_to = match way {
+            Way::Step(targets) => targets,
+            Way::Exit(next) => [next; 2],
+            Way::Soft => unreachable!("handled above"),
+        };
+        match (outcome, &way) {
+            (Outcome::Interrupted, _) if after.rip == regs.rip => None,
+            (Outcome::Stepped, Way::Step(_)) | (Outcome::Access, Way::Exit(_))
+                if led_to.contains(&after.rip) =>
+            {
+                self.point = self.point.after(1);
+                self.shadow = false;
+                (outcome == Outcome::Access).then_some(Exit::BusAccess)
+            }
+            // Between two iterations.
+            (Outcome::Stepped, Way::Step(_)) | (Outcome::Access, Way::Exit(_))
+                if after.rip == regs.rip && after.rcx != regs.rcx =>
+            {
+                None
+            }
+            (Outcome::Failed(what), _) => Some(self.fatal(what)),
+            _ => {
+                tracing::error!(?outcome, ?way, from = regs.rip, to = after.rip, "step lost");
+                Some(self.fatal("the host lost a single step: the guest ran on"))
+            }
+        }
+    }
+
+    /// `soft` executes the instruction; events before and after it are delivered.
+    fn step_softly(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
+        let next = self.point.after(1);
+        let (exit, point) = self.borrow_helper(|helper| {
+            let exit = helper.run(next, false, bus);
+            (exit, helper.point())
+        });
+        self.point = point;
+        match exit {
+            Exit::BusAccess | Exit::Fatal(_) => Some(exit),
+            Exit::Halted { interruptible } => {
+                self.halted = Halted::Waiting { interruptible };
+                None
+            }
+            Exit::Bound | Exit::Shutdown | Exit::InterruptWindow | Exit::Kicked => None,
+        }
+    }
+
+    /// True if an instruction of the vector units could fault.
+    fn units_may_fault(&self, sregs: &kvm_sregs) -> bool {
+        if sregs.cr0 & UNITS_FAULT != 0 {
+            return true;
+        }
+        let state = self.save();
+        state.sse.mxcsr & MASKS != MASKS
+            || state.x87.status & SUMMARY != 0
+            || state.x87.control & X87_MASKS != X87_MASKS
+    }
+}
+
+/// Looks at the next instruction.
+struct Stepper<'a> {
+    regs: &'a kvm_regs,
+    sregs: &'a kvm_sregs,
+    view: LinearView<'a>,
+}
+
+/// What the operands of an instruction are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operands {
+    Memory,
+    Device,
+    /// Accessing them faults.
+    Faulting,
+}
+
+impl Stepper<'_> {
+    fn user(&self) -> bool {
+        self.sregs.cs.selector & 3 == 3
+    }
+
+    /// The way the next instruction takes, and whether it uses the vector units.
+    fn way(&self) -> (Way, bool) {
+        let bytes = self.view.instruction_bytes(self.regs.rip);
+        let mut decoder =
+            Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        if self.regs.rflags & TRAP_FLAG != 0
+            || !self.can_fetch(&instruction)
+            || needs_care(&instruction)
+            || (self.user() && (instruction.is_privileged() || is_port(&instruction)))
+        {
+            return (Way::Soft, false);
+        }
+        let next = instruction.next_ip();
+        let runs = !has_repeat(&instruction) || self.regs.rcx != 0;
+        let way = match self.operands(&instruction) {
+            Operands::Faulting => Way::Soft,
+            _ if runs && is_port(&instruction) => Way::Exit(next),
+            Operands::Device if runs => Way::Exit(next),
+            _ => self.targets(&instruction).map_or(Way::Soft, Way::Step),
+        };
+        (way, uses_units(instruction.code()))
+    }
+
+    fn can_fetch(&self, instruction: &Instruction) -> bool {
+        let last = self.regs.rip.wrapping_add(instruction.len().saturating_sub(1) as u64);
+        !instruction.is_invalid()
+            && [self.regs.rip, last].into_iter().all(|address| {
+                self.view.place(address).is_some_and(|place| {
+                    let smep = self.sregs.cr4 & SMEP != 0;
+                    let allowed = if self.user() { place.user } else { !(place.user && smep) };
+                    place.executable && allowed && self.view.is_memory(place.physical)
+                })
+            })
+    }
+
+    fn register(&self, register: Register) -> Option<u64> {
+        let full = register.full_register();
+        let r = self.regs;
+        let s = self.sregs;
+        let value = match full {
+            Register::RAX => r.rax,
+            Register::RCX => r.rcx,
+            Register::RDX => r.rdx,
+            Register::RBX => r.rbx,
+            Register::RSP => r.rsp,
+            Register::RBP => r.rbp,
+            Register::RSI => r.rsi,
+            Register::RDI => r.rdi,
+            Register::R8 => r.r8,
+            Register::R9 => r.r9,
+            Register::R10 => r.r10,
+            Register::R11 => r.r11,
+            Register::R12 => r.r12,
+            Register::R13 => r.r13,
+            Register::R14 => r.r14,
+            Register::R15 => r.r15,
+            Register::FS => s.fs.base,
+            Register::GS => s.gs.base,
+            Register::ES | Register::CS | Register::SS | Register::DS => 0,
+            _ => return None,
+        };
+        // A narrow register as part of an address: the low bytes only.
+        Some(if register.size() == 4 { value & u64::from(u32::MAX) } else { value })
+    }
+
+    /// What the memory operands lead to.
+    fn operands(&self, instruction: &Instruction) -> Operands {
+        let mut found = Operands::Memory;
+        let mut factory = InstructionInfoFactory::new();
+        for used in factory.info(instruction).used_memory() {
+            let value = |register: Register, _: usize, _: usize| self.register(register);
+            let Some(address) = used.virtual_address(0, value) else { return Operands::Faulting };
+            let size = match used.memory_size().size() {
+                0 => instruction.memory_size().size().max(1),
+                size => size,
+            };
+            let writes = matches!(
+                used.access(),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
+            match self.operand(address, size as u64, writes) {
+                Operands::Faulting => return Operands::Faulting,
+                Operands::Device => found = Operands::Device,
+                Operands::Memory => {}
+            }
+        }
+        found
+    }
+
+    fn operand(&self, address: u64, size: u64, writes: bool) -> Operands {
+        let mut found = Operands::Memory;
+        for address in [address, address.wrapping_add(size - 1)] {
+            let Some(place) = self.view.place(address) else { return Operands::Faulting };
+            let protected = self.user() || self.sregs.cr0 & WRITE_PROTECT != 0;
+            if (self.user() && !place.user) || (writes && protected && !place.writable) {
+                return Operands::Faulting;
+            }
+            if !self.view.is_memory(place.physical) {
+                found = Operands::Device;
+            }
+        }
+        found
+    }
+
+    /// Where the instruction may lead; nothing if that cannot be told.
+    fn targets(&self, instruction: &Instruction) -> Option<[u64; 2]> {
+        let next = instruction.next_ip();
+        match instruction.flow_control() {
+            FlowControl::Next => Some([next; 2]),
+            FlowControl::ConditionalBranch => Some([next, instruction.near_branch_target()]),
+            FlowControl::UnconditionalBranch | FlowControl::Call => {
+                Some([instruction.near_branch_target(); 2])
+            }
+            FlowControl::Return => self.view.word(self.regs.rsp).map(|target| [target; 2]),
+            FlowControl::IndirectBranch | FlowControl::IndirectCall => {
+                let target = if instruction.op0_kind() == OpKind::Register {
+                    self.register(instruction.op0_register())
+                } else {
+                    let value = |register: Register, _: usize, _: usize| self.register(register);
+                    self.view.word(instruction.virtual_address(0, 0, value)?)
+                };
+                target.map(|target| [target; 2])
+            }
+            FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception => None,
+        }
+    }
+}
+
+fn is_port(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::In
+            | Mnemonic::Out
+            | Mnemonic::Insb
+            | Mnemonic::Insw
+            | Mnemonic::Insd
+            | Mnemonic::Outsb
+            | Mnemonic::Outsw
+            | Mnemonic::Outsd
+    ) && !uses_units(instruction.code())
+}
+
+fn has_repeat(instruction: &Instruction) -> bool {
+    instruction.is_string_instruction()
+        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+}
+
+/// True for an instruction that the trap flag does not suit, or that can fault in other ways than
+/// by its memory operands.
+fn needs_care(instruction: &Instruction) -> bool {
+    let loads_segment = (0..instruction.op_count()).any(|operand| {
+        instruction.op_kind(operand) == OpKind::Register
+            && instruction.op_register(operand).is_segment_register()
+    });
+    let system_register = (0..instruction.op_count()).any(|operand| {
+        instruction.op_kind(operand) == OpKind::Register
+            && (instruction.op_register(operand).is_cr() || instruction.op_register(operand).is_dr())
+    });
+    let far = matches!(instruction.code(), Code::Retfq | Code::Retfd | Code::Retfw)
+        || instruction.is_call_far()
+        || instruction.is_jmp_far()
+        || instruction.is_call_far_indirect()
+        || instruction.is_jmp_far_indirect();
+    let plain = matches!(
+        instruction.flow_control(),
+        FlowControl::Next
+            | FlowControl::ConditionalBranch
+            | FlowControl::UnconditionalBranch
+            | FlowControl::Call
+            | FlowControl::Return
+            | FlowControl::IndirectBranch
+            | FlowControl::IndirectCall
+    );
+    let named = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq
+            | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
+            | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+            | Mnemonic::Retf
+            | Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq
+            | Mnemonic::Sysenter | Mnemonic::Sysexit | Mnemonic::Sysexitq
+            | Mnemonic::Sti | Mnemonic::Hlt
+            | Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs
+            | Mnemonic::Lldt | Mnemonic::Ltr
+            | Mnemonic::Div | Mnemonic::Idiv
+            | Mnemonic::Rdmsr | Mnemonic::Wrmsr
+            | Mnemonic::Rdtsc | Mnemonic::Rdtscp
+            | Mnemonic::Rdpmc | Mnemonic::Monitor | Mnemonic::Mwait
+            | Mnemonic::Enter
+            | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 | Mnemonic::Ldmxcsr
+            | Mnemonic::Fldcw | Mnemonic::Fldenv | Mnemonic::Frstor
+    );
+    let offered = crate::engine::cpu_model::offers(instruction.code());
+    !plain || !offered || far || named || loads_segment || system_register
+}
+
+fn uses_units(code: Code) -> bool {
+    code.cpuid_features().iter().any(|feature| {
+        matches!(
+            feature,
+            CpuidFeature::FPU
+                | CpuidFeature::FPU287
+                | CpuidFeature::FPU387
+                | CpuidFeature::MMX
+                | CpuidFeature::FXSR
+                | CpuidFeature::SSE
+                | CpuidFeature::SSE2
+                | CpuidFeature::SSE3
+                | CpuidFeature::SSSE3
+                | CpuidFeature::SSE4_1
+                | CpuidFeature::SSE4_2
+        )
+    })
+}

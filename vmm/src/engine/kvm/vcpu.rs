@@ -1,0 +1,300 @@
+//! One CPU of KVM's, and what it stops for.
+//!
+//! A [`Vcpu`] is stopped: it can be saved, restored, stepped, injected into. [`Vcpu::enter`] gives
+//! an [`Entered`], which borrows it for as long as the exit is not dealt with; only
+//! [`Entered::settle`] gives it back. It serves what the instruction asks for and has KVM finish
+//! the instruction without going on (`immediate_exit`), so that what is seen of a stopped CPU is
+//! always the state between two instructions (or two iterations of a string instruction).
+
+use super::kick::Kicks;
+use super::registers::OwnRegisters;
+use super::state::KvmState;
+use crate::engine::{Bus, PortWidth};
+use kvm_bindings::{
+    KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
+    kvm_run, kvm_sregs, kvm_vcpu_events,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+
+/// What the CPU stopped for. Instructions named here are complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The host wanted the thread.
+    Interrupted,
+    /// An instruction used a port or a device.
+    Access,
+    /// An instruction used a model-specific register that the engine answers.
+    Register {
+        /// The access faults; the exception is pending.
+        faulted: bool,
+    },
+    /// `HLT`.
+    Halted,
+    /// An interrupt can be taken, as was asked for.
+    Window,
+    /// A single step is over.
+    Stepped,
+    /// A triple fault.
+    Shutdown,
+    /// KVM cannot go on.
+    Failed(&'static str),
+}
+
+/// What an exit may have to do with.
+pub(super) struct Surroundings<'a> {
+    pub(super) at: ExecutionPoint,
+    pub(super) bus: &'a mut dyn Bus,
+    pub(super) registers: &'a mut OwnRegisters,
+}
+
+/// A stopped CPU.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    fd: VcpuFd,
+    pub(super) kicks: Kicks,
+}
+
+/// A CPU with an exit that is not dealt with.
+pub(super) struct Entered<'a> {
+    vcpu: &'a mut Vcpu,
+    first: Exited,
+}
+
+/// An exit, as far as it can be told without serving it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exited {
+    Port,
+    Memory,
+    Register,
+    Other(Outcome),
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd, kicks: Kicks) -> Self {
+        Self { fd, kicks }
+    }
+
+    /// Lets the guest run until it stops for something.
+    pub(super) fn enter(&mut self) -> Entered<'_> {
+        let first = self.kvm_run();
+        Entered { vcpu: self, first }
+    }
+
+    /// Asks for [`Outcome::Window`] as soon as an interrupt can be taken.
+    pub(super) fn request_window(&mut self, wanted: bool) {
+        self.fd.get_kvm_run().request_interrupt_window = wanted.into();
+    }
+
+    /// True if an interrupt can be injected, as KVM said when it last came back.
+    pub(super) fn can_take_interrupt(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+    }
+
+    /// RFLAGS.IF, as KVM said when it last came back.
+    pub(super) fn interrupt_flag(&mut self) -> bool {
+        self.fd.get_kvm_run().if_flag != 0
+    }
+
+    /// Has KVM say anew what it says when it comes back, without entering the guest.
+    pub(super) fn refresh(&mut self) {
+        self.kicks.set_immediate_exit();
+        let exited = self.kvm_run();
+        debug_assert_eq!(exited, Exited::Other(Outcome::Interrupted), "nothing was pending");
+    }
+
+    /// Queues an interrupt; it is delivered when the guest is entered.
+    pub(super) fn interrupt(&mut self, vector: u8) -> Result<(), errno::Error> {
+        let interrupt = kvm_interrupt { irq: vector.into() };
+        // SAFETY: the descriptor is a CPU's, and the structure is the one this request takes.
+        let done = unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) };
+        if done == 0 { Ok(()) } else { Err(errno::Error::last()) }
+    }
+
+    /// Turns single-stepping on or off. KVM forgets it at many an instruction, so this comes
+    /// before every entry of a step.
+    pub(super) fn set_stepping(&mut self, on: bool) -> Result<(), errno::Error> {
+        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
+        self.fd.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })
+    }
+
+    pub(super) fn regs(&self) -> Result<kvm_regs, errno::Error> {
+        self.fd.get_regs()
+    }
+
+    pub(super) fn sregs(&self) -> Result<kvm_sregs, errno::Error> {
+        self.fd.get_sregs()
+    }
+
+    pub(super) fn events(&self) -> Result<kvm_vcpu_events, errno::Error> {
+        self.fd.get_vcpu_events()
+    }
+
+    pub(super) fn set_events(&mut self, events: &kvm_vcpu_events) -> Result<(), errno::Error> {
+        self.fd.set_vcpu_events(events)
+    }
+
+    pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
+        KvmState::read(&self.fd)
+    }
+
+    pub(super) fn set_state(&mut self, state: &KvmState) -> Result<(), errno::Error> {
+        state.write(&self.fd)?;
+        // KVM loads CR8 from here at every entry, as there is no interrupt controller of its own.
+        self.fd.get_kvm_run().cr8 = state.cr8();
+        Ok(())
+    }
+
+    fn kvm_run(&mut self) -> Exited {
+        let outcome = match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => return Exited::Port,
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => return Exited::Memory,
+            Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => return Exited::Register,
+            Ok(VcpuExit::Hlt) => Outcome::Halted,
+            Ok(VcpuExit::IrqWindowOpen) => Outcome::Window,
+            Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
+            Ok(VcpuExit::Shutdown) => Outcome::Shutdown,
+            // The guest lowered its task priority: of no interest to this board.
+            Ok(VcpuExit::Intr | VcpuExit::SetTpr) => Outcome::Interrupted,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                tracing::error!(reason = format_args!("{reason:#x}"), cpu, "guest entry failed");
+                Outcome::Failed("the host's CPU refused to enter the guest in this state")
+            }
+            Ok(VcpuExit::InternalError) => Outcome::Failed(self.internal_error()),
+            Ok(exit) => {
+                tracing::error!(?exit, "unknown exit");
+                Outcome::Failed("KVM stopped for a reason this engine does not know")
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                Outcome::Interrupted
+            }
+            Err(error) => {
+                tracing::error!(%error, "KVM_RUN failed");
+                Outcome::Failed("the host refused to run the guest")
+            }
+        };
+        Exited::Other(outcome)
+    }
+
+    fn internal_error(&mut self) -> &'static str {
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let words = usize::try_from(internal.ndata).map_or(0, |n| n.min(internal.data.len()));
+        tracing::error!(
+            suberror = internal.suberror,
+            data = format_args!("{:x?}", &internal.data[..words]),
+            "KVM internal error"
+        );
+        match internal.suberror {
+            KVM_INTERNAL_ERROR_EMULATION => {
+                "KVM internal error 1: this host's KVM cannot emulate the instruction"
+            }
+            KVM_INTERNAL_ERROR_SIMUL_EX => "KVM internal error 2: simultaneous exceptions",
+            KVM_INTERNAL_ERROR_DELIVERY_EV => {
+                "KVM internal error 3: an event could not be delivered to the guest"
+            }
+            KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
+                "KVM internal error 4: the host's CPU left the guest for an unknown reason"
+            }
+            _ => "KVM internal error of an unknown kind",
+        }
+    }
+
+    /// Performs the port accesses KVM stopped for: several items for a string instruction.
+    fn serve_port(&mut self, around: &mut Surroundings<'_>) {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let io = unsafe { (*run).__bindgen_anon_1.io };
+        let size = usize::from(io.size);
+        let bytes = size * io.count as usize;
+        let offset = usize::try_from(io.data_offset).expect("an offset into the shared pages");
+        // SAFETY: KVM puts the items there, inside the pages shared with it, which are mapped for
+        // as long as the CPU is open; while the CPU is stopped nobody else accesses them, and `run`
+        // is used no more.
+        let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(offset), bytes) };
+        let width = match size {
+            1 => PortWidth::Byte,
+            2 => PortWidth::Word,
+            _ => PortWidth::Long,
+        };
+        for item in data.chunks_exact_mut(size) {
+            let mut word = [0; 4];
+            if u32::from(io.direction) == KVM_EXIT_IO_IN {
+                word = around.bus.port_read(around.at, io.port, width).to_le_bytes();
+                item.copy_from_slice(&word[..size]);
+            } else {
+                word[..size].copy_from_slice(item);
+                around.bus.port_write(around.at, io.port, width, u32::from_le_bytes(word));
+            }
+        }
+    }
+
+    fn serve_memory(&mut self, around: &mut Surroundings<'_>) {
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let mmio = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.mmio };
+        let data = &mut mmio.data[..mmio.len as usize];
+        if mmio.is_write != 0 {
+            around.bus.memory_write(around.at, mmio.phys_addr, data);
+        } else {
+            around.bus.memory_read(around.at, mmio.phys_addr, data);
+        }
+    }
+
+    /// True if the access faults.
+    fn serve_register(&mut self, around: &mut Surroundings<'_>) -> bool {
+        let run = self.fd.get_kvm_run();
+        let is_write = run.exit_reason == kvm_bindings::KVM_EXIT_X86_WRMSR;
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let access = unsafe { &mut run.__bindgen_anon_1.msr };
+        let served = if is_write {
+            around.registers.write(access.index, access.data, around.at, around.bus)
+        } else {
+            let value = around.registers.read(access.index, around.at, around.bus);
+            value.map(|value| access.data = value)
+        };
+        access.error = served.is_err().into();
+        served.is_err()
+    }
+}
+
+impl Entered<'_> {
+    /// Deals with the exit.
+    pub(super) fn settle(self, around: &mut Surroundings<'_>) -> Outcome {
+        let Self { vcpu, mut first } = self;
+        let mut done = None;
+        loop {
+            match first {
+                Exited::Port => {
+                    vcpu.serve_port(around);
+                    done = Some(Outcome::Access);
+                }
+                Exited::Memory => {
+                    vcpu.serve_memory(around);
+                    done = Some(Outcome::Access);
+                }
+                Exited::Register => {
+                    let faulted = vcpu.serve_register(around);
+                    done = Some(Outcome::Register { faulted });
+                }
+                // The instruction is complete; a step over it ends here as well.
+                Exited::Other(Outcome::Interrupted | Outcome::Stepped) if done.is_some() => {}
+                Exited::Other(outcome) => return outcome,
+            }
+            match (first, done) {
+                (Exited::Other(_), Some(done)) => return done,
+                _ => {
+                    vcpu.kicks.set_immediate_exit();
+                    first = vcpu.kvm_run();
+                }
+            }
+        }
+    }
+}
