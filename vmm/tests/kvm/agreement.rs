@@ -19,7 +19,7 @@ pub fn busy_program() -> Vec<u8> {
         a.add(rax, 0x269EC3).unwrap();
         a.mov(qword_ptr(rbx + r13 * 8), rax).unwrap();
         a.xor(r14, qword_ptr(rbx + r13 * 8)).unwrap();
-        a.rol(r14, 7).unwrap();
+        a.rol(r14, 1).unwrap();
         a.dec(r13d).unwrap();
         a.jnz(inner).unwrap();
         a.out(0x80, eax).unwrap();

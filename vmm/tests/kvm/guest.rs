@@ -19,6 +19,7 @@ pub const HANDLERS: u64 = 0x9000;
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
+const DEVICE_PD: u64 = 0x4000;
 const GDT: u64 = 0x6000;
 const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
@@ -60,7 +61,8 @@ impl TestBus {
 impl Bus for TestBus {
     fn port_read(&mut self, at: ExecutionPoint, port: u16, width: PortWidth) -> u32 {
         self.seen.push((at.get(), Seen::PortRead(port, width.bytes())));
-        (0x8765_4321u32.wrapping_add(self.seen.len() as u32)) & (u32::MAX >> (32 - 8 * width.bytes()))
+        (0x8765_4321u32.wrapping_add(self.seen.len() as u32))
+            & (u32::MAX >> (32 - 8 * width.bytes()))
     }
     fn port_write(&mut self, at: ExecutionPoint, port: u16, width: PortWidth, value: u32) {
         self.seen.push((at.get(), Seen::PortWrite(port, width.bytes(), value)));
@@ -93,7 +95,8 @@ pub fn read_word(ram: &GuestRam, address: u64) -> u64 {
 fn prepared_ram(code: &[u8]) -> GuestRam {
     let ram = GuestRam::new(MIN_MEMORY).unwrap();
     write_words(&ram, PML4, &[PDPT | 0x23]);
-    write_words(&ram, PDPT, &[PD | 0x23, 0, DEVICE_FRAME | 0xE3]);
+    write_words(&ram, PDPT, &[PD | 0x23, 0, DEVICE_PD | 0x23]);
+    write_words(&ram, DEVICE_PD, &[DEVICE_FRAME | 0xE3]);
     let large: Vec<u64> = (0..512).map(|index| (index << 21) | 0xE3).collect();
     write_words(&ram, PD, &large);
     let tss_low = 0x67 | (TSS << 16) | (0x8B << 40);

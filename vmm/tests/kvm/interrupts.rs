@@ -22,18 +22,36 @@ fn an_interrupt_waits_for_the_shadow_of_sti_on_both_engines() {
     if !has_kvm() {
         return;
     }
-    for points in [PointKind::Exit, PointKind::Step] {
-        for mut guest in [Guest::kvm(points, &program()), Guest::soft(&program())] {
-            assert_eq!(guest.run_to(u64::MAX, true), Exit::InterruptWindow);
-            let state = guest.engine.save();
-            // Behind STI (1 byte) and one INC (3 bytes).
-            assert_eq!((state.rip, state.general[0]), (CODE + 4, 1), "{points}");
-            assert_ne!(state.rflags & 0x200, 0);
-            guest.engine.inject(Vector(0x40));
-            assert_eq!(guest.run(), Exit::Halted { interruptible: true });
-            assert_eq!((guest.general(0), guest.word(DATA + 8 * 0x40)), (2, 1));
+    for mut guest in [Guest::kvm(PointKind::Step, &program()), Guest::soft(&program())] {
+        assert_eq!(guest.run_to(u64::MAX, true), Exit::InterruptWindow);
+        let state = guest.engine.save();
+        // Behind STI (1 byte) and one INC (3 bytes).
+        assert_eq!((state.rip, state.general[0]), (CODE + 4, 1));
+        assert_ne!(state.rflags & 0x200, 0);
+        guest.engine.inject(Vector(0x40));
+        assert_eq!(guest.run(), Exit::Halted { interruptible: true });
+        assert_eq!((guest.general(0), guest.word(DATA + 8 * 0x40)), (2, 1));
+    }
+}
+
+#[test]
+fn between_exits_an_interrupt_is_taken_at_the_first_window_the_host_offers_or_at_the_halt() {
+    if !has_kvm() {
+        return;
+    }
+    let mut guest = Guest::kvm(PointKind::Exit, &program());
+    match guest.run_to(u64::MAX, true) {
+        // A KVM that looks between instructions.
+        Exit::InterruptWindow => assert_eq!(guest.engine.save().rip, CODE + 4),
+        // One that emulates a stretch of them.
+        exit => {
+            assert_eq!(exit, Exit::Halted { interruptible: true });
+            assert_eq!((guest.point(), guest.general(0)), (1, 2));
         }
     }
+    guest.engine.inject(Vector(0x40));
+    let _ = guest.run();
+    assert_eq!(guest.word(DATA + 8 * 0x40), 1);
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn pages_the_guest_wrote_are_recorded_when_they_are_collected() {
         a.hlt().unwrap();
     });
     let mut guest = Guest::kvm(PointKind::Exit, &code);
-    let mut collect = |guest: &mut Guest| -> Vec<u64> {
+    let collect = |guest: &mut Guest| -> Vec<u64> {
         guest.engine.collect_written();
         let pages = guest.engine.ram().tracker().take_written();
         guest.engine.renew_write_tracking();
