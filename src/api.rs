@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
 use vmft_backup::side::Requests;
-use vmft_backup::status::{SideStatus, StatusBoard};
+use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
@@ -99,6 +99,10 @@ async fn snapshot(
     State(api): State<Api>,
     Json(request): Json<SnapshotRequest>,
 ) -> Result<StatusCode, (StatusCode, String)> {
+    if let Role::Starting | Role::Backup | Role::Deciding = api.status.status().role {
+        let why = "this side does not run the guest; ask the one that does".to_owned();
+        return Err((StatusCode::CONFLICT, why));
+    }
     let result = api.requests.snapshot(request.directory, &api.mailbox);
     let waited = tokio::task::spawn_blocking(move || result.recv()).await;
     match waited {

@@ -25,8 +25,9 @@ pub const MAX_BATCH_PAGES: usize = 64;
 /// Most bytes of state in one frame.
 pub const MAX_STATE_CHUNK: usize = 256 << 10;
 /// Most bytes of machine state: the CPU and devices of a machine take some kilobytes, outstanding
-/// disk requests at most some megabytes.
-pub const MAX_STATE: u64 = 64 << 20;
+/// disk requests at most some megabytes; the rest is for the kernel and the initramfs, which a
+/// reset boots from again.
+pub const MAX_STATE: u64 = 256 << 20;
 
 /// One page of guest memory.
 pub type Page = [u8; PAGE_BYTES];

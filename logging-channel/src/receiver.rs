@@ -366,6 +366,7 @@ impl Receiver {
         if self.applied.0 <= self.announced.received {
             (self.announced.applied, self.announced.applied_point) = self.applied;
         }
+        self.heartbeats.frame_sent(now);
         Some(self.control(&Frame::Acknowledge(self.announced)))
     }
 

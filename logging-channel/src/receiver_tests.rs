@@ -155,8 +155,12 @@ fn progress_of_the_replay_is_told_with_the_next_heartbeat() {
     transmit(&mut receiver, at_us(1));
     receiver.poll_entry().expect("there is one");
     receiver.report_applied(EntrySequence(1), ExecutionPoint::new(1));
-    assert_eq!(transmit(&mut receiver, at_us(19_999)), []);
-    let frames = transmit(&mut receiver, at_us(20_000));
+    assert_eq!(
+        transmit(&mut receiver, at_us(20_000)),
+        [],
+        "the acknowledgement was a sign of life"
+    );
+    let frames = transmit(&mut receiver, at_us(20_001));
     let [Frame::Heartbeat(_), Frame::Acknowledge(acknowledge)] = &frames[..] else {
         panic!("{frames:?}")
     };

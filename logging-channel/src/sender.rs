@@ -386,6 +386,7 @@ impl Sender {
 
     fn transmit(&mut self, now: MonotonicTime, batch: ClosedBatch) -> UnsealedFrame {
         let ClosedBatch { bytes, last, cost, first_at, urgent_at } = batch;
+        self.heartbeats.frame_sent(now);
         self.buffered -= cost;
         self.spent += cost;
         self.sent = last;

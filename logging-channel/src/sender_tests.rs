@@ -99,6 +99,25 @@ fn a_clock_correction_goes_out_at_once() {
 }
 
 #[test]
+fn a_sender_is_never_silent_for_longer_than_an_interval_and_busy_ones_send_few_heartbeats() {
+    let mut sender = sender(SenderConfig::default(), 1 << 20);
+    let (mut heartbeats, mut last_frame) = (0, 0);
+    for ms in 0..1_000u64 {
+        // Entries every 8 ms for the first half, then none.
+        if ms < 500 && ms % 8 == 0 {
+            sender.push(at_us(ms * 1_000), &mark(ms + 1)).expect("room");
+        }
+        for kind in transmit(&mut sender, at_us(ms * 1_000)) {
+            heartbeats += u64::from(kind == FrameKind::Heartbeat);
+            last_frame = ms;
+        }
+        assert!(ms - last_frame < 21, "silent at {ms} ms");
+    }
+    // Each 200 ms of the first half, each 20 ms of the second.
+    assert_eq!(heartbeats, 2 + 25);
+}
+
+#[test]
 fn nothing_is_sent_beyond_the_window() {
     let mut sender = sender(SenderConfig::default(), 0);
     sender.push(at_us(1), &mark(1)).expect("room");

@@ -112,10 +112,15 @@ pub enum HeartbeatError {
 }
 
 /// Both sides' half of the heartbeat exchange: when to send, what to echo, round-trip time.
+/// Most intervals without a heartbeat while other frames are sent.
+const MAX_QUIET_INTERVALS: u32 = 10;
+
 #[derive(Debug)]
 pub(crate) struct HeartbeatExchange {
     interval: Duration,
     next_due: MonotonicTime,
+    /// When the last one was sent.
+    last_sent: MonotonicTime,
     sent: u64,
     heard: u64,
     newest: Option<(MonotonicTime, MonotonicTime)>,
@@ -124,7 +129,15 @@ pub(crate) struct HeartbeatExchange {
 
 impl HeartbeatExchange {
     pub(crate) const fn new(now: MonotonicTime, interval: Duration) -> Self {
-        Self { interval, next_due: now, sent: 0, heard: 0, newest: None, round_trip: None }
+        Self {
+            interval,
+            next_due: now,
+            last_sent: now,
+            sent: 0,
+            heard: 0,
+            newest: None,
+            round_trip: None,
+        }
     }
 
     pub(crate) const fn next_due(&self) -> MonotonicTime {
@@ -141,12 +154,20 @@ impl HeartbeatExchange {
             return None;
         }
         self.next_due = now.after(self.interval);
+        self.last_sent = now;
         self.sent += 1;
         let echo = self.newest.map(|(sent_at, heard_at)| HeartbeatEcho {
             sent_at,
             held_ns: now.as_ns().saturating_sub(heard_at.as_ns()),
         });
         Some(Heartbeat { number: self.sent, sent_at: now, echo, last })
+    }
+
+    /// Another frame was sent: that is as good a sign of life, so the next heartbeat has time. One
+    /// goes out now and then all the same, because it checks the count and measures the round trip.
+    pub(crate) fn frame_sent(&mut self, now: MonotonicTime) {
+        let latest = self.last_sent.after(self.interval * MAX_QUIET_INTERVALS);
+        self.next_due = now.after(self.interval).min(latest).max(self.next_due);
     }
 
     /// Takes in the peer's heartbeat. Refused ones change nothing.

@@ -295,6 +295,10 @@ impl World {
                 return;
             }
         }
+        // What was sent last arrives as well.
+        self.now = self.now.after(Duration::from_millis(5));
+        self.deliver();
+        self.check();
     }
 }
 

@@ -1,6 +1,6 @@
 //! A machine saved and read again.
 
-use crate::stage::booted;
+use crate::stage::{Pair, Setup, booted};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -68,4 +68,15 @@ fn a_snapshot_of_another_version_is_refused() {
     std::fs::write(&path, newer).unwrap();
     let error = restore(&other).unwrap_err();
     assert!(matches!(error, SnapshotError::Version { found: 990.., .. }), "{error}");
+}
+
+#[test]
+fn a_protected_primary_writes_a_snapshot_and_its_backup_says_that_it_cannot() {
+    let pair = Pair::start(&Setup::default());
+    let directory = pair.directory.path().join("snapshot");
+    let refusal = vmft::api_client::snapshot(&pair.backup.api(), &directory).unwrap_err();
+    assert!(refusal.to_string().contains("does not run the guest"), "{refusal:#}");
+    assert!(!directory.exists());
+    vmft::api_client::snapshot(&pair.primary.api(), &directory).unwrap();
+    restore(&directory).unwrap();
 }

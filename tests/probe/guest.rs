@@ -10,7 +10,7 @@ use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig};
 
 /// Timer ticks until it ends.
-pub const TICKS: usize = 40;
+pub const TICKS: usize = 60;
 /// Where its memory for computing lies: it begins here, and has 64 KiB.
 pub const WORK_AREA: u64 = BASE + 0x2_0000;
 /// Where it is loaded and entered.

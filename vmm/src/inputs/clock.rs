@@ -12,7 +12,7 @@ use vmft_logging_channel::point::{ClockRate, ExecutionPoint, VirtualClock, Virtu
 pub struct HostTime(pub u64);
 
 /// How often a running guest is corrected, in host nanoseconds.
-pub const SYNC_INTERVAL_NS: u64 = 5_000_000;
+pub const SYNC_INTERVAL_NS: u64 = 8_000_000;
 /// Fastest guest time may pass: 1 µs an instruction, a host a hundred times slower than usual.
 const MAX_RATE: u64 = 1_000 << ClockRate::FRACTION_BITS;
 /// Slowest guest time may pass while the guest runs: 1/16 ns an instruction. Above zero, so that
