@@ -42,7 +42,7 @@ const EXPECTED: &str = "TCG doesn't support requested feature";
 /// Exit status after a signal, as a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
 /// Most lines of the console that are shown when the box failed.
-const CONSOLE_LINES: usize = 40;
+const CONSOLE_LINES: usize = 120;
 
 /// Tells on standard error, one line a step.
 struct Lines;
