@@ -76,7 +76,9 @@ pub struct KvmEngine {
 enum Halted {
     No,
     /// In `HLT`, with RFLAGS.IF.
-    Waiting { interruptible: bool },
+    Waiting {
+        interruptible: bool,
+    },
 }
 
 impl KvmEngine {

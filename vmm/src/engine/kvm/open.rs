@@ -88,9 +88,9 @@ impl Vm {
     /// The slots: number, first address, bytes, and where they are in this process.
     fn slots(&self) -> impl Iterator<Item = (u32, u64, u64, u64)> {
         let places = self.ram.ranges().into_iter().zip(self.ram.host_ranges());
-        (0..).zip(places).map(|(slot, ((GuestAddress(start), len), host))| {
-            (slot, start, len, host.start as u64)
-        })
+        (0..)
+            .zip(places)
+            .map(|(slot, ((GuestAddress(start), len), host))| (slot, start, len, host.start as u64))
     }
 
     fn set_up_memory(&self) -> Result<(), KvmError> {
@@ -112,9 +112,8 @@ impl Vm {
     }
 
     fn set_up_msrs(&self) -> Result<(), KvmError> {
-        let reasons = KVM_MSR_EXIT_REASON_INVAL
-            | KVM_MSR_EXIT_REASON_UNKNOWN
-            | KVM_MSR_EXIT_REASON_FILTER;
+        let reasons =
+            KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
         let capability = kvm_enable_cap {
             cap: KVM_CAP_X86_USER_SPACE_MSR,
             args: [reasons.into(), 0, 0, 0],

@@ -88,7 +88,10 @@ mod tests {
         let at = ExecutionPoint::new;
         assert_eq!(registers.write(msr::TSC, 7, at(100), &mut Clock), Ok(()));
         assert_eq!(registers.read(msr::TSC, at(101), &mut Clock), Ok(17));
-        assert_eq!(registers.read(msr::TSC_ADJUST, at(101), &mut Clock), Ok(7u64.wrapping_sub(1000)));
+        assert_eq!(
+            registers.read(msr::TSC_ADJUST, at(101), &mut Clock),
+            Ok(7u64.wrapping_sub(1000))
+        );
     }
 
     #[test]

@@ -168,8 +168,7 @@ impl Stepper<'_> {
     /// The way the next instruction takes, and whether it uses the vector units.
     fn way(&self) -> (Way, bool) {
         let bytes = self.view.instruction_bytes(self.regs.rip);
-        let mut decoder =
-            Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         if self.regs.rflags & TRAP_FLAG != 0
             || !self.can_fetch(&instruction)
@@ -244,7 +243,10 @@ impl Stepper<'_> {
             };
             let writes = matches!(
                 used.access(),
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                OpAccess::Write
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadWrite
+                    | OpAccess::ReadCondWrite
             );
             match self.operand(address, size as u64, writes) {
                 Operands::Faulting => return Operands::Faulting,
@@ -322,7 +324,8 @@ fn needs_care(instruction: &Instruction) -> bool {
     });
     let system_register = (0..instruction.op_count()).any(|operand| {
         instruction.op_kind(operand) == OpKind::Register
-            && (instruction.op_register(operand).is_cr() || instruction.op_register(operand).is_dr())
+            && (instruction.op_register(operand).is_cr()
+                || instruction.op_register(operand).is_dr())
     });
     let far = matches!(instruction.code(), Code::Retfq | Code::Retfd | Code::Retfw)
         || instruction.is_call_far()
@@ -341,22 +344,45 @@ fn needs_care(instruction: &Instruction) -> bool {
     );
     let named = matches!(
         instruction.mnemonic(),
-        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq
-            | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
-            | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        Mnemonic::Pushf
+            | Mnemonic::Pushfd
+            | Mnemonic::Pushfq
+            | Mnemonic::Popf
+            | Mnemonic::Popfd
+            | Mnemonic::Popfq
+            | Mnemonic::Iret
+            | Mnemonic::Iretd
+            | Mnemonic::Iretq
             | Mnemonic::Retf
-            | Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq
-            | Mnemonic::Sysenter | Mnemonic::Sysexit | Mnemonic::Sysexitq
-            | Mnemonic::Sti | Mnemonic::Hlt
-            | Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs
-            | Mnemonic::Lldt | Mnemonic::Ltr
-            | Mnemonic::Div | Mnemonic::Idiv
-            | Mnemonic::Rdmsr | Mnemonic::Wrmsr
-            | Mnemonic::Rdtsc | Mnemonic::Rdtscp
-            | Mnemonic::Rdpmc | Mnemonic::Monitor | Mnemonic::Mwait
+            | Mnemonic::Syscall
+            | Mnemonic::Sysret
+            | Mnemonic::Sysretq
+            | Mnemonic::Sysenter
+            | Mnemonic::Sysexit
+            | Mnemonic::Sysexitq
+            | Mnemonic::Sti
+            | Mnemonic::Hlt
+            | Mnemonic::Lss
+            | Mnemonic::Lfs
+            | Mnemonic::Lgs
+            | Mnemonic::Lldt
+            | Mnemonic::Ltr
+            | Mnemonic::Div
+            | Mnemonic::Idiv
+            | Mnemonic::Rdmsr
+            | Mnemonic::Wrmsr
+            | Mnemonic::Rdtsc
+            | Mnemonic::Rdtscp
+            | Mnemonic::Rdpmc
+            | Mnemonic::Monitor
+            | Mnemonic::Mwait
             | Mnemonic::Enter
-            | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 | Mnemonic::Ldmxcsr
-            | Mnemonic::Fldcw | Mnemonic::Fldenv | Mnemonic::Frstor
+            | Mnemonic::Fxrstor
+            | Mnemonic::Fxrstor64
+            | Mnemonic::Ldmxcsr
+            | Mnemonic::Fldcw
+            | Mnemonic::Fldenv
+            | Mnemonic::Frstor
     );
     let offered = crate::engine::cpu_model::offers(instruction.code());
     !plain || !offered || far || named || loads_segment || system_register

@@ -4,11 +4,11 @@
 //! the CPU model, and undefined, or missing, and ends the run.
 
 use super::cpu::Cpu;
-use crate::engine::cpu_model as cpuid;
 use super::event::Flow;
 use super::ops::{alu, bits, control, moves, muldiv, shift, stack, string};
 use super::system::{control as registers, interrupts, io, msr, segments, syscall, transfer};
 use super::{vector, vector_context};
+use crate::engine::cpu_model as cpuid;
 use iced_x86::{Code, Instruction, Mnemonic};
 
 /// Executes one decoded instruction.

@@ -5,10 +5,10 @@
 //! that does not lie in memory reads as all ones, which no entry may be.
 
 use super::cpu::{CR0_WP, CR4_PGE, CR4_SMEP, Cpu, EFER_NXE};
-use crate::engine::cpu_model::PHYSICAL_BITS;
 use super::event::{Event, Trap};
 use super::exception::Exception;
 use super::tlb::{GLOBAL, LARGE, Mapping, PAGE_MASK, WRITABLE};
+use crate::engine::cpu_model::PHYSICAL_BITS;
 use crate::memory::PageNumber;
 
 const PRESENT: u64 = 1;

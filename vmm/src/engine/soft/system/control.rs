@@ -3,11 +3,11 @@
 //! Debug registers hold what is written to them; breakpoints in them do not fire. They are
 //! the guest's own debugging aid, and a stock kernel works without them.
 
+use crate::engine::cpu_model::PHYSICAL_BITS;
 use crate::engine::soft::cpu::{
     CR0_ALWAYS, CR0_AM, CR0_EM, CR0_MP, CR0_TS, CR0_WP, CR4_FSGSBASE, CR4_PAE, CR4_PCE, CR4_PGE,
     CR4_SMEP, CR4_TSD, CR4_UMIP, Cpu,
 };
-use crate::engine::cpu_model::PHYSICAL_BITS;
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use iced_x86::{Instruction, OpKind, Register};

@@ -1,10 +1,10 @@
 //! Model-specific registers, the time-stamp counter, `CPUID`.
 
+use crate::engine::cpu_model::{self, TimeStamp};
+use crate::engine::msr::*;
 use crate::engine::soft::cpu::{
     CR4_FSGSBASE, CR4_TSD, Cpu, EFER_LONG, EFER_NXE, EFER_SCE, gpr, is_canonical, slot,
 };
-use crate::engine::cpu_model::{self, TimeStamp};
-use crate::engine::msr::*;
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::cut;

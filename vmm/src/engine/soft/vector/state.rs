@@ -123,7 +123,10 @@ pub(in crate::engine) fn image(x87: &X87State, sse: &SseState, pointers: Pointer
 }
 
 /// What `FXRSTOR` loads; nothing if a reserved bit of MXCSR is set.
-pub(in crate::engine) fn parse(image: &[u8; AREA], pointers: Pointers) -> Option<(X87State, SseState)> {
+pub(in crate::engine) fn parse(
+    image: &[u8; AREA],
+    pointers: Pointers,
+) -> Option<(X87State, SseState)> {
     let number = |offset: usize, length: usize| {
         let mut bytes = [0; 16];
         bytes[..length].copy_from_slice(&image[offset..offset + length]);
