@@ -1,0 +1,131 @@
+//! The two engines agree, exit by exit and instruction by instruction.
+
+use crate::guest::{DATA, Guest, assemble, has_kvm};
+use iced_x86::code_asm::*;
+use vmft_vmm::engine::state::CpuState;
+use vmft_vmm::engine::{Exit, PointKind};
+
+/// Computes, and tells the bus now and then.
+pub fn busy_program() -> Vec<u8> {
+    assemble(|a| {
+        let (mut outer, mut inner) = (a.create_label(), a.create_label());
+        a.mov(rbx, DATA).unwrap();
+        a.mov(r12d, 12).unwrap();
+        a.mov(rax, 0x1234_5678_9ABCu64).unwrap();
+        a.set_label(&mut outer).unwrap();
+        a.mov(r13d, 40).unwrap();
+        a.set_label(&mut inner).unwrap();
+        a.imul_3(rax, rax, 0x343FD).unwrap();
+        a.add(rax, 0x269EC3).unwrap();
+        a.mov(qword_ptr(rbx + r13 * 8), rax).unwrap();
+        a.xor(r14, qword_ptr(rbx + r13 * 8)).unwrap();
+        a.rol(r14, 1).unwrap();
+        a.dec(r13d).unwrap();
+        a.jnz(inner).unwrap();
+        a.out(0x80, eax).unwrap();
+        a.in_(eax, 0x60).unwrap();
+        a.dec(r12d).unwrap();
+        a.jnz(outer).unwrap();
+        a.hlt().unwrap();
+    })
+}
+
+/// Calls, the stack, flags, strings, and the instructions that stepping must be careful with.
+fn careful_program() -> Vec<u8> {
+    assemble(|a| {
+        let (mut function, mut over) = (a.create_label(), a.create_label());
+        a.jmp(over).unwrap();
+        a.set_label(&mut function).unwrap();
+        a.push(rbp).unwrap();
+        a.lea(rbp, qword_ptr(rsp + 8)).unwrap();
+        a.pop(rbp).unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut over).unwrap();
+        a.call(function).unwrap();
+        a.pushfq().unwrap();
+        a.pop(rax).unwrap();
+        a.sti().unwrap();
+        a.nop().unwrap();
+        a.pushfq().unwrap();
+        a.popfq().unwrap();
+        a.cli().unwrap();
+        a.int(0x55).unwrap();
+        a.mov(eax, 0x10).unwrap();
+        a.mov(ss, eax).unwrap();
+        a.nop().unwrap();
+        a.mov(rdi, DATA + 0x1000).unwrap();
+        a.mov(ecx, 9).unwrap();
+        a.rep().stosb().unwrap();
+        a.mov(eax, 100).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.mov(ecx, 7).unwrap();
+        a.div(ecx).unwrap();
+        a.out(0x80, al).unwrap();
+        a.hlt().unwrap();
+    })
+}
+
+/// What must agree; hidden parts of segment registers are each engine's own.
+fn essence(state: &CpuState) -> ([u64; 16], u64, u64, [u64; 4], bool, bool) {
+    let control = [state.cr0, state.cr2, state.cr3, state.cr4];
+    (state.general, state.rip, state.rflags, control, state.interrupt_shadow, state.halted)
+}
+
+#[test]
+fn two_runs_pass_the_same_states_at_the_same_points() {
+    if !has_kvm() {
+        return;
+    }
+    for points in [PointKind::Exit, PointKind::Step] {
+        let code = busy_program();
+        let (mut one, mut other) = (Guest::kvm(points, &code), Guest::kvm(points, &code));
+        assert_eq!(one.states_at_exits(), other.states_at_exits());
+        assert_eq!(one.bus.seen, other.bus.seen);
+        assert_eq!(one.point(), other.point());
+    }
+}
+
+#[test]
+fn the_engines_agree_at_every_exit() {
+    if !has_kvm() {
+        return;
+    }
+    let code = busy_program();
+    let (mut kvm, mut soft) = (Guest::kvm(PointKind::Exit, &code), Guest::soft(&code));
+    let (states, expected) = (kvm.states_at_exits(), soft.states_at_exits());
+    assert_eq!(states.len(), 25);
+    assert_eq!(kvm.point(), 25);
+    for ((exit, state), (expected_exit, expected)) in states.iter().zip(&expected) {
+        assert_eq!(exit, expected_exit);
+        assert_eq!(essence(state), essence(expected));
+    }
+    assert_eq!(kvm.bus.accesses(), soft.bus.accesses());
+    for word in 0..48 {
+        assert_eq!(kvm.word(DATA + 8 * word), soft.word(DATA + 8 * word));
+    }
+}
+
+#[test]
+fn the_engines_agree_after_every_instruction() {
+    if !has_kvm() {
+        return;
+    }
+    for code in [busy_program(), careful_program()] {
+        let (mut kvm, mut soft) = (Guest::kvm(PointKind::Step, &code), Guest::soft(&code));
+        for point in 1..4000 {
+            let (exit, expected) = (kvm.run_to(point, false), soft.run_to(point, false));
+            assert_eq!(exit, expected, "at {point}");
+            assert_eq!(
+                essence(&kvm.engine.save()),
+                essence(&soft.engine.save()),
+                "after instruction {point}"
+            );
+            if matches!(exit, Exit::Halted { .. }) {
+                break;
+            }
+        }
+        assert!(kvm.engine.is_halted());
+        assert_eq!(kvm.bus.seen, soft.bus.seen);
+        assert_eq!(kvm.word(crate::guest::STACK - 8), soft.word(crate::guest::STACK - 8));
+    }
+}

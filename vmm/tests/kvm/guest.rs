@@ -1,0 +1,208 @@
+//! Guests of a few dozen bytes, and what they run in.
+
+use iced_x86::code_asm::CodeAssembler;
+use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::soft::SoftEngine;
+use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
+use vmft_vmm::engine::{Bus, Engine, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
+
+pub const CODE: u64 = 0x10_0000;
+pub const STACK: u64 = 0x20_0000;
+pub const DATA: u64 = 0x30_0000;
+/// A linear address that is mapped to a device.
+pub const DEVICE: u64 = 0x8000_0000;
+pub const DEVICE_FRAME: u64 = 0xC000_0000;
+/// Sixteen bytes a vector.
+pub const HANDLERS: u64 = 0x9000;
+const PML4: u64 = 0x1000;
+const PDPT: u64 = 0x2000;
+const PD: u64 = 0x3000;
+const DEVICE_PD: u64 = 0x4000;
+const GDT: u64 = 0x6000;
+const IDT: u64 = 0x7000;
+const TSS: u64 = 0x8000;
+/// Exits after which a guest is taken to be lost.
+const PATIENCE: usize = 100_000;
+
+/// False, with a word to the reader, where the environment says that there is no `/dev/kvm`.
+pub fn has_kvm() -> bool {
+    let without = std::env::var("VMFT_NO_KVM").is_ok_and(|value| value == "1");
+    if without {
+        println!("VMFT_NO_KVM=1: this host has no /dev/kvm, nothing is tested");
+    }
+    !without
+}
+
+/// What the bus saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    PortRead(u16, usize),
+    PortWrite(u16, usize, u32),
+    MemoryRead(u64, usize),
+    MemoryWrite(u64, Vec<u8>),
+    TimeStamp,
+}
+
+/// A bus that answers by rote, and remembers where it was asked.
+#[derive(Debug, Default)]
+pub struct TestBus {
+    pub seen: Vec<(u64, Seen)>,
+}
+
+impl TestBus {
+    /// What was seen, without the points.
+    pub fn accesses(&self) -> Vec<Seen> {
+        self.seen.iter().map(|(_, seen)| seen.clone()).collect()
+    }
+}
+
+impl Bus for TestBus {
+    fn port_read(&mut self, at: ExecutionPoint, port: u16, width: PortWidth) -> u32 {
+        self.seen.push((at.get(), Seen::PortRead(port, width.bytes())));
+        (0x8765_4321u32.wrapping_add(self.seen.len() as u32))
+            & (u32::MAX >> (32 - 8 * width.bytes()))
+    }
+    fn port_write(&mut self, at: ExecutionPoint, port: u16, width: PortWidth, value: u32) {
+        self.seen.push((at.get(), Seen::PortWrite(port, width.bytes(), value)));
+    }
+    fn memory_read(&mut self, at: ExecutionPoint, address: u64, data: &mut [u8]) {
+        self.seen.push((at.get(), Seen::MemoryRead(address, data.len())));
+        data.fill(0x5A);
+    }
+    fn memory_write(&mut self, at: ExecutionPoint, address: u64, data: &[u8]) {
+        self.seen.push((at.get(), Seen::MemoryWrite(address, data.to_vec())));
+    }
+    fn time_stamp(&mut self, at: ExecutionPoint) -> u64 {
+        self.seen.push((at.get(), Seen::TimeStamp));
+        777
+    }
+}
+
+fn write_words(ram: &GuestRam, address: u64, words: &[u64]) {
+    for (index, word) in (0..).zip(words) {
+        ram.memory().write_obj(*word, GuestAddress(address + 8 * index)).unwrap();
+    }
+}
+
+pub fn read_word(ram: &GuestRam, address: u64) -> u64 {
+    ram.memory().read_obj(GuestAddress(address)).unwrap()
+}
+
+/// Memory with tables, a program, and handlers that count themselves and return:
+/// `inc qword [DATA + 8 * vector]; iretq`, or `hlt` where there is an error code on the stack.
+fn prepared_ram(code: &[u8]) -> GuestRam {
+    let ram = GuestRam::new(MIN_MEMORY).unwrap();
+    write_words(&ram, PML4, &[PDPT | 0x23]);
+    write_words(&ram, PDPT, &[PD | 0x23, 0, DEVICE_PD | 0x23]);
+    write_words(&ram, DEVICE_PD, &[DEVICE_FRAME | 0xE3]);
+    let large: Vec<u64> = (0..512).map(|index| (index << 21) | 0xE3).collect();
+    write_words(&ram, PD, &large);
+    let tss_low = 0x67 | (TSS << 16) | (0x8B << 40);
+    write_words(&ram, GDT, &[0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, tss_low, 0]);
+    for vector in 0..256 {
+        let handler = HANDLERS + 16 * vector;
+        let low = (handler & 0xFFFF) | (0x08 << 16) | (0x8E << 40) | ((handler >> 16) << 48);
+        write_words(&ram, IDT + 16 * vector, &[low, 0]);
+        let counter = (DATA + 8 * vector) as u32;
+        let mut bytes = vec![0x48, 0xFF, 0x04, 0x25];
+        bytes.extend(counter.to_le_bytes());
+        let has_error_code = matches!(vector, 8 | 10..=14 | 17);
+        bytes.extend(if has_error_code { &[0xF4][..] } else { &[0x48, 0xCF] });
+        ram.memory().write_slice(&bytes, GuestAddress(handler)).unwrap();
+    }
+    ram.memory().write_slice(code, GuestAddress(CODE)).unwrap();
+    ram
+}
+
+fn segment(selector: u16, attributes: u16) -> Segment {
+    Segment { selector, base: 0, limit: u32::MAX, attributes }
+}
+
+/// A CPU about to execute at [`CODE`], at privilege level 0, with interrupts masked.
+pub fn initial_state() -> CpuState {
+    let mut state = CpuState { rip: CODE, rflags: 2, ..CpuState::default() };
+    state.general[4] = STACK;
+    state.cr0 = 0x8005_0033;
+    state.cr3 = PML4;
+    state.cr4 = 0x6A0;
+    state.msrs.efer = 0xD00;
+    state.msrs.pat = 0x0007_0406_0007_0406;
+    state.debug[6] = 0xFFFF_0FF0;
+    state.debug[7] = 0x400;
+    state.gdtr = DescriptorTable { base: GDT, limit: 0x27 };
+    state.idtr = DescriptorTable { base: IDT, limit: 0xFFF };
+    state.segments.cs = segment(0x08, 0xA9B);
+    for data in [&mut state.segments.ss, &mut state.segments.ds, &mut state.segments.es] {
+        *data = segment(0x10, 0xC93);
+    }
+    state.segments.fs = segment(0x10, 0xC93);
+    state.segments.gs = segment(0x10, 0xC93);
+    state.segments.tr = Segment { selector: 0x18, base: TSS, limit: 0x67, attributes: 0x8B };
+    state.segments.ldtr = Segment { selector: 0, base: 0, limit: 0xFFFF, attributes: 0x82 };
+    state
+}
+
+pub fn assemble(program: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    program(&mut assembler);
+    assembler.assemble(CODE).unwrap()
+}
+
+/// A guest on one of the engines.
+pub struct Guest {
+    pub engine: Box<dyn Engine>,
+    pub bus: TestBus,
+}
+
+impl Guest {
+    pub fn kvm(points: PointKind, code: &[u8]) -> Self {
+        let ram = prepared_ram(code);
+        let engine = KvmEngine::open(ram, points)
+            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        Self::on(Box::new(engine))
+    }
+
+    pub fn soft(code: &[u8]) -> Self {
+        Self::on(Box::new(SoftEngine::new(prepared_ram(code))))
+    }
+
+    fn on(mut engine: Box<dyn Engine>) -> Self {
+        engine.restore(&initial_state(), ExecutionPoint::START).unwrap();
+        Self { engine, bus: TestBus::default() }
+    }
+
+    pub fn run_to(&mut self, bound: u64, want: bool) -> Exit {
+        self.engine.run(ExecutionPoint::new(bound), want, &mut self.bus)
+    }
+
+    pub fn run(&mut self) -> Exit {
+        self.run_to(u64::MAX, false)
+    }
+
+    /// Runs to the end, collecting the state at every exit.
+    pub fn states_at_exits(&mut self) -> Vec<(Exit, CpuState)> {
+        let mut states = Vec::new();
+        for _ in 0..PATIENCE {
+            let exit = self.run();
+            states.push((exit.clone(), self.engine.save()));
+            if exit != Exit::BusAccess {
+                return states;
+            }
+        }
+        panic!("the guest does not end");
+    }
+
+    pub fn point(&self) -> u64 {
+        self.engine.point().get()
+    }
+
+    pub fn general(&self, register: usize) -> u64 {
+        self.engine.save().general[register]
+    }
+
+    pub fn word(&self, address: u64) -> u64 {
+        read_word(self.engine.ram(), address)
+    }
+}
