@@ -1,6 +1,8 @@
 //! Checkpoints of a guest that computes: on `kvm` they are taken between two points.
 
-use crate::engines::{Engine, expected, kvm_is_here, probe, said, succeed, vmft, write_probe};
+use crate::engines::{
+    Engine, expected, kvm_is_here, probe, said, succeed, take_turn, vmft, write_probe,
+};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,9 +15,9 @@ const LINES: u32 = 6;
 
 fn rounds(engine: Engine) -> u32 {
     match engine {
-        Engine::Soft => 4_000_000,
-        // A CPU that interprets the probe takes half a second for so many.
-        Engine::KvmExit | Engine::KvmStep => 200_000,
+        Engine::Soft => 2_000_000,
+        // A CPU that interprets the probe takes a fifth of a second for so many.
+        Engine::KvmExit | Engine::KvmStep => 30_000,
     }
 }
 
@@ -65,6 +67,7 @@ fn restore_and_finish(engine: Engine) {
     if !engine.is_here() {
         return;
     }
+    let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let snapshot = snapshot(directory.path(), &guest(directory.path(), engine));
     let console = directory.path().join("console");
@@ -90,6 +93,7 @@ fn join_and_take_over(engine: Engine) {
     if !engine.is_here() {
         return;
     }
+    let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let arbiter = ["--arbiter".into(), prefixed("dir=", &directory.join("arbiter"))];
@@ -128,6 +132,7 @@ fn a_free_running_machine_is_not_followed() {
     if !kvm_is_here() {
         return;
     }
+    let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let kernel = write_probe(directory.path(), &probe(LINES, rounds(Engine::KvmExit)));
     let arguments = ["--engine", "kvm", "--memory", "size=64M", "--kernel"];

@@ -4,7 +4,16 @@ use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmft_guest_images::ProbeGuest;
+
+/// One guest at a time: a side that waits for another test's guests may be taken for lost.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits until no other test's guest runs.
+pub fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Lines the probe prints.
 pub const LINES: u32 = 24;

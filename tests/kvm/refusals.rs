@@ -1,6 +1,6 @@
 //! What cannot be run or followed is refused before anything is changed, with what to do instead.
 
-use crate::engines::{Engine, kvm_is_here, probe, said, vmft, write_probe};
+use crate::engines::{Engine, kvm_is_here, probe, said, take_turn, vmft, write_probe};
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
@@ -120,6 +120,7 @@ fn mismatched_backup(primary: Engine, backup: Engine, wanted: &[&str]) {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
+    let _turn = take_turn();
     let (mut side, address) = waiting_primary(directory.path(), primary);
     let mut arguments = words(&["backup", "--serial", "null", "--primary"]);
     arguments.extend([format!("tcp:{address}").into(), "--arbiter".into()]);

@@ -68,6 +68,8 @@ pub struct KvmEngine {
     shut_down: bool,
     /// An interrupt is on its way into the guest.
     queued: bool,
+    /// With [`PointKind::Exit`]: the guest has run on since the last point, so no interrupt is taken.
+    between: bool,
     /// With [`PointKind::Step`]: no interrupt at this boundary. Otherwise KVM keeps it.
     shadow: bool,
 }
@@ -105,6 +107,7 @@ impl KvmEngine {
             halted: Halted::No,
             shut_down: false,
             queued: false,
+            between: false,
             shadow: false,
         })
     }
@@ -249,6 +252,7 @@ impl Engine for KvmEngine {
         self.apply(state)
             .map_err(|error| InvalidState(format!("this host's KVM refuses it: {error}")))?;
         self.point = point;
+        self.between = false;
         Ok(())
     }
 
@@ -263,8 +267,12 @@ impl Engine for KvmEngine {
     /// Taking the log of dirty pages has renewed it.
     fn renew_write_tracking(&mut self) {}
 
-    /// The host's caches are invisible to a guest that keeps its page tables in order.
-    fn flush_caches(&mut self) {}
+    /// The host's caches are invisible to a guest that keeps its page tables in order. But a side that
+    /// is restored from a checkpoint between two points is at a place that it takes for a point, and
+    /// so does this one.
+    fn flush_caches(&mut self) {
+        self.between = false;
+    }
 
     fn is_halted(&self) -> bool {
         self.halted != Halted::No

@@ -1,4 +1,9 @@
 //! The run loop for points that are exits.
+//!
+//! With [`PointKind::Exit`] an interrupt is taken only at a point: at the exit itself, or from
+//! `HLT`. KVM would say when one can be taken between two exits, but not always at the same
+//! instruction: where it emulates the guest, it looks only every so often. An interrupt that cannot
+//! be taken at a point waits for the next.
 
 use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine, PointKind};
@@ -18,14 +23,16 @@ impl KvmEngine {
         let _running = self.vcpu.kicks.enter();
         let mut kicked = false;
         loop {
-            if let Some(exit) = self.at_boundary(bound, want) {
+            let want_here = want && !self.between;
+            if let Some(exit) = self.at_boundary(bound, want_here) {
                 return exit;
             }
             kicked |= self.vcpu.kicks.take();
             if kicked && self.settle() {
                 return self.kicked();
             }
-            self.vcpu.request_window(want);
+            self.vcpu.request_window(want && self.points == PointKind::Free);
+            self.between = self.points == PointKind::Exit;
             let mut around =
                 Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
             let outcome = self.vcpu.enter().settle(&mut around);
@@ -34,17 +41,17 @@ impl KvmEngine {
             }
             match outcome {
                 Outcome::Access => {
-                    self.point = self.point.after(1);
+                    self.reach_point();
                     return Exit::BusAccess;
                 }
-                Outcome::Register { faulted: false } => self.point = self.point.after(1),
+                Outcome::Register { faulted: false } => self.reach_point(),
                 // As in `soft`, an instruction that faults is no point.
                 Outcome::Register { faulted: true } => {
                     let settled = self.settle();
                     debug_assert!(settled, "a general protection fault can always be delivered");
                 }
                 Outcome::Halted => {
-                    self.point = self.point.after(1);
+                    self.reach_point();
                     let interruptible = self.vcpu.interrupt_flag();
                     self.halted = Halted::Waiting { interruptible };
                 }
@@ -53,6 +60,11 @@ impl KvmEngine {
                 Outcome::Interrupted | Outcome::Window | Outcome::Stepped => {}
             }
         }
+    }
+
+    fn reach_point(&mut self) {
+        self.point = self.point.after(1);
+        self.between = false;
     }
 
     /// What ends the run at this boundary, if anything does. The bound comes before the interrupt:
