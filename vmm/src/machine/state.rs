@@ -180,13 +180,14 @@ impl Machine {
     /// the place, and neither side's log says anything more of it before the next point.
     pub fn checkpoint(&mut self) -> MachineState {
         self.engine.flush_caches();
+        self.engine.collect_written();
         self.engine.ram().tracker().take_written();
         self.state()
     }
 
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
-    pub fn state(&self) -> MachineState {
+    pub fn state(&mut self) -> MachineState {
         MachineState {
             version: STATE_VERSION,
             config: self.config.clone(),

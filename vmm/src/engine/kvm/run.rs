@@ -35,7 +35,7 @@ impl KvmEngine {
             self.between = self.points == PointKind::Exit;
             let mut around =
                 Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
-            let outcome = self.vcpu.enter().settle(&mut around);
+            let outcome = self.vcpu.enter().serve(&mut around);
             if outcome != Outcome::Interrupted {
                 self.queued = false;
             }
