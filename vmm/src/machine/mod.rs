@@ -233,6 +233,11 @@ impl Machine {
         Ok(())
     }
 
+    /// The kernel file it boots from.
+    pub fn kernel(&self) -> &[u8] {
+        &self.source.kernel
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &GuestRam {
         self.engine.ram()
