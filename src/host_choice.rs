@@ -72,7 +72,9 @@ pub fn check(engine: EngineKind, purpose: Purpose, kernel: &[u8]) -> Result<()> 
     let verdict = examine(Counter::Ignored);
     refusal(&verdict, guest, purpose, points).map_or(Ok(()), |why| {
         let purpose = guest.purpose(purpose);
-        Err(anyhow!("the kvm engine cannot run this on this host ({purpose}): {why}; {ENGINE_REMEDY}"))
+        Err(anyhow!(
+            "the kvm engine cannot run this on this host ({purpose}): {why}; {ENGINE_REMEDY}"
+        ))
     })
 }
 
@@ -88,7 +90,9 @@ fn refusal(
         // Whoever stops at exits can let the guest run freely.
         PointKind::Free if purpose == verdict::Purpose::Probe => Choice::Exit,
         PointKind::Free => Choice::Free,
-        PointKind::Exit | PointKind::Step if purpose == verdict::Purpose::Unprotected => Choice::Free,
+        PointKind::Exit | PointKind::Step if purpose == verdict::Purpose::Unprotected => {
+            Choice::Free
+        }
         PointKind::Exit => Choice::Exit,
         PointKind::Step => Choice::Step,
     };
@@ -138,9 +142,11 @@ mod tests {
 
     /// A host that takes `choice` for everything, and says why not the others.
     fn host(choice: Choice) -> Verdict {
-        let reject = |other| Rejected { choice: other, possible: false, why: format!("no {other}") };
+        let reject =
+            |other| Rejected { choice: other, possible: false, why: format!("no {other}") };
         let others = [Choice::Free, Choice::Pmu, Choice::Exit, Choice::Step];
-        let rejected: Vec<_> = others.into_iter().filter(|other| *other != choice).map(reject).collect();
+        let rejected: Vec<_> =
+            others.into_iter().filter(|other| *other != choice).map(reject).collect();
         let decide = |purpose| Decision {
             purpose,
             choice,

@@ -152,7 +152,8 @@ mod tests {
             let theirs = ours.replace(word, other);
             let joining = joining_fingerprint(None, &[]).with(HOST_CPU, &theirs);
             let told = kvm.mismatch(&joining).expect("another host").to_string();
-            let wanted = format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
+            let wanted =
+                format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
             assert_eq!(told, wanted);
         }
     }

@@ -345,6 +345,8 @@ impl Machine {
                     bound = bound.min(self.engine.point().after(1));
                 }
                 Exit::Shutdown => {
+                    let point = self.engine.point();
+                    tracing::warn!(%point, "triple fault: the guest starts again");
                     self.reset()?;
                     return Ok(());
                 }

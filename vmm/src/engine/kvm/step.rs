@@ -81,8 +81,12 @@ impl KvmEngine {
         if self.vcpu.stop().set_stepping(matches!(way, Way::Step(_))).is_err() {
             return Some(self.fatal("this host's KVM does not single-step"));
         }
-        let mut around =
-            Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
+        let mut around = Surroundings {
+            at: self.point,
+            bus: &mut *bus,
+            registers: &mut self.registers,
+            ram: self.vm.ram(),
+        };
         let outcome = self.vcpu.enter().settle(&mut around);
         let Ok(after) = self.vcpu.stop().regs() else {
             return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));

@@ -14,14 +14,16 @@
 //!
 //! **What may stay unfinished** is an instruction of which nothing can be left but registers: one that
 //! writes or reads one item at a port, or a model-specific register. One that may use the bus again
-//! (a device's memory, several items) is finished at once. KVM does not say whether a single item
-//! was read for `INS`, whose memory may be a device's; that is noticed when the instruction is finished,
-//! and ends the run.
+//! (a device's memory, several items) is finished at once. KVM does not say whether a single item was
+//! read for `IN` or for `INS`, which may write it to a device. So the instruction is looked at when its
+//! address is met for the first time. A guest that puts such an `INS` where an `IN` was ends the run.
 
 use super::kick::Kicks;
 use super::registers::OwnRegisters;
 use super::state::KvmState;
+use super::walk::LinearView;
 use crate::engine::{Bus, PortWidth};
+use crate::memory::GuestRam;
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
@@ -36,9 +38,13 @@ use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
-/// Why a CPU fails that [`Rest::Item`] describes.
+/// Why a CPU fails whose `IN` turns out to be something else.
 const INPUT_TO_DEVICE: &str =
-    "an instruction that reads a port into a device's memory, which this engine does not execute";
+    "an instruction that reads a port into a device's memory, where another was before";
+/// How many addresses are known to hold `IN`; a kernel's drivers have about as many.
+const KNOWN_INPUTS: usize = 64;
+/// No address of an instruction.
+const NOWHERE: u64 = 1 << 63;
 
 /// What the CPU stopped for. Instructions named here are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +75,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) at: ExecutionPoint,
     pub(super) bus: &'a mut dyn Bus,
     pub(super) registers: &'a mut OwnRegisters,
+    pub(super) ram: &'a GuestRam,
 }
 
 /// What is left of the instruction that was served last.
@@ -78,9 +85,6 @@ enum Rest {
     Done,
     /// Registers, which KVM sets at the next entry.
     Registers,
-    /// A register, and where the instruction is: if it uses the bus again, it is one that cannot be
-    /// left unfinished.
-    Item { rip: u64 },
     /// More than was thought: the CPU runs no more.
     Failed(&'static str),
 }
@@ -93,6 +97,8 @@ pub(super) struct Vcpu {
     rest: Rest,
     /// KVM leaves the general registers in the shared pages when it comes back.
     shares_registers: bool,
+    /// Addresses at which an instruction is known to be `IN`, by their low bits.
+    inputs: [u64; KNOWN_INPUTS],
 }
 
 /// A CPU between two instructions (or two iterations of a string instruction).
@@ -120,22 +126,17 @@ impl Vcpu {
         if shares_registers {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
-        Self { fd, kicks, rest: Rest::Done, shares_registers }
+        let inputs = [NOWHERE; KNOWN_INPUTS];
+        Self { fd, kicks, rest: Rest::Done, shares_registers, inputs }
     }
 
     /// Finishes what is unfinished and lets the guest run until it stops for something.
     pub(super) fn enter(&mut self) -> Entered<'_> {
         let rest = std::mem::replace(&mut self.rest, Rest::Done);
-        let mut first = match rest {
+        let first = match rest {
             Rest::Failed(what) => Exited::Other(Outcome::Failed(what)),
-            _ => self.kvm_run(),
+            Rest::Done | Rest::Registers => self.kvm_run(),
         };
-        if let Rest::Item { rip } = rest
-            && first == Exited::Memory
-            && self.fd.sync_regs().regs.rip == rip
-        {
-            first = Exited::Other(Outcome::Failed(INPUT_TO_DEVICE));
-        }
         if let Exited::Other(Outcome::Failed(what)) = first {
             self.rest = Rest::Failed(what);
         }
@@ -144,7 +145,7 @@ impl Vcpu {
 
     /// Finishes what is unfinished, without entering the guest.
     pub(super) fn finish(&mut self) {
-        if matches!(self.rest, Rest::Registers | Rest::Item { .. }) {
+        if self.rest == Rest::Registers {
             self.kicks.set_immediate_exit();
             self.rest = match self.kvm_run() {
                 Exited::Other(Outcome::Interrupted | Outcome::Stepped) => Rest::Done,
@@ -262,16 +263,33 @@ impl Vcpu {
     }
 
     /// What is left of a port access once it is served; `None` if that may be more accesses.
-    fn rest_of_port(&mut self) -> Option<Rest> {
+    fn rest_of_port(&mut self, ram: &GuestRam) -> Option<Rest> {
         // SAFETY: the exit reason says that this member of the union is the valid one.
         let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
         if io.count != 1 {
             return None;
         }
-        if u32::from(io.direction) != KVM_EXIT_IO_IN {
-            return Some(Rest::Registers);
+        let registers_only = u32::from(io.direction) != KVM_EXIT_IO_IN || self.is_at_input(ram);
+        registers_only.then_some(Rest::Registers)
+    }
+
+    /// True if the instruction that reads a port is known to be `IN`.
+    fn is_at_input(&mut self, ram: &GuestRam) -> bool {
+        if !self.shares_registers {
+            return false;
         }
-        self.shares_registers.then(|| Rest::Item { rip: self.fd.sync_regs().regs.rip })
+        let rip = self.fd.sync_regs().regs.rip;
+        let slot = rip as usize % KNOWN_INPUTS;
+        if self.inputs[slot] == rip {
+            return true;
+        }
+        let Ok(sregs) = self.fd.get_sregs() else { return false };
+        let view = LinearView { ram, cr3: sregs.cr3 };
+        let is_input = is_input(&view.instruction_bytes(sregs.cs.base.wrapping_add(rip)));
+        if is_input {
+            self.inputs[slot] = rip;
+        }
+        is_input
     }
 
     fn serve_memory(&mut self, around: &mut Surroundings<'_>) {
@@ -360,7 +378,7 @@ impl Entered<'_> {
         match self.first {
             Exited::Port => {
                 let Self { vcpu, first } = self;
-                let rest = vcpu.rest_of_port();
+                let rest = vcpu.rest_of_port(around.ram);
                 let Some(rest) = rest else { return Entered { vcpu, first }.settle(around) };
                 vcpu.serve_port(around);
                 vcpu.rest = rest;
@@ -408,6 +426,27 @@ impl Entered<'_> {
                     first = vcpu.kvm_run();
                 }
             }
+        }
+    }
+}
+
+/// True for the bytes of `IN`, with prefixes that change nothing but its width.
+fn is_input(bytes: &[u8]) -> bool {
+    let opcode = bytes.iter().find(|byte| !matches!(byte, 0x66 | 0x40..=0x4F));
+    matches!(opcode, Some(0xE4 | 0xE5 | 0xEC | 0xED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_told_from_a_string_instruction() {
+        for bytes in [&[0xEC][..], &[0x66, 0xED, 0x90], &[0xE4, 0x71], &[0x48, 0xED]] {
+            assert!(is_input(bytes), "{bytes:02x?}");
+        }
+        for bytes in [&[0x6C][..], &[0x66, 0x6D], &[0xF3, 0x6C], &[0x67, 0x6C], &[0xEE], &[]] {
+            assert!(!is_input(bytes), "{bytes:02x?}");
         }
     }
 }
