@@ -187,7 +187,7 @@ impl Machine {
 
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
-    pub fn state(&self) -> MachineState {
+    pub fn state(&mut self) -> MachineState {
         MachineState {
             version: STATE_VERSION,
             config: self.config.clone(),
