@@ -138,7 +138,9 @@ fn recorded() -> Result<Duration> {
 pub fn exits(effort: &Effort) -> Result<Vec<Figure>> {
     let mut minimal = Minimal::new()?;
     // The first runs of each find the host's caches cold.
-    (minimal.run(COUNT)?, live()?, recorded()?);
+    minimal.run(COUNT)?;
+    live()?;
+    recorded()?;
     let each = |time: Duration| time.as_secs_f64() * 1e6 / COUNT as f64;
     let (mut least, mut ratios, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
