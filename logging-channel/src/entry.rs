@@ -19,11 +19,28 @@ pub const MAX_CONSOLE_INPUT: usize = 4096;
 )]
 pub struct OutputSequence(pub u64);
 
-/// The place of an entry in the log of one generation, counted from 1.
+/// The place of an entry in the log, counted from 1.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct EntrySequence(pub u64);
+
+/// A place in the log and in the guest's run: what a checkpoint stands for, and where a session
+/// begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The last entry before this place; 0 at the beginning of a log.
+    pub entry: EntrySequence,
+    /// Where the guest is.
+    pub point: ExecutionPoint,
+}
+
+impl LogPosition {
+    /// The beginning of a log, with the guest at `point`.
+    pub const fn start_of_log(point: ExecutionPoint) -> Self {
+        Self { entry: EntrySequence(0), point }
+    }
+}
 
 /// The number of the reign. Every go-live takes the next one from the arbiter.
 #[derive(

@@ -9,7 +9,7 @@
 //! The header is the same in all versions up to its version byte. What a frame means, and when
 //! it may be sent, is for the sessions; the payloads of the kinds are beside their types.
 
-use crate::checkpoint::{CheckpointEnd, CheckpointHeader, MAX_STATE_CHUNK, PageBatch};
+use crate::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
 use crate::handshake::{Hello, HelloConfirm, HelloReply, Refusal};
 use crate::log_file::LogHeader;
@@ -18,7 +18,7 @@ use crate::wire::DecodeError;
 use std::fmt;
 
 /// The version of everything in this crate that is written to a wire or a file.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = 20;
 /// How every frame begins.
@@ -30,8 +30,8 @@ pub const MAX_ENTRIES_PAYLOAD: usize = BATCH_COST as usize + MAX_ENTRY_BYTES + 3
 /// Longest payload of a control message: the largest fingerprint and then some. A stranger can
 /// make the receiver hold this much and no more.
 pub const MAX_CONTROL_PAYLOAD: usize = 64 << 10;
-/// Longest payload of a `CheckpointPages` frame.
-pub const MAX_PAGES_PAYLOAD: usize = 512 << 10;
+/// Longest payload of a `CheckpointPages` frame: its pages as they are, and their numbers.
+pub const MAX_PAGES_PAYLOAD: usize = (256 << 10) + (1 << 10);
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,10 +193,7 @@ pub enum Frame {
     Heartbeat(Heartbeat),
     Acknowledge(Acknowledge),
     Entries(EntryBatch),
-    CheckpointHeader(CheckpointHeader),
-    CheckpointState(Vec<u8>),
-    CheckpointPages(PageBatch),
-    CheckpointEnd(CheckpointEnd),
+    Checkpoint(CheckpointPiece),
     LogHeader(LogHeader),
 }
 
@@ -212,10 +209,12 @@ impl Frame {
             Self::Heartbeat(_) => FrameKind::Heartbeat,
             Self::Acknowledge(_) => FrameKind::Acknowledge,
             Self::Entries(_) => FrameKind::Entries,
-            Self::CheckpointHeader(_) => FrameKind::CheckpointHeader,
-            Self::CheckpointState(_) => FrameKind::CheckpointState,
-            Self::CheckpointPages(_) => FrameKind::CheckpointPages,
-            Self::CheckpointEnd(_) => FrameKind::CheckpointEnd,
+            Self::Checkpoint(piece) => match piece.kind() {
+                PieceKind::Header => FrameKind::CheckpointHeader,
+                PieceKind::State => FrameKind::CheckpointState,
+                PieceKind::Pages => FrameKind::CheckpointPages,
+                PieceKind::End => FrameKind::CheckpointEnd,
+            },
             Self::LogHeader(_) => FrameKind::LogHeader,
         }
     }
@@ -234,11 +233,8 @@ impl Frame {
             Self::Goodbye(message) => put_control(message, bytes)?,
             Self::Heartbeat(message) => put_control(message, bytes)?,
             Self::Acknowledge(message) => put_control(message, bytes)?,
-            Self::CheckpointHeader(message) => put_control(message, bytes)?,
-            Self::CheckpointEnd(message) => put_control(message, bytes)?,
             Self::LogHeader(message) => put_control(message, bytes)?,
-            Self::CheckpointState(state) => [bytes.as_slice(), state].concat(),
-            Self::CheckpointPages(pages) => pages.encode(bytes),
+            Self::Checkpoint(piece) => piece.encode(bytes),
             Self::Entries(batch) => {
                 let mut encoder = BatchEncoder::new(bytes, batch.first, batch.base);
                 for costed in &batch.entries {
@@ -260,12 +256,18 @@ impl Frame {
             FrameKind::Heartbeat => Self::Heartbeat(decode_control(payload)?),
             FrameKind::Acknowledge => Self::Acknowledge(decode_control(payload)?),
             FrameKind::Entries => Self::Entries(EntryBatch::decode(payload)?),
-            FrameKind::CheckpointHeader => Self::CheckpointHeader(decode_control(payload)?),
-            FrameKind::CheckpointState => Self::CheckpointState(payload.to_vec()),
-            FrameKind::CheckpointPages => Self::CheckpointPages(PageBatch::decode(payload)?),
-            FrameKind::CheckpointEnd => Self::CheckpointEnd(decode_control(payload)?),
+            FrameKind::CheckpointHeader => Self::piece(PieceKind::Header, payload)?,
+            FrameKind::CheckpointState => Self::piece(PieceKind::State, payload)?,
+            FrameKind::CheckpointPages => Self::piece(PieceKind::Pages, payload)?,
+            FrameKind::CheckpointEnd => Self::piece(PieceKind::End, payload)?,
             FrameKind::LogHeader => Self::LogHeader(decode_control(payload)?),
         })
+    }
+}
+
+impl Frame {
+    fn piece(kind: PieceKind, payload: &[u8]) -> Result<Self, DecodeError> {
+        CheckpointPiece::decode(kind, payload).map(Self::Checkpoint)
     }
 }
 

@@ -9,7 +9,7 @@
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Arrival, Entry, EntrySequence};
+use crate::entry::{Arrival, Entry, EntrySequence, LogPosition};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
 use crate::latency::{LatencySummary, LatencyWindow};
 use crate::point::ExecutionPoint;
@@ -155,7 +155,7 @@ struct InFlight {
 /// What a sender has done so far.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SenderStats {
-    /// Entries pushed.
+    /// Entries pushed in this session.
     pub entries: u64,
     /// Bytes of `Entries` frames handed out: the log.
     pub log_bytes: u64,
@@ -184,6 +184,8 @@ pub struct SenderStats {
 pub struct Sender {
     config: SenderConfig,
     session: SessionId,
+    /// The last entry before the session.
+    start: EntrySequence,
     next: EntrySequence,
     last_point: ExecutionPoint,
     open: Option<OpenBatch>,
@@ -205,27 +207,28 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A session that begins with a guest at `start`. Nothing may be sent until the first
-    /// acknowledgement opens the window.
+    /// A session whose log goes on from `start`. Nothing may be sent until the first acknowledgement
+    /// opens the window.
     pub fn new(
         config: SenderConfig,
         session: SessionId,
-        start: ExecutionPoint,
+        start: LogPosition,
         now: MonotonicTime,
     ) -> Self {
         Self {
             config,
             session,
-            next: EntrySequence(1),
-            last_point: start,
+            start: start.entry,
+            next: EntrySequence(start.entry.0 + 1),
+            last_point: start.point,
             open: None,
             closed: VecDeque::new(),
             buffered: 0,
             spent: 0,
-            sent: EntrySequence(0),
+            sent: start.entry,
             acknowledged: Acknowledge {
-                received: EntrySequence(0),
-                applied: EntrySequence(0),
+                received: start.entry,
+                applied: start.entry,
                 applied_point: ExecutionPoint::START,
                 window: 0,
             },
@@ -514,7 +517,7 @@ impl Sender {
     /// What has happened so far.
     pub fn stats(&self, now: MonotonicTime) -> SenderStats {
         SenderStats {
-            entries: self.next.0 - 1,
+            entries: self.next.0 - 1 - self.start.0,
             log_bytes: self.log_bytes,
             other_bytes: self.other_bytes,
             buffered: self.buffered,

@@ -13,7 +13,7 @@ use crate::fingerprint::Identity;
 use crate::frame::Frame;
 use crate::handshake::{HandshakeError, Offered, SessionTerms};
 use crate::point::ExecutionPoint;
-use crate::receiver::{Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
+use crate::receiver::{ReceiveError, Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
 use crate::session::{GoodbyeReason, SessionId};
 use crate::time::MonotonicTime;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
@@ -221,7 +221,7 @@ async fn follow<S: CheckpointSink>(
         }
     };
     let begun = clock::now();
-    let receiver = Receiver::new(config.receiver, terms.session, checkpoint.point, begun);
+    let receiver = Receiver::new(config.receiver, terms.session, checkpoint.position, begun);
     let shared = Arc::new(Shared {
         state: Mutex::new(State { receiver, end: None, closing: false }),
         changed: Condvar::new(),
@@ -270,10 +270,12 @@ async fn join(
     let mut reader = CheckpointReader::new();
     loop {
         let frame = connection.reader.next_frame(limit, "the checkpoint").await?;
-        if let Frame::Goodbye(reason) = frame {
-            return Err(TransportError::Departed(reason));
-        }
-        if let Some(checkpoint) = reader.handle_frame(frame, sink)? {
+        let piece = match frame {
+            Frame::Checkpoint(piece) => piece,
+            Frame::Goodbye(reason) => return Err(TransportError::Departed(reason)),
+            other => return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into()),
+        };
+        if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
             return Ok((connection, terms, checkpoint));
         }
     }

@@ -4,7 +4,7 @@ use super::connection::Connection;
 use super::primary::{PrimaryConfig, PrimaryHandler, Shared};
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce};
-use crate::checkpoint::CheckpointWriter;
+use crate::checkpoint::WholeCheckpoint;
 use crate::detector::Detector;
 use crate::frame::Frame;
 use crate::handshake::{Answered, HandshakeError, SessionTerms};
@@ -184,7 +184,7 @@ async fn serve_backup(
         Err(reason) => return Err(TransportError::NoCheckpoint(reason)),
     };
     let begun = clock::now();
-    let sender = Sender::new(context.config.sender, terms.session, source.point(), begun);
+    let sender = Sender::new(context.config.sender, terms.session, source.position(), begun);
     context.shared.lock().begin(sender);
     context.handler.borrow_mut().started();
     let side = PrimarySide { context };
@@ -214,9 +214,8 @@ async fn set_up(
     source: Box<dyn crate::checkpoint::CheckpointSource + Send>,
 ) -> Result<MonotonicTime, TransportError> {
     let limit = context.config.setup_timeout;
-    let mut writer = CheckpointWriter::new(source)?;
-    while let Some(frame) = writer.next_frame() {
-        let frame = frame.encode(session)?;
+    for piece in WholeCheckpoint::new(source)? {
+        let frame = Frame::Checkpoint(piece).encode(session)?;
         connection.writer.send(frame, limit, "taking the checkpoint").await?;
         if context.shared.lock().closing {
             return Err(TransportError::Closed { what: "the checkpoint" });

@@ -7,7 +7,7 @@ use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
 use crate::engine::{CpuState, EngineError, EngineKind, InvalidState};
-use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
+use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use vm_memory::{Address, Bytes};
@@ -44,7 +44,29 @@ pub struct BootSource {
     pub cmdline: String,
 }
 
+/// Reads a value that takes up all of `bytes`.
+fn decode_all<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, StateError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(StateError::Encoding(postcard::Error::DeserializeBadEncoding)),
+        Err(error) => Err(StateError::Encoding(error)),
+    }
+}
+
 impl BootSource {
+    /// The encoded form.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain state always encodes")
+    }
+
+    /// Reads the encoded form.
+    ///
+    /// # Errors
+    /// [`StateError::Encoding`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        decode_all(bytes)
+    }
+
     /// Loads the kernel into memory.
     ///
     /// # Errors
@@ -71,14 +93,14 @@ pub struct MachineState {
 }
 
 impl MachineState {
-    /// The state in its encoded form, what the guest boots from included.
+    /// The state in its encoded form, without what the guest boots from: that never changes, and
+    /// is [`BootSource::encode`]d apart.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = postcard::to_stdvec(self).expect("plain state always encodes");
-        bytes.extend(postcard::to_stdvec(&self.source).expect("plain state always encodes"));
-        bytes
+        postcard::to_stdvec(self).expect("plain state always encodes")
     }
 
-    /// Reads an encoded state.
+    /// Reads an encoded state. What the guest boots from is still to be given:
+    /// [`Self::with_source`].
     ///
     /// # Errors
     /// [`StateError::Version`] or [`StateError::Encoding`].
@@ -88,10 +110,7 @@ impl MachineState {
         if version != STATE_VERSION {
             return Err(StateError::Version { found: version });
         }
-        let (state, rest): (Self, _) =
-            postcard::take_from_bytes(bytes).map_err(StateError::Encoding)?;
-        let source = postcard::from_bytes(rest).map_err(StateError::Encoding)?;
-        Ok(state.with_source(source))
+        decode_all(bytes)
     }
 
     /// The state, and apart from it what the guest boots from.
@@ -179,9 +198,31 @@ impl Machine {
     /// the same, empty caches and digest alike. Between two points, too: the state is what names
     /// the place, and neither side's log says anything more of it before the next point.
     pub fn checkpoint(&mut self) -> MachineState {
+        self.engine.collect_written();
         self.engine.flush_caches();
         self.engine.ram().tracker().take_written();
         self.state()
+    }
+
+    /// What this machine boots from again when it is reset.
+    pub fn boot_source(&self) -> &BootSource {
+        &self.source
+    }
+
+    /// A view of the pages written from here on. Guests that run do not notice: what the engine
+    /// renews is invisible to them, so this may be done on one side of a pair alone.
+    pub fn watch_writes(&mut self) -> WriteView {
+        self.engine.collect_written();
+        self.engine.renew_write_tracking();
+        self.engine.ram().tracker().view()
+    }
+
+    /// The pages written since `view` began or was last asked for, in address order: by the guest,
+    /// and by devices.
+    pub fn take_written(&mut self, view: &WriteView) -> Vec<PageNumber> {
+        self.engine.collect_written();
+        self.engine.renew_write_tracking();
+        view.take()
     }
 
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
