@@ -56,7 +56,7 @@ fn wait_for_backup_end(backup: &BackupChannel) -> EndCause {
 fn a_backup_starts_from_the_checkpoint_and_gets_every_entry() {
     let (primary, _told) = primary(primary_config());
     let joined = join(&primary);
-    assert_eq!(joined.checkpoint.point, ExecutionPoint::new(50));
+    assert_eq!(joined.checkpoint.position.point, ExecutionPoint::new(50));
     assert_eq!(joined.checkpoint.state, b"registers and devices");
     let written: Vec<(u64, u8)> = (1..200).filter(|n| n % 3 == 0).map(|n| (n, n as u8)).collect();
     assert_eq!(joined.sink.0, written);
@@ -380,7 +380,7 @@ fn a_stranger_of_another_version_is_told_so() {
     let mut other = stranger(&primary);
     other.write_all(b"vmf\x09 a hello of version nine").expect("it listens");
     other.shutdown(std::net::Shutdown::Write).expect("it listens");
-    assert!(wait_for_refusal(&told).contains("protocol version 9 is spoken there, 1 here"));
+    assert!(wait_for_refusal(&told).contains("protocol version 9 is spoken there, 2 here"));
     let mut answer = Vec::new();
     other.read_to_end(&mut answer).expect("an answer");
     let mut decoder = FrameDecoder::new(SessionId::HANDSHAKE);

@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_logging_channel::checkpoint::{
-    CheckpointHeader, CheckpointSink, CheckpointSource, Page, PageNumber, SinkRefusal,
+    CheckpointHeader, CheckpointSink, CheckpointSource, Page, PageNumber, PageSource, SinkRefusal,
 };
-use vmft_logging_channel::entry::{Arrival, Entry, Generation, OutputSequence, RequestId};
+use vmft_logging_channel::entry::{
+    Arrival, Entry, Generation, LogPosition, OutputSequence, RequestId,
+};
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::point::ExecutionPoint;
@@ -43,8 +45,12 @@ pub struct ToyMachine {
 }
 
 impl CheckpointSource for ToyMachine {
-    fn point(&self) -> ExecutionPoint {
-        ExecutionPoint::new(50)
+    fn position(&self) -> LogPosition {
+        LogPosition::start_of_log(ExecutionPoint::new(50))
+    }
+
+    fn fixed(&self) -> &[u8] {
+        b"kernel"
     }
 
     fn state(&self) -> &[u8] {
@@ -54,7 +60,9 @@ impl CheckpointSource for ToyMachine {
     fn page_limit(&self) -> PageNumber {
         PageNumber(200)
     }
+}
 
+impl PageSource for ToyMachine {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
         let number = self.next;
         self.next += 1;
@@ -75,6 +83,10 @@ impl CheckpointSink for ToyMemory {
     fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
         self.0.push((number.0, data[17]));
         Ok(())
+    }
+
+    fn read(&self, _: PageNumber, _: &mut Page) -> Result<(), SinkRefusal> {
+        Err(SinkRefusal("every page is sent once".to_owned()))
     }
 }
 
