@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
-use vmft_backup::side::Requests;
+use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;

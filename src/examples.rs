@@ -47,6 +47,19 @@ makes it leave, and the primary goes on alone. With certificates, add ,tls_dir=D
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
 
+/// For `vmft standby`.
+pub const STANDBY: &str = "\
+Example, three hosts that share /shared:
+  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
+  B: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:C:7000 --listen tcp:0.0.0.0:7000
+  C: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:B:7000 --listen tcp:0.0.0.0:7000
+
+One of B and C follows A, the other waits. When A is lost, its backup goes on, and the one that waits
+joins it. A host that comes back runs `vmft standby` as well. A standby never gives up; Ctrl-C ends it.
+With certificates, add ,tls_dir=DIR/backup to --join and to --listen.
+
+Exit code 0 when the guest has stopped or this side has left; 1 if it was live and lost to another.";
+
 /// For `vmft record`.
 pub const RECORD: &str = "\
 Example:

@@ -147,6 +147,12 @@ pub enum Entry {
         /// What it was.
         digest: StateDigest,
     },
+    /// Another backup started from here: whatever is cached of memory is forgotten on every side, so
+    /// that all walk alike, and a digest window begins.
+    Flush {
+        /// Where.
+        point: ExecutionPoint,
+    },
     /// The machine stops here on purpose; this is no failure.
     Stop {
         /// Where.
@@ -165,6 +171,7 @@ impl Entry {
             | Self::OutputMark { point, .. }
             | Self::Progress { point }
             | Self::Digest { point, .. }
+            | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
             Self::Released { .. } => None,
         }

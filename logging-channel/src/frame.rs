@@ -13,7 +13,9 @@ use crate::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
 use crate::handshake::{Hello, HelloConfirm, HelloReply, Refusal};
 use crate::log_file::LogHeader;
-use crate::session::{Acknowledge, Control, GoodbyeReason, Heartbeat, SessionId, decode_control};
+use crate::session::{
+    Acknowledge, Control, GoodbyeReason, Heartbeat, Reign, SessionId, decode_control,
+};
 use crate::wire::DecodeError;
 use std::fmt;
 
@@ -63,10 +65,12 @@ pub enum FrameKind {
     CheckpointEnd = 12,
     /// A log file begins.
     LogHeader = 13,
+    /// The primary has won a later generation.
+    Reign = 14,
 }
 
 impl FrameKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Hello,
         Self::HelloReply,
         Self::HelloConfirm,
@@ -80,6 +84,7 @@ impl FrameKind {
         Self::CheckpointPages,
         Self::CheckpointEnd,
         Self::LogHeader,
+        Self::Reign,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -102,6 +107,7 @@ impl FrameKind {
             Self::HelloConfirm
             | Self::Heartbeat
             | Self::Acknowledge
+            | Self::Reign
             | Self::CheckpointHeader
             | Self::CheckpointEnd => 64,
         }
@@ -195,6 +201,7 @@ pub enum Frame {
     Entries(EntryBatch),
     Checkpoint(CheckpointPiece),
     LogHeader(LogHeader),
+    Reign(Reign),
 }
 
 impl Frame {
@@ -216,6 +223,7 @@ impl Frame {
                 PieceKind::End => FrameKind::CheckpointEnd,
             },
             Self::LogHeader(_) => FrameKind::LogHeader,
+            Self::Reign(_) => FrameKind::Reign,
         }
     }
 
@@ -234,6 +242,7 @@ impl Frame {
             Self::Heartbeat(message) => put_control(message, bytes)?,
             Self::Acknowledge(message) => put_control(message, bytes)?,
             Self::LogHeader(message) => put_control(message, bytes)?,
+            Self::Reign(message) => put_control(message, bytes)?,
             Self::Checkpoint(piece) => piece.encode(bytes),
             Self::Entries(batch) => {
                 let mut encoder = BatchEncoder::new(bytes, batch.first, batch.base);
@@ -261,6 +270,7 @@ impl Frame {
             FrameKind::CheckpointPages => Self::piece(PieceKind::Pages, payload)?,
             FrameKind::CheckpointEnd => Self::piece(PieceKind::End, payload)?,
             FrameKind::LogHeader => Self::LogHeader(decode_control(payload)?),
+            FrameKind::Reign => Self::Reign(decode_control(payload)?),
         })
     }
 }

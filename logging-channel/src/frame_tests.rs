@@ -69,6 +69,7 @@ fn every_frame() -> Vec<Frame> {
             metadata: [("guest".to_owned(), "debian".to_owned())].into(),
             nonce,
         }),
+        Frame::Reign(Reign { generation: Generation(4) }),
     ]
 }
 
@@ -189,7 +190,7 @@ fn raw_header(kind: u8, len: u32) -> Vec<u8> {
 
 #[test]
 fn unknown_kinds_and_excessive_lengths_are_refused_from_the_header_alone() {
-    assert_eq!(decode(SESSION, &raw_header(14, 0)), Err(FrameError::Kind { found: 14 }));
+    assert_eq!(decode(SESSION, &raw_header(15, 0)), Err(FrameError::Kind { found: 15 }));
     let (kind, len, limit) = (FrameKind::Heartbeat, 65, 64);
     assert_eq!(decode(SESSION, &raw_header(6, 65)), Err(FrameError::Length { kind, len, limit }));
 }

@@ -6,11 +6,11 @@
 //! signs of life always get through.
 
 use crate::codec::{BATCH_COST_LIMIT, CostedEntry, EntryBatch};
-use crate::entry::{Entry, EntrySequence, LogPosition, StopReason};
+use crate::entry::{Entry, EntrySequence, Generation, LogPosition, StopReason};
 use crate::frame::{Frame, FrameKind, UnsealedFrame};
 use crate::point::ExecutionPoint;
 use crate::session::{
-    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, SessionId,
+    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
 use crate::time::MonotonicTime;
 use std::collections::VecDeque;
@@ -109,6 +109,8 @@ pub enum ReceiverEvent {
         /// The reason in a `Stop` among them.
         stop: Option<StopReason>,
     },
+    /// The primary has won this generation.
+    Reign(Generation),
     /// The primary leaves.
     Departed(GoodbyeReason),
 }
@@ -213,6 +215,7 @@ impl Receiver {
         match frame {
             Frame::Entries(batch) => self.handle_entries(now, batch),
             Frame::Heartbeat(heartbeat) => self.handle_heartbeat(now, &heartbeat),
+            Frame::Reign(Reign { generation }) => Ok(ReceiverEvent::Reign(generation)),
             Frame::Goodbye(reason) => {
                 self.departed = true;
                 Ok(ReceiverEvent::Departed(reason))

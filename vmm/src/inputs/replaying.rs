@@ -211,6 +211,7 @@ impl<L: LogSource> Replaying<L> {
                 self.log_stopped = Some(reason);
                 Ok(Some(Step::Stop(reason)))
             }
+            Entry::Flush { .. } => Ok(Some(Step::Flush)),
             Entry::Progress { .. } | Entry::Released { .. } => Ok(None),
         }
     }

@@ -190,6 +190,13 @@ impl WriteView {
         self.tracked.share_out();
         self.bits.drain()
     }
+
+    /// Puts pages back that were taken and came to nothing.
+    pub fn put_back(&self, pages: &[PageNumber]) {
+        for page in pages {
+            self.bits.set(page.0);
+        }
+    }
 }
 
 impl<'a> WithBitmapSlice<'a> for WriteTracker {
