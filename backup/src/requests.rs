@@ -14,6 +14,9 @@ use vmft_vmm::memory::WriteView;
 use vmft_vmm::snapshot::{self, SnapshotError};
 use vmft_vmm::world::Mailbox;
 
+/// Pages looked at in one rest before a log begins.
+const PREPARED_PAGES: usize = 1024;
+
 /// The machine is over, or the join was given up: what was asked is not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the machine has stopped, or goes on without this backup")]
@@ -25,6 +28,8 @@ enum Request {
     Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
     /// A backup wants to join.
     Watch { reply: Sender<Watched> },
+    /// A part of what the machine has to do before a log can begin.
+    Prepare { reply: Sender<usize> },
     /// A round of a join is sent.
     Round {
         view: Arc<WriteView>,
@@ -111,6 +116,14 @@ impl Requests {
         watched.recv().map_err(|_| SideGone)
     }
 
+    /// Has the machine do a part of what it would have to do when a log begins: a rest of a few
+    /// milliseconds. How many pages are left to look at.
+    pub(crate) fn prepare(&self, mailbox: &Mailbox) -> Result<usize, SideGone> {
+        let (reply, left) = channel();
+        self.put(Request::Prepare { reply }, mailbox);
+        left.recv().map_err(|_| SideGone)
+    }
+
     /// Asks for what was written since the last round; if that is no more than `limit` pages, the
     /// backup's log begins. Waits for the machine.
     pub(crate) fn round(
@@ -136,6 +149,9 @@ impl Requests {
                 }
                 Request::Watch { reply } => {
                     let _ = reply.send(Watched::begin(machine));
+                }
+                Request::Prepare { reply } => {
+                    let _ = reply.send(machine.prepare_digest(PREPARED_PAGES));
                 }
                 Request::Round { view, limit, ticket, reply } => {
                     let paused = Instant::now();
