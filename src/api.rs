@@ -99,7 +99,8 @@ async fn snapshot(
     State(api): State<Api>,
     Json(request): Json<SnapshotRequest>,
 ) -> Result<StatusCode, (StatusCode, String)> {
-    if let Role::Starting | Role::Backup | Role::Deciding = api.status.status().role {
+    if let Role::Starting | Role::Joining | Role::Backup | Role::Deciding = api.status.status().role
+    {
         let why = "this side does not run the guest; ask the one that does".to_owned();
         return Err((StatusCode::CONFLICT, why));
     }

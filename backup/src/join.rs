@@ -40,6 +40,11 @@ const MAX_ROUNDS: u32 = 12;
 /// A round that leaves more than this share of the one before, in percent, is the last: the guest
 /// writes as fast as it is sent.
 const SHRINKING_PERCENT: usize = 80;
+/// After so many batches the machine is asked to prepare a part of its first digest, until that is
+/// done: it must look at all the memory it has written, as long as nobody followed.
+const PREPARE_EVERY: u32 = 8;
+/// So many pages may be left to look at when the log begins.
+const UNPREPARED_PAGES: usize = 2048;
 /// Pages of later rounds that are remembered, so that only their changes are sent again: 64 MiB.
 const REMEMBERED_PAGES: usize = 16 << 10;
 
@@ -126,6 +131,9 @@ struct Stream {
     /// The rounds do not shrink any more.
     is_stuck: bool,
     rest: Option<(LogPosition, Vec<u8>)>,
+    /// Pages the machine has still to look at before a log can begin; not known at first.
+    unprepared: usize,
+    since_prepared: u32,
 }
 
 /// The checkpoint for a backup that joins, made while the machine runs.
@@ -173,6 +181,8 @@ impl JoinStream {
         self.report.memory_bytes = watched.ram.size();
         let round = Round::Running(RamPages::all(&watched.ram));
         Ok(Stream {
+            unprepared: usize::MAX,
+            since_prepared: 0,
             watched,
             writer,
             round,
@@ -193,6 +203,10 @@ impl JoinStream {
             self.pieces.extend(pieces);
             self.ended = true;
             return Ok(());
+        }
+        while stream.unprepared > UNPREPARED_PAGES {
+            let left = self.requests.prepare(&self.mailbox);
+            stream.unprepared = left.map_err(|gone| gone.to_string())?;
         }
         let last = stream.rounds >= MAX_ROUNDS || stream.is_stuck;
         let limit = if last { usize::MAX } else { LAST_ROUND_PAGES };
@@ -234,11 +248,17 @@ impl CheckpointStream for JoinStream {
                 Some(stream) => stream,
                 None => self.begin()?,
             };
+            if stream.unprepared > 0 && stream.since_prepared >= PREPARE_EVERY {
+                stream.since_prepared = 0;
+                let left = self.requests.prepare(&self.mailbox);
+                stream.unprepared = left.map_err(|gone| gone.to_string())?;
+            }
             // The first pass over memory is not worth remembering; what is sent again is.
             match stream.writer.next_pages(&mut stream.round, stream.rounds > 1) {
                 Some(CheckpointPiece::Pages(batch)) => {
                     self.report.packed_bytes += batch.packed_bytes() as u64;
                     self.pieces.push_back(CheckpointPiece::Pages(batch));
+                    stream.since_prepared += 1;
                     self.stream = Some(stream);
                 }
                 Some(piece) => unreachable!("pages are a piece of pages, not {piece:?}"),

@@ -82,7 +82,7 @@ fn an_entry_cut_anywhere_is_refused() {
 
 #[test]
 fn unknown_kinds_and_reasons_are_refused() {
-    for kind in [0, 10, 255] {
+    for kind in [0, 11, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
     assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));

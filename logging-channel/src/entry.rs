@@ -99,7 +99,7 @@ pub struct StateDigest {
     pub devices: u64,
     /// Hash of all memory.
     pub memory: u64,
-    /// How many pages changed since the last digest.
+    /// How many pages are not all zero.
     pub pages: u32,
 }
 

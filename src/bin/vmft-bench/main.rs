@@ -5,6 +5,7 @@
 
 mod figure;
 mod host;
+mod joins;
 mod lab;
 mod measure;
 
@@ -35,6 +36,11 @@ const NAMES: &[&str] = &[
     "output-delay",
     "memory-overhead",
     "kill-to-output",
+    "join-pause",
+    "join-speed",
+    "kill-to-protected",
+    "snapshot-save",
+    "snapshot-restore",
 ];
 
 /// Measures the figures the project promises.
@@ -104,6 +110,10 @@ const PARTS: &[Part] = &[
         |lab, effort, _| measure::steady(lab, effort),
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
+    (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
+    (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
+    (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
+    (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
 ];
 
 fn bench(options: &Options) -> Result<()> {
