@@ -5,6 +5,7 @@ pub const DEMO: &str = "\
 Examples:
   vmft demo                               kill the primary in the middle, count everything
   vmft demo --lines 500 --kill-after 400  a longer run, a later kill
+  vmft demo --rounds 5 --lines 300        five kills, a standby takes the place of each
   vmft demo --guest shell                 a shell on the pair; kill either side yourself
   vmft demo --guest probe --engine kvm    a tiny guest on the host's KVM
   vmft demo --keep out --json             keep disk, consoles and messages; report as JSON

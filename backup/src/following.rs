@@ -1,6 +1,6 @@
 //! The backup: joins a primary, replays it, and takes over when it is lost.
 
-use crate::arbiter::{Arbiter, RETRY, Verdict, win_or_wait};
+use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
@@ -253,6 +253,7 @@ impl Side {
         let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
         let status = Arc::clone(&self.status);
         let channel = Arc::downgrade(channel);
+        let several = duties.listen.as_ref().is_some_and(|listen| listen.backups > 1);
         move |end| {
             let channel = channel.upgrade().expect("whoever asks has the channel");
             let generation = channel.generation();
@@ -261,6 +262,9 @@ impl Side {
             tell!("the primary is lost: {}", end.cause);
             let silent_for = now().since(end.last_contact);
             let asked = Instant::now();
+            if several {
+                give_way(&*arbiter, next, &who, channel.received());
+            }
             let mut told = false;
             let verdict = win_or_wait(&*arbiter, next, &who, |error| {
                 if !told {

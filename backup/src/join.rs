@@ -43,6 +43,8 @@ const SHRINKING_PERCENT: usize = 80;
 /// After so many batches the machine is asked to prepare a part of its first digest, until that is
 /// done: it must look at all the memory it has written, as long as nobody followed.
 const PREPARE_EVERY: u32 = 8;
+/// How long a machine that is between two points runs before it is asked again.
+const NEXT_POINT_WAIT: Duration = Duration::from_millis(5);
 /// So many pages may be left to look at when the log begins.
 const UNPREPARED_PAGES: usize = 2048;
 /// Pages of later rounds that are remembered, so that only their changes are sent again: 64 MiB.
@@ -85,6 +87,8 @@ pub(crate) enum RoundEnd {
     Written(Vec<memory::PageNumber>),
     /// Few enough: the log has begun.
     Begun(Rest),
+    /// Few enough, but the machine must reach its next point first.
+    Later,
 }
 
 /// Copies pages of a machine at rest.
@@ -218,6 +222,11 @@ impl JoinStream {
                 stream.is_stuck = stream.rounds > 1 && pages.len() > shrunk;
                 stream.last = pages.len();
                 stream.round = Round::Running(RamPages::some(&stream.watched.ram, pages));
+            }
+            RoundEnd::Later => {
+                std::thread::sleep(NEXT_POINT_WAIT);
+                self.stream = Some(stream);
+                return Ok(());
             }
             RoundEnd::Begun(Rest { position, state, pages, pause }) => {
                 self.report.pause_ms = ms(pause);

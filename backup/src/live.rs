@@ -312,7 +312,6 @@ impl JoinHost for LiveHost<'_> {
         let Some(channel) = channel else { return Beginning::Gone };
         let followed = channel.followers() > 0;
         if followed && !machine.is_at_point() {
-            side.mailbox.ask(Asked::Pause);
             return Beginning::Later;
         }
         if !followed {
@@ -393,7 +392,7 @@ impl LiveSide<'_> {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
                     let mut host = LiveHost { live: self, first: false };
-                    self.side.requests.serve(machine, &self.side.mailbox, &mut host);
+                    self.side.requests.serve(machine, &mut host);
                     if channel.protected_by() >= count {
                         return Ok(None);
                     }
@@ -434,7 +433,7 @@ impl LiveSide<'_> {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
                     let mut host = LiveHost { live: self, first: false };
-                    self.side.requests.serve(machine, &self.side.mailbox, &mut host);
+                    self.side.requests.serve(machine, &mut host);
                     if host.first {
                         inputs = self.record(inputs.into_live(), machine);
                     }

@@ -139,8 +139,7 @@ impl Requests {
     }
 
     /// Does what was asked, with the machine at rest.
-    pub(crate) fn serve(&self, machine: &mut Machine, mailbox: &Mailbox, host: &mut dyn JoinHost) {
-        let mut later = Vec::new();
+    pub(crate) fn serve(&self, machine: &mut Machine, host: &mut dyn JoinHost) {
         while let Some(request) = self.take() {
             match request {
                 Request::Snapshot { directory, reply } => {
@@ -171,15 +170,12 @@ impl Requests {
                         // What was written is in the view again, for the next try.
                         Beginning::Later => {
                             view.put_back(&written);
-                            later.push(Request::Round { view, limit, ticket, reply });
+                            let _ = reply.send(RoundEnd::Later);
                         }
                         Beginning::Gone => {}
                     }
                 }
             }
-        }
-        for request in later {
-            self.put(request, mailbox);
         }
     }
 

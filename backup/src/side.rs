@@ -176,7 +176,7 @@ impl Side {
         loop {
             match machine.run(inputs, gate)? {
                 RunEnd::Paused => {
-                    self.requests.serve(machine, &self.mailbox, &mut NoBackups);
+                    self.requests.serve(machine, &mut NoBackups);
                 }
                 RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
                 RunEnd::Halted => return Ok(SideEnd::Halted("asked to halt".to_owned())),

@@ -40,11 +40,6 @@ pub struct Relay {
 impl Relay {
     /// The saved guest, live and alone on side 0, `more` on the command line of every side.
     pub fn start(more: &[&str]) -> Self {
-        Self::start_with(&["--no-wait"], more)
-    }
-
-    /// As [`Self::start`], with `first` on the command line of side 0.
-    pub fn start_with(first: &[&str], more: &[&str]) -> Self {
         let saved = booted();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
@@ -61,8 +56,8 @@ impl Relay {
             directory,
             _turn: turn,
         };
-        let mut arguments: Vec<OsString> = first.iter().map(Into::into).collect();
-        arguments.extend(["--restore".into(), saved.snapshot.clone().into()]);
+        let mut arguments: Vec<OsString> = vec!["--no-wait".into(), "--restore".into()];
+        arguments.push(saved.snapshot.clone().into());
         relay.add("primary", &arguments);
         relay
     }
