@@ -20,7 +20,7 @@ fn a_machine_restored_and_saved_again_is_the_same() {
     let again = directory.path().join("again");
     let mut machine = restore(&booted().snapshot, None).unwrap();
     save(&mut machine, &again).unwrap();
-    let restored = restore(&again, None).unwrap();
+    let mut restored = restore(&again, None).unwrap();
     assert_eq!(restored.full_digest(), machine.full_digest());
     assert_eq!(restored.point(), machine.point());
     for name in ["config.json", "state.json"] {

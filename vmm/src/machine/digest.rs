@@ -76,7 +76,7 @@ impl Machine {
 
     /// The hash of the whole state: every page that is not zero, and all registers and devices.
     /// Two machines with the same hash go on alike.
-    pub fn full_digest(&self) -> u64 {
+    pub fn full_digest(&mut self) -> u64 {
         let pages = self.nonzero_pages();
         hash_of(&(
             hash_pages(self.engine.ram(), &pages),

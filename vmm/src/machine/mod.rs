@@ -242,6 +242,11 @@ impl Machine {
         Ok(())
     }
 
+    /// The kernel file it boots from.
+    pub fn kernel(&self) -> &[u8] {
+        &self.source.kernel
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &GuestRam {
         self.engine.ram()
@@ -354,6 +359,8 @@ impl Machine {
                     bound = bound.min(self.engine.point().after(1));
                 }
                 Exit::Shutdown => {
+                    let point = self.engine.point();
+                    tracing::warn!(%point, "triple fault: the guest starts again");
                     self.reset()?;
                     return Ok(());
                 }

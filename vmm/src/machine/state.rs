@@ -261,7 +261,7 @@ impl Machine {
 
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
-    pub fn state(&self) -> MachineState {
+    pub fn state(&mut self) -> MachineState {
         let Self {
             config,
             source,
