@@ -146,8 +146,8 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
 }
 
 fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
-    let pages = machine.used_pages();
     let (state, source) = machine.state().into_parts();
+    let pages = machine.used_pages();
     let state_json = serde_json::to_vec(&state).expect("plain values always encode");
     let config = SnapshotConfig {
         snapshot_version: SNAPSHOT_VERSION,
