@@ -42,6 +42,7 @@ mod kind {
     pub const PROGRESS: u8 = 7;
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
+    pub const FLUSH: u8 = 10;
 }
 
 /// Why something cannot be put into the log or on the wire. Nothing was.
@@ -157,6 +158,7 @@ pub fn encode_entry(
             start(out, kind::DIGEST);
             encode_digest(digest, out);
         }
+        Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
             start(out, kind::STOP);
             out.push(match reason {
@@ -226,7 +228,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
     }
-    if !(kind::CLOCK_SYNC..=kind::STOP).contains(&kind) {
+    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -241,6 +243,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
             Entry::OutputMark { point, output: OutputSequence(cursor.varint("output")?) }
         }
         kind::PROGRESS => Entry::Progress { point },
+        kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
         kind::STOP => Entry::Stop {
             point,

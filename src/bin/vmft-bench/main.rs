@@ -6,6 +6,7 @@
 mod exits;
 mod figure;
 mod host;
+mod joins;
 mod kvm;
 mod lab;
 mod measure;
@@ -45,6 +46,11 @@ const NAMES: &[&str] = &[
     "kvm-linux-compute",
     "kvm-linux-fork",
     "kvm-linux-disk",
+    "join-pause",
+    "join-speed",
+    "kill-to-protected",
+    "snapshot-save",
+    "snapshot-restore",
 ];
 
 /// The figures of the `kvm` engine, whose guests are not the default one.
@@ -136,6 +142,10 @@ const PARTS: &[Part] = &[
     (&["kvm-linux-compute", "kvm-linux-fork", "kvm-linux-disk"], |lab, effort, _| {
         kvm::linux(lab.kvm_guest()?, lab.program(), effort)
     }),
+    (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
+    (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
+    (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
+    (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
 ];
 
 fn bench(options: &Options) -> Result<()> {
