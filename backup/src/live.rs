@@ -115,7 +115,12 @@ impl PrimaryHandler for Handler {
     }
 
     fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
-        tell!("{peer} did not join: {}", error_chain(error));
+        // A standby asks many times a second, and is told as often that it has to wait.
+        if error.is_no_place() {
+            tracing::debug!(%peer, "turned away: every place for a backup is taken");
+        } else {
+            tell!("{peer} did not join: {}", error_chain(error));
+        }
     }
 }
 

@@ -268,7 +268,7 @@ fn a_closed_connection_is_a_loss_on_the_other_side() {
     let end = wait_for_end(&told);
     assert!(end.is_failure() && end.protected);
     assert_eq!(end.cause, EndCause::Lost(Suspicion::Closed));
-    assert!(!(primary_channel.protected_by() == 1));
+    assert_ne!(primary_channel.protected_by(), 1);
 }
 
 #[test]

@@ -59,6 +59,8 @@ impl Relay {
         let mut arguments: Vec<OsString> = vec!["--no-wait".into(), "--restore".into()];
         arguments.push(saved.snapshot.clone().into());
         relay.add("primary", &arguments);
+        // Keys typed before the side is live would be lost.
+        relay.wait(0, |status| status.role == Role::Alone);
         relay
     }
 

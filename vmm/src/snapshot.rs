@@ -146,8 +146,8 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
 }
 
 fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
-    let pages = machine.used_pages();
     let (state, source) = machine.state().into_parts();
+    let pages = machine.used_pages();
     let state_json = serde_json::to_vec(&state).expect("plain values always encode");
     let config = SnapshotConfig {
         snapshot_version: SNAPSHOT_VERSION,
@@ -245,8 +245,8 @@ pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, 
         Some(engine) => state.on_engine(engine).map_err(refused)?,
         None => state,
     };
-    let mut machine = Machine::restore(state, ram).map_err(refused)?;
-    let digest = digest(&mut machine, &state_json);
+    let machine = Machine::restore(state, ram).map_err(refused)?;
+    let digest = digest(&machine, &state_json);
     if digest != config.digest {
         return Err(damaged(&memory_path, format!("digest {digest}, written {}", config.digest)));
     }

@@ -240,7 +240,7 @@ fn every_page_is_sent_in_its_shortest_form() {
 fn a_change_of_a_known_memory_costs_little_and_touches_it_only_when_complete() {
     let first = ToySource::new(7, 0).pages;
     let (pieces, encoder) =
-        stream(MemoryBase::Zeroes, PageEncoder::for_zeroes(1000), &[first.clone()]);
+        stream(MemoryBase::Zeroes, PageEncoder::for_zeroes(1000), std::slice::from_ref(&first));
     let mut base = ToySink::default();
     read(pieces, &mut base).expect("whole");
     let before = base.clone();
@@ -266,7 +266,7 @@ fn a_change_of_a_known_memory_costs_little_and_touches_it_only_when_complete() {
 fn a_change_over_another_memory_is_found_by_its_digest() {
     let first = ToySource::new(7, 0).pages;
     let (pieces, encoder) =
-        stream(MemoryBase::Zeroes, PageEncoder::for_zeroes(1000), &[first.clone()]);
+        stream(MemoryBase::Zeroes, PageEncoder::for_zeroes(1000), std::slice::from_ref(&first));
     let mut base = ToySink::default();
     read(pieces, &mut base).expect("whole");
     let mut changed = first;

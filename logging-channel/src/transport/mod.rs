@@ -118,6 +118,14 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// True if this side has turned the other away because it has its backups, or takes none now.
+    pub const fn is_no_place(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake(HandshakeError::Refused(Refusal::HasBackup | Refusal::NotAccepting(_)))
+        )
+    }
+
     /// A stranger's bytes: TLS where none is expected shows by its record types and version.
     fn from_frame_error(error: FrameError) -> Self {
         match error {

@@ -39,6 +39,11 @@ const NAMES: &[&str] = &[
     "output-delay",
     "memory-overhead",
     "kill-to-output",
+    "join-pause",
+    "join-speed",
+    "kill-to-protected",
+    "snapshot-save",
+    "snapshot-restore",
     "kvm-exit-cost",
     "kvm-recording",
     "kvm-protected-compute",
@@ -46,11 +51,6 @@ const NAMES: &[&str] = &[
     "kvm-linux-compute",
     "kvm-linux-fork",
     "kvm-linux-disk",
-    "join-pause",
-    "join-speed",
-    "kill-to-protected",
-    "snapshot-save",
-    "snapshot-restore",
 ];
 
 /// The figures of the `kvm` engine, whose guests are not the default one.
@@ -135,6 +135,10 @@ const PARTS: &[Part] = &[
         |lab, effort, _| measure::steady(lab, effort),
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
+    (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
+    (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
+    (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
+    (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
     (&["kvm-exit-cost", "kvm-recording"], |_, effort, _| exits::exits(effort)),
     (&["kvm-protected-compute", "kvm-protected-exits"], |lab, effort, _| {
         kvm::probe(lab.program(), effort)
@@ -142,10 +146,6 @@ const PARTS: &[Part] = &[
     (&["kvm-linux-compute", "kvm-linux-fork", "kvm-linux-disk"], |lab, effort, _| {
         kvm::linux(lab.kvm_guest()?, lab.program(), effort)
     }),
-    (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
-    (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
-    (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
-    (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
 ];
 
 fn bench(options: &Options) -> Result<()> {
