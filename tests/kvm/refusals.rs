@@ -42,21 +42,21 @@ fn lockstep_on_kvm_is_refused_for_a_kernel_nobody_vouches_for() {
     let log = directory.path().join("log");
     let mut arguments = words(&["record", "--engine", "kvm", "--serial", "null", "--kernel"]);
     arguments.extend([stranger(directory.path()), "--log".into(), log.clone().into()]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "probe"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft", "probe"]);
     assert!(!log.exists(), "a log was begun");
 
     let arbiter = directory.path().join("arbiter");
     let mut arguments = words(&["primary", "--engine", "kvm", "--serial", "null", "--listen"]);
     arguments.extend(words(&["tcp:127.0.0.1:0", "--kernel"]));
     arguments.extend([stranger(directory.path()), "--arbiter".into(), prefixed("dir=", &arbiter)]);
-    refuse(arguments, &["nobody vouches", "--engine soft"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft"]);
     assert!(!arbiter.exists(), "the shared storage was changed");
 }
 
 #[test]
 fn the_demos_linux_is_refused_on_kvm_before_anything_is_fetched() {
     let arguments = words(&["demo", "--engine", "kvm"]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "--guest probe"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft", "--guest probe"]);
 }
 
 #[test]

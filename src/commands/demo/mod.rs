@@ -23,6 +23,7 @@ use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
 use vmft_guest_images::{Cache, Workload, default_guest};
+use vmft_vmm::boot::GateError;
 use vmft_vmm::machine::LockstepRefusal;
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
@@ -167,7 +168,7 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
     if options.guest != DemoGuest::Probe {
         if engine.trusts_the_guest() {
-            return Err(LockstepRefusal::Kernel { engine })
+            return Err(LockstepRefusal::Kernel { engine, source: GateError::NoNote })
                 .remedy(|| "or show the probe guest, with --guest probe");
         }
         let mut bar = progress::terminal();
