@@ -109,6 +109,8 @@ pub struct Setup {
     pub boot: Option<Workload>,
     /// More for both sides.
     pub both: Vec<&'static str>,
+    /// More for the primary.
+    pub primary: Vec<&'static str>,
     /// More for the backup.
     pub backup: Vec<&'static str>,
     /// The sides speak through a proxy.
@@ -161,7 +163,7 @@ impl Pair {
             (None, None) => unreachable!("a guest is restored or booted"),
         }
         primary.extend(["--disk".into(), prefixed("path=", &disk)]);
-        primary.extend(setup.both.iter().map(Into::into));
+        primary.extend(setup.both.iter().chain(&setup.primary).map(Into::into));
         let mut primary =
             SideProcess::start(program(), Which::Primary, directory.path(), &primary).unwrap();
         let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
