@@ -23,7 +23,7 @@ mod scan;
 
 use std::fmt;
 
-pub use note::{VOUCHER_LOCKSTEP, VOUCHER_NAME, VOUCHER_NONE};
+pub use note::{VOUCHER_LEVEL_ZERO, VOUCHER_LOCKSTEP, VOUCHER_NAME, VOUCHER_NONE};
 
 /// What was read of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +89,11 @@ pub fn examine(vmlinux: &[u8]) -> Result<Examination, GateError> {
         return Err(GateError::NoNote);
     }
     scan::scan(vmlinux)
+}
+
+/// True if the ELF image of a kernel says that it never leaves privilege level 0.
+pub fn stays_at_level_zero(vmlinux: &[u8]) -> bool {
+    note::find(vmlinux, VOUCHER_LEVEL_ZERO).is_some()
 }
 
 /// Examines the ELF image of a kernel that was built with a note of type [`VOUCHER_NONE`] to make

@@ -10,6 +10,8 @@ pub const VOUCHER_NAME: &[u8] = b"vmft";
 pub const VOUCHER_NONE: u32 = 0;
 /// Type of the note of a kernel that can be followed on any engine; it has no contents.
 pub const VOUCHER_LOCKSTEP: u32 = 1;
+/// Type of the note of a kernel that has no user space; it has no contents.
+pub const VOUCHER_LEVEL_ZERO: u32 = 2;
 
 /// Offset in `file` of the type of our note, if a program header leads to one of type `kind`.
 pub(crate) fn find(file: &[u8], kind: u32) -> Option<usize> {

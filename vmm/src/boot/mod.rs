@@ -129,6 +129,13 @@ pub fn examine(kernel: &[u8]) -> Result<Examination, GateError> {
     vmft_kernel_gate::examine(&image.vmlinux)
 }
 
+/// True if `kernel` says of itself that it never leaves privilege level 0, so that it runs also where
+/// KVM cannot carry user space. It says so in another ELF note.
+pub fn stays_at_level_zero(kernel: &[u8]) -> bool {
+    let image = image::open(kernel, DEVICE_HOLE_START);
+    image.is_ok_and(|image| vmft_kernel_gate::stays_at_level_zero(&image.vmlinux))
+}
+
 /// Loads `kernel` (a bzImage, or an ELF `vmlinux`), and the initramfs if there is one, into
 /// `ram`, and returns the CPU at the kernel's 64-bit entry. `ram` must be fresh: what the
 /// kernel expects to be zero is not cleared.
