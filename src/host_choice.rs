@@ -24,7 +24,7 @@ enum GuestKind {
 
 impl GuestKind {
     fn of(kernel: &[u8]) -> Self {
-        match (boot::examine(kernel).is_ok(), boot::stays_at_level_zero(kernel)) {
+        match (boot::is_vouched_for(kernel), boot::stays_at_level_zero(kernel)) {
             (false, _) => Self::Stock,
             (true, false) => Self::Lockstep,
             (true, true) => Self::Probe,

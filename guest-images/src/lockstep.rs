@@ -200,12 +200,12 @@ fn compile(tree: &Path, progress: &mut dyn Progress) -> Result<(), GuestError> {
         String::from_utf8_lossy(&text).into_owned()
     });
     let output = BufReader::new(running.stdout.take().expect("it was piped"));
-    let compiled = output.split(b'\n').map_while(Result::ok).filter(|line| line.starts_with(b"  CC"));
+    let compiled =
+        output.split(b'\n').map_while(Result::ok).filter(|line| line.starts_with(b"  CC"));
     for (number, _) in (1..).zip(compiled) {
         if number % FILES_A_STEP == 0 {
-            progress.step(&format!(
-                "compiling the kernel: {number} of about {FILES_COMPILED} files"
-            ));
+            progress
+                .step(&format!("compiling the kernel: {number} of about {FILES_COMPILED} files"));
         }
     }
     let waited = running.wait().map_err(GuestError::file("waiting for make in", tree))?;

@@ -71,7 +71,9 @@ pub enum GateError {
     #[error("the kernel has no note that it was made to be followed")]
     NoNote,
     /// It holds what differs from host to host.
-    #[error("the kernel's code has {count} instruction(s) whose results differ from host to host, the first is {first}")]
+    #[error(
+        "the kernel's code has {count} instruction(s) whose results differ from host to host, the first is {first}"
+    )]
     Forbidden {
         /// How many.
         count: usize,
@@ -85,10 +87,16 @@ pub enum GateError {
 /// # Errors
 /// [`GateError`] if it has no such note, or if its code has what the note denies.
 pub fn examine(vmlinux: &[u8]) -> Result<Examination, GateError> {
-    if note::find(vmlinux, VOUCHER_LOCKSTEP).is_none() {
+    if !is_vouched_for(vmlinux) {
         return Err(GateError::NoNote);
     }
     scan::scan(vmlinux)
+}
+
+/// True if the ELF image of a kernel says that it was made to be followed. What it says is not
+/// examined.
+pub fn is_vouched_for(vmlinux: &[u8]) -> bool {
+    note::find(vmlinux, VOUCHER_LOCKSTEP).is_some()
 }
 
 /// True if the ELF image of a kernel says that it never leaves privilege level 0.

@@ -129,6 +129,12 @@ pub fn examine(kernel: &[u8]) -> Result<Examination, GateError> {
     vmft_kernel_gate::examine(&image.vmlinux)
 }
 
+/// True if `kernel` says of itself that it was made to be followed; [`examine`] finds out.
+pub fn is_vouched_for(kernel: &[u8]) -> bool {
+    let image = image::open(kernel, DEVICE_HOLE_START);
+    image.is_ok_and(|image| vmft_kernel_gate::is_vouched_for(&image.vmlinux))
+}
+
 /// True if `kernel` says of itself that it never leaves privilege level 0, so that it runs also where
 /// KVM cannot carry user space. It says so in another ELF note.
 pub fn stays_at_level_zero(kernel: &[u8]) -> bool {
