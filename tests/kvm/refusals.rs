@@ -42,21 +42,27 @@ fn lockstep_on_kvm_is_refused_for_a_kernel_nobody_vouches_for() {
     let log = directory.path().join("log");
     let mut arguments = words(&["record", "--engine", "kvm", "--serial", "null", "--kernel"]);
     arguments.extend([stranger(directory.path()), "--log".into(), log.clone().into()]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "probe"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft", "--lockstep"]);
     assert!(!log.exists(), "a log was begun");
 
     let arbiter = directory.path().join("arbiter");
     let mut arguments = words(&["primary", "--engine", "kvm", "--serial", "null", "--listen"]);
     arguments.extend(words(&["tcp:127.0.0.1:0", "--kernel"]));
     arguments.extend([stranger(directory.path()), "--arbiter".into(), prefixed("dir=", &arbiter)]);
-    refuse(arguments, &["nobody vouches", "--engine soft"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft"]);
     assert!(!arbiter.exists(), "the shared storage was changed");
 }
 
 #[test]
-fn the_demos_linux_is_refused_on_kvm_before_anything_is_fetched() {
-    let arguments = words(&["demo", "--engine", "kvm"]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "--guest probe"]);
+fn the_demos_linux_on_kvm_needs_a_kernel_that_was_built_before() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_vmft"));
+    demo.env("VMFT_CACHE", cache.path()).args(["demo", "--engine", "kvm"]);
+    let output = demo.output().unwrap();
+    let said = said(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("vmft guest --lockstep") && said.contains("--guest probe"), "{said}");
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0, "something was fetched");
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod state;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
-use crate::boot::BootError;
+use crate::boot::{BootError, GateError};
 use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
 };
@@ -78,13 +78,15 @@ pub enum LockstepRefusal {
     /// Its kernel may look at what differs from host to host.
     #[error(
         "on engine {engine} a guest reads the host's time stamp counter and random numbers \
-         unseen, so only a kernel that is known not to can be followed, and nobody vouches for \
-         this one; use --engine soft, which follows any kernel, or the probe guest of \
-         `vmft guest --probe FILE`"
+         unseen, so only a kernel that is known not to can be followed; use --engine soft, which \
+         follows any kernel, or the lockstep kernel of `vmft guest --lockstep`"
     )]
     Kernel {
         /// The engine.
         engine: EngineKind,
+        /// What the kernel lacks, or has.
+        #[source]
+        source: GateError,
     },
 }
 
@@ -236,8 +238,9 @@ impl Machine {
         if !engine.is_replayable() {
             return Err(LockstepRefusal::FreeRunning);
         }
-        if engine.trusts_the_guest() && !crate::boot::is_vouched_for(&self.source.kernel) {
-            return Err(LockstepRefusal::Kernel { engine });
+        if engine.trusts_the_guest() {
+            crate::boot::examine(&self.source.kernel)
+                .map_err(|source| LockstepRefusal::Kernel { engine, source })?;
         }
         Ok(())
     }
