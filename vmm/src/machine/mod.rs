@@ -257,6 +257,7 @@ impl Machine {
         Boundary {
             point: self.engine.point(),
             is_point: self.at_point,
+            nearest: if self.at_point { None } else { self.engine.nearest_point() },
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
@@ -275,6 +276,8 @@ impl Machine {
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
     ) -> Result<RunEnd, MachineError> {
+        self.engine.watch_exits(inputs.watches_exits());
+        let mut exits = Vec::new();
         loop {
             self.board.advance(self.time());
             self.emit_effects(inputs, gate)?;
@@ -299,7 +302,13 @@ impl Machine {
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
-            self.run_slice(bound)?;
+            let ran = self.run_slice(bound);
+            self.engine.take_exits(&mut exits);
+            if !exits.is_empty() {
+                inputs.exits(self.engine.point(), &exits)?;
+                exits.clear();
+            }
+            ran?;
         }
     }
 
@@ -308,16 +317,23 @@ impl Machine {
     fn run_slice(&mut self, bound: ExecutionPoint) -> Result<(), MachineError> {
         let start = self.engine.point();
         let mut bound = bound;
+        // Else timers are due at the points that come, and a point ahead is none to stop at.
+        let stops_anywhere = self.scale().stops_anywhere;
         loop {
             let wanted = self.board.interrupt_pending();
             if wanted && self.engine.is_halted() {
                 self.inject();
-                bound = bound.min(start.after(1));
+                if stops_anywhere {
+                    bound = bound.min(start.after(1));
+                }
                 continue;
             }
             let timer =
                 self.board.next_timer().map_or(ExecutionPoint::NEVER, |t| self.clock.point_at(t));
-            let until = bound.min(timer.max(start.after(1)));
+            let until = match stops_anywhere {
+                true => bound.min(timer.max(start.after(1))),
+                false => bound,
+            };
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
             let exit = self.engine.run(until, wanted, &mut wiring);
             match exit {
@@ -337,7 +353,9 @@ impl Machine {
                 }
                 Exit::InterruptWindow => {
                     self.inject();
-                    bound = bound.min(self.engine.point().after(1));
+                    if stops_anywhere {
+                        bound = bound.min(self.engine.point().after(1));
+                    }
                 }
                 Exit::Shutdown => {
                     self.reset()?;

@@ -66,7 +66,7 @@ fn careful_program() -> Vec<u8> {
 }
 
 /// What must agree; hidden parts of segment registers are each engine's own.
-fn essence(state: &CpuState) -> ([u64; 16], u64, u64, [u64; 4], bool, bool) {
+pub fn essence(state: &CpuState) -> ([u64; 16], u64, u64, [u64; 4], bool, bool) {
     let control = [state.cr0, state.cr2, state.cr3, state.cr4];
     (state.general, state.rip, state.rflags, control, state.interrupt_shadow, state.halted)
 }

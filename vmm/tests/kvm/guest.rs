@@ -5,6 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
+use vmft_vmm::engine::kvm::BranchCounter;
 use vmft_vmm::engine::{Bus, Engine, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
@@ -160,6 +161,13 @@ impl Guest {
     pub fn kvm(points: PointKind, code: &[u8]) -> Self {
         let ram = prepared_ram(code);
         let engine = KvmEngine::open(ram, points)
+            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        Self::on(Box::new(engine))
+    }
+
+    /// With points at branches, which `counter` counts.
+    pub fn counting(counter: impl BranchCounter + 'static, code: &[u8]) -> Self {
+        let engine = KvmEngine::open_counting(prepared_ram(code), Box::new(counter))
             .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
         Self::on(Box::new(engine))
     }

@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod agreement;
+mod counting;
+mod exit_stream;
 mod exits;
 mod guest;
 mod interrupts;

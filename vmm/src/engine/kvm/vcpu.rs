@@ -13,7 +13,7 @@ use crate::engine::{Bus, PortWidth};
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
     kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -142,6 +142,24 @@ impl Vcpu {
         self.fd.set_vcpu_events(events)
     }
 
+    /// Takes the interrupt shadow from KVM: true if there was one.
+    pub(super) fn take_shadow(&mut self) -> Result<bool, errno::Error> {
+        let shadow = self.events()?.interrupt.shadow != 0;
+        if shadow {
+            self.put_shadow(false)?;
+        }
+        Ok(shadow)
+    }
+
+    /// Gives KVM an interrupt shadow, or none.
+    pub(super) fn put_shadow(&mut self, shadow: bool) -> Result<(), errno::Error> {
+        let mut events = self.events()?;
+        events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
+        // Which of the two instructions made it does not matter: no interrupt at this boundary.
+        events.interrupt.shadow = if shadow { KVM_X86_SHADOW_INT_STI as u8 } else { 0 };
+        self.set_events(&events)
+    }
+
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
         KvmState::read(&self.fd)
     }
@@ -266,6 +284,16 @@ impl Vcpu {
 }
 
 impl Entered<'_> {
+    /// The general registers with which the guest left.
+    pub(super) fn general(&self) -> kvm_regs {
+        self.vcpu.regs().expect("KVM reads the registers of a stopped CPU")
+    }
+
+    /// The same, in hardware order, with RIP and RFLAGS.
+    pub(super) fn registers(&self) -> [u64; 18] {
+        super::watch::in_order(&self.general())
+    }
+
     /// Deals with the exit.
     pub(super) fn settle(self, around: &mut Surroundings<'_>) -> Outcome {
         let Self { vcpu, mut first } = self;
