@@ -248,9 +248,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         }
         kind::PROGRESS => Entry::Progress { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
-        kind::EXITS => {
-            Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() }
-        }
+        kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {
             point,
             reason: match cursor.byte("stop reason")? {

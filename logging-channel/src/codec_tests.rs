@@ -193,7 +193,9 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
                     pages,
                 },
             },
-            5 => Entry::Exits { point, exits: number.to_le_bytes()[..number as usize % 8].to_vec() },
+            5 => {
+                Entry::Exits { point, exits: number.to_le_bytes()[..number as usize % 8].to_vec() }
+            }
             _ => Entry::Stop { point, reason: StopReason::Operator },
         },
     )

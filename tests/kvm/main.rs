@@ -5,7 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod branches;
 mod checkpoints;
 mod engines;
+mod kernel_start;
 mod lockstep;
 mod refusals;

@@ -282,7 +282,7 @@ mod tests {
             at in any::<prop::sample::Index>(), word in 0..WORDS, bit in 0..64,
         ) {
             let (index, mut other) = (at.index(records.len()), records.clone());
-            let flip = 1 << bit;
+            let flip = 1_u64 << bit;
             match word {
                 0 => other[index].address ^= flip,
                 1 => other[index].data ^= flip,

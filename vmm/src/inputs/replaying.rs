@@ -343,3 +343,7 @@ impl<L: LogSource> Inputs for Replaying<L> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "replaying_tests.rs"]
+mod tests;

@@ -160,9 +160,22 @@ impl Machine {
     /// See [`SetupError`].
     pub fn new(config: MachineConfig, source: BootSource) -> Result<Self, SetupError> {
         let ram = GuestRam::new(config.memory())?;
-        let board = Board::new(&config.board, &ram)?;
-        let cpu = source.load(&ram)?;
-        let mut engine = config.engine.open(ram)?;
+        let engine = config.engine.open(ram)?;
+        Self::on_engine(config, source, engine)
+    }
+
+    /// The same on an engine of the configured kind that is open already, over fresh memory of the
+    /// configured size: one whose counter is not the host's, say.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn on_engine(
+        config: MachineConfig,
+        source: BootSource,
+        mut engine: Box<dyn Engine>,
+    ) -> Result<Self, SetupError> {
+        let board = Board::new(&config.board, engine.ram())?;
+        let cpu = source.load(engine.ram())?;
         engine.restore(&cpu, ExecutionPoint::START)?;
         let rate = PointScale::of(config.engine).initial_rate;
         Ok(Self {

@@ -31,7 +31,7 @@ pub fn busy_program() -> Vec<u8> {
 }
 
 /// Calls, the stack, flags, strings, and the instructions that stepping must be careful with.
-fn careful_program() -> Vec<u8> {
+pub fn careful_program() -> Vec<u8> {
     assemble(|a| {
         let (mut function, mut over) = (a.create_label(), a.create_label());
         a.jmp(over).unwrap();

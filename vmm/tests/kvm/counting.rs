@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::state::CpuState;
-use vmft_vmm::engine::{ExitRecord, Exit, Vector};
+use vmft_vmm::engine::{Exit, ExitRecord, Vector};
 
 /// Counts what the engine steps, and is as wrong as it is told to be.
 #[derive(Debug, Clone, Copy, Default)]

@@ -3,15 +3,16 @@
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::kvm::BranchCounter;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
-use vmft_vmm::engine::kvm::BranchCounter;
-use vmft_vmm::engine::{Bus, Engine, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::engine::{Bus, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 pub const CODE: u64 = 0x10_0000;
 pub const STACK: u64 = 0x20_0000;
 pub const DATA: u64 = 0x30_0000;
+pub const USER_STACK: u64 = 0x28_0000;
 /// A linear address that is mapped to a device.
 pub const DEVICE: u64 = 0x8000_0000;
 pub const DEVICE_FRAME: u64 = 0xC000_0000;
@@ -117,6 +118,21 @@ fn prepared_ram(code: &[u8]) -> GuestRam {
     ram
 }
 
+/// Gives privilege level 3 the memory, every gate, its segments, and a stack for its exceptions.
+fn open_to_users(ram: &GuestRam) {
+    const USER: u64 = 4;
+    let add = |address, bits| {
+        let word = read_word(ram, address);
+        write_words(ram, address, &[word | bits]);
+    };
+    add(PML4, USER);
+    add(PDPT, USER);
+    (0..512).for_each(|index| add(PD + 8 * index, USER));
+    (0..256).for_each(|vector| add(IDT + 16 * vector, 0x60 << 40));
+    write_words(ram, GDT + 0x28, &[0, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF]);
+    ram.memory().write_obj(STACK, GuestAddress(TSS + 4)).unwrap();
+}
+
 fn segment(selector: u16, attributes: u16) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes }
 }
@@ -145,6 +161,22 @@ pub fn initial_state() -> CpuState {
     state
 }
 
+/// The CPU at [`CODE`] at privilege level 3 with IOPL 3, whose `SYSCALL` leads to `entry`.
+pub fn user_state(entry: u64) -> CpuState {
+    let mut state = initial_state();
+    state.rflags = 0x3202;
+    state.general[4] = USER_STACK;
+    state.segments.cs = segment(0x3B, 0xAFB);
+    for data in [&mut state.segments.ss, &mut state.segments.ds, &mut state.segments.es] {
+        *data = segment(0x33, 0xCF3);
+    }
+    state.msrs.star = 0x0028_0008 << 32;
+    state.msrs.lstar = entry;
+    state.msrs.sfmask = 0x700;
+    state.gdtr.limit = 0x3F;
+    state
+}
+
 pub fn assemble(program: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     program(&mut assembler);
@@ -163,6 +195,19 @@ impl Guest {
         let engine = KvmEngine::open(ram, points)
             .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
         Self::on(Box::new(engine))
+    }
+
+    /// The same program at privilege level 3; `extras` are bytes at addresses.
+    pub fn user(engine: EngineKind, code: &[u8], entry: u64, extras: &[(u64, Vec<u8>)]) -> Self {
+        let ram = prepared_ram(code);
+        open_to_users(&ram);
+        for (address, bytes) in extras {
+            ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
+        }
+        let mut engine =
+            engine.open(ram).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
+        Self { engine, bus: TestBus::default() }
     }
 
     /// With points at branches, which `counter` counts.

@@ -12,4 +12,5 @@ mod exits;
 mod guest;
 mod interrupts;
 mod kicks;
+mod levels;
 mod state;

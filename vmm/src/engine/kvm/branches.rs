@@ -22,7 +22,8 @@ use crate::engine::{Access, Bus, Exit, WatchedBus};
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
 /// The bound of the numbers.
-const OUT_OF_POINTS: &str = "the guest has run for so long that there are no numbers for points left";
+const OUT_OF_POINTS: &str =
+    "the guest has run for so long that there are no numbers for points left";
 
 /// What landing has met since the engine was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

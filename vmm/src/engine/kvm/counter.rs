@@ -84,8 +84,7 @@ impl HardwareCounter {
             }
             let event = self.trusted.event;
             let clock = perf::Counter::clock(event).map_err(lost)?;
-            let timer =
-                perf::Counter::timer(event, super::kick::signal_number()).map_err(lost)?;
+            let timer = perf::Counter::timer(event, super::kick::signal_number()).map_err(lost)?;
             self.open = Some(Open { thread, clock, timer });
         }
         Ok(self.open.as_mut().expect("it was opened above"))

@@ -60,17 +60,7 @@ impl Simulated {
         let mut random = Random(seed);
         let code = (0..40_000).map(|_| random.below(6) == 0).collect::<Vec<_>>();
         let exit_at = code.len();
-        Self {
-            code,
-            at: 0,
-            branches: 0,
-            exit_at,
-            armed: None,
-            faults,
-            random,
-            steps: 0,
-            runs: 0,
-        }
+        Self { code, at: 0, branches: 0, exit_at, armed: None, faults, random, steps: 0, runs: 0 }
     }
 
     /// The first boundary behind the `branches`-th branch, in instructions.

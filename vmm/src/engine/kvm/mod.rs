@@ -117,10 +117,7 @@ impl KvmEngine {
     ///
     /// # Errors
     /// See [`KvmError`].
-    pub fn open_counting(
-        ram: GuestRam,
-        counter: Box<dyn BranchCounter>,
-    ) -> Result<Self, KvmError> {
+    pub fn open_counting(ram: GuestRam, counter: Box<dyn BranchCounter>) -> Result<Self, KvmError> {
         Self::open_with(ram, PointKind::Pmu, Some(counter))
     }
 

@@ -133,7 +133,8 @@ impl KvmEngine {
         };
         let all_exits = self.points == PointKind::Pmu;
         let view = self.view(sregs.cr3);
-        let Plan { way, units, branches } = Stepper { regs: &regs, sregs: &sregs, view }.plan(all_exits);
+        let Plan { way, units, branches } =
+            Stepper { regs: &regs, sregs: &sregs, view }.plan(all_exits);
         if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
             return self.step_softly(at, &regs, branches, bus);
         }
