@@ -13,6 +13,7 @@
 //! the guest before the next point.
 
 mod digest;
+mod memory_sum;
 mod state;
 
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
@@ -25,6 +26,7 @@ use crate::engine::{
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
+use memory_sum::MemorySum;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -122,6 +124,7 @@ pub struct Machine {
     outputs: OutputSequence,
     /// Console bytes written by the guest so far.
     console_offset: u64,
+    memory_sum: MemorySum,
 }
 
 /// The board as the CPU sees it: guest time is computed where it is asked for.
@@ -191,6 +194,7 @@ impl Machine {
             },
             outputs: OutputSequence(0),
             console_offset: 0,
+            memory_sum: MemorySum::default(),
         })
     }
 
