@@ -9,7 +9,7 @@ use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, OutputSequence,
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
-use vmft_vmm::engine::{EngineKind, KvmEngine, PointKind};
+use vmft_vmm::engine::{EngineKind, Kicker, KvmEngine, PointKind};
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
     LogSource, Recording, Replaying, Wish,
@@ -76,16 +76,18 @@ fn machine(late: u64, blind_at: Option<u64>) -> Machine {
     Machine::on_engine(config, source, Box::new(engine)).unwrap()
 }
 
-/// A host whose time passes as the machine looks at it, and where somebody keeps typing.
-#[derive(Debug, Default)]
+/// A host whose time passes as the machine looks at it, and where somebody keeps typing, and kicks the
+/// machine each time.
+#[derive(Debug)]
 struct Typist {
     ns: u64,
     looked: u64,
+    kicker: Kicker,
 }
 
 impl InputSource for Typist {
     fn now(&mut self) -> HostTime {
-        self.ns += 10_000;
+        self.ns += 200_000;
         HostTime(self.ns)
     }
     fn take_asked(&mut self) -> Option<Asked> {
@@ -104,7 +106,12 @@ impl InputSource for Typist {
     fn start(&mut self, wish: Wish) -> Result<(), InputError> {
         panic!("the probe guest has no device for {wish:?}");
     }
-    fn at(&mut self, _: &Boundary) {}
+    fn at(&mut self, boundary: &Boundary) {
+        // The next run ends at its start; then the machine is let go.
+        if boundary.is_point {
+            self.kicker.kick();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +152,7 @@ fn record() -> (VecDeque<Entry>, ExecutionPoint, u64) {
     let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
     let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
     let log = Entries::default();
-    let live = Live::new(Typist::default(), clock);
+    let live = Live::new(Typist { ns: 0, looked: 0, kicker: machine.kicker().unwrap() }, clock);
     let point = machine.point();
     let mut inputs = Recording::new(live, log.clone(), Arc::clone(&gate), point, OutputSequence(0));
     let end = machine.run(&mut inputs, &*gate).unwrap();

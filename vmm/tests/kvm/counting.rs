@@ -67,7 +67,7 @@ impl BranchCounter for Stepped {
     }
 }
 
-/// Runs on through the host's kicks.
+/// Runs on through kicks.
 fn run_to(guest: &mut Guest, bound: ExecutionPoint, want: bool) -> Exit {
     loop {
         let exit = guest.engine.run(bound, want, &mut guest.bus);
@@ -146,7 +146,7 @@ fn a_counter_that_is_too_late_leaves_the_guest_at_a_later_number_and_says_so() {
         a.jnz(again).unwrap();
         a.hlt().unwrap();
     });
-    for (late, expected) in [(0, 1500), (8, 1500), (9, 1502), (300, 1793)] {
+    for (late, expected) in [(0, 1500), (8, 1500), (9, 1501), (10, 1502), (300, 1792)] {
         let mut guest = Guest::counting(Stepped::late_by(late, 8), &code);
         assert_eq!(run_to(&mut guest, ExecutionPoint::new(1500), false), Exit::Bound);
         assert_eq!(guest.engine.point(), ExecutionPoint::new(expected), "{late} late");

@@ -45,7 +45,9 @@ fn next_move(since: Branches, target: Option<Branches>, margin: Branches, aligne
         Some(0) if aligned => Move::Landed,
         None | Some(0) => Move::Overshot { by: since.0 - target.0 },
         Some(left) if left > margin.0.saturating_add(SHORTEST_RUN) => {
-            Move::RunFor(Branches(left - margin.0))
+            // One more than the margin: coming back behind the target's branch itself would be too late,
+            // because nobody would have seen that it was the last instruction.
+            Move::RunFor(Branches(left - margin.0 - 1))
         }
         Some(_) => Move::Step,
     }

@@ -65,7 +65,7 @@ pub fn cpu_model_digest() -> String {
 #[derive(Debug)]
 pub struct KvmEngine {
     /// Stops before the CPU it kicks is closed.
-    _ticker: Option<Ticker>,
+    ticker: Option<Ticker>,
     vcpu: Vcpu,
     vm: Vm,
     points: PointKind,
@@ -105,7 +105,10 @@ impl KvmEngine {
         match points {
             PointKind::Pmu => {
                 let trusted = crate::doctor::counter::trusted().map_err(KvmError::Counter)?;
-                Self::open_with(ram, points, Some(Box::new(HardwareCounter::new(trusted))))
+                let counter = HardwareCounter::new(trusted);
+                let mut engine = Self::open_with(ram, points, Some(Box::new(counter)))?;
+                engine.ticker = Some(engine.vcpu.kicks.ticker()?);
+                Ok(engine)
             }
             PointKind::Free | PointKind::Exit | PointKind::Step => {
                 Self::open_with(ram, points, None)
@@ -113,7 +116,8 @@ impl KvmEngine {
         }
     }
 
-    /// The same with points at branches, which `counter` counts.
+    /// The same with points at branches, which `counter` counts. It comes back by itself for exits
+    /// only; whoever wants it to look at the world while the guest computes kicks it.
     ///
     /// # Errors
     /// See [`KvmError`].
@@ -129,11 +133,11 @@ impl KvmEngine {
         let helper = SoftEngine::new(ram.clone());
         let (vm, vcpu) = Vm::open(ram)?;
         let ticker = match points {
-            PointKind::Free | PointKind::Pmu => Some(vcpu.kicks.ticker()?),
-            PointKind::Exit | PointKind::Step => None,
+            PointKind::Free => Some(vcpu.kicks.ticker()?),
+            PointKind::Exit | PointKind::Step | PointKind::Pmu => None,
         };
         Ok(Self {
-            _ticker: ticker,
+            ticker,
             vcpu,
             vm,
             points,
