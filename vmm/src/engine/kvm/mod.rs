@@ -65,7 +65,7 @@ pub fn cpu_model_digest() -> String {
 #[derive(Debug)]
 pub struct KvmEngine {
     /// Stops before the CPU it kicks is closed.
-    ticker: Option<Ticker>,
+    _ticker: Option<Ticker>,
     vcpu: Vcpu,
     vm: Vm,
     points: PointKind,
@@ -107,7 +107,7 @@ impl KvmEngine {
                 let trusted = crate::doctor::counter::trusted().map_err(KvmError::Counter)?;
                 let counter = HardwareCounter::new(trusted);
                 let mut engine = Self::open_with(ram, points, Some(Box::new(counter)))?;
-                engine.ticker = Some(engine.vcpu.kicks.ticker()?);
+                engine._ticker = Some(engine.vcpu.kicks.ticker()?);
                 Ok(engine)
             }
             PointKind::Free | PointKind::Exit | PointKind::Step => {
@@ -137,7 +137,7 @@ impl KvmEngine {
             PointKind::Exit | PointKind::Step | PointKind::Pmu => None,
         };
         Ok(Self {
-            ticker,
+            _ticker: ticker,
             vcpu,
             vm,
             points,
