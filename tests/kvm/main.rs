@@ -10,4 +10,5 @@ mod checkpoints;
 mod engines;
 mod kernel_start;
 mod lockstep;
+mod per_exit;
 mod refusals;
