@@ -12,7 +12,7 @@ use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::{EngineKind, Kicker, KvmEngine, PointKind};
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
-    LogSource, Recording, Replaying, Wish,
+    LogSource, PointScale, Recording, Replaying, Wish,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
@@ -22,7 +22,7 @@ const MEMORY: u64 = 64 << 20;
 const LINES: u32 = 5;
 /// Host time of a point. Guest time follows, and with it what is taken for the 200 µs that an arrival
 /// waits for an exit: fewer branches than the guest computes for a line.
-const POINT_NS: u64 = 300_000;
+const POINT_NS: u64 = 600_000;
 
 /// Hears of every instruction.
 #[derive(Debug)]
@@ -156,7 +156,9 @@ fn record() -> (VecDeque<Entry>, ExecutionPoint, u64) {
     let mut machine = machine(0, None);
     let screen = Arc::new(Screen::default());
     let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
-    let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
+    // A few points say how fast the guest is.
+    let scale = PointScale { sample_points: 1, ..machine.scale() };
+    let clock = ClockControl::new(&machine.clock(), machine.point(), scale);
     let log = Entries::default();
     let live = Live::new(
         Typist { ns: 0, looked: 0, at: ExecutionPoint::START, kicker: machine.kicker().unwrap() },
