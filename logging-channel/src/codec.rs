@@ -43,6 +43,7 @@ mod kind {
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
     pub const EXITS: u8 = 24;
+    pub const FLUSH: u8 = 10;
 }
 
 /// Why something cannot be put into the log or on the wire. Nothing was.
@@ -163,6 +164,7 @@ pub fn encode_entry(
             start(out, kind::EXITS);
             put_bytes(out, exits);
         }
+        Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
             start(out, kind::STOP);
             out.push(match reason {
@@ -232,7 +234,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
     }
-    if !(kind::CLOCK_SYNC..=kind::STOP).contains(&kind) && kind != kind::EXITS {
+    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::EXITS {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -247,6 +249,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
             Entry::OutputMark { point, output: OutputSequence(cursor.varint("output")?) }
         }
         kind::PROGRESS => Entry::Progress { point },
+        kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
         kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {

@@ -9,6 +9,7 @@ mod branches;
 mod checkpoints;
 mod engines;
 mod kernel_start;
+mod linux;
 mod lockstep;
 mod per_exit;
 mod refusals;

@@ -3,6 +3,7 @@
 mod ledger;
 mod probe;
 mod report;
+mod rounds;
 mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
@@ -57,6 +58,10 @@ pub struct DemoOptions {
     /// Kill the primary after this record, or the probe's line; default: in the middle
     #[arg(long, value_name = "N")]
     kill_after: Option<u32>,
+    /// Kill so many times, one live side after the other: a standby takes each one's place
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "kill_after",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
     #[command(flatten)]
     engine: EngineOptions,
     /// Guest memory
@@ -165,6 +170,9 @@ struct Played {
 /// Runs the demo.
 pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
+    if options.rounds > 1 && options.guest != DemoGuest::Records {
+        bail!("--rounds is for the guest with records: leave --guest away");
+    }
     if options.guest != DemoGuest::Probe {
         if engine.trusts_the_guest() {
             return Err(LockstepRefusal::Kernel { engine })
@@ -182,6 +190,7 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
             let stage = Stage::set_linux(&disk, options, Workload::Shell)?;
             shell::play(stage, &disk)
         }
+        DemoGuest::Records if options.rounds > 1 => rounds::play(options, &disk),
         DemoGuest::Records => records(options, &disk),
         DemoGuest::Probe => probe::play(options, workplace.path()),
     };

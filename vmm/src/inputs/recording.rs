@@ -92,6 +92,21 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         self.log.append(entry).map_err(InputError::Log)
     }
 
+    /// A checkpoint is taken at `point`, with the machine at rest: whoever follows already flushes as
+    /// this machine does. False if nobody follows.
+    ///
+    /// # Errors
+    /// The log's.
+    pub fn flushed(&mut self, point: ExecutionPoint) -> Result<bool, InputError> {
+        if self.log.is_closed() {
+            return Ok(false);
+        }
+        self.log_exits(point)?;
+        let entry = self.append(Entry::Flush { point })?;
+        self.log.flush().map_err(InputError::Log)?;
+        Ok(entry.is_some())
+    }
+
     /// The machine has stopped for good: logs its last outputs and the stop.
     ///
     /// # Errors
@@ -181,7 +196,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
             Step::Pause => self.log_exits(boundary.point)?,
-            Step::Digest | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
+            Step::Digest | Step::Flush | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
         }
         Ok(step)
     }

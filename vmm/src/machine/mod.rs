@@ -203,6 +203,11 @@ impl Machine {
         self.engine.point()
     }
 
+    /// True if the machine is at the point itself, and not behind it at a place without a name.
+    pub fn is_at_point(&self) -> bool {
+        self.at_point
+    }
+
     /// Guest time as a function of the point.
     pub fn clock(&self) -> VirtualClock {
         self.clock
@@ -248,6 +253,11 @@ impl Machine {
             return Err(LockstepRefusal::Kernel { engine });
         }
         Ok(())
+    }
+
+    /// The kernel file it boots from.
+    pub fn kernel(&self) -> &[u8] {
+        &self.source.kernel
     }
 
     /// The guest's memory.
@@ -314,6 +324,11 @@ impl Machine {
                     inputs.digest(self.engine.point(), digest)?;
                     continue;
                 }
+                Step::Flush => {
+                    assert!(self.at_point, "a flush at a place without a name");
+                    self.checkpoint();
+                    continue;
+                }
                 Step::Pause => return Ok(RunEnd::Paused),
                 Step::Stop(reason) => return Ok(RunEnd::Stopped(reason)),
                 Step::Halt => return Ok(RunEnd::Halted),
@@ -375,6 +390,8 @@ impl Machine {
                     }
                 }
                 Exit::Shutdown => {
+                    let point = self.engine.point();
+                    tracing::warn!(%point, "triple fault: the guest starts again");
                     self.reset()?;
                     return Ok(());
                 }

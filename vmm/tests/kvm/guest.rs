@@ -25,6 +25,8 @@ const DEVICE_PD: u64 = 0x4000;
 const GDT: u64 = 0x6000;
 const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
+/// All that the guests use of their memory.
+const USED: usize = 4 << 20;
 /// Exits after which a guest is taken to be lost.
 const PATIENCE: usize = 100_000;
 
@@ -226,6 +228,15 @@ impl Guest {
         Self { engine, bus: TestBus::default() }
     }
 
+    /// Puts this guest where another one is, memory, CPU and what the bus has seen.
+    pub fn take_over(&mut self, other: &mut Self) {
+        let mut memory = vec![0; USED];
+        other.engine.ram().memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+        self.engine.ram().memory().write_slice(&memory, GuestAddress(0)).unwrap();
+        self.engine.restore(&other.engine.save(), other.engine.point()).unwrap();
+        self.bus.seen.clone_from(&other.bus.seen);
+    }
+
     pub fn run_to(&mut self, bound: u64, want: bool) -> Exit {
         self.engine.run(ExecutionPoint::new(bound), want, &mut self.bus)
     }
@@ -251,7 +262,7 @@ impl Guest {
         self.engine.point().get()
     }
 
-    pub fn general(&self, register: usize) -> u64 {
+    pub fn general(&mut self, register: usize) -> u64 {
         self.engine.save().general[register]
     }
 

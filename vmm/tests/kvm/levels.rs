@@ -11,7 +11,7 @@ use iced_x86::code_asm::*;
 use std::sync::OnceLock;
 use vmft_vmm::doctor::Examination;
 use vmft_vmm::doctor::facts::{KvmKind, Stepping, Syscall};
-use vmft_vmm::engine::{EngineKind, Exit, PointKind, Vector};
+use vmft_vmm::engine::{CpuState, EngineKind, Exit, PointKind, Vector};
 
 const STEPS: EngineKind = EngineKind::Kvm { points: PointKind::Step };
 /// Where `SYSCALL` leads.
@@ -19,6 +19,9 @@ const ENTRY: u64 = CODE + 0x800;
 /// The handlers of #UD and #PF, which go on behind the instruction.
 const SKIP_UD: u64 = 0x9000 + 16 * 6;
 const SKIP_PF: u64 = 0x9000 + 16 * 14;
+
+/// Instructions executed behind an interrupt: its handler, and some more.
+const AFTERMATH: u64 = 12;
 
 /// True if guests can be stepped at privilege level 3 here.
 fn steps_users() -> bool {
@@ -170,40 +173,48 @@ fn a_user_program_is_stepped_as_soft_executes_it() {
     assert!(instructions > 100, "{instructions}");
 }
 
-/// Brings an interrupt to the guest at `point`; the point at which it was taken, and all it came to.
-fn interrupted(mut guest: Guest, point: u64) -> Option<(u64, u64, u64, Vec<u64>)> {
-    while guest.point() < point {
-        if let Exit::Halted { .. } = guest.run_to(point, false) {
-            return None;
-        }
-    }
+/// An interrupt that arrives here: where it is taken, and what it has come to some instructions later.
+/// `None` if the guest takes none any more.
+fn interrupted(guest: &mut Guest) -> Option<(u64, u64, CpuState, Vec<u64>)> {
     let taken = loop {
         match guest.run_to(u64::MAX, true) {
             Exit::InterruptWindow => break guest.engine.save(),
             Exit::BusAccess => {}
             Exit::Halted { .. } => return None,
-            other => panic!("{other:?} at {point}"),
+            other => panic!("{other:?}"),
         }
     };
     let at = guest.point();
     guest.engine.inject(Vector(0x40));
-    while !matches!(guest.run(), Exit::Halted { .. }) {}
-    assert_eq!(guest.word(DATA + 8 * 0x40), 1, "taken once, at {point}");
-    let flags = guest.general(15);
-    Some((at, taken.rip, flags, written(&guest)))
-}
-
-fn interrupts_land_alike(kvm: impl Fn() -> Guest, soft: impl Fn() -> Guest) -> u32 {
-    let mut taken = 0;
-    for point in 0.. {
-        let expected = interrupted(soft(), point);
-        assert_eq!(interrupted(kvm(), point), expected, "an arrival at {point}");
-        if expected.is_none() {
+    while guest.point() < at + AFTERMATH {
+        if let Exit::Halted { .. } = guest.run_to(at + AFTERMATH, false) {
             break;
         }
-        taken += 1;
     }
-    taken
+    assert_eq!(guest.word(DATA + 8 * 0x40), 1, "taken once");
+    Some((at, taken.rip, guest.engine.save(), written(guest)))
+}
+
+/// Interrupts `soft`, as `fresh` makes it, at every instruction, and `kvm` in the same state.
+fn interrupts_land_alike(mut kvm: Guest, fresh: impl Fn() -> Guest) -> u32 {
+    for point in 0.. {
+        let mut soft = fresh();
+        while soft.point() < point {
+            if let Exit::Halted { .. } = soft.run_to(point, false) {
+                return point as u32;
+            }
+        }
+        kvm.take_over(&mut soft);
+        let (Some(expected), Some(found)) = (interrupted(&mut soft), interrupted(&mut kvm)) else {
+            assert_eq!(soft.engine.save().rip, kvm.engine.save().rip, "an arrival at {point}");
+            return point as u32;
+        };
+        let (at, rip, state, words) = &found;
+        assert_eq!((*at, *rip), (expected.0, expected.1), "an arrival at {point}");
+        assert_eq!(essence(state), essence(&expected.2), "an arrival at {point}");
+        assert_eq!(*words, expected.3, "an arrival at {point}");
+    }
+    unreachable!("every guest ends")
 }
 
 #[test]
@@ -211,7 +222,7 @@ fn an_arrival_lands_on_every_instruction_of_a_user_program_and_its_kernel() {
     if !has_kvm() || !steps_users() {
         return;
     }
-    let taken = interrupts_land_alike(|| user(STEPS, 1), || user(EngineKind::Soft, 1));
+    let taken = interrupts_land_alike(user(STEPS, 1), || user(EngineKind::Soft, 1));
     assert!(taken > 40, "{taken}");
 }
 
@@ -221,7 +232,7 @@ fn an_arrival_lands_on_every_instruction_of_a_kernel() {
         return;
     }
     let code = careful_program();
-    let kvm = || Guest::kvm(PointKind::Step, &code);
+    let kvm = Guest::kvm(PointKind::Step, &code);
     let taken = interrupts_land_alike(kvm, || Guest::soft(&code));
     assert!((10..100).contains(&taken), "{taken}");
 }

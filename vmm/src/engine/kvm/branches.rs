@@ -229,7 +229,7 @@ impl KvmEngine {
         if !self.settle() {
             return false;
         }
-        let shadow = self.vcpu.take_shadow().expect(super::REGISTERS);
+        let shadow = self.vcpu.stop().take_shadow().expect(super::REGISTERS);
         self.shadow = shadow;
         self.counting().stepping = true;
         true
@@ -239,8 +239,9 @@ impl KvmEngine {
     fn end_stepping(&mut self) {
         if std::mem::take(&mut self.counting().stepping) {
             let shadow = std::mem::take(&mut self.shadow);
-            self.vcpu.set_stepping(false).expect("what was turned on can be turned off");
-            self.vcpu.put_shadow(shadow).expect(super::REGISTERS);
+            let mut stopped = self.vcpu.stop();
+            stopped.set_stepping(false).expect("what was turned on can be turned off");
+            stopped.put_shadow(shadow).expect(super::REGISTERS);
         }
     }
 }
@@ -301,15 +302,17 @@ impl Way<'_> {
         let counting = engine.counting.as_mut().expect("branches are counted");
         let since = match counting.since_exit() {
             Ok(since) => since,
-            Err(lost) => {
-                drop(entered);
-                return Some(Some(engine.counter_lost(&lost)));
-            }
+            Err(lost) => return Some(Some(engine.counter_lost(&lost))),
         };
         let at = counting.moment(since);
         let mut bus = WatchedBus::new(&mut *self.bus);
-        let mut around = Surroundings { at, bus: &mut bus, registers: &mut engine.registers };
-        let outcome = entered.settle(&mut around);
+        let mut around = Surroundings {
+            at,
+            bus: &mut bus,
+            registers: &mut engine.registers,
+            ram: engine.vm.ram(),
+        };
+        let outcome = entered.serve(&mut around);
         if outcome != Outcome::Interrupted {
             engine.queued = false;
         }

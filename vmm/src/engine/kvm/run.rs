@@ -34,11 +34,15 @@ impl KvmEngine {
             self.vcpu.request_window(want && self.points == PointKind::Free);
             self.between = self.points == PointKind::Exit;
             let mut watched = WatchedBus::new(&mut *bus);
-            let mut around =
-                Surroundings { at: self.point, bus: &mut watched, registers: &mut self.registers };
+            let mut around = Surroundings {
+                at: self.point,
+                bus: &mut watched,
+                registers: &mut self.registers,
+                ram: self.vm.ram(),
+            };
             let entered = self.vcpu.enter();
             let registers = self.exits.is_wanted().then(|| entered.registers());
-            let outcome = entered.settle(&mut around);
+            let outcome = entered.serve(&mut around);
             let access = watched.access();
             self.note_exit(outcome, access, registers, Branches(0));
             if outcome != Outcome::Interrupted {

@@ -128,7 +128,8 @@ impl KvmEngine {
     /// Executes one instruction, or one iteration of a string instruction. `at` is the moment of
     /// what it does at the bus.
     pub(super) fn step_one(&mut self, at: ExecutionPoint, bus: &mut dyn Bus) -> Stepped {
-        let (Ok(regs), Ok(sregs)) = (self.vcpu.regs(), self.vcpu.sregs()) else {
+        let stopped = self.vcpu.stop();
+        let (Ok(regs), Ok(sregs)) = (stopped.regs(), stopped.sregs()) else {
             return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
         let all_exits = self.points == PointKind::Pmu;
@@ -138,14 +139,15 @@ impl KvmEngine {
         if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
             return self.step_softly(at, &regs, branches, bus);
         }
-        if self.vcpu.set_stepping(matches!(way, Way::Step(_))).is_err() {
+        if self.vcpu.stop().set_stepping(matches!(way, Way::Step(_))).is_err() {
             return Stepped::Ended(self.fatal("this host's KVM does not single-step"));
         }
-        let mut around = Surroundings { at, bus: &mut *bus, registers: &mut self.registers };
+        let mut around =
+            Surroundings { at, bus: &mut *bus, registers: &mut self.registers, ram: self.vm.ram() };
         let entered = self.vcpu.enter();
-        let registers = in_order(&entered.general());
+        let registers = entered.registers();
         let outcome = entered.settle(&mut around);
-        let Ok(after) = self.vcpu.regs() else {
+        let Ok(after) = self.vcpu.stop().regs() else {
             return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
         let led_to = match way {
@@ -201,7 +203,7 @@ impl KvmEngine {
                 Stepped::Exited { outcome: Outcome::Access, registers: in_order(regs) }
             }
             Exit::Halted { .. } => {
-                let after = self.vcpu.regs().unwrap_or(*regs);
+                let after = self.vcpu.stop().regs().unwrap_or(*regs);
                 Stepped::Exited { outcome: Outcome::Halted, registers: in_order(&after) }
             }
             _ if retired => Stepped::Retired { branched, softly: true },
@@ -211,7 +213,7 @@ impl KvmEngine {
     }
 
     /// True if an instruction of the vector units could fault.
-    fn units_may_fault(&self, sregs: &kvm_sregs) -> bool {
+    fn units_may_fault(&mut self, sregs: &kvm_sregs) -> bool {
         if sregs.cr0 & UNITS_FAULT != 0 {
             return true;
         }
