@@ -189,11 +189,12 @@ impl KvmEngine {
 
     /// Sets the registers, all of them; the engine's own part too.
     fn apply(&mut self, state: &CpuState) -> Result<(), vmm_sys_util::errno::Error> {
+        let keeps_shadow = self.keeps_shadow();
         let mut stopped = self.vcpu.stop();
         let before = stopped.state()?;
         let mut state = state.clone();
         let shadow = state.interrupt_shadow;
-        if self.keeps_shadow() {
+        if keeps_shadow {
             // Kept here: with it, the host would run two instructions in one step.
             state.interrupt_shadow = false;
         }
