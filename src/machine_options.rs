@@ -52,6 +52,9 @@ pub enum PointsChoice {
     Exit,
     /// The number of instructions, stepped one by one: slow
     Step,
+    /// Exits, and between them the branches that the host's performance counter counts: only where it
+    /// passes the doctor's test
+    Pmu,
 }
 
 impl PointsChoice {
@@ -60,6 +63,7 @@ impl PointsChoice {
         match self {
             Self::Exit => "exit",
             Self::Step => "step",
+            Self::Pmu => "pmu",
         }
     }
 }
@@ -90,6 +94,7 @@ impl EngineOptions {
     /// ([`crate::host_choice`]).
     pub fn wanted(&self, purpose: Purpose) -> Result<Option<EngineKind>> {
         let points = match (self.points, purpose) {
+            (Some(PointsChoice::Pmu), _) => PointKind::Pmu,
             (Some(PointsChoice::Step), _) => PointKind::Step,
             (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
             (None, Purpose::Alone) => PointKind::Free,

@@ -9,8 +9,8 @@
 //! are not known here. `docs/protocol.md` lists the fields of every kind.
 
 use crate::entry::{
-    Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, OutputSequence,
-    RequestId, StateDigest, StopReason,
+    Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, MAX_EXITS,
+    OutputSequence, RequestId, StateDigest, StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
@@ -42,6 +42,7 @@ mod kind {
     pub const PROGRESS: u8 = 7;
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
+    pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
 }
 
@@ -97,6 +98,7 @@ fn check(entry: &Entry, last: ExecutionPoint) -> Result<(), EncodeError> {
         Entry::Arrival { arrival: Arrival::ConsoleInput(data), .. } => {
             check_len("console input", data.len(), MAX_CONSOLE_INPUT)
         }
+        Entry::Exits { exits, .. } => check_len("exits", exits.len(), MAX_EXITS),
         _ => Ok(()),
     }
 }
@@ -157,6 +159,10 @@ pub fn encode_entry(
         Entry::Digest { digest, .. } => {
             start(out, kind::DIGEST);
             encode_digest(digest, out);
+        }
+        Entry::Exits { exits, .. } => {
+            start(out, kind::EXITS);
+            put_bytes(out, exits);
         }
         Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
@@ -228,7 +234,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
     }
-    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) {
+    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::EXITS {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -245,6 +251,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         kind::PROGRESS => Entry::Progress { point },
         kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
+        kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {
             point,
             reason: match cursor.byte("stop reason")? {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 use vmft::pair::{SideProcess, Which, prefixed};
+use vmft_vmm::doctor::verdict::{Choice, Purpose, Wanted};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -85,6 +86,29 @@ fn points_are_for_kvm_and_engines_are_known_by_name() {
     ] {
         refuse(words(arguments), &[wanted]);
     }
+}
+
+/// Points at branches need a counter that the doctor trusts; its sentence says why there is none.
+#[test]
+fn points_at_branches_are_refused_with_the_doctors_sentence() {
+    if !kvm_is_here() {
+        return;
+    }
+    let report = vmft_vmm::doctor::Examination::of_this_host().examine(|_| {});
+    let wanted = Wanted { purpose: Purpose::Probe, choice: Choice::Pmu };
+    let Some(why) = report.verdict.refusal(wanted) else {
+        eprintln!("not run: this host has a counter that passes its test");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = write_probe(directory.path(), &probe(2, 10));
+    let log = directory.path().join("log");
+    let mut arguments =
+        words(&["record", "--engine", "kvm", "--points", "pmu", "--serial", "null"]);
+    arguments.extend(["--memory", "size=64M", "--kernel"].map(OsString::from));
+    arguments.extend([kernel.into(), "--log".into(), log.clone().into()]);
+    refuse(arguments, &[&why]);
+    assert!(!log.exists(), "a log was begun");
 }
 
 #[test]
