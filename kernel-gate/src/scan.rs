@@ -8,6 +8,8 @@ use object::{LittleEndian, elf};
 use std::collections::BTreeMap;
 
 type Header = FileHeader64<LittleEndian>;
+/// What addresses are called.
+type Names<'a> = BTreeMap<u64, &'a [u8]>;
 
 /// A stretch of code.
 struct Code<'a> {
@@ -65,7 +67,7 @@ pub(crate) fn scan(file: &[u8]) -> Result<Examination, GateError> {
 fn sections<'a>(
     header: &Header,
     file: &'a [u8],
-) -> object::read::Result<(Vec<Code<'a>>, BTreeMap<u64, &'a [u8]>)> {
+) -> object::read::Result<(Vec<Code<'a>>, Names<'a>)> {
     let table = header.sections(LittleEndian, file)?;
     let mut code = Vec::new();
     for section in table.iter() {
@@ -107,7 +109,7 @@ fn segments<'a>(header: &Header, file: &'a [u8]) -> Result<Vec<Code<'a>>, GateEr
 
 /// Decodes a stretch from its start and from every name in it to the next; returns how many
 /// instructions there are.
-fn read(code: &Code<'_>, names: &BTreeMap<u64, &[u8]>, findings: &mut Vec<Finding>) -> u64 {
+fn read(code: &Code<'_>, names: &Names<'_>, findings: &mut Vec<Finding>) -> u64 {
     let end = code.address.saturating_add(code.bytes.len() as u64);
     let mut starts = vec![code.address];
     starts.extend(names.range(code.address..end).map(|(address, _)| *address));
@@ -135,7 +137,7 @@ fn read(code: &Code<'_>, names: &BTreeMap<u64, &[u8]>, findings: &mut Vec<Findin
     instructions
 }
 
-fn name_of(address: u64, names: &BTreeMap<u64, &[u8]>) -> Option<String> {
+fn name_of(address: u64, names: &Names<'_>) -> Option<String> {
     let (_, name) = names.range(..=address).next_back()?;
     Some(String::from_utf8_lossy(name).into_owned())
 }

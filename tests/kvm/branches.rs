@@ -99,7 +99,8 @@ impl InputSource for Typist {
     }
     fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
         self.looked += 1;
-        (console_room > 0 && self.looked % 5 == 0).then(|| Arrival::ConsoleInput(b"k".to_vec()))
+        (console_room > 0 && self.looked.is_multiple_of(5))
+            .then(|| Arrival::ConsoleInput(b"k".to_vec()))
     }
     fn wait(&mut self, deadline: Option<HostTime>, _: usize) -> bool {
         let deadline = deadline.map_or(self.ns + 1_000_000, |deadline| deadline.0);
