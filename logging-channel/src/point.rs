@@ -189,7 +189,7 @@ mod tests {
                 last = point;
             }
             exit = exit.next_exit(Branches(branches)).expect("far from the bound");
-            assert!(exit > last && exit.get() % ExecutionPoint::EXIT_STRIDE == 0);
+            assert!(exit > last && exit.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE));
             last = exit;
         }
     }
