@@ -27,9 +27,13 @@ use vmft_guest_images::{Cache, Workload, lockstep_guest};
 
 const DEFAULT_SEED: u64 = 20_101_213;
 /// Records of one run.
-const RECORDS: u32 = 6;
-/// Kills of the primary in one test.
-const KILLS: usize = 8;
+const RECORDS: u32 = 10;
+/// Between two records, in milliseconds.
+const PAUSE: u32 = 20;
+/// The same where the guest is to be seen idle.
+const LONG_PAUSE: u32 = 1_500;
+/// Kills of the primary in one test, one of each kind.
+const KILLS: usize = 4;
 /// Guest memory: little, because all of it is sent when the backup joins, by an emulated CPU.
 const MEMORY: Option<&str> = Some("size=64M");
 const SOFT: [&str; 3] = ["--lockstep-kernel", "--engine", "soft"];
@@ -48,8 +52,8 @@ enum Moment {
     Later { record: u32, points: u64 },
 }
 
-fn demo(options: &[&'static str]) -> Setup {
-    let boot = Some(Workload::Demo { lines: RECORDS, pause_ms: 20 });
+fn demo(options: &[&'static str], pause_ms: u32) -> Setup {
+    let boot = Some(Workload::Demo { lines: RECORDS, pause_ms });
     Setup { boot, memory: MEMORY, primary: options.to_vec(), ..Setup::default() }
 }
 
@@ -64,7 +68,7 @@ struct Rehearsal {
 
 /// An undisturbed run: both sides end well, and agree all along.
 fn rehearse(options: &[&'static str]) -> Rehearsal {
-    let mut pair = Pair::start(&demo(options));
+    let mut pair = Pair::start(&demo(options, PAUSE));
     pair.read_text("vmft-line 000001");
     let boot = pair.status(Which::Primary).point;
     pair.read_text(&format!("vmft-record {:06} synced", RECORDS - 1));
@@ -134,7 +138,8 @@ fn kill_primaries(options: &[&'static str]) {
     println!("{rehearsal:?}");
     for moment in moments(&mut random, rehearsal) {
         println!("killing the primary at {moment:?}");
-        let mut pair = Pair::start(&demo(options));
+        let pause = if matches!(moment, Moment::Idle { .. }) { LONG_PAUSE } else { PAUSE };
+        let mut pair = Pair::start(&demo(options, pause));
         wait_for(&mut pair, moment);
         pair.side(Which::Primary).kill().unwrap();
         finish(&mut pair, Which::Backup);
