@@ -36,7 +36,7 @@ impl GuestKind {
         match (self, purpose) {
             // Also alone: what it needs of a host is less than a Linux does.
             (Self::Probe, _) => verdict::Purpose::Probe,
-            (_, Purpose::Alone) => verdict::Purpose::Unprotected,
+            (_, Purpose::Alone | Purpose::Checkpoint) => verdict::Purpose::Unprotected,
             (Self::Stock, Purpose::Lockstep) => verdict::Purpose::StockKernel,
             (Self::Lockstep, Purpose::Lockstep) => verdict::Purpose::LockstepKernel,
         }
@@ -116,9 +116,10 @@ fn decide(verdict: &Verdict, guest: GuestKind, purpose: Purpose) -> (EngineKind,
     let asked = guest.purpose(purpose);
     let engine = match (verdict.auto(asked), purpose) {
         (Choice::Soft, _) => EngineKind::Soft,
-        (Choice::Free | Choice::Pmu | Choice::Exit | Choice::Step, Purpose::Alone) => {
-            EngineKind::Kvm { points: PointKind::Free }
-        }
+        (
+            Choice::Free | Choice::Pmu | Choice::Exit | Choice::Step,
+            Purpose::Alone | Purpose::Checkpoint,
+        ) => EngineKind::Kvm { points: PointKind::Free },
         (Choice::Step, Purpose::Lockstep) => EngineKind::Kvm { points: PointKind::Step },
         (Choice::Free | Choice::Pmu | Choice::Exit, Purpose::Lockstep) => {
             EngineKind::Kvm { points: PointKind::Exit }

@@ -81,7 +81,9 @@ pub struct EngineOptions {
 pub enum Purpose {
     /// Nobody follows.
     Alone,
-    /// Its run is recorded, or a backup follows.
+    /// A backup is kept by its state.
+    Checkpoint,
+    /// Its run is recorded, or a backup replays it.
     Lockstep,
 }
 
@@ -92,7 +94,7 @@ impl EngineOptions {
         let points = match (self.points, purpose) {
             (Some(PointsChoice::Step), _) => PointKind::Step,
             (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
-            (None, Purpose::Alone) => PointKind::Free,
+            (None, Purpose::Alone | Purpose::Checkpoint) => PointKind::Free,
         };
         Ok(match self.engine {
             Some(EngineChoice::Soft) if self.points.is_some() => {

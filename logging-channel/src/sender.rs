@@ -8,6 +8,7 @@
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
+use crate::checkpoint::PieceKind;
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
 use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
@@ -269,7 +270,9 @@ impl Sender {
             self.next.0 += 1;
             self.last_point = entry.point().unwrap_or(self.last_point);
             match entry {
-                Entry::OutputMark { .. } | Entry::Stop { .. } => {
+                Entry::OutputMark { .. }
+                | Entry::Stop { .. }
+                | Entry::CheckpointPart { piece: PieceKind::End, .. } => {
                     batch.urgent_at.get_or_insert(now);
                 }
                 // Of a guest that computes it is all that tells the backup how far it may run.

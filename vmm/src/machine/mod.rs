@@ -79,8 +79,8 @@ pub enum LockstepRefusal {
     #[error(
         "on engine {engine} a guest reads the host's time stamp counter and random numbers \
          unseen, so only a kernel that is known not to can be followed, and nobody vouches for \
-         this one; use --engine soft, which follows any kernel, or the probe guest of \
-         `vmft guest --probe FILE`"
+         this one; use --engine soft, which follows any kernel, or protect a pair by its state with \
+         --protect checkpoint, or take the probe guest of `vmft guest --probe FILE`"
     )]
     Kernel {
         /// The engine.
