@@ -11,7 +11,7 @@
 use crate::checkpoint::PieceKind;
 use crate::entry::{
     Arrival, Entry, EntrySequence, MAX_CHECKPOINT_PART, MAX_CONSOLE_INPUT, MAX_DISK_DATA,
-    MAX_ENTROPY, OutputSequence, RequestId, StateDigest, StopReason,
+    MAX_ENTROPY, MAX_EXITS, OutputSequence, RequestId, StateDigest, StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
@@ -43,6 +43,7 @@ mod kind {
     pub const PROGRESS: u8 = 7;
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
+    pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
     pub const CHECKPOINT_PART: u8 = 20;
 }
@@ -102,6 +103,7 @@ fn check(entry: &Entry, last: ExecutionPoint) -> Result<(), EncodeError> {
         Entry::CheckpointPart { bytes, .. } => {
             check_len("checkpoint piece", bytes.len(), MAX_CHECKPOINT_PART)
         }
+        Entry::Exits { exits, .. } => check_len("exits", exits.len(), MAX_EXITS),
         _ => Ok(()),
     }
 }
@@ -166,6 +168,10 @@ pub fn encode_entry(
         Entry::Digest { digest, .. } => {
             start(out, kind::DIGEST);
             encode_digest(digest, out);
+        }
+        Entry::Exits { exits, .. } => {
+            start(out, kind::EXITS);
+            put_bytes(out, exits);
         }
         Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
@@ -248,7 +254,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::CHECKPOINT_PART {
         return decode_checkpoint_part(cursor);
     }
-    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) {
+    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::EXITS {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -265,6 +271,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         kind::PROGRESS => Entry::Progress { point },
         kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
+        kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {
             point,
             reason: match cursor.byte("stop reason")? {

@@ -50,6 +50,7 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
             vec![20, 2, 2, 7, 8],
         ),
         (Entry::Digest { point, digest }, digest_bytes),
+        (Entry::Exits { point, exits: vec![7, 8] }, vec![24, 0xAC, 0x02, 2, 7, 8]),
         (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),
         (Entry::Stop { point, reason: StopReason::Operator }, vec![9, 0xAC, 0x02, 1]),
     ]
@@ -86,7 +87,7 @@ fn an_entry_cut_anywhere_is_refused() {
 
 #[test]
 fn unknown_kinds_and_reasons_are_refused() {
-    for kind in [0, 11, 255] {
+    for kind in [0, 11, 23, 25, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
     assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));
@@ -181,7 +182,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
             .prop_map(|(request, data)| Arrival::Entropy { request: RequestId(request), data }),
         bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
     ];
-    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..6).prop_map(
+    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..7).prop_map(
         |(point, arrival, number, registers, pages, kind)| match kind {
             0 => Entry::Arrival { point, arrival },
             1 => Entry::OutputMark { point, output: OutputSequence(number) },
@@ -197,6 +198,9 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
                     pages,
                 },
             },
+            5 => {
+                Entry::Exits { point, exits: number.to_le_bytes()[..number as usize % 8].to_vec() }
+            }
             _ => Entry::Stop { point, reason: StopReason::Operator },
         },
     )

@@ -14,6 +14,8 @@ pub const MAX_CONSOLE_INPUT: usize = 4096;
 
 /// Most bytes of one piece of a checkpoint in the log: a full batch of pages, none of them packed.
 pub const MAX_CHECKPOINT_PART: usize = 257 << 10;
+/// Most bytes of one entry of exits: a few hundred of them.
+pub const MAX_EXITS: usize = 64 << 10;
 
 /// The place of an output in the guest's history of outputs, counted from 1.
 ///
@@ -151,6 +153,14 @@ pub enum Entry {
         /// What it was.
         digest: StateDigest,
     },
+    /// What the guest exited for since the last entry of this kind, up to `point`: a backup compares
+    /// it with its own exits. The engine's own encoding, which the channel does not look into.
+    Exits {
+        /// The last exit's point, or a later one.
+        point: ExecutionPoint,
+        /// The exits, at most [`MAX_EXITS`] bytes.
+        exits: Vec<u8>,
+    },
     /// Another backup started from here: whatever is cached of memory is forgotten on every side, so
     /// that all walk alike, and a digest window begins.
     Flush {
@@ -184,6 +194,7 @@ impl Entry {
             | Self::OutputMark { point, .. }
             | Self::Progress { point }
             | Self::Digest { point, .. }
+            | Self::Exits { point, .. }
             | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
             Self::Released { .. } | Self::CheckpointPart { .. } => None,
