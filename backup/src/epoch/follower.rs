@@ -137,3 +137,7 @@ impl EpochFollower {
         Machine::restore(self.state.with_source(self.source), self.ram)
     }
 }
+
+#[cfg(test)]
+#[path = "follower_tests.rs"]
+mod tests;

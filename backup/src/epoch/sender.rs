@@ -91,6 +91,8 @@ pub(super) struct NoBackup;
 pub(super) struct EpochSender {
     channel: Arc<PrimaryChannel>,
     gate: Arc<HeldOutputs>,
+    /// What the backups have of the pages sent last; nothing is known at first, and of an epoch that
+    /// was not sent whole.
     encoder: Option<PageEncoder>,
     last: EpochNumber,
     /// Outputs that the epochs so far have told of.
@@ -104,8 +106,7 @@ impl EpochSender {
         gate: Arc<HeldOutputs>,
         outputs: OutputSequence,
     ) -> Self {
-        let encoder = Some(PageEncoder::for_earlier(REMEMBERED_PAGES));
-        Self { channel, gate, encoder, last: EpochNumber(0), told: outputs }
+        Self { channel, gate, encoder: None, last: EpochNumber(0), told: outputs }
     }
 
     pub(super) const fn told(&self) -> OutputSequence {
@@ -119,7 +120,7 @@ impl EpochSender {
     /// Another backup has joined, with pages of its own: from here on, nothing is sent as a change of
     /// what was sent before.
     pub(super) fn forget(&mut self) {
-        self.encoder = Some(PageEncoder::for_earlier(REMEMBERED_PAGES));
+        self.encoder = None;
     }
 
     /// Packs an epoch and puts it into the log. The outputs made in it leave when its end is
@@ -128,7 +129,8 @@ impl EpochSender {
         let Taken { point, machine, pages, limit, outputs, told, rest } = taken;
         let began = Instant::now();
         let count = pages.len();
-        let encoder = self.encoder.take().expect("put back after every epoch");
+        let encoder = self.encoder.take();
+        let encoder = encoder.unwrap_or_else(|| PageEncoder::for_earlier(REMEMBERED_PAGES));
         let (mut writer, first) = CheckpointWriter::begin(MemoryBase::Earlier, limit, &[], encoder)
             .expect("an epoch has no fixed part");
         let mut sent_bytes = 0;
