@@ -36,7 +36,7 @@ impl GuestKind {
         match (self, purpose) {
             // Also alone: what it needs of a host is less than a Linux does.
             (Self::Probe, _) => verdict::Purpose::Probe,
-            (_, Purpose::Alone) => verdict::Purpose::Unprotected,
+            (_, Purpose::Alone | Purpose::Checkpoint) => verdict::Purpose::Unprotected,
             (Self::Stock, Purpose::Lockstep) => verdict::Purpose::StockKernel,
             (Self::Lockstep, Purpose::Lockstep) => verdict::Purpose::LockstepKernel,
         }
@@ -111,7 +111,7 @@ fn examine(counter: Counter) -> Verdict {
 fn auto(purpose: Purpose, kernel: &[u8]) -> EngineKind {
     let guest = GuestKind::of(kernel);
     let counter = match purpose {
-        Purpose::Alone => Counter::Ignored,
+        Purpose::Alone | Purpose::Checkpoint => Counter::Ignored,
         Purpose::Lockstep => Counter::Tested,
     };
     let (engine, line) = decide(&examine(counter), guest, purpose);
@@ -124,9 +124,10 @@ fn decide(verdict: &Verdict, guest: GuestKind, purpose: Purpose) -> (EngineKind,
     let asked = guest.purpose(purpose);
     let engine = match (verdict.auto(asked), purpose) {
         (Choice::Soft, _) => EngineKind::Soft,
-        (Choice::Free | Choice::Pmu | Choice::Exit | Choice::Step, Purpose::Alone) => {
-            EngineKind::Kvm { points: PointKind::Free }
-        }
+        (
+            Choice::Free | Choice::Pmu | Choice::Exit | Choice::Step,
+            Purpose::Alone | Purpose::Checkpoint,
+        ) => EngineKind::Kvm { points: PointKind::Free },
         (Choice::Step, Purpose::Lockstep) => EngineKind::Kvm { points: PointKind::Step },
         (Choice::Pmu, Purpose::Lockstep) => EngineKind::Kvm { points: PointKind::Pmu },
         (Choice::Free | Choice::Exit, Purpose::Lockstep) => {

@@ -85,7 +85,9 @@ pub struct EngineOptions {
 pub enum Purpose {
     /// Nobody follows.
     Alone,
-    /// Its run is recorded, or a backup follows.
+    /// A backup is kept by its state.
+    Checkpoint,
+    /// Its run is recorded, or a backup replays it.
     Lockstep,
 }
 
@@ -97,7 +99,7 @@ impl EngineOptions {
             (Some(PointsChoice::Pmu), _) => PointKind::Pmu,
             (Some(PointsChoice::Step), _) => PointKind::Step,
             (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
-            (None, Purpose::Alone) => PointKind::Free,
+            (None, Purpose::Alone | Purpose::Checkpoint) => PointKind::Free,
         };
         Ok(match self.engine {
             Some(EngineChoice::Soft) if self.points.is_some() => {

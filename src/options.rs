@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
+use vmft_backup::epoch::{Interval, IntervalError, Protection};
 use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
 use vmft_vmm::world::console::ConsoleTarget;
 
@@ -45,6 +47,15 @@ pub enum OptionError {
          give --cpus boot=1"
     )]
     Cpus(u64),
+    /// No way to protect a guest.
+    #[error("`{0}` is none of lockstep, checkpoint, checkpoint,interval=25ms")]
+    Protection(String),
+    /// No time.
+    #[error("`{0}` is no time such as 25ms or 1s")]
+    Time(String),
+    /// A time between epochs that none can have.
+    #[error(transparent)]
+    Interval(#[from] IntervalError),
     /// No place for the console.
     #[error("`{0}` is none of tty, null, file=PATH, socket=PATH")]
     Serial(String),
@@ -95,6 +106,16 @@ fn parse_size(text: &str) -> Result<u64, OptionError> {
     };
     let number: u64 = digits.parse().map_err(|_| error())?;
     number.checked_mul(1 << shift).ok_or_else(error)
+}
+
+fn parse_time(text: &str) -> Result<Duration, OptionError> {
+    let error = || OptionError::Time(text.to_owned());
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1),
+        None => (text.strip_suffix('s').ok_or_else(error)?, 1000),
+    };
+    let number: u64 = number.parse().map_err(|_| error())?;
+    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(error)
 }
 
 fn parse_switch(text: &str) -> Result<bool, OptionError> {
@@ -159,6 +180,31 @@ impl FromStr for DiskOption {
             path: pairs.need("path")?.into(),
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
         })
+    }
+}
+
+/// `--protect lockstep|checkpoint[,interval=25ms]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProtectOption(pub Protection);
+
+impl FromStr for ProtectOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let (mode, rest) = match text.split_once(',') {
+            Some((mode, rest)) => (mode, Some(rest)),
+            None => (text, None),
+        };
+        match (mode, rest) {
+            ("lockstep", None) => Ok(Self(Protection::Lockstep)),
+            ("checkpoint", None) => Ok(Self(Protection::Checkpoint(Interval::default()))),
+            ("checkpoint", Some(rest)) => {
+                let interval = Pairs::parse(rest, &["interval"])?.need("interval")?;
+                let interval = parse_time(interval)?.try_into()?;
+                Ok(Self(Protection::Checkpoint(interval)))
+            }
+            _ => Err(OptionError::Protection(text.to_owned())),
+        }
     }
 }
 
@@ -229,6 +275,22 @@ mod tests {
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());
         assert!("path=a,size=3".parse::<DiskOption>().is_err());
+    }
+
+    #[test]
+    fn a_guest_is_protected_in_lockstep_or_by_checkpoints_of_some_interval() {
+        let parse = |text: &str| text.parse::<ProtectOption>().map(|option| option.0);
+        let every = |ms| Interval::try_from(Duration::from_millis(ms)).map(Protection::Checkpoint);
+        assert_eq!(parse("lockstep"), Ok(Protection::Lockstep));
+        assert_eq!(parse("checkpoint"), Ok(every(25).expect("the default")));
+        assert_eq!(parse("checkpoint,interval=50ms"), Ok(every(50).expect("within the bounds")));
+        assert_eq!(parse("checkpoint,interval=1s"), Ok(every(1000).expect("the longest")));
+        for wrong in ["", "remus", "lockstep,interval=5ms", "checkpoint,", "checkpoint,interval=5"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        let error = parse("checkpoint,interval=1ms").expect_err("too short").to_string();
+        assert!(error.contains("at least 2 ms"), "{error}");
     }
 
     #[test]

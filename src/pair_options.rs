@@ -1,7 +1,8 @@
 //! The options of a side of a pair.
 
+use crate::machine_options::Purpose;
 use crate::machine_options::fresh_id;
-use crate::options::{ArbiterOption, DiskOption};
+use crate::options::{ArbiterOption, DiskOption, ProtectOption};
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
-use vmft_backup::identity::{fingerprint, joining_fingerprint};
+use vmft_backup::epoch::Protection;
+use vmft_backup::identity::{fingerprint, joining_fingerprint, protecting};
 use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
@@ -32,9 +34,31 @@ pub struct PairOptions {
     #[arg(long, value_name = "MS", default_value_t = 300,
           value_parser = clap::value_parser!(u64).range(40..=60_000), help_heading = "Pair")]
     pub suspect_after: u64,
+    /// How the guest is protected, alike on both sides: lockstep (the backup replays it), or checkpoint
+    /// (the backup is sent what has changed; any kernel on any engine). An interval is 2ms to 1s
+    #[arg(
+        long,
+        value_name = "lockstep|checkpoint[,interval=25ms]",
+        default_value = "lockstep",
+        help_heading = "Pair"
+    )]
+    pub protect: ProtectOption,
 }
 
 impl PairOptions {
+    /// How the guest is protected.
+    pub fn protection(&self) -> Protection {
+        self.protect.0
+    }
+
+    /// What its machine is for.
+    pub fn purpose(&self) -> Purpose {
+        match self.protection() {
+            Protection::Lockstep => Purpose::Lockstep,
+            Protection::Checkpoint(_) => Purpose::Checkpoint,
+        }
+    }
+
     /// Where the arbiter is.
     pub fn arbiter_directory(&self, disks: &[DiskOption]) -> Result<PathBuf> {
         let default = || -> Option<PathBuf> {
@@ -105,12 +129,14 @@ pub fn begin_reign(
     directory: &Path,
     side: &Side,
     engine: EngineKind,
+    protection: Protection,
 ) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::create(directory)
         .remedy(|| "--arbiter dir=PATH names a directory on storage that both hosts share")?;
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
     let fingerprint = fingerprint(engine, &disk_configs(&side.disks));
+    let fingerprint = protecting(fingerprint, protection);
     let identity = identity(directory, &name, generation, fingerprint)?;
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
@@ -128,10 +154,12 @@ pub fn find_pair(
     directory: &Path,
     side: &Side,
     wanted: Option<EngineKind>,
+    protection: Protection,
 ) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::open(directory)?;
     let name = arbiter.pair_name()?;
     let fingerprint = joining_fingerprint(wanted, &disk_configs(&side.disks));
+    let fingerprint = protecting(fingerprint, protection);
     let identity = identity(directory, &name, arbiter.latest()?, fingerprint)?;
     Ok((arbiter, identity))
 }

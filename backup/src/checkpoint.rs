@@ -118,6 +118,13 @@ impl MachineSink {
     }
 }
 
+impl MachineSink {
+    /// The memory alone, once the checkpoint is complete.
+    pub(crate) fn into_ram(self) -> GuestRam {
+        self.ram.expect("a complete checkpoint has begun")
+    }
+}
+
 impl CheckpointSink for MachineSink {
     fn begin(&mut self, header: &CheckpointHeader) -> Result<(), SinkRefusal> {
         if header.base != MemoryBase::Zeroes {

@@ -3,8 +3,9 @@
 use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
+use crate::epoch::Protection;
 use crate::follower::ReplayGate;
-use crate::identity::fingerprint;
+use crate::identity::{fingerprint, protecting};
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
@@ -42,6 +43,8 @@ pub struct BackupDuties {
     pub primaries: Vec<PeerAddress>,
     /// How long to try to reach it.
     pub patience: Patience,
+    /// How the pair protects its guest.
+    pub protection: Protection,
     /// Where the next backup may join after a go-live; without it this side stays alone.
     pub listen: Option<PrimaryConfig>,
 }
@@ -77,13 +80,21 @@ impl BackupControl {
         self.leaving.load(Ordering::Acquire)
     }
 
-    fn set(&self, channel: Option<Arc<BackupChannel>>) {
+    /// From now on this channel is left when the operator says so, or at once if that was before.
+    pub(crate) fn attend(&self, channel: &Arc<BackupChannel>) {
+        self.set(Some(Arc::clone(channel)));
+        if self.is_leaving() {
+            self.leave();
+        }
+    }
+
+    pub(crate) fn set(&self, channel: Option<Arc<BackupChannel>>) {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
     }
 }
 
 /// How following ended.
-enum Followed {
+pub(crate) enum Followed {
     End(SideEnd),
     /// This side diverged, or the primary wants another session: join again.
     Again,
@@ -93,7 +104,7 @@ enum Followed {
 
 /// What was found out while the peer was being lost.
 #[derive(Debug, Clone, Default)]
-struct Race {
+pub(crate) struct Race {
     report: FailoverReport,
     decided: Option<Instant>,
     last_contact: Option<Instant>,
@@ -117,7 +128,15 @@ impl Side {
             };
             let known = &mut duties.channel.identity.generation;
             *known = joined.terms.generation.max(*known);
-            match self.follow_session(joined, &duties, control, &mut divergences)? {
+            let followed = match duties.protection {
+                Protection::Lockstep => {
+                    self.follow_session(joined, &duties, control, &mut divergences)
+                }
+                Protection::Checkpoint(_) => {
+                    self.follow_epochs(joined, &duties, control, &mut divergences)
+                }
+            };
+            match followed? {
                 Followed::End(end) => return Ok(end),
                 Followed::Again if divergences >= MAX_DIVERGENCES => {
                     let why = format!("diverged {divergences} times; see the messages above");
@@ -131,14 +150,15 @@ impl Side {
                     if let Some(config) = &mut listen {
                         let machine = machine.config();
                         config.identity.generation = generation;
-                        config.identity.fingerprint =
-                            fingerprint(machine.engine, &machine.board.disks);
+                        let fingerprint = fingerprint(machine.engine, &machine.board.disks);
+                        config.identity.fingerprint = protecting(fingerprint, duties.protection);
                     }
                     let live = LiveDuties {
                         arbiter: duties.arbiter,
                         generation,
                         listen,
                         wait_for_backups: 0,
+                        protection: duties.protection,
                     };
                     return self.run_live_from(machine, live, Some(succession));
                 }
@@ -196,11 +216,7 @@ impl Side {
         let channel = Arc::new(channel);
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
-        control.set(Some(Arc::clone(&channel)));
-        if control.is_leaving() {
-            // Asked to leave before the channel could be told.
-            control.leave();
-        }
+        control.attend(&channel);
         self.status.set_guest_memory(machine.ram().host_ranges());
         self.watch_channel(&channel);
         self.status.set_role(Role::Backup, terms.generation);
@@ -240,7 +256,7 @@ impl Side {
     }
 
     /// What happens the moment the primary is taken to be lost: the test-and-set.
-    fn racer(
+    pub(crate) fn racer(
         &self,
         duties: &BackupDuties,
         channel: &Arc<BackupChannel>,
@@ -296,7 +312,7 @@ impl Side {
         }
     }
 
-    fn watch_channel(&self, channel: &Arc<BackupChannel>) {
+    pub(crate) fn watch_channel(&self, channel: &Arc<BackupChannel>) {
         let watched = Arc::downgrade(channel);
         let since = Instant::now();
         self.status.set_channel(Some(Arc::new(move || {
@@ -312,7 +328,12 @@ impl Side {
     }
 
     /// The log ended without a failure that this side won.
-    fn not_won(&self, channel: &BackupChannel, race: &Mutex<Race>, patience: Patience) -> Followed {
+    pub(crate) fn not_won(
+        &self,
+        channel: &BackupChannel,
+        race: &Mutex<Race>,
+        patience: Patience,
+    ) -> Followed {
         let generation = channel.generation();
         let lost_to = race.lock().expect("no holder of this lock panics").lost_to.clone();
         if let Some(winner) = lost_to {
@@ -340,7 +361,7 @@ impl Side {
 
     /// The machine has stopped on purpose. Waits for the primary's goodbye; if the primary dies
     /// before it, lets out what it may have left.
-    fn finish_stopped(
+    pub(crate) fn finish_stopped(
         &self,
         machine: Machine,
         duties: &BackupDuties,
@@ -390,14 +411,24 @@ impl Side {
             MachineError::Delivery { .. } | MachineError::Engine(_) => error_chain(&error),
             _ => return Err(error.into()),
         };
+        let reproduce = " (to reproduce, record the same guest with `vmft record --log FILE` and run \
+                         `vmft replay FILE`)";
+        Ok(self.join_again(report, reproduce, channel, divergences))
+    }
+
+    /// What this side has is not what the primary sends: says so, and joins anew from a checkpoint.
+    pub(crate) fn join_again(
+        &self,
+        report: String,
+        advice: &str,
+        channel: &BackupChannel,
+        divergences: &mut u32,
+    ) -> Followed {
         *divergences += 1;
-        tell!(
-            "{report}; joining again from a checkpoint (to reproduce, record the same guest \
-             with `vmft record --log FILE` and run `vmft replay FILE`)"
-        );
+        tell!("{report}; joining again from a checkpoint{advice}");
         self.status.update(|status| status.divergence = Some(report));
         channel.leave(GoodbyeReason::Fault("the backup diverged".to_owned()), LEAVE_PATIENCE);
-        Ok(Followed::Again)
+        Followed::Again
     }
 }
 
@@ -422,7 +453,7 @@ impl vmft_vmm::inputs::LogSource for Watched {
     }
 }
 
-fn succession(race: &Mutex<Race>, kept: &KeptOutputs, machine: &Machine) -> Succession {
+pub(crate) fn succession(race: &Mutex<Race>, kept: &KeptOutputs, machine: &Machine) -> Succession {
     let race = race.lock().expect("no holder of this lock panics").clone();
     let mut report = race.report;
     report.replay_ms = race.decided.map_or(0.0, |decided| ms(decided.elapsed()));

@@ -5,6 +5,7 @@
 //! leaves that open ([`ANY`]). A primary leaves its host's CPU open where its engine computes the
 //! same on every host.
 
+use crate::epoch::Protection;
 use std::fs::File;
 use std::io::{self, Read};
 use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
@@ -17,6 +18,8 @@ use vmft_vmm::machine::STATE_VERSION;
 const VERSION: &str = "vmft version";
 const STATE: &str = "state version";
 const ENGINE: &str = "engine";
+/// How the guest is protected.
+pub const PROTECTION: &str = "protection";
 const HOST_CPU: &str = "host cpu";
 const SOFT_CPU: &str = "cpu model of soft";
 const KVM_CPU: &str = "cpu model of kvm";
@@ -79,6 +82,12 @@ pub fn joining_fingerprint(wanted: Option<EngineKind>, configs: &[DiskConfig]) -
         None => program.with(ENGINE, ANY),
     };
     disks(program, configs)
+}
+
+/// A side of a pair that protects its guest like this.
+#[must_use]
+pub fn protecting(fingerprint: Fingerprint, protection: Protection) -> Fingerprint {
+    fingerprint.with(PROTECTION, protection)
 }
 
 /// The log of a machine with this engine was written by a program, and on a host, that executes as

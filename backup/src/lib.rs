@@ -3,6 +3,7 @@
 pub mod arbiter;
 mod channel_log;
 pub mod checkpoint;
+pub mod epoch;
 pub mod follower;
 pub mod following;
 pub mod identity;

@@ -2,6 +2,7 @@
 
 use crate::arbiter::{Arbiter, GenerationFence};
 use crate::channel_log::ChannelLog;
+use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::join::JoinStream;
 use crate::policy::{LossPolicy, Standing};
 use crate::requests::{Beginning, JoinHost, Requests};
@@ -9,7 +10,7 @@ use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::handshake::SessionTerms;
@@ -41,6 +42,8 @@ pub struct LiveDuties {
     pub listen: Option<PrimaryConfig>,
     /// How many backups to wait for before the guest runs.
     pub wait_for_backups: usize,
+    /// How backups follow.
+    pub protection: Protection,
 }
 
 /// What a side that has just won its peer's succession brings along.
@@ -162,6 +165,9 @@ struct LiveSide<'a> {
     doors: Doors,
     policy: Arc<LossPolicy>,
     channel: Option<Arc<PrimaryChannel>>,
+    protection: Protection,
+    /// In checkpoint mode, while somebody follows.
+    epochs: Mutex<Option<Epochs>>,
 }
 
 impl Side {
@@ -179,7 +185,9 @@ impl Side {
         duties: LiveDuties,
         succession: Option<Succession>,
     ) -> Result<SideEnd, SideError> {
-        machine.check_lockstep()?;
+        if duties.protection == Protection::Lockstep {
+            machine.check_lockstep()?;
+        }
         let wait = duties.wait_for_backups;
         let live_side = self.open_live_side(duties)?;
         let mut live = live_side.go_live(&machine, succession)?;
@@ -194,11 +202,11 @@ impl Side {
             self.status.set_role(Role::Alone, live_side.policy.generation());
         }
         let followed = live_side.channel.as_ref().is_some_and(|channel| channel.followers() > 0);
-        let inputs = if followed { live_side.record(live, &machine) } else { Inputs::Alone(live) };
+        let inputs = if followed { live_side.follow(live, &machine) } else { Inputs::Alone(live) };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
         match ended? {
-            (SideEnd::Stopped(reason), inputs) => live_side.stop(&machine, inputs, reason),
+            (SideEnd::Stopped(reason), inputs) => live_side.stop(&mut machine, inputs, reason),
             (halted @ SideEnd::Halted(_), _) => Ok(halted),
         }
     }
@@ -226,7 +234,8 @@ impl Side {
         policy_slot.set(Arc::downgrade(&policy)).expect("set once");
         let channel =
             duties.listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
-        Ok(LiveSide { side: self, doors, policy, channel })
+        let (protection, epochs) = (duties.protection, Mutex::default());
+        Ok(LiveSide { side: self, doors, policy, channel, protection, epochs })
     }
 
     fn listen(
@@ -316,7 +325,10 @@ impl JoinHost for LiveHost<'_> {
         let LiveSide { side, policy, channel, .. } = self.live;
         let Some(channel) = channel else { return Beginning::Gone };
         let followed = channel.followers() > 0;
-        if followed && !machine.is_at_point() {
+        if followed && self.live.is_lockstep() && !machine.is_at_point() {
+            return Beginning::Later;
+        }
+        if !self.live.make_room(followed) {
             return Beginning::Later;
         }
         if !followed {
@@ -326,7 +338,7 @@ impl JoinHost for LiveHost<'_> {
         if !policy.begin() {
             return Beginning::Gone;
         }
-        if followed {
+        if followed && self.live.is_lockstep() {
             // Those who follow already flush as this machine does; one that is lost meanwhile needs
             // not.
             let _ = channel.push(&Entry::Flush { point: machine.point() });
@@ -335,6 +347,7 @@ impl JoinHost for LiveHost<'_> {
         match ticket.begin(machine.point()) {
             Ok(begun) => {
                 self.first |= begun.first;
+                self.live.begin_epochs(machine);
                 Beginning::Here(begun.position, Box::new(state))
             }
             Err(_) => {
@@ -420,6 +433,55 @@ impl LiveSide<'_> {
         }
     }
 
+    fn is_lockstep(&self) -> bool {
+        self.protection == Protection::Lockstep
+    }
+
+    fn epochs(&self) -> MutexGuard<'_, Option<Epochs>> {
+        self.epochs.lock().expect("no holder of this lock panics")
+    }
+
+    /// True if another log may begin here, for the sake of the epochs under way.
+    fn make_room(&self, followed: bool) -> bool {
+        let mut epochs = self.epochs();
+        match epochs.as_ref() {
+            None => true,
+            Some(running) if followed => running.make_room(&self.doors.gate),
+            Some(running) => {
+                let over = running.is_over();
+                if over {
+                    *epochs = None;
+                }
+                over
+            }
+        }
+    }
+
+    /// In checkpoint mode: a backup's log has begun, and goes on by epochs.
+    fn begin_epochs(&self, machine: &mut Machine) {
+        let Protection::Checkpoint(interval) = self.protection else { return };
+        let Some(channel) = &self.channel else { return };
+        let (side, channel) = (self.side, Arc::clone(channel));
+        self.epochs().get_or_insert_with(|| {
+            let side = EpochSide {
+                channel,
+                gate: Arc::clone(&self.doors.gate),
+                requests: Arc::clone(&side.requests),
+                mailbox: Arc::clone(&side.mailbox),
+                status: Arc::clone(&side.status),
+            };
+            Epochs::begin(machine, side, interval)
+        });
+    }
+
+    /// The inputs of a machine that somebody follows.
+    fn follow(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
+        match self.protection {
+            Protection::Lockstep => self.record(live, machine),
+            Protection::Checkpoint(_) => Inputs::Alone(live),
+        }
+    }
+
     fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
         let log = ChannelLog::new(Arc::clone(channel));
@@ -440,7 +502,7 @@ impl LiveSide<'_> {
                     let mut host = LiveHost { live: self, first: false };
                     self.side.requests.serve(machine, &mut host);
                     if host.first {
-                        inputs = self.record(inputs.into_live(), machine);
+                        inputs = self.follow(inputs.into_live(), machine);
                     }
                 }
                 RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),
@@ -454,7 +516,7 @@ impl LiveSide<'_> {
     /// and says goodbye.
     fn stop(
         &self,
-        machine: &Machine,
+        machine: &mut Machine,
         inputs: Inputs,
         reason: StopReason,
     ) -> Result<SideEnd, SideError> {
@@ -467,6 +529,10 @@ impl LiveSide<'_> {
             recording
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)?;
+        }
+        let epochs = self.epochs().take();
+        if let Some(epochs) = epochs {
+            epochs.finish(machine, reason);
         }
         if let Some(halted) = self.wait_last_outputs(channel, reason) {
             return Ok(halted);

@@ -2,6 +2,7 @@
 
 use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
 use std::collections::VecDeque;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,8 +23,19 @@ const PREPARED_PAGES: usize = 1024;
 #[error("the machine has stopped, or goes on without this backup")]
 pub(crate) struct SideGone;
 
+/// Something to be done with the machine at rest.
+struct AtRest(Box<dyn FnOnce(&mut Machine) + Send>);
+
+impl fmt::Debug for AtRest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtRest")
+    }
+}
+
 #[derive(Debug)]
 enum Request {
+    /// An epoch is taken.
+    AtRest(AtRest),
     /// A snapshot to a new directory.
     Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
     /// A backup wants to join.
@@ -124,6 +136,21 @@ impl Requests {
         left.recv().map_err(|_| SideGone)
     }
 
+    /// Has `task` done with the machine at rest, and waits for what comes of it.
+    pub(crate) fn at_rest<T: Send + 'static>(
+        &self,
+        mailbox: &Mailbox,
+        task: impl FnOnce(&mut Machine) -> T + Send + 'static,
+    ) -> Result<T, SideGone> {
+        let (reply, done) = channel();
+        let task = move |machine: &mut Machine| {
+            // Whoever asked waits for it.
+            let _ = reply.send(task(machine));
+        };
+        self.put(Request::AtRest(AtRest(Box::new(task))), mailbox);
+        done.recv().map_err(|_| SideGone)
+    }
+
     /// Asks for what was written since the last round; if that is no more than `limit` pages, the
     /// backup's log begins. Waits for the machine.
     pub(crate) fn round(
@@ -146,6 +173,7 @@ impl Requests {
                     // Whoever asked may have gone; the snapshot is there all the same.
                     let _ = reply.send(snapshot::save(machine, &directory));
                 }
+                Request::AtRest(AtRest(task)) => task(machine),
                 Request::Watch { reply } => {
                     let _ = reply.send(Watched::begin(machine));
                 }

@@ -73,6 +73,23 @@ pub struct JoinReport {
     pub packed_bytes: u64,
 }
 
+/// The epochs of checkpoint mode, since the last join; on a backup, those applied, and nothing else.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// How many there were.
+    pub epochs: u64,
+    /// How long the guest rested for the last one, in milliseconds.
+    pub pause_ms: f64,
+    /// The longest it has rested for one.
+    pub worst_pause_ms: f64,
+    /// How long packing and sending the last one took, in milliseconds.
+    pub sending_ms: f64,
+    /// Bytes of the pages written, in all epochs.
+    pub dirty_bytes: u64,
+    /// What they came to in the log, with the machine's state, in bytes.
+    pub sent_bytes: u64,
+}
+
 /// How a failover went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FailoverReport {
@@ -123,6 +140,9 @@ pub struct SideStatus {
     pub followers: u64,
     /// The last join, if there was one.
     pub join: Option<JoinReport>,
+    /// The epochs, in checkpoint mode.
+    #[serde(default)]
+    pub epochs: Option<EpochReport>,
     /// The last failover, if there was one.
     pub failover: Option<FailoverReport>,
     /// Digests that agreed, on a backup.

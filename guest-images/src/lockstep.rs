@@ -255,6 +255,8 @@ fn make(tree: &Path, arguments: &[&str]) -> Command {
     make.env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
     make.env("KBUILD_BUILD_USER", "vmft").env("KBUILD_BUILD_HOST", "vmft");
     make.env("KBUILD_BUILD_VERSION", "1");
+    // Set, though empty: no sign of a git tree around the cache.
+    make.env("LOCALVERSION", "");
     // What the environment of this process holds is for others.
     for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CC", "CFLAGS", "LDFLAGS"] {
         make.env_remove(variable);

@@ -8,9 +8,10 @@
 //! from the base), because points never run backwards in a log. Frames, checksums and sessions
 //! are not known here. `docs/protocol.md` lists the fields of every kind.
 
+use crate::checkpoint::PieceKind;
 use crate::entry::{
-    Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, MAX_EXITS,
-    OutputSequence, RequestId, StateDigest, StopReason,
+    Arrival, Entry, EntrySequence, MAX_CHECKPOINT_PART, MAX_CONSOLE_INPUT, MAX_DISK_DATA,
+    MAX_ENTROPY, MAX_EXITS, OutputSequence, RequestId, StateDigest, StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
@@ -44,6 +45,7 @@ mod kind {
     pub const STOP: u8 = 9;
     pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
+    pub const CHECKPOINT_PART: u8 = 20;
 }
 
 /// Why something cannot be put into the log or on the wire. Nothing was.
@@ -97,6 +99,9 @@ fn check(entry: &Entry, last: ExecutionPoint) -> Result<(), EncodeError> {
         }
         Entry::Arrival { arrival: Arrival::ConsoleInput(data), .. } => {
             check_len("console input", data.len(), MAX_CONSOLE_INPUT)
+        }
+        Entry::CheckpointPart { bytes, .. } => {
+            check_len("checkpoint piece", bytes.len(), MAX_CHECKPOINT_PART)
         }
         Entry::Exits { exits, .. } => check_len("exits", exits.len(), MAX_EXITS),
         _ => Ok(()),
@@ -154,6 +159,10 @@ pub fn encode_entry(
         Entry::Released { output } => {
             out.push(kind::RELEASED);
             put_varint(out, output.0);
+        }
+        Entry::CheckpointPart { piece, bytes } => {
+            out.extend([kind::CHECKPOINT_PART, *piece as u8]);
+            put_bytes(out, bytes);
         }
         Entry::Progress { .. } => start(out, kind::PROGRESS),
         Entry::Digest { digest, .. } => {
@@ -229,10 +238,21 @@ fn decode_arrival(kind: u8, cursor: &mut Cursor<'_>) -> Result<Arrival, DecodeEr
     })
 }
 
+fn decode_checkpoint_part(cursor: &mut Cursor<'_>) -> Result<Entry, DecodeError> {
+    let tag = cursor.byte("checkpoint piece")?;
+    let piece = PieceKind::ALL.get(usize::from(tag)).copied();
+    let piece = piece.ok_or(DecodeError::Tag { what: "checkpoint piece", tag })?;
+    let bytes = cursor.bytes("checkpoint piece", MAX_CHECKPOINT_PART)?.to_vec();
+    Ok(Entry::CheckpointPart { piece, bytes })
+}
+
 fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<Entry, DecodeError> {
     let kind = cursor.byte("entry kind")?;
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
+    }
+    if kind == kind::CHECKPOINT_PART {
+        return decode_checkpoint_part(cursor);
     }
     if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::EXITS {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });

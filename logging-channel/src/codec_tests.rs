@@ -45,6 +45,10 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         (Entry::Released { output: OutputSequence(41) }, vec![6, 41]),
         (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
         (Entry::Flush { point }, vec![10, 0xAC, 0x02]),
+        (
+            Entry::CheckpointPart { piece: PieceKind::Pages, bytes: vec![7, 8] },
+            vec![20, 2, 2, 7, 8],
+        ),
         (Entry::Digest { point, digest }, digest_bytes),
         (Entry::Exits { point, exits: vec![7, 8] }, vec![24, 0xAC, 0x02, 2, 7, 8]),
         (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),

@@ -1,5 +1,6 @@
 //! The records of the log.
 
+use crate::checkpoint::PieceKind;
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,8 @@ pub const MAX_ENTROPY: usize = 4096;
 /// Most console bytes of one entry; more are split over several.
 pub const MAX_CONSOLE_INPUT: usize = 4096;
 
+/// Most bytes of one piece of a checkpoint in the log: a full batch of pages, none of them packed.
+pub const MAX_CHECKPOINT_PART: usize = 257 << 10;
 /// Most bytes of one entry of exits: a few hundred of them.
 pub const MAX_EXITS: usize = 64 << 10;
 
@@ -164,6 +167,15 @@ pub enum Entry {
         /// Where.
         point: ExecutionPoint,
     },
+    /// A piece of a checkpoint: what has changed since the last one, and the state. It names a place
+    /// by what the machine is there, and stands for everything the guest did up to it. The pieces of
+    /// one follow each other with nothing but watermarks between, and only its end makes it count.
+    CheckpointPart {
+        /// Which kind of piece.
+        piece: PieceKind,
+        /// The piece, encoded, at most [`MAX_CHECKPOINT_PART`] bytes.
+        bytes: Vec<u8>,
+    },
     /// The machine stops here on purpose; this is no failure.
     Stop {
         /// Where.
@@ -185,7 +197,7 @@ impl Entry {
             | Self::Exits { point, .. }
             | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
-            Self::Released { .. } => None,
+            Self::Released { .. } | Self::CheckpointPart { .. } => None,
         }
     }
 }

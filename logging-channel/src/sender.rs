@@ -8,6 +8,7 @@
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
+use crate::checkpoint::PieceKind;
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
 use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
@@ -272,7 +273,7 @@ impl Sender {
                 Entry::OutputMark { .. } => {
                     batch.urgent_at.get_or_insert(now);
                 }
-                Entry::Stop { .. } => {
+                Entry::Stop { .. } | Entry::CheckpointPart { piece: PieceKind::End, .. } => {
                     batch.urgent_at.get_or_insert(now);
                     batch.is_due = true;
                 }

@@ -2,9 +2,7 @@
 
 use crate::api::ShutdownHook;
 use crate::interrupt;
-use crate::machine_options::{
-    ENGINE_REMEDY, EngineOptions, Purpose, SideOptions, make_side, open_disks,
-};
+use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side, open_disks};
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
@@ -15,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
+use vmft_backup::identity::PROTECTION;
 use vmft_backup::side::SideError;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
@@ -108,7 +107,7 @@ fn follow(
     patience: Patience,
 ) -> Result<ExitCode> {
     let directory = options.pair.arbiter_directory(&options.disk)?;
-    let wanted = options.engine.wanted(Purpose::Lockstep)?;
+    let wanted = options.engine.wanted(options.pair.purpose())?;
     let disks = open_disks(&options.disk, false)?;
     let place = listen.map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
@@ -122,7 +121,8 @@ fn follow(
         side.status.update(|status| status.listening = Some(address));
     }
 
-    let find = || pair_options::find_pair(&directory, &side, wanted);
+    let protection = options.pair.protection();
+    let find = || pair_options::find_pair(&directory, &side, wanted, protection);
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -139,7 +139,7 @@ fn follow(
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let arbiter = Arc::new(arbiter);
-    let duties = BackupDuties { arbiter, channel, primaries, patience, listen };
+    let duties = BackupDuties { arbiter, channel, primaries, patience, protection, listen };
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
     Ok(super::run::report(&end?))
@@ -183,6 +183,9 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::WrongPair { .. } => "name the primary's own disk and arbiter here",
             Refusal::Fingerprint(mismatch) if mismatch.field == "engine" => {
                 "name the primary's --engine and --points here, or none"
+            }
+            Refusal::Fingerprint(mismatch) if mismatch.field == PROTECTION => {
+                "give both sides the same --protect mode"
             }
             Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
                 "a guest on --engine kvm needs the same CPU, microcode and KVM on both hosts; --engine \

@@ -1,7 +1,7 @@
 //! `vmft primary`.
 
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, Purpose, SideOptions, make_side, open_disks};
+use crate::machine_options::{MachineOptions, SideOptions, make_side, open_disks};
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
 use anyhow::Result;
@@ -39,14 +39,15 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let directory = options.pair.arbiter_directory(&options.machine.disk)?;
     let disks = open_disks(&options.machine.disk, true)?;
     let place = ListenPlace::take(&options.listen)?;
-    let machine = options.machine.machine(&disks, Purpose::Lockstep)?;
+    let machine = options.machine.machine(&disks, options.pair.purpose())?;
     let engine = machine.config().engine;
     let side = make_side(&options.side, disks, "primary")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
 
     // Everything has been checked: now the shared storage may change.
-    let (arbiter, identity) = pair_options::begin_reign(&directory, &side, engine)?;
+    let protection = options.pair.protection();
+    let (arbiter, identity) = pair_options::begin_reign(&directory, &side, engine, protection)?;
     let generation = identity.generation;
     let address = place.listener.local_address();
     let backups = usize::from(options.backups);
@@ -68,6 +69,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
         generation,
         listen: Some(listen),
         wait_for_backups: if options.no_wait { 0 } else { backups },
+        protection,
     };
     let end = side.run_live(machine, duties);
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(800);
 const LINES: u32 = 12;
 
 /// Why this host cannot run Linux on KVM, in the doctor's words; `None` if it can.
-fn obstacle() -> Option<String> {
+pub fn obstacle() -> Option<String> {
     let report: Report = serde_json::from_slice(&vmft(["doctor", "--json"]).stdout).unwrap();
     let wanted = Wanted { purpose: Purpose::Unprotected, choice: Choice::Free };
     let obstacle = report.verdict().refusal(wanted);
@@ -42,7 +42,7 @@ fn records(engine: &str, directory: &Path) -> Output {
     vmft(words)
 }
 
-fn assert_clean(disk: &Path) {
+pub fn assert_clean(disk: &Path) {
     let check = check_disk(disk).unwrap();
     assert!(check.clean, "{}", check.report);
 }

@@ -10,6 +10,7 @@ mod checkpoints;
 mod engines;
 mod kernel_start;
 mod linux;
+mod linux_epochs;
 mod lockstep;
 mod per_exit;
 mod refusals;

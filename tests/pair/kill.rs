@@ -74,7 +74,7 @@ fn boot_setup() -> Setup {
 }
 
 /// The guest's end on the side that is left, and everything that must hold then.
-fn finish(pair: &mut Pair, survivor: Which, records: u32) {
+pub fn finish(pair: &mut Pair, survivor: Which, records: u32) {
     let exit = pair.wait_exit_reading(survivor);
     assert_eq!(exit.code(), Some(0), "{}", pair.report());
     pair.check_records(survivor, records);

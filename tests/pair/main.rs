@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod checkpoint_mode;
 mod ending;
 mod kill;
 mod output_rule;

@@ -13,8 +13,13 @@ fn disk_bytes(pair: &Pair) -> Vec<u8> {
 
 #[test]
 fn every_output_waits_for_an_acknowledgement_however_late() {
+    outputs_wait_however_late(&[]);
+}
+
+/// With `more` on both sides' command lines.
+pub fn outputs_wait_however_late(more: &[&'static str]) {
     let late = vec!["--acknowledge-delay", "300"];
-    let mut pair = Pair::start(&Setup { backup: late, ..Setup::default() });
+    let mut pair = Pair::start(&Setup { both: more.into(), backup: late, ..Setup::default() });
     pair.type_in(
         "$bb mount -t ext4 /dev/vda $disk; echo kept >$disk/file; sync $disk; echo d''one\n",
     );
@@ -34,7 +39,12 @@ fn every_output_waits_for_an_acknowledgement_however_late() {
 
 #[test]
 fn nothing_is_seen_while_the_backup_is_stopped_and_everything_after() {
-    let both = vec!["--suspect-after", "60000"];
+    nothing_is_seen_while_the_backup_is_stopped(&[]);
+}
+
+/// With `more` on both sides' command lines.
+pub fn nothing_is_seen_while_the_backup_is_stopped(more: &[&'static str]) {
+    let both = more.iter().copied().chain(["--suspect-after", "60000"]).collect();
     let mut pair = Pair::start(&Setup { both, ..Setup::default() });
     pair.type_in("$bb mount -t ext4 /dev/vda $disk; echo mo''unted\n");
     pair.read_text("mounted");

@@ -12,6 +12,8 @@ enum Mode {
     Silent,
     /// Carries so many more bytes, then cuts.
     CutsAfter(usize),
+    /// Carries so many more bytes, in the middle of whatever they are, then swallows everything.
+    SilentAfter(usize),
 }
 
 /// Forwards connections to one address.
@@ -64,6 +66,16 @@ impl Proxy {
         *self.mode.lock().unwrap() = Mode::CutsAfter(bytes);
     }
 
+    /// Both sides hear nothing more once so many more bytes have passed, and are not told.
+    pub fn go_silent_after(&self, bytes: usize) {
+        *self.mode.lock().unwrap() = Mode::SilentAfter(bytes);
+    }
+
+    /// True once they hear nothing.
+    pub fn is_silent(&self) -> bool {
+        *self.mode.lock().unwrap() == Mode::Silent
+    }
+
     /// Both sides hear nothing more, and are not told.
     pub fn go_silent(&self) {
         *self.mode.lock().unwrap() = Mode::Silent;
@@ -80,6 +92,16 @@ fn carry(mut from: TcpStream, mut to: TcpStream, mode: &Mutex<Mode>) {
             Mode::CutsAfter(left) if *left >= len => {
                 *left -= len;
                 true
+            }
+            Mode::SilentAfter(left) if *left > len => {
+                *left -= len;
+                true
+            }
+            Mode::SilentAfter(left) => {
+                // The far side's end closes when it is cut.
+                let _ = to.write_all(&bytes[..*left]);
+                *mode = Mode::Silent;
+                false
             }
             Mode::CutsAfter(_) => {
                 *mode = Mode::Carries;

@@ -3,7 +3,7 @@
 use crate::stage::{LIMIT, Shown, TURN, booted, contains, program, read_until};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -137,6 +137,17 @@ impl Relay {
             assert!(Instant::now() < deadline, "nobody is live; {}", self.report());
             std::thread::yield_now();
         }
+    }
+
+    /// The image all sides share.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// Waits until a side has ended by itself, and in order.
+    pub fn wait_end(&mut self, number: usize) {
+        let exit = self.sides.get_mut(&number).unwrap().wait_exit(LIMIT).unwrap();
+        assert!(exit.success(), "{}", self.report());
     }
 
     /// Kills a side at once.

@@ -127,7 +127,7 @@ pub enum CheckpointPiece {
 }
 
 /// What a piece is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PieceKind {
     /// [`CheckpointPiece::Header`].
     Header,
@@ -137,6 +137,11 @@ pub enum PieceKind {
     Pages,
     /// [`CheckpointPiece::End`].
     End,
+}
+
+impl PieceKind {
+    /// All kinds, in the order of their numbers in the log.
+    pub(crate) const ALL: [Self; 4] = [Self::Header, Self::State, Self::Pages, Self::End];
 }
 
 impl fmt::Display for PieceKind {

@@ -82,6 +82,8 @@ pub enum Difference {
     Stopped(String),
     /// An input fits no request of this side's devices.
     Arrival(String),
+    /// The log goes on by checkpoints.
+    Checkpoint,
 }
 
 pub(super) const REGISTER_NAMES: [&str; 18] = [
@@ -129,6 +131,9 @@ impl fmt::Display for Difference {
             Self::Past { next } => write!(f, "the guest is already past the next entry at {next}"),
             Self::Stopped(why) => write!(f, "the guest stopped ({why}), the log goes on"),
             Self::Arrival(why) => write!(f, "a logged input fits nothing here: {why}"),
+            Self::Checkpoint => {
+                f.write_str("the log goes on by checkpoints, and this side replays")
+            }
         }
     }
 }
@@ -275,7 +280,9 @@ impl<L: LogSource> Replaying<L> {
                 Ok(Some(Step::Stop(reason)))
             }
             Entry::Flush { .. } => Ok(Some(Step::Flush)),
-            Entry::Progress { .. } | Entry::Released { .. } => Ok(None),
+            Entry::Progress { .. } | Entry::Released { .. } | Entry::CheckpointPart { .. } => {
+                Ok(None)
+            }
         }
     }
 }
@@ -291,8 +298,9 @@ impl<L: LogSource> Inputs for Replaying<L> {
                 },
             };
             let Some(point) = entry.point() else {
-                if let Entry::Released { output } = entry {
-                    self.kept.released(output);
+                match entry {
+                    Entry::Released { output } => self.kept.released(output),
+                    _ => return Err(self.diverged(boundary.point, Difference::Checkpoint).into()),
                 }
                 continue;
             };

@@ -79,7 +79,8 @@ pub enum LockstepRefusal {
     #[error(
         "on engine {engine} a guest reads the host's time stamp counter and random numbers \
          unseen, so only a kernel that is known not to can be followed; use --engine soft, which \
-         follows any kernel, or the lockstep kernel of `vmft guest --lockstep`"
+         follows any kernel, or protect a pair by its state with --protect checkpoint, or use the \
+         lockstep kernel of `vmft guest --lockstep`"
     )]
     Kernel {
         /// The engine.

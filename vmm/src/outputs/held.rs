@@ -4,8 +4,8 @@ use super::{Output, OutputGate, OutputKind};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{EntrySequence, OutputSequence};
 
 /// Lets outputs out into the world. Must not block.
@@ -69,6 +69,8 @@ pub struct HeldOutputs {
     held: Mutex<Held>,
     outside: Arc<dyn Outside>,
     urgent: AtomicBool,
+    /// An output has begun to wait.
+    arrived: Condvar,
 }
 
 impl HeldOutputs {
@@ -86,6 +88,7 @@ impl HeldOutputs {
             }),
             outside,
             urgent: AtomicBool::new(false),
+            arrived: Condvar::new(),
         }
     }
 
@@ -198,6 +201,25 @@ impl HeldOutputs {
         }
     }
 
+    /// The outputs after `after` that wait: those an epoch has to tell of.
+    pub fn waiting_after(&self, after: OutputSequence) -> Vec<Output> {
+        let held = self.lock();
+        held.waiting.iter().filter(|output| output.sequence > after).cloned().collect()
+    }
+
+    /// Waits until an output after `after` waits, for at most `limit`; says whether one does.
+    pub fn wait_after(&self, after: OutputSequence, limit: Duration) -> bool {
+        let none =
+            |held: &mut Held| held.waiting.back().is_none_or(|output| output.sequence <= after);
+        let waited = self.arrived.wait_timeout_while(self.lock(), limit, none);
+        !waited.expect("no holder of the gate's lock panics").1.timed_out()
+    }
+
+    /// Marks whose acknowledgement is still to come.
+    pub fn marks_waiting(&self) -> usize {
+        self.lock().marks.len()
+    }
+
     /// Outputs that wait.
     pub fn waiting(&self) -> usize {
         self.lock().waiting.len()
@@ -226,6 +248,7 @@ impl OutputGate for HeldOutputs {
                     self.urgent.store(true, Ordering::Relaxed);
                 }
                 held.waiting.push_back(output);
+                self.arrived.notify_all();
             }
             Mode::Shut => {}
         }
@@ -235,7 +258,6 @@ impl OutputGate for HeldOutputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[derive(Debug, Default)]
     struct Seen(Mutex<Vec<u64>>);

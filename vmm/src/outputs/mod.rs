@@ -12,10 +12,11 @@ pub use held::{DelayStatistics, HeldOutputs, MarkBegun, Outside};
 pub use kept::KeptOutputs;
 
 use crate::board::DiskOperation;
+use serde::{Deserialize, Serialize};
 use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
 /// Something the outside world will see.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Its place in the guest's history of outputs.
     pub sequence: OutputSequence,
@@ -24,7 +25,7 @@ pub struct Output {
 }
 
 /// The kinds of outputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OutputKind {
     /// Console bytes.
     Console {

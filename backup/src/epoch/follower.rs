@@ -1,0 +1,143 @@
+//! A backup's copy of the machine, brought up to each whole epoch.
+
+use super::content::{EpochContent, EpochNumber};
+use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::checkpoint::{
+    CheckpointError, CheckpointPiece, CheckpointReader, CompleteCheckpoint, Page, PageBase,
+    PageNumber, PieceKind, SinkRefusal, StagedPages,
+};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::wire::DecodeError;
+use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
+use vmft_vmm::memory::{GuestRam, PAGE_SIZE};
+use vmft_vmm::outputs::Output;
+
+/// Why an epoch is refused. The copy is as it was after the one before.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EpochError {
+    /// A piece cannot be read.
+    #[error("a piece of an epoch cannot be read")]
+    Piece(#[source] DecodeError),
+    /// The pieces do not make a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// An epoch is missing, or came twice.
+    #[error("epoch {} came after {}", found.0, last.0)]
+    Number { last: EpochNumber, found: EpochNumber },
+    /// Its state cannot be read.
+    #[error("the state of an epoch cannot be decoded")]
+    Content(#[source] postcard::Error),
+    /// Its state is no machine's.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The guest's past would change.
+    #[error("an epoch at point {found} came after one at {last}")]
+    Point { last: ExecutionPoint, found: ExecutionPoint },
+    /// It is another machine's.
+    #[error("an epoch is of a machine made otherwise")]
+    Config,
+}
+
+/// Memory, as pages of a checkpoint change it.
+#[derive(Debug, Clone)]
+struct RamBase(GuestRam);
+
+impl PageBase for RamBase {
+    fn page_limit(&self) -> PageNumber {
+        crate::checkpoint::page_limit(&self.0)
+    }
+
+    fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
+        let refusal = || SinkRefusal(format!("there is no page {}", number.0));
+        let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
+        self.0.memory().read_slice(&mut data[..], GuestAddress(address)).map_err(|_| refusal())
+    }
+}
+
+/// The machine as it was at the last whole epoch, and what has come of the next.
+#[derive(Debug)]
+pub(super) struct EpochFollower {
+    ram: GuestRam,
+    source: BootSource,
+    state: MachineState,
+    reader: CheckpointReader,
+    staged: StagedPages<RamBase>,
+    /// The last epoch applied; none since this side joined, if none.
+    last: Option<EpochNumber>,
+    epochs: u64,
+}
+
+impl EpochFollower {
+    /// The machine as a join has brought it.
+    pub(super) fn new(checkpoint: &CompleteCheckpoint, ram: GuestRam) -> Result<Self, StateError> {
+        let source = BootSource::decode(&checkpoint.fixed)?;
+        let state = MachineState::decode(&checkpoint.state)?;
+        let staged = StagedPages::new(RamBase(ram.clone()));
+        let reader = CheckpointReader::new();
+        Ok(Self { ram, source, state, reader, staged, last: None, epochs: 0 })
+    }
+
+    pub(super) const fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    pub(super) fn point(&self) -> ExecutionPoint {
+        self.state.point()
+    }
+
+    /// Epochs applied.
+    pub(super) const fn epochs(&self) -> u64 {
+        self.epochs
+    }
+
+    /// Takes a piece. If it makes an epoch whole, that is applied, and its outputs are given: all of it,
+    /// or nothing.
+    pub(super) fn handle_piece(
+        &mut self,
+        piece: PieceKind,
+        bytes: &[u8],
+    ) -> Result<Option<Vec<Output>>, EpochError> {
+        let piece = CheckpointPiece::decode(piece, bytes).map_err(EpochError::Piece)?;
+        match self.reader.handle_piece(piece, &mut self.staged)? {
+            None => Ok(None),
+            Some(checkpoint) => self.apply(&checkpoint).map(Some),
+        }
+    }
+
+    fn apply(&mut self, checkpoint: &CompleteCheckpoint) -> Result<Vec<Output>, EpochError> {
+        let found = EpochNumber::of(checkpoint.position);
+        if let Some(last) = self.last.filter(|last| found != last.next()) {
+            return Err(EpochError::Number { last, found });
+        }
+        let content = EpochContent::decode(&checkpoint.state).map_err(EpochError::Content)?;
+        let state = MachineState::decode(&content.machine)?;
+        if state.config() != self.state.config() {
+            return Err(EpochError::Config);
+        }
+        let (last, found_point) = (self.state.point(), state.point());
+        if found_point < last || checkpoint.position.point != found_point {
+            return Err(EpochError::Point { last, found: found_point });
+        }
+        // Everything is checked: from here on nothing can fail.
+        let fresh = StagedPages::new(RamBase(self.ram.clone()));
+        for (number, page) in std::mem::replace(&mut self.staged, fresh).into_pages() {
+            self.ram
+                .memory()
+                .write_slice(&page[..], GuestAddress(number.0 * PAGE_SIZE))
+                .expect("a page that could be staged is memory");
+        }
+        self.state = state;
+        self.last = Some(found);
+        self.epochs += 1;
+        Ok(content.outputs)
+    }
+
+    /// The machine at the last whole epoch; what has come of another is dropped.
+    pub(super) fn into_machine(self) -> Result<Machine, StateError> {
+        Machine::restore(self.state.with_source(self.source), self.ram)
+    }
+}
+
+#[cfg(test)]
+#[path = "follower_tests.rs"]
+mod tests;

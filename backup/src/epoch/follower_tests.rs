@@ -1,0 +1,185 @@
+use super::*;
+use crate::checkpoint::RamPages;
+use std::collections::VecDeque;
+use vmft_guest_images::probe::ProbeGuest;
+use vmft_logging_channel::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
+use vmft_logging_channel::entry::{LogPosition, OutputSequence, StateDigest};
+use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
+use vmft_vmm::engine::EngineKind;
+use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
+use vmft_vmm::machine::{MachineConfig, RunEnd};
+use vmft_vmm::memory::{MIN_MEMORY, WriteView};
+use vmft_vmm::outputs::{OutputGate, OutputKind};
+
+/// Runs a machine to a point, or to where it waits.
+struct To(ExecutionPoint);
+
+impl Inputs for To {
+    fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
+        let there = boundary.idle || boundary.point >= self.0;
+        Ok(if there { Step::Pause } else { Step::RunTo(self.0) })
+    }
+
+    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
+        Ok(())
+    }
+}
+
+struct Nowhere;
+
+impl OutputGate for Nowhere {
+    fn emit(&self, _: Output) {}
+}
+
+fn machine() -> Machine {
+    let config = MachineConfig {
+        board: BoardConfig {
+            memory: Size(MIN_MEMORY),
+            clock_base: UnixSeconds(1_700_000_000),
+            disks: vec![],
+            entropy: true,
+        },
+        engine: EngineKind::Soft,
+    };
+    let kernel = ProbeGuest::default().image().into();
+    Machine::new(config, BootSource { kernel, ..BootSource::default() }).expect("a probe guest")
+}
+
+fn run(machine: &mut Machine, instructions: u64) {
+    let to = machine.point().after(instructions);
+    let end = machine.run(&mut To(to), &Nowhere).expect("the probe guest runs");
+    assert_eq!(end, RunEnd::Paused);
+}
+
+/// Another machine's memory, as a join would have brought it.
+fn copy(machine: &mut Machine) -> EpochFollower {
+    let ram = GuestRam::new(MIN_MEMORY).expect("memory");
+    for page in machine.nonzero_pages() {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let address = page.address();
+        machine.ram().memory().read_slice(&mut bytes, address).expect("memory");
+        ram.memory().write_slice(&bytes, address).expect("memory");
+    }
+    let checkpoint = CompleteCheckpoint {
+        position: LogPosition::start_of_log(machine.point()),
+        fixed: machine.boot_source().encode(),
+        state: machine.state().encode(),
+        pages: 0,
+    };
+    EpochFollower::new(&checkpoint, ram).expect("the machine's own state")
+}
+
+type Pieces = VecDeque<(PieceKind, Vec<u8>)>;
+
+fn output(sequence: u64) -> Output {
+    let kind = OutputKind::Console { offset: sequence, bytes: vec![b'x'] };
+    Output { sequence: OutputSequence(sequence), kind }
+}
+
+/// The epoch that ends here.
+fn epoch(machine: &mut Machine, view: &WriteView, number: u64) -> Pieces {
+    let written = machine_pages(machine, view);
+    let mut pages = RamPages::some(machine.ram(), written);
+    let limit = crate::checkpoint::page_limit(machine.ram());
+    let encoder = PageEncoder::for_earlier(0);
+    let (mut writer, first) =
+        CheckpointWriter::begin(MemoryBase::Earlier, limit, &[], encoder).expect("no fixed part");
+    let mut pieces = first;
+    while let Some(piece) = writer.next_pages(&mut pages, false) {
+        pieces.push(piece);
+    }
+    let content = EpochContent { machine: machine.state().encode(), outputs: vec![output(number)] };
+    let position = EpochNumber(number).position(machine.point());
+    let (last, _) = writer.finish(position, &content.encode()).expect("a small state");
+    pieces.extend(last);
+    pieces.iter().map(|piece| (piece.kind(), piece.encode(Vec::new()))).collect()
+}
+
+fn machine_pages(machine: &mut Machine, view: &WriteView) -> Vec<vmft_vmm::memory::PageNumber> {
+    let pages = machine.take_written(view);
+    assert!(!pages.is_empty(), "the probe guest writes");
+    pages
+}
+
+fn feed(follower: &mut EpochFollower, pieces: &Pieces, count: usize) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    for (kind, bytes) in pieces.iter().take(count) {
+        let came = follower.handle_piece(*kind, bytes).expect("a piece of an epoch");
+        outputs.extend(came.into_iter().flatten());
+    }
+    outputs
+}
+
+/// State, and memory, to be compared.
+fn summary(machine: &mut Machine) -> (Vec<u8>, Vec<(u64, Vec<u8>)>) {
+    let ram = machine.ram().clone();
+    let pages = machine.nonzero_pages().into_iter().map(|page| {
+        let mut bytes = vec![0; PAGE_SIZE as usize];
+        ram.memory().read_slice(&mut bytes, page.address()).expect("memory");
+        (page.0, bytes)
+    });
+    let pages = pages.collect();
+    (machine.state().encode(), pages)
+}
+
+#[test]
+fn an_epoch_counts_whole_or_not_at_all_wherever_it_is_cut() {
+    let mut machine = machine();
+    run(&mut machine, 1_000);
+    let view = machine.watch_writes();
+    let mut copies: Vec<EpochFollower> = Vec::new();
+    for _ in 0..16 {
+        copies.push(copy(&mut machine));
+    }
+    let before = summary(&mut machine);
+    run(&mut machine, 3_000);
+    let after = summary(&mut machine);
+    assert!(before != after, "the guest has done something");
+    let pieces = epoch(&mut machine, &view, 1);
+    assert!((4..copies.len()).contains(&pieces.len()), "{} pieces", pieces.len());
+    for (count, mut follower) in (0..=pieces.len()).zip(copies) {
+        let outputs = feed(&mut follower, &pieces, count);
+        let mut taken_over = follower.into_machine().expect("a machine's state");
+        let found = summary(&mut taken_over);
+        if count < pieces.len() {
+            assert!(outputs.is_empty() && found == before, "{count} pieces have changed something");
+        } else {
+            assert_eq!(outputs, [output(1)]);
+            assert!(found == after, "the whole epoch is not what the machine was");
+        }
+    }
+}
+
+#[test]
+fn an_epoch_that_is_missing_or_damaged_is_refused_and_changes_nothing() {
+    let mut machine = machine();
+    run(&mut machine, 1_000);
+    let view = machine.watch_writes();
+    let (mut gap, mut damaged) = (copy(&mut machine), copy(&mut machine));
+    run(&mut machine, 2_000);
+    let first = epoch(&mut machine, &view, 1);
+    let at_first = summary(&mut machine);
+    feed(&mut gap, &first, first.len());
+    feed(&mut damaged, &first, first.len());
+    run(&mut machine, 2_000);
+    let mut third = epoch(&mut machine, &view, 3);
+    feed(&mut gap, &third, third.len() - 1);
+    let (kind, bytes) = third.back().expect("an end");
+    let error = gap.handle_piece(*kind, bytes).expect_err("one is missing");
+    assert_eq!(error.to_string(), "epoch 3 came after 1");
+    // A bit of the state, which the digest covers.
+    let last = third.len() - 2;
+    third[last].1[9] ^= 1;
+    feed(&mut damaged, &third, third.len() - 1);
+    let (kind, bytes) = third.back().expect("an end");
+    let error = damaged.handle_piece(*kind, bytes).expect_err("a bit is wrong");
+    assert!(matches!(error, EpochError::Checkpoint(CheckpointError::Digest { .. })), "{error}");
+    for follower in [gap, damaged] {
+        let mut taken_over = follower.into_machine().expect("a machine's state");
+        assert!(summary(&mut taken_over) == at_first, "a refused epoch has changed something");
+    }
+}

@@ -1,0 +1,107 @@
+//! A backup that is kept by epochs: joins like any other, applies what comes, and goes live from the
+//! last whole epoch.
+
+use super::follower::EpochFollower;
+use crate::channel_log::ChannelSource;
+use crate::checkpoint::MachineSink;
+use crate::follower::ReplayGate;
+use crate::following::{BackupControl, BackupDuties, Followed, Race, succession};
+use crate::live::error_chain;
+use crate::side::{Side, SideEnd, SideError};
+use crate::status::{EpochReport, Role};
+use crate::tell;
+use std::sync::{Arc, Mutex};
+use vmft_logging_channel::entry::{Entry, StopReason};
+use vmft_logging_channel::transport::Joined;
+use vmft_vmm::inputs::{LogEnd, LogSource};
+use vmft_vmm::outputs::{KeptOutputs, OutputGate};
+
+/// How a log of epochs ended.
+enum LogOver {
+    /// The primary has stopped its machine.
+    Stopped(StopReason),
+    /// There is no more.
+    Ended,
+    /// It cannot be followed.
+    Broken(String),
+}
+
+impl Side {
+    pub(crate) fn follow_epochs(
+        &self,
+        joined: Joined<MachineSink>,
+        duties: &BackupDuties,
+        control: &Arc<BackupControl>,
+        divergences: &mut u32,
+    ) -> Result<Followed, SideError> {
+        let Joined { channel, terms, checkpoint, sink } = joined;
+        let channel = Arc::new(channel);
+        let mut follower = EpochFollower::new(&checkpoint, sink.into_ram())?;
+        drop(checkpoint);
+        control.attend(&channel);
+        self.status.set_guest_memory(follower.ram().host_ranges());
+        self.watch_channel(&channel);
+        self.status.set_role(Role::Backup, terms.generation);
+        tell!("following the primary by checkpoints from point {}", follower.point());
+
+        let race = Arc::new(Mutex::new(Race::default()));
+        let kept = Arc::new(KeptOutputs::default());
+        let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
+        let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
+        let mut source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
+        let over = self.apply_epochs(&mut follower, &mut source, &gate, &kept);
+        control.set(None);
+        match over {
+            LogOver::Stopped(reason) => {
+                let (generation, machine) = (channel.generation(), follower.into_machine()?);
+                self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
+                Ok(Followed::End(SideEnd::Stopped(reason)))
+            }
+            LogOver::Ended if source.won() => {
+                let machine = follower.into_machine()?;
+                let succession = succession(&race, &kept, &machine);
+                Ok(Followed::Won(Box::new((machine, succession))))
+            }
+            LogOver::Ended => Ok(self.not_won(&channel, &race, duties.patience)),
+            LogOver::Broken(why) => {
+                let report = format!("an epoch is refused: {why}");
+                Ok(self.join_again(report, "", &channel, divergences))
+            }
+        }
+    }
+
+    fn apply_epochs(
+        &self,
+        follower: &mut EpochFollower,
+        source: &mut ChannelSource,
+        gate: &ReplayGate,
+        kept: &KeptOutputs,
+    ) -> LogOver {
+        loop {
+            self.status.gauges().set_point(follower.point());
+            let entry = match source.next(follower.point()) {
+                Ok(entry) => entry,
+                Err(LogEnd::Ended) => return LogOver::Ended,
+            };
+            match entry {
+                Entry::CheckpointPart { piece, bytes } => {
+                    match follower.handle_piece(piece, &bytes) {
+                        Ok(None) => {}
+                        Ok(Some(outputs)) => {
+                            outputs.into_iter().for_each(|output| gate.emit(output));
+                            let epochs = follower.epochs();
+                            let report = EpochReport { epochs, ..EpochReport::default() };
+                            self.status.update(|status| status.epochs = Some(report));
+                        }
+                        Err(error) => return LogOver::Broken(error_chain(&error)),
+                    }
+                }
+                Entry::Released { output } => kept.released(output),
+                Entry::Stop { reason, .. } => return LogOver::Stopped(reason),
+                other => {
+                    return LogOver::Broken(format!("a log of epochs has no {other:?}"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The thread that asks a running machine for its epochs.
+
+use super::pace::{Cost, Interval};
+use super::sender::{EpochSender, Sent, take};
+use crate::requests::Requests;
+use crate::status::{EpochReport, StatusBoard, ms};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vmft_logging_channel::entry::StopReason;
+use vmft_logging_channel::transport::PrimaryChannel;
+use vmft_vmm::machine::Machine;
+use vmft_vmm::memory::WriteView;
+use vmft_vmm::outputs::HeldOutputs;
+use vmft_vmm::world::Mailbox;
+
+/// How long epochs stand back for a backup that wants to join between two of them.
+const JOIN_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What the machine's thread and the epochs' agree on.
+#[derive(Debug, Default)]
+struct Turn {
+    /// An epoch was taken and its end is not in the log yet.
+    under_way: AtomicBool,
+    /// A backup waits to join between two epochs.
+    wanted: Mutex<bool>,
+    changed: Condvar,
+    /// Another backup has joined since the last epoch.
+    joined: AtomicBool,
+    /// No more epochs.
+    over: AtomicBool,
+}
+
+impl Turn {
+    fn wanted(&self) -> MutexGuard<'_, bool> {
+        self.wanted.lock().expect("no holder of this lock panics")
+    }
+
+    fn want(&self, wanted: bool) {
+        *self.wanted() = wanted;
+        self.changed.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Waits for `time`, unless it is over.
+    fn wait(&self, time: Duration) {
+        let on = |_: &mut bool| !self.is_over();
+        let waited = self.changed.wait_timeout_while(self.wanted(), time, on);
+        drop(waited.expect("no holder of this lock panics"));
+    }
+
+    /// Lets a backup that waits join first.
+    fn give_way(&self) {
+        let wanted = |wanted: &mut bool| *wanted && !self.is_over();
+        let waited = self.changed.wait_timeout_while(self.wanted(), JOIN_PATIENCE, wanted);
+        drop(waited.expect("no holder of this lock panics"));
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        drop(self.wanted());
+        self.changed.notify_all();
+    }
+}
+
+/// The epochs of a machine, from the first backup's join to the loss of the last.
+#[derive(Debug)]
+pub(crate) struct Epochs {
+    turn: Arc<Turn>,
+    view: Arc<WriteView>,
+    thread: Option<JoinHandle<EpochSender>>,
+}
+
+/// What epochs need of their side.
+#[derive(Debug)]
+pub(crate) struct EpochSide {
+    pub(crate) channel: Arc<PrimaryChannel>,
+    pub(crate) gate: Arc<HeldOutputs>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) status: Arc<StatusBoard>,
+}
+
+impl Epochs {
+    /// Begins with the machine as it is, at rest: a backup is being given it.
+    pub(crate) fn begin(machine: &mut Machine, side: EpochSide, interval: Interval) -> Self {
+        let view = Arc::new(machine.watch_writes());
+        let turn = Arc::new(Turn::default());
+        let EpochSide { channel, gate, requests, mailbox, status } = side;
+        let sender = EpochSender::new(channel, gate, machine.outputs());
+        let pacer = Pacer {
+            turn: Arc::clone(&turn),
+            view: Arc::clone(&view),
+            requests,
+            mailbox,
+            status,
+            interval,
+        };
+        let thread = std::thread::Builder::new().name("epochs".to_owned());
+        let thread = thread.spawn(move || pacer.run(sender));
+        let thread = thread.expect("a host that cannot start a thread cannot run a machine");
+        Self { turn, view, thread: Some(thread) }
+    }
+
+    /// Another backup wants the machine as it is here: true if that is between two epochs, of which
+    /// nothing is under way. If it is not, epochs stand back for a moment.
+    pub(crate) fn make_room(&self, gate: &HeldOutputs) -> bool {
+        let clear = !self.turn.under_way.load(Ordering::Acquire) && gate.marks_waiting() == 0;
+        if clear {
+            self.turn.joined.store(true, Ordering::Release);
+        }
+        self.turn.want(!clear);
+        clear
+    }
+
+    /// Nobody follows any more: true when the thread has noticed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.turn.end();
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// The machine has stopped for good, and takes no more requests: sends its last epoch and the stop
+    /// to whoever follows.
+    pub(crate) fn finish(mut self, machine: &mut Machine, reason: StopReason) {
+        let Some(thread) = self.thread.take() else { return };
+        let Ok(mut sender) = thread.join() else { return };
+        // Without a backup there is nobody who must know.
+        let _ = sender.finish(machine, &self.view, reason);
+    }
+}
+
+impl Drop for Epochs {
+    fn drop(&mut self) {
+        self.turn.end();
+    }
+}
+
+/// The thread.
+struct Pacer {
+    turn: Arc<Turn>,
+    view: Arc<WriteView>,
+    requests: Arc<Requests>,
+    mailbox: Arc<Mailbox>,
+    status: Arc<StatusBoard>,
+    interval: Interval,
+}
+
+impl Pacer {
+    /// Until the machine stops, or nobody follows. Gives the sender back for a last word.
+    fn run(self, mut sender: EpochSender) -> EpochSender {
+        let mut cost = Cost::default();
+        let mut began = Instant::now();
+        let mut report = EpochReport::default();
+        while self.wait_due(&sender, began, cost) {
+            self.turn.give_way();
+            began = Instant::now();
+            let (turn, view, gate) =
+                (Arc::clone(&self.turn), Arc::clone(&self.view), Arc::clone(sender.gate()));
+            let told = sender.told();
+            let taken = self.requests.at_rest(&self.mailbox, move |machine| {
+                turn.under_way.store(true, Ordering::Release);
+                (take(machine, &view, &gate, told), turn.joined.swap(false, Ordering::AcqRel))
+            });
+            let Ok((taken, joined)) = taken else { break };
+            if joined {
+                sender.forget();
+            }
+            let sent = sender.send(taken);
+            self.turn.under_way.store(false, Ordering::Release);
+            let Ok(sent) = sent else { break };
+            cost = sent.cost;
+            report.add(&sent);
+            let now = report.clone();
+            self.status.update(|status| status.epochs = Some(now));
+        }
+        sender
+    }
+
+    /// Waits until the next epoch is due; false when there is none.
+    fn wait_due(&self, sender: &EpochSender, began: Instant, cost: Cost) -> bool {
+        let due = self.interval.after(cost);
+        self.turn.wait(due.with_outputs.saturating_sub(began.elapsed()));
+        // An output's thread cannot tell this one that it is over; so that is looked at now and then.
+        while !self.turn.is_over() {
+            let left = due.without.saturating_sub(began.elapsed());
+            if left.is_zero() || sender.gate().wait_after(sender.told(), left.min(LOOK)) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// How long one wait for an output may take.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl EpochReport {
+    fn add(&mut self, sent: &Sent) {
+        let Sent { cost, dirty_bytes, sent_bytes } = sent;
+        self.epochs += 1;
+        self.pause_ms = ms(cost.rest);
+        self.worst_pause_ms = self.worst_pause_ms.max(self.pause_ms);
+        self.sending_ms = ms(cost.sending);
+        self.dirty_bytes += dirty_bytes;
+        self.sent_bytes += sent_bytes;
+    }
+}
