@@ -6,6 +6,7 @@ pub mod commands;
 pub mod examples;
 pub mod interrupt;
 pub mod machine_options;
+pub mod net_options;
 pub mod options;
 pub mod pair;
 pub mod pair_options;

@@ -1,5 +1,6 @@
 //! The options that say what the machine is, and how they become one.
 
+use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
@@ -19,6 +20,7 @@ use vmft_vmm::engine::{EngineKind, PointKind};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
+use vmft_vmm::world::net::NetPort;
 use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
 
 /// What executes the guest.
@@ -132,6 +134,11 @@ pub struct MachineOptions {
     /// A disk image; may be given several times. Both sides of a pair name the same image
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     pub disk: Vec<DiskOption>,
+    /// The guest's network: a TAP device, or a socket where `passt` (or QEMU) listens. Each side of a
+    /// pair names its own
+    #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH[,mac=MAC][,offloads=on|off]",
+          help_heading = "Machine")]
+    pub net: Option<NetOption>,
     /// Start from a snapshot instead of booting; disks are given as when it was taken
     #[arg(long, value_name = "DIR",
           conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory", "engine", "points"],
@@ -205,7 +212,12 @@ pub fn fresh_id() -> Result<String> {
 }
 
 /// This process with what it has for its guest.
-pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Result<Side> {
+pub fn make_side(
+    options: &SideOptions,
+    disks: Vec<DiskFile>,
+    network: Option<Arc<NetPort>>,
+    role: &str,
+) -> Result<Side> {
     Ok(Side {
         who: Candidate {
             id: fresh_id()?,
@@ -217,6 +229,7 @@ pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Res
         console: ConsoleHub::open(&options.serial.0)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
+        network,
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
     })
@@ -245,6 +258,11 @@ impl MachineOptions {
         Ok(machine)
     }
 
+    /// The machine's connection to the network, open.
+    pub fn network(&self, machine: &Machine) -> Result<Option<Arc<NetPort>>> {
+        NetOption::port_of_machine(self.net.as_ref(), machine.config().board.net.as_ref())
+    }
+
     fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
         let engine = self.engine.wanted(purpose)?.unwrap_or_default();
         let configs = disk_configs(disks);
@@ -252,6 +270,7 @@ impl MachineOptions {
             let machine = snapshot::restore(directory)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
+            NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;
             return Ok(machine);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
@@ -261,6 +280,7 @@ impl MachineOptions {
                 clock_base: UnixSeconds(i64::try_from(now.as_secs())?),
                 disks: configs,
                 entropy: true,
+                net: self.net.as_ref().map(NetOption::config).transpose()?,
             },
             engine,
         };

@@ -116,8 +116,7 @@ impl Side {
                     if let Some(config) = &mut listen {
                         let machine = machine.config();
                         config.identity.generation = generation;
-                        config.identity.fingerprint =
-                            fingerprint(machine.engine, &machine.board.disks);
+                        config.identity.fingerprint = fingerprint(machine.engine, &machine.board);
                     }
                     let live = LiveDuties {
                         arbiter: duties.arbiter,

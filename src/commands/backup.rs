@@ -5,6 +5,7 @@ use crate::interrupt;
 use crate::machine_options::{
     ENGINE_REMEDY, EngineOptions, Purpose, SideOptions, make_side, open_disks,
 };
+use crate::net_options::NetOption;
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties};
+use vmft_backup::identity::Joining;
 use vmft_backup::side::SideError;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
@@ -42,6 +44,9 @@ pub struct BackupOptions {
     /// A disk image, the same as the primary's; may be given several times
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     disk: Vec<DiskOption>,
+    /// Where the guest's network is connected once this side is live; needed if the primary has one
+    #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
+    net: Option<NetOption>,
     /// Acknowledge so late, in milliseconds: to see that outputs wait
     #[arg(long, value_name = "MS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Experiments")]
@@ -66,14 +71,18 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(Purpose::Lockstep)?;
     let disks = open_disks(&options.disk, false)?;
+    let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = options.listen.as_ref().map(ListenPlace::take).transpose()?;
-    let side = make_side(&options.side, disks, "backup")?;
+    let side = make_side(&options.side, disks, network, "backup")?;
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
     interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
 
     let patience = Duration::from_secs(options.connect_timeout);
-    let find = || pair_options::find_pair(&directory, &side, wanted);
+    let configs = pair_options::disk_configs(&side.disks);
+    let mac = options.net.as_ref().map(|net| net.mac);
+    let joining = Joining { engine: wanted, disks: &configs, network: mac };
+    let find = || pair_options::find_pair(&directory, joining);
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -137,6 +146,10 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
                 "a guest on --engine kvm needs the same CPU and microcode on both hosts; --engine \
                  soft runs on different ones"
+            }
+            Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {
+                "name with --net where the guest's network is connected on this host, without mac=, \
+                 if the primary has one"
             }
             Refusal::Fingerprint(_) => "give both sides the same --disk options and the same vmft",
             Refusal::WrongGeneration { .. } => "name the side that is live now with --primary",

@@ -1,7 +1,7 @@
 //! Inputs from the world.
 
 use super::clock::HostTime;
-use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Step, Wish};
+use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -25,10 +25,10 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn now(&mut self) -> HostTime;
     /// Takes what the operator asks, if anything.
     fn take_asked(&mut self) -> Option<Asked>;
-    /// Takes the next arrival; console input at most `console_room` bytes at a time.
-    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival>;
+    /// Takes the next arrival that there is room for.
+    fn take_arrival(&mut self, room: Room) -> Option<Arrival>;
     /// Waits until there is something to take, or until `deadline`; true if there is.
-    fn wait(&mut self, deadline: Option<HostTime>, console_room: usize) -> bool;
+    fn wait(&mut self, deadline: Option<HostTime>, room: Room) -> bool;
     /// Starts what will become an arrival.
     ///
     /// # Errors
@@ -81,10 +81,10 @@ impl<S: InputSource> Live<S> {
                 self.clock.waited(host, boundary.point);
                 return self.sync(host, boundary);
             }
-            if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+            if let Some(arrival) = self.source.take_arrival(boundary.room) {
                 return Step::Deliver(arrival);
             }
-            if self.source.wait(next_timer, boundary.console_room) {
+            if self.source.wait(next_timer, boundary.room) {
                 // An arrival comes at the present, not at the time the guest went to sleep.
                 self.must_sync = true;
             }
@@ -119,7 +119,7 @@ impl<S: InputSource> Inputs for Live<S> {
         if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
         }
-        if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+        if let Some(arrival) = self.source.take_arrival(boundary.room) {
             return Ok(Step::Deliver(arrival));
         }
         Ok(on)
@@ -151,10 +151,10 @@ mod tests {
         fn take_asked(&mut self) -> Option<Asked> {
             self.0.take()
         }
-        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
             Some(Arrival::ConsoleInput(b"x".to_vec()))
         }
-        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             true
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
@@ -175,7 +175,7 @@ mod tests {
             // Long due on the host.
             next_timer: Some(VirtualTime::from_ns(1_000)),
             outputs: OutputSequence(0),
-            console_room: 16,
+            room: Room { console: 16, packets: false },
         }
     }
 
