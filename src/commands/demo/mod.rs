@@ -1,6 +1,7 @@
 //! `vmft demo`: a guest survives the loss of its primary, before the user's eyes.
 
 mod ledger;
+mod network;
 mod probe;
 mod report;
 mod shell;
@@ -12,6 +13,7 @@ use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use ledger::Ledger;
+use network::Client;
 use report::{RecordVerdicts, Report, Verdicts};
 use std::ffi::OsString;
 use std::io::Write;
@@ -57,6 +59,10 @@ pub struct DemoOptions {
     /// Kill the primary after this record, or the probe's line; default: in the middle
     #[arg(long, value_name = "N")]
     kill_after: Option<u32>,
+    /// Give the guest a network, and let a client keep a TCP connection to it open across the kill;
+    /// needs root
+    #[arg(long)]
+    net: bool,
     #[command(flatten)]
     engine: EngineOptions,
     /// Guest memory
@@ -111,45 +117,71 @@ struct Stage {
     primary: SideProcess,
     backup: SideProcess,
     console: PairConsole,
+    /// Talks to the guest, if it has a network.
+    client: Option<Client>,
 }
 
 impl Stage {
-    /// Starts both sides, `both` on the command lines of both, `primary` on that of one.
+    /// Starts both sides, `both` on the command lines of both, `primary` on that of one; with a
+    /// network if there is one.
     fn set(
         workplace: &Path,
         both: &[OsString],
         primary: impl IntoIterator<Item = OsString>,
+        with_network: bool,
     ) -> Result<Self> {
+        let net = |tap: &str| {
+            let words = with_network.then(|| ["--net".to_owned(), format!("tap={tap}")]);
+            words.into_iter().flatten().map(OsString::from)
+        };
         let program = std::env::current_exe().context("finding this program")?;
         let mut arguments: Vec<OsString> = vec!["--listen".into(), "tcp:127.0.0.1:0".into()];
-        arguments.extend(both.iter().cloned().chain(primary));
+        arguments.extend(both.iter().cloned().chain(primary).chain(net(network::TAPS[0])));
         let mut primary = SideProcess::start(&program, Which::Primary, workplace, &arguments)?;
         let status = primary.wait_status(EXIT_LIMIT, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
         let mut arguments: Vec<OsString> =
             vec!["--primary".into(), format!("tcp:{address}").into()];
-        arguments.extend(both.iter().cloned());
+        arguments.extend(both.iter().cloned().chain(net(network::TAPS[1])));
         let mut backup = SideProcess::start(&program, Which::Backup, workplace, &arguments)?;
         let mut console = PairConsole::default();
         console.attach(&mut primary)?;
         console.attach(&mut backup)?;
-        Ok(Self { primary, backup, console })
+        let client = with_network.then(Client::start).transpose()?;
+        Ok(Self { primary, backup, console, client })
     }
 
     /// Starts the default guest on a fresh disk.
     fn set_linux(disk: &Path, options: &DemoOptions, workload: Workload) -> Result<Self> {
         make_disk(disk, DiskSize::DEMO, "vmft-demo")?;
         let workplace = disk.parent().expect("a file in the workplace");
+        let with_network = options.net && make_network();
+        let mut cmdline = workload.cmdline();
+        if with_network {
+            cmdline = format!("{cmdline} {}", network::cmdline());
+        }
         let words = [
             "--memory".to_owned(),
             format!("size={}", options.memory.size),
             "--cmdline".to_owned(),
-            workload.cmdline(),
+            cmdline,
         ];
         let engine = options.engine.arguments().into_iter().map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
-        Self::set(workplace, &["--disk".into(), prefixed("path=", disk)], primary)
+        let both = ["--disk".into(), prefixed("path=", disk)];
+        Self::set(workplace, &both, primary, with_network)
     }
+}
+
+/// Makes the demo's network, or says why there is none.
+fn make_network() -> bool {
+    let made = network::make();
+    if let Err(error) = &made {
+        eprintln!(
+            "vmft: {error:#}; the demo goes on without a network, which only root can make here"
+        );
+    }
+    made.is_ok()
 }
 
 /// What came of a guest whose primary was killed.
@@ -238,9 +270,13 @@ fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result
             }
             Look::Closed => break,
         }
-        if kill.is_none() && due(&ledger) {
+        let connected = stage.client.as_ref().is_none_or(Client::is_connected);
+        if kill.is_none() && connected && due(&ledger) {
             let status = stage.primary.status().context("asking the primary before its end")?;
             stage.primary.kill()?;
+            if let Some(client) = &stage.client {
+                client.primary_killed();
+            }
             kill = Some((Instant::now(), status));
             eprintln!("\r\nvmft: primary (process {}) killed with SIGKILL", stage.primary.pid());
         }
@@ -267,6 +303,7 @@ fn finish(
         records,
         bytes_repeated_to_readers: stage.console.merger().repeated(),
         bytes_missing: stage.console.merger().missing(),
+        client: stage.client.as_ref().map(Client::report),
     };
     let report = Report::new(&ledger, verdicts, &before, survivor, first_output, elapsed);
     report.print();
