@@ -10,6 +10,7 @@ pub mod net_options;
 pub mod options;
 pub mod pair;
 pub mod pair_options;
+pub mod private_network;
 mod process;
 pub mod progress;
 pub mod remedy;

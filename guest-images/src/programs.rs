@@ -4,8 +4,8 @@
 use crate::error::GuestError;
 use crate::guest::Unpacked;
 use object::LittleEndian;
-use object::elf::FileHeader64;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use object::elf::{DT_NEEDED, FileHeader64};
+use object::read::elf::{FileHeader, ProgramHeader};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -74,27 +74,15 @@ fn wanted(contents: &[u8]) -> Result<Wanted, &'static str> {
         .iter()
         .any(|segment| matches!(segment.interpreter(endian, contents), Ok(Some(_))));
     let sections = header.sections(endian, contents).map_err(|_| NOT_ELF)?;
+    let table = sections.dynamic_table(endian, contents).map_err(|_| NOT_ELF)?;
     let mut libraries = Vec::new();
-    if let Some((entries, link)) = sections.dynamic(endian, contents).map_err(|_| NOT_ELF)? {
-        let strings = sections.strings(endian, contents, link).map_err(|_| NOT_ELF)?;
-        for entry in entries.iter().filter(|entry| entry.is_needed(endian)) {
-            let name = entry.string(endian, strings).map_err(|_| NOT_ELF)?;
-            libraries.push(String::from_utf8_lossy(name).into_owned());
-        }
+    for entry in table.iter().filter(|entry| entry.tag == DT_NEEDED) {
+        let name = table.string(entry).map_err(|_| NOT_ELF)?;
+        libraries.push(String::from_utf8_lossy(name).into_owned());
     }
     // The dynamic linker itself is named by libraries that call it; it needs nothing.
     libraries.retain(|name| !LINKER.ends_with(name.as_str()));
     Ok(Wanted { libraries, linker })
-}
-
-trait Needed {
-    fn is_needed(&self, endian: LittleEndian) -> bool;
-}
-
-impl<T: Dyn<Endian = LittleEndian>> Needed for T {
-    fn is_needed(&self, endian: LittleEndian) -> bool {
-        self.tag32(endian) == Some(object::elf::DT_NEEDED)
-    }
 }
 
 #[cfg(test)]

@@ -63,6 +63,11 @@ impl Lab {
         Ok(Self { directory, program, guests: 0, snapshot: None })
     }
 
+    /// The program under measurement.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     fn new_directory(&mut self) -> Result<PathBuf> {
         self.guests += 1;
         let path = self.directory.path().join(self.guests.to_string());

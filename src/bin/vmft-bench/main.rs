@@ -7,6 +7,7 @@ mod figure;
 mod host;
 mod lab;
 mod measure;
+mod network;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -35,6 +36,13 @@ const NAMES: &[&str] = &[
     "output-delay",
     "memory-overhead",
     "kill-to-output",
+    "client-gap",
+    "protected-transmit",
+    "protected-receive",
+    "protected-http",
+    "log-per-byte-transmit",
+    "log-per-byte-receive",
+    "ping-added",
 ];
 
 /// Measures the figures the project promises.
@@ -104,6 +112,7 @@ const PARTS: &[Part] = &[
         |lab, effort, _| measure::steady(lab, effort),
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
+    (network::NAMES, |lab, effort, wanted| network::figures(lab.program(), effort, wanted)),
 ];
 
 fn bench(options: &Options) -> Result<()> {

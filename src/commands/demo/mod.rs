@@ -8,6 +8,7 @@ mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
 use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
+use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
@@ -122,32 +123,36 @@ struct Stage {
 }
 
 impl Stage {
-    /// Starts both sides, `both` on the command lines of both, `primary` on that of one; with a
+    /// Starts both sides, `both` on the command lines of both, `primary` on that of one; in the
     /// network if there is one.
     fn set(
         workplace: &Path,
         both: &[OsString],
         primary: impl IntoIterator<Item = OsString>,
-        with_network: bool,
+        network: Option<&PrivateNetwork>,
     ) -> Result<Self> {
         let net = |tap: &str| {
-            let words = with_network.then(|| ["--net".to_owned(), format!("tap={tap}")]);
+            let words = network.map(|_| ["--net".to_owned(), format!("tap={tap}")]);
             words.into_iter().flatten().map(OsString::from)
+        };
+        let start = |program: &Path, which, arguments: &[OsString]| {
+            let start = || SideProcess::start(program, which, workplace, arguments);
+            network.map_or_else(start, |network| network.within(start))
         };
         let program = std::env::current_exe().context("finding this program")?;
         let mut arguments: Vec<OsString> = vec!["--listen".into(), "tcp:127.0.0.1:0".into()];
         arguments.extend(both.iter().cloned().chain(primary).chain(net(network::TAPS[0])));
-        let mut primary = SideProcess::start(&program, Which::Primary, workplace, &arguments)?;
+        let mut primary = start(&program, Which::Primary, &arguments)?;
         let status = primary.wait_status(EXIT_LIMIT, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
         let mut arguments: Vec<OsString> =
             vec!["--primary".into(), format!("tcp:{address}").into()];
         arguments.extend(both.iter().cloned().chain(net(network::TAPS[1])));
-        let mut backup = SideProcess::start(&program, Which::Backup, workplace, &arguments)?;
+        let mut backup = start(&program, Which::Backup, &arguments)?;
         let mut console = PairConsole::default();
         console.attach(&mut primary)?;
         console.attach(&mut backup)?;
-        let client = with_network.then(Client::start).transpose()?;
+        let client = network.map(Client::start).transpose()?;
         Ok(Self { primary, backup, console, client })
     }
 
@@ -155,10 +160,10 @@ impl Stage {
     fn set_linux(disk: &Path, options: &DemoOptions, workload: Workload) -> Result<Self> {
         make_disk(disk, DiskSize::DEMO, "vmft-demo")?;
         let workplace = disk.parent().expect("a file in the workplace");
-        let with_network = options.net && make_network();
+        let network = if options.net { make_network() } else { None };
         let mut cmdline = workload.cmdline();
-        if with_network {
-            cmdline = format!("{cmdline} {}", network::cmdline());
+        if network.is_some() {
+            cmdline = format!("{cmdline} {}", private_network::cmdline());
         }
         let words = [
             "--memory".to_owned(),
@@ -169,19 +174,17 @@ impl Stage {
         let engine = options.engine.arguments().into_iter().map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
         let both = ["--disk".into(), prefixed("path=", disk)];
-        Self::set(workplace, &both, primary, with_network)
+        Self::set(workplace, &both, primary, network.as_ref())
     }
 }
 
-/// Makes the demo's network, or says why there is none.
-fn make_network() -> bool {
-    let made = network::make();
+/// The demo's network; if there can be none, says why.
+fn make_network() -> Option<PrivateNetwork> {
+    let made = PrivateNetwork::make(&network::TAPS);
     if let Err(error) = &made {
-        eprintln!(
-            "vmft: {error:#}; the demo goes on without a network, which only root can make here"
-        );
+        eprintln!("vmft: {error:#}; the demo goes on without a network, which takes root to make");
     }
-    made.is_ok()
+    made.ok()
 }
 
 /// What came of a guest whose primary was killed.

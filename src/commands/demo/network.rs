@@ -1,21 +1,14 @@
-//! The demo's network: a bridge with a TAP device for each side, in a network namespace of this
-//! process, and a client that keeps one TCP connection to the guest open.
-//!
-//! The namespace is the demo's own: nothing of the host's network changes, and it is gone with the
-//! demo. Making it needs the right to, which root has.
+//! The demo's client, which keeps one TCP connection to the guest open.
 
-use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, unshare};
+use crate::private_network::{GUEST, PrivateNetwork};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmft_guest_images::workload::ECHO_PORT;
 
-const HOST: &str = "10.99.0.1/24";
-const GUEST: [u8; 4] = [10, 99, 0, 2];
 /// The sides' TAP devices.
 pub(super) const TAPS: [&str; 2] = ["primary0", "backup0"];
 /// Between an answer and the next question.
@@ -23,34 +16,6 @@ const PAUSE: Duration = Duration::from_millis(2);
 const CONNECT: Duration = Duration::from_secs(1);
 /// How long an answer may take before the connection counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What the guest's kernel is told.
-pub(super) fn cmdline() -> String {
-    let [a, b, c, d] = GUEST;
-    format!("ip={a}.{b}.{c}.{d}/24")
-}
-
-/// Makes the network around this thread, and whatever it starts from now on.
-pub(super) fn make() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
-    ip("link set lo up")?;
-    ip("link add br0 type bridge forward_delay 0")?;
-    ip(&format!("address add {HOST} dev br0"))?;
-    ip("link set br0 up")?;
-    for tap in TAPS {
-        ip(&format!("tuntap add dev {tap} mode tap"))?;
-        ip(&format!("link set {tap} up master br0"))?;
-    }
-    Ok(())
-}
-
-fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split(' ')).output().context("running `ip`")?;
-    if !output.status.success() {
-        bail!("`ip {arguments}`: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
 
 /// What the client has seen.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -79,11 +44,13 @@ struct Session {
 pub(super) struct Client(Arc<Mutex<Session>>);
 
 impl Client {
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(network: &PrivateNetwork) -> Result<Self> {
         let client = Self::default();
-        let thread = std::thread::Builder::new().name("client".to_owned());
         let session = client.clone();
-        thread.spawn(move || session.converse()).context("starting the client")?;
+        network.within(|| {
+            let thread = std::thread::Builder::new().name("client".to_owned());
+            thread.spawn(move || session.converse()).context("starting the client")
+        })?;
         Ok(client)
     }
 
@@ -104,7 +71,7 @@ impl Client {
 
     fn converse(&self) {
         // The guest is still to boot.
-        let address = SocketAddr::from((GUEST, ECHO_PORT));
+        let address = (GUEST, ECHO_PORT).into();
         let stream = loop {
             match TcpStream::connect_timeout(&address, CONNECT) {
                 Ok(stream) => break stream,

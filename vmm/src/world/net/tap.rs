@@ -4,6 +4,7 @@
 
 use super::{NetError, NetTarget};
 use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
 use nix::sys::uio::{readv, writev};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -19,6 +20,9 @@ const HEADER_LEN: usize = 10;
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
 const TUN_F_TSO6: libc::c_uint = 0x04;
+
+/// How often to look whether the device carries packets, a millisecond apart.
+const RUNNING_LOOKS: u32 = 200;
 
 /// An open TAP device.
 #[derive(Debug)]
@@ -86,6 +90,26 @@ fn flags(number: i32) -> Result<libc::c_int, NetError> {
     if flags & wanted == wanted { Ok(flags) } else { Err(NetError::NotTap(target)) }
 }
 
+/// Waits until the device carries packets, if it is up. Opening it plugs its cable in, which a bridge
+/// notices some 20 ms later; until then the bridge drops what comes.
+fn wait_running(mut request: libc::ifreq) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))?;
+    for _ in 0..RUNNING_LOOKS {
+        // SAFETY: the request reads and writes one `ifreq`, which is there.
+        let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+        Errno::result(done)?;
+        // SAFETY: SIOCGIFFLAGS has filled the flags.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & libc::IFF_UP == 0 || flags & libc::IFF_RUNNING != 0 {
+            return Ok(());
+        }
+        // There is nothing to wait on; an interrupted wait only looks earlier.
+        let _ = poll(&mut [], PollTimeout::from(1u8));
+    }
+    Ok(())
+}
+
 impl Tap {
     /// Opens the TAP device of that name, which must be there.
     pub(super) fn open(name: &str, offloads: bool) -> Result<Self, NetError> {
@@ -102,7 +126,10 @@ impl Tap {
             Err(Errno::EBUSY) => return Err(NetError::InUse(name.to_owned())),
             Err(errno) => return Err(open_error(target)(errno.into())),
         }
-        Self::set_up(file, true, offloads).map_err(open_error(NetTarget::Tap(name.to_owned())))
+        let error = open_error(NetTarget::Tap(name.to_owned()));
+        let tap = Self::set_up(file, true, offloads).map_err(&error)?;
+        wait_running(request).map_err(error)?;
+        Ok(tap)
     }
 
     /// Takes a copy of an inherited descriptor.

@@ -19,6 +19,7 @@ const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xDD];
 const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const IPV6_HEADER: usize = 40;
 const PROTOCOL_ICMPV6: u8 = 58;
+const ROUTER_SOLICITATION: u8 = 133;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
@@ -127,7 +128,7 @@ fn neighbour(packet: &[u8]) -> Option<Ipv6Addr> {
         return None;
     }
     let address = match *packet.get(IPV6_HEADER)? {
-        NEIGHBOUR_SOLICITATION => bytes::<16>(packet, 8)?,
+        ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION => bytes::<16>(packet, 8)?,
         NEIGHBOUR_ADVERTISEMENT => bytes::<16>(packet, IPV6_HEADER + 8)?,
         _ => return None,
     };
