@@ -212,6 +212,7 @@ impl Side {
         if let (Some(port), Some(config)) = (&self.network, config) {
             let addresses = machine.network_addresses().cloned().unwrap_or_default();
             port.attach(&config, &addresses, fence, &self.mailbox)?;
+            self.status.set_network(Arc::clone(port));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_vmm::outputs::HeldOutputs;
+use vmft_vmm::world::net::{NetCounts, NetPort};
 use vmft_vmm::world::Gauges;
 
 /// What a side is doing.
@@ -98,6 +99,8 @@ pub struct SideStatus {
     pub outputs_marked: u64,
     /// The channel, if there is one.
     pub channel: Option<ChannelStatus>,
+    /// The guest's network, if this side is attached to one.
+    pub network: Option<NetworkStatus>,
     /// The last failover, if there was one.
     pub failover: Option<FailoverReport>,
     /// Digests that agreed, on a backup.
@@ -110,6 +113,17 @@ pub struct SideStatus {
     pub reason: Option<String>,
 }
 
+/// Packets of the guest since this side was attached to its network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+    /// Not sent: there was no link, or it did not take them.
+    pub lost: u64,
+}
+
 type ChannelProbe = Arc<dyn Fn() -> Option<ChannelStatus> + Send + Sync>;
 
 #[derive(Default)]
@@ -117,6 +131,7 @@ struct Board {
     status: SideStatus,
     probe: Option<ChannelProbe>,
     gate: Option<Arc<HeldOutputs>>,
+    network: Option<Arc<NetPort>>,
     guest_memory: Vec<Range<usize>>,
 }
 
@@ -172,6 +187,11 @@ impl StatusBoard {
         self.lock().gate = Some(gate);
     }
 
+    /// The network this side is attached to.
+    pub fn set_network(&self, network: Arc<NetPort>) {
+        self.lock().network = Some(network);
+    }
+
     /// Where the guest's memory is in this process.
     pub fn set_guest_memory(&self, ranges: Vec<Range<usize>>) {
         self.lock().guest_memory = ranges;
@@ -189,7 +209,12 @@ impl StatusBoard {
         let board = self.lock();
         let (mut status, probe, gate) =
             (board.status.clone(), board.probe.clone(), board.gate.clone());
+        let network = board.network.clone();
         drop(board);
+        status.network = network.map(|network| {
+            let NetCounts { sent, received, lost } = network.counts();
+            NetworkStatus { sent, received, lost }
+        });
         status.point = self.gauges.point();
         status.guest_time_ms = self.gauges.guest_time_ns() / 1_000_000;
         status.guest_idle = self.gauges.is_idle();

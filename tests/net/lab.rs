@@ -51,6 +51,15 @@ pub struct Lab {
     prefix: String,
 }
 
+/// True if the run says that this host lets nobody make networks (`VMFT_NO_NET=1`).
+pub fn is_missing() -> bool {
+    let missing = std::env::var_os("VMFT_NO_NET").is_some_and(|value| value == "1");
+    if missing {
+        eprintln!("not run: VMFT_NO_NET=1 says that this host has no network namespaces");
+    }
+    missing
+}
+
 /// Runs a command, which must succeed.
 pub fn run(program: &str, arguments: &[&str]) -> Output {
     let output = Command::new(program).args(arguments).output().unwrap();

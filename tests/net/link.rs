@@ -3,7 +3,7 @@
 //! The link is two TAP devices, and the test carries frames from one to the other.
 
 use crate::echo::Echo;
-use crate::lab::{GUEST, Lab, LogLink, Place};
+use crate::lab::{self, GUEST, Lab, LogLink, Place};
 use crate::stage::{Pair, Setup, pattern};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -135,6 +135,9 @@ fn carry(
 
 #[test]
 fn a_bad_log_link_costs_throughput_and_nothing_else() {
+    if lab::is_missing() {
+        return;
+    }
     let faults = Faults { lost: 5, doubled: 20, overtaken: 50, late: Duration::from_millis(3) };
     // A lost packet is sent again after 200 ms and more, which is no reason to suspect anybody.
     let setup = Setup {

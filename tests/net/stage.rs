@@ -22,6 +22,12 @@ const MEMORY: &str = "size=160M";
 /// One pair at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits for this test's turn, with the saved guest ready.
+pub fn turn() -> MutexGuard<'static, ()> {
+    booted();
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn vmft() -> &'static str {
     env!("CARGO_BIN_EXE_vmft")
 }
@@ -84,8 +90,21 @@ fn boot() -> PathBuf {
     snapshot
 }
 
+/// Starts the saved guest on one of the lab's hosts.
+pub fn start_restored(
+    lab: &Lab,
+    which: Which,
+    subcommand: &str,
+    directory: &Path,
+    arguments: &[OsString],
+) -> SideProcess {
+    let mut all: Vec<OsString> = vec!["--restore".into(), booted().into()];
+    all.extend_from_slice(arguments);
+    start_side(lab, which, subcommand, directory, &all)
+}
+
 /// Waits until every server of the guest answers.
-fn wait_servers(lab: &Lab, side: &mut SideProcess) {
+pub fn wait_servers(lab: &Lab, side: &mut SideProcess) {
     let deadline = Instant::now() + LIMIT;
     for port in [7, 80, 22, 5201] {
         let connects = || {
@@ -136,8 +155,7 @@ impl Pair {
 
     /// Starts a pair in a lab that `prepare` has seen before.
     pub fn start_in(setup: &Setup, prepare: impl FnOnce(&Lab)) -> Self {
-        let snapshot = booted();
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let lab = Lab::new(setup.log);
         prepare(&lab);
         let directory = tempfile::tempdir().unwrap();
@@ -147,12 +165,12 @@ impl Pair {
             symlink(&storage, directory.path().join(side)).unwrap();
         }
         let arbiter = |side: &str| ["--arbiter".into(), prefixed("dir=", &directory.path().join(side))];
-        let mut arguments: Vec<OsString> = vec!["--restore".into(), snapshot.into()];
-        arguments.extend(["--listen".into(), format!("tcp:{LOG_A}:7000").into()]);
+        let mut arguments: Vec<OsString> =
+            vec!["--listen".into(), format!("tcp:{LOG_A}:7000").into()];
         arguments.extend(setup.both.iter().map(Into::into));
         arguments.extend(arbiter("a"));
         let mut primary =
-            start_side(&lab, Which::Primary, "primary", directory.path(), &arguments);
+            start_restored(&lab, Which::Primary, "primary", directory.path(), &arguments);
         primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
         let mut arguments: Vec<OsString> =
             vec!["--primary".into(), format!("tcp:{LOG_A}:7000").into()];
