@@ -1,5 +1,6 @@
 //! The options that say what the machine is, and how they become one.
 
+use crate::host_choice;
 use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
@@ -26,6 +27,8 @@ use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineChoice {
+    /// The best that this host can do for the guest, found by running the doctor's probes
+    Auto,
     /// An interpreter in user space: everywhere, any kernel, exact
     Soft,
     /// The host's KVM
@@ -36,6 +39,7 @@ impl EngineChoice {
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Soft => "soft",
             Self::Kvm => "kvm",
         }
@@ -64,7 +68,7 @@ impl PointsChoice {
 /// Which engine, and what it counts.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct EngineOptions {
-    /// What executes the guest
+    /// What executes the guest. Default: soft, which can be protected with any kernel, on any host
     #[arg(long, value_enum, help_heading = "Machine")]
     pub engine: Option<EngineChoice>,
     /// What names a place in the guest's run on --engine kvm. Default: exit where the guest is
@@ -83,7 +87,8 @@ pub enum Purpose {
 }
 
 impl EngineOptions {
-    /// The engine, if one is named.
+    /// The engine, if one is named: not with `auto`, for which this host has to be examined
+    /// ([`crate::host_choice`]).
     pub fn wanted(&self, purpose: Purpose) -> Result<Option<EngineKind>> {
         let points = match (self.points, purpose) {
             (Some(PointsChoice::Step), _) => PointKind::Step,
@@ -94,9 +99,12 @@ impl EngineOptions {
             Some(EngineChoice::Soft) if self.points.is_some() => {
                 bail!("--points is for --engine kvm; soft always counts instructions")
             }
+            Some(EngineChoice::Auto) if self.points.is_some() => {
+                bail!("--points is for --engine kvm; auto takes the points that suit the host")
+            }
             Some(EngineChoice::Soft) => Some(EngineKind::Soft),
             Some(EngineChoice::Kvm) => Some(EngineKind::Kvm { points }),
-            None => None,
+            Some(EngineChoice::Auto) | None => None,
         })
     }
 
@@ -136,8 +144,11 @@ pub struct MachineOptions {
     pub disk: Vec<DiskOption>,
     /// The guest's network: a TAP device, or a socket where `passt` (or QEMU) listens. Each side of a
     /// pair names its own
-    #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH[,mac=MAC][,offloads=on|off]",
-          help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "tap=NAME|tap-fd=N|socket=PATH[,mac=MAC][,offloads=on|off]",
+        help_heading = "Machine"
+    )]
     pub net: Option<NetOption>,
     /// Start from a snapshot instead of booting; disks are given as when it was taken
     #[arg(long, value_name = "DIR",
@@ -264,16 +275,20 @@ impl MachineOptions {
     }
 
     fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
-        let engine = self.engine.wanted(purpose)?.unwrap_or_default();
+        // Wrong options come before wrong files.
+        self.engine.wanted(purpose)?;
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
             let machine = snapshot::restore(directory)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
             NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;
+            host_choice::check(machine.config().engine, purpose, machine.kernel())?;
             return Ok(machine);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
+        let BootFiles { kernel, initramfs, source } = self.files()?;
+        let engine = host_choice::choose(&self.engine, purpose, &source.kernel)?;
         let config = MachineConfig {
             board: BoardConfig {
                 memory: Bytes(self.memory.size),
@@ -284,7 +299,6 @@ impl MachineOptions {
             },
             engine,
         };
-        let BootFiles { kernel, initramfs, source } = self.files()?;
         Machine::new(config, source).map_err(|error| {
             if let SetupError::Engine(error) = error {
                 return anyhow!("{:#}; {ENGINE_REMEDY}", anyhow::Error::from(error));

@@ -35,9 +35,10 @@ impl FromStr for NetOption {
             _ => return Err(OptionError::Net(text.to_owned())),
         };
         let mac = pairs.get("mac").map(str::parse).transpose();
-        let mac = mac.map_err(|error: vmft_vmm::devices::virtio::net::addresses::NoMacAddress| {
-            OptionError::Mac(error.0)
-        })?;
+        let mac =
+            mac.map_err(|error: vmft_vmm::devices::virtio::net::addresses::NoMacAddress| {
+                OptionError::Mac(error.0)
+            })?;
         let offloads = pairs.get("offloads").map(parse_switch).transpose()?;
         Ok(Self { target, mac, offloads })
     }
@@ -57,11 +58,16 @@ impl NetOption {
     pub fn check(option: Option<&Self>, saved: Option<&NetConfig>) -> Result<()> {
         match (option, saved) {
             (None, None) => Ok(()),
-            (None, Some(_)) => bail!("the machine has a network; say with --net where it is connected"),
+            (None, Some(_)) => {
+                bail!("the machine has a network; say with --net where it is connected")
+            }
             (Some(_), None) => bail!("the machine was saved without a network; leave --net out"),
             (Some(option), Some(saved)) => {
                 if let Some(mac) = option.mac.filter(|mac| *mac != saved.mac) {
-                    bail!("the machine's network address is {}, not {mac}; leave mac= out", saved.mac);
+                    bail!(
+                        "the machine's network address is {}, not {mac}; leave mac= out",
+                        saved.mac
+                    );
                 }
                 if option.offloads.is_some_and(|offloads| offloads != saved.offloads) {
                     let state = if saved.offloads { "on" } else { "off" };

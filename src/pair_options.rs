@@ -115,10 +115,7 @@ pub fn begin_reign(
 }
 
 /// Finds the pair that a backup is to join, as what it says of itself. Changes nothing.
-pub fn find_pair(
-    directory: &Path,
-    joining: Joining<'_>,
-) -> Result<(DirectoryArbiter, Identity)> {
+pub fn find_pair(directory: &Path, joining: Joining<'_>) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::open(directory)?;
     let name = arbiter.pair_name()?;
     let fingerprint = joining_fingerprint(joining);

@@ -1,7 +1,7 @@
 //! What two sides compare before one may replay the other.
 //!
 //! A backup takes the machine from its primary, engine included; it says of itself only what it
-//! cannot change: its program, its disks, its host's CPU. Unless its operator names an engine, it
+//! cannot change: its program, its disks, its host's CPU and KVM. Unless its operator names an engine, it
 //! leaves that open ([`ANY`]). A primary leaves its host's CPU open where its engine computes the
 //! same on every host.
 
@@ -11,6 +11,7 @@ use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
 use vmft_logging_channel::handshake::Nonce;
 use vmft_vmm::board::{BoardConfig, DiskConfig};
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
+use vmft_vmm::doctor::kvm_of_this_host;
 use vmft_vmm::engine::{EngineKind, kvm, soft};
 use vmft_vmm::machine::STATE_VERSION;
 
@@ -35,7 +36,7 @@ fn program() -> Fingerprint {
         .with(KVM_CPU, kvm::cpu_model_digest())
 }
 
-/// The host's CPU, in words.
+/// The host's CPU and the KVM that runs guests on it, in words.
 fn host_cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     // The first CPU's lines; a host whose CPUs differ is not known to Linux.
@@ -46,7 +47,8 @@ fn host_cpu() -> String {
             .map_or("unknown", |(_, value)| value.trim())
     });
     let [vendor, family, model, stepping, microcode] = facts;
-    format!("{vendor} {family}/{model}/{stepping}, microcode {microcode}")
+    let kvm = kvm_of_this_host();
+    format!("{vendor} {family}/{model}/{stepping}, microcode {microcode}, KVM {kvm}")
 }
 
 fn engine(fingerprint: Fingerprint, engine: EngineKind) -> Fingerprint {
@@ -190,6 +192,21 @@ mod tests {
         assert_eq!(soft.mismatch(&elsewhere(None)), None);
         let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &board(None));
         assert_eq!(kvm.mismatch(&elsewhere(None)).expect("another CPU").field, HOST_CPU);
+    }
+
+    #[test]
+    fn a_host_with_another_microcode_or_kvm_is_told_with_both_sides() {
+        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &board(None));
+        let ours = host_cpu();
+        assert!(ours.contains("microcode ") && ours.contains("KVM "), "{ours}");
+        for (word, other) in [("microcode ", "microcode 0x0"), ("KVM ", "KVM other_")] {
+            let theirs = ours.replace(word, other);
+            let joining = joining(None).with(HOST_CPU, &theirs);
+            let told = kvm.mismatch(&joining).expect("another host").to_string();
+            let wanted =
+                format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
+            assert_eq!(told, wanted);
+        }
     }
 
     #[test]

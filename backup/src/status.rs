@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_vmm::outputs::HeldOutputs;
-use vmft_vmm::world::net::{NetCounts, NetPort};
 use vmft_vmm::world::Gauges;
+use vmft_vmm::world::net::{NetCounts, NetPort};
 
 /// What a side is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

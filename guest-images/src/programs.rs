@@ -53,9 +53,8 @@ pub(crate) fn collect(packages: &[Unpacked], programs: &[&str]) -> Result<Files,
 }
 
 fn find(packages: &[Unpacked], places: &[String]) -> Result<Vec<u8>, GuestError> {
-    let files = packages
-        .iter()
-        .flat_map(|package| places.iter().map(|place| package.root.join(place)));
+    let files =
+        packages.iter().flat_map(|package| places.iter().map(|place| package.root.join(place)));
     for file in files {
         if let Ok(contents) = fs::read(&file) {
             return Ok(contents);
@@ -70,9 +69,8 @@ fn wanted(contents: &[u8]) -> Result<Wanted, &'static str> {
     let header = FileHeader64::<LittleEndian>::parse(contents).map_err(|_| NOT_ELF)?;
     let endian = header.endian().map_err(|_| NOT_ELF)?;
     let segments = header.program_headers(endian, contents).map_err(|_| NOT_ELF)?;
-    let linker = segments
-        .iter()
-        .any(|segment| matches!(segment.interpreter(endian, contents), Ok(Some(_))));
+    let linker =
+        segments.iter().any(|segment| matches!(segment.interpreter(endian, contents), Ok(Some(_))));
     let sections = header.sections(endian, contents).map_err(|_| NOT_ELF)?;
     let table = sections.dynamic_table(endian, contents).map_err(|_| NOT_ELF)?;
     let mut libraries = Vec::new();
@@ -111,7 +109,10 @@ mod tests {
         // This very program is linked dynamically, as programs of packages are.
         let myself = fs::read(std::env::current_exe().unwrap()).unwrap();
         let needs = wanted(&myself).unwrap();
-        assert!(needs.linker && needs.libraries.iter().any(|name| name == "libc.so.6"), "{needs:?}");
+        assert!(
+            needs.linker && needs.libraries.iter().any(|name| name == "libc.so.6"),
+            "{needs:?}"
+        );
         let library = object::write::Object::new(
             object::BinaryFormat::Elf,
             object::Architecture::X86_64,
@@ -138,7 +139,8 @@ mod tests {
     #[test]
     fn a_missing_program_or_library_and_a_script_are_errors() {
         let myself = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let (_directory, unpacked) = package(&[("bin/script", b"#!/bin/sh"), ("bin/alone", &myself)]);
+        let (_directory, unpacked) =
+            package(&[("bin/script", b"#!/bin/sh"), ("bin/alone", &myself)]);
         let packages = [unpacked];
         let what = |program| match collect(&packages, &[program]) {
             Err(GuestError::PackageContents { what, .. }) => what,

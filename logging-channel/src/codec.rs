@@ -10,7 +10,8 @@
 
 use crate::entry::{
     Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, MAX_PACKET,
-    MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet, PacketOffload, RequestId, StateDigest, StopReason,
+    MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet, PacketOffload, RequestId, StateDigest,
+    StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};

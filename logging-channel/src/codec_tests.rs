@@ -56,7 +56,8 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
                     frame: vec![0xCC],
                 },
             ])),
-            b"\x10\xAC\x02\x02\0\x02\xAA\xBB\x01\x01\x04\x36\0\xA8\x05\x22\0\x10\0\x01\xCC".to_vec(),
+            b"\x10\xAC\x02\x02\0\x02\xAA\xBB\x01\x01\x04\x36\0\xA8\x05\x22\0\x10\0\x01\xCC"
+                .to_vec(),
         ),
         (Entry::OutputMark { point, output: OutputSequence(42) }, vec![5, 0xAC, 0x02, 42]),
         (Entry::Released { output: OutputSequence(41) }, vec![6, 41]),

@@ -119,9 +119,9 @@ pub struct StateDigest {
     pub cpu: u64,
     /// Hash of all device state.
     pub devices: u64,
-    /// Hash of the contents of every page written since the last digest, in address order.
+    /// Hash of all memory.
     pub memory: u64,
-    /// How many pages that was.
+    /// How many pages changed since the last digest.
     pub pages: u32,
 }
 

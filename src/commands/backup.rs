@@ -144,7 +144,7 @@ fn with_remedy(error: SideError) -> anyhow::Error {
                 "name the primary's --engine and --points here, or none"
             }
             Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
-                "a guest on --engine kvm needs the same CPU and microcode on both hosts; --engine \
+                "a guest on --engine kvm needs the same CPU, microcode and KVM on both hosts; --engine \
                  soft runs on different ones"
             }
             Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {

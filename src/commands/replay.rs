@@ -102,7 +102,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     }
     say(&format!("state {:016x}", machine.full_digest()))?;
     if let Some(directory) = &options.snapshot {
-        snapshot::save(&machine, directory)?;
+        snapshot::save(&mut machine, directory)?;
         say(&format!("snapshot {}", directory.display()))?;
     }
     Ok(ExitCode::SUCCESS)

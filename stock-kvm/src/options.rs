@@ -35,8 +35,8 @@ pub struct Options {
     /// The box's memory
     #[arg(long, value_name = "MIB", default_value_t = 1536, value_parser = clap::value_parser!(u32).range(256..))]
     pub memory: u32,
-    /// The box's CPUs
-    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    /// The box's CPUs. With more than one, QEMU 7.2 now and then gets the guests of the box wrong
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub cpus: u8,
     /// Brings a file, a directory or a program (with its libraries) into the box, to the same path
     #[arg(long = "with", value_name = "FILE")]

@@ -7,5 +7,6 @@
 
 mod checkpoints;
 mod engines;
+mod linux;
 mod lockstep;
 mod refusals;

@@ -24,7 +24,7 @@ fn words(words: &[&str]) -> Vec<OsString> {
 }
 
 /// A kernel like the probe, for which nobody vouches: the note's owner has another name.
-fn stranger(directory: &Path) -> OsString {
+pub fn stranger(directory: &Path) -> OsString {
     let mut image = probe(2, 10).image();
     let at = image.windows(5).position(|bytes| bytes == b"vmft\0").unwrap();
     image[at] = b'w';
@@ -96,7 +96,59 @@ fn a_host_without_kvm_refuses_the_engine_with_what_to_do() {
         .unwrap();
     let said = said(&output);
     assert!(!output.status.success(), "not refused");
-    for text in ["the kvm engine cannot run on this host", "/dev/kvm", "--engine soft"] {
+    for text in ["the kvm engine cannot run this on this host", "/dev/kvm", "--engine soft"] {
+        assert!(said.contains(text), "{text:?} is not said: {said}");
+    }
+}
+
+#[test]
+fn a_user_who_may_not_open_kvm_is_told_so() {
+    // Only a superuser can become somebody else.
+    if !kvm_is_here() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = write_probe(directory.path(), &probe(2, 10));
+    let program = directory.path().join("vmft");
+    std::fs::copy(env!("CARGO_BIN_EXE_vmft"), &program).unwrap();
+    for path in [directory.path(), &kernel, &program] {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, permissions).unwrap();
+    }
+    // In a namespace of its own, the device is a node that nobody else sees and only its owner opens.
+    let script = "cp -a /dev/kvm \"$0\" && chmod 600 \"$0\" && mount --bind \"$0\" /dev/kvm && \
+                  exec setpriv --reuid=65534 --clear-groups \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(directory.path().join("kvm"))
+        .arg(program)
+        .args(["run", "--engine", "kvm", "--serial", "null", "--memory", "size=64M", "--kernel"])
+        .arg(kernel)
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(!output.status.success(), "not refused");
+    assert!(said.contains("may not open /dev/kvm") && said.contains("--engine soft"), "{said}");
+}
+
+#[test]
+fn what_kvm_cannot_execute_ends_the_run_with_the_address_and_what_to_do() {
+    if !kvm_is_here() {
+        return;
+    }
+    let _turn = take_turn();
+    let directory = tempfile::tempdir().unwrap();
+    let mut image = probe(2, 10).image();
+    // mov eax, 0xC0000000; jmp rax: no memory is there, so KVM has no instruction to execute.
+    image[0x100..0x107].copy_from_slice(&[0xB8, 0, 0, 0, 0xC0, 0xFF, 0xE0]);
+    let kernel = directory.path().join("lost.elf");
+    std::fs::write(&kernel, image).unwrap();
+    let mut arguments = words(&["run", "--engine", "kvm", "--serial", "null", "--memory"]);
+    arguments.extend(["size=64M".into(), "--kernel".into(), kernel.into()]);
+    let output = vmft(&arguments);
+    let said = said(&output);
+    assert!(!output.status.success(), "it ran on");
+    for text in ["KVM internal error", "0xc0000000", "bytes", "vmft doctor", "--engine soft"] {
         assert!(said.contains(text), "{text:?} is not said: {said}");
     }
 }

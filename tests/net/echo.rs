@@ -71,7 +71,8 @@ impl Echo {
     pub fn wait_until(&self, wanted: u64, limit: Duration) -> bool {
         let answers = self.progress.answers.lock().unwrap();
         let waiting = |(answers, over): &mut (u64, bool)| *answers < wanted && !*over;
-        let (answers, _) = self.progress.changed.wait_timeout_while(answers, limit, waiting).unwrap();
+        let (answers, _) =
+            self.progress.changed.wait_timeout_while(answers, limit, waiting).unwrap();
         answers.0 >= wanted
     }
 

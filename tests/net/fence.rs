@@ -17,7 +17,8 @@ fn after_a_go_live_no_packet_of_the_old_primary_appears() {
     // Late acknowledgements wait in the socket of a stopped primary in great number.
     for backup in [vec![], vec!["--acknowledge-delay", "30"]] {
         let mut pair = Pair::start(&Setup { backup: backup.clone(), ..Setup::default() });
-        let captures = ["a", "b"].map(|port| Capture::start(&pair.lab, port, pair.directory.path()));
+        let captures =
+            ["a", "b"].map(|port| Capture::start(&pair.lab, port, pair.directory.path()));
         let echo = Echo::start(&pair.lab);
         // Something leaves all the time.
         let mut flood = pair.client("ping");

@@ -48,10 +48,17 @@ struct Shell {
 impl Shell {
     fn start(pair: &Pair) -> Self {
         let mut command = pair.client("ssh");
-        command.args(["-tt", "-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]);
+        command.args([
+            "-tt",
+            "-F",
+            "none",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "LogLevel=ERROR",
+        ]);
         command.args(["-o", "UserKnownHostsFile=/dev/null"]).arg(format!("root@{GUEST}"));
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         Self { child, input, output }

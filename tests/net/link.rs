@@ -140,11 +140,8 @@ fn a_bad_log_link_costs_throughput_and_nothing_else() {
     }
     let faults = Faults { lost: 5, doubled: 20, overtaken: 50, late: Duration::from_millis(3) };
     // A lost packet is sent again after 200 ms and more, which is no reason to suspect anybody.
-    let setup = Setup {
-        log: LogLink::Taps,
-        both: vec!["--suspect-after", "5000"],
-        ..Setup::default()
-    };
+    let setup =
+        Setup { log: LogLink::Taps, both: vec!["--suspect-after", "5000"], ..Setup::default() };
     let mut link = None;
     let mut pair =
         Pair::start_in(&setup, |lab| link = Some(BadLink::connect(lab, faults, 0x6261_6421)));

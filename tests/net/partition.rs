@@ -21,7 +21,8 @@ struct Watched {
 impl Watched {
     fn start() -> Self {
         let pair = Pair::start(&Setup::default());
-        let captures = ["a", "b"].map(|port| Capture::start(&pair.lab, port, pair.directory.path()));
+        let captures =
+            ["a", "b"].map(|port| Capture::start(&pair.lab, port, pair.directory.path()));
         let echo = Echo::start(&pair.lab);
         echo.wait(20);
         Self { pair, echo, captures }
@@ -103,9 +104,8 @@ fn while_neither_side_reaches_the_storage_none_speaks_and_then_one_does() {
         watched.pair.wait_role(which, Role::Deciding);
     }
     let spoken = |watched: &Watched| -> usize {
-        let from_guest = |capture: &Capture| {
-            capture.seen().into_iter().filter(Seen::is_from_guest).count()
-        };
+        let from_guest =
+            |capture: &Capture| capture.seen().into_iter().filter(Seen::is_from_guest).count();
         watched.captures.iter().map(from_guest).sum()
     };
     let before = spoken(&watched);

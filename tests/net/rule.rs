@@ -69,7 +69,9 @@ fn only_the_live_side_is_on_the_network_and_it_says_so_before_anything_else() {
     let ours: Vec<Seen> = capture.stop().into_iter().filter(Seen::is_from_guest).collect();
     assert!(ours[0].is_rarp(), "{:?}", ours[0]);
     let arp = |seen: &&Seen| seen.frame[12..14] == [8, 6] && seen.frame[28..32] == [10, 99, 0, 2];
-    let first_other = ours.iter().position(|seen| !matches!(seen.frame[12..14], [0x80, 0x35] | [8, 6] | [0x86, 0xDD]));
+    let first_other = ours
+        .iter()
+        .position(|seen| !matches!(seen.frame[12..14], [0x80, 0x35] | [8, 6] | [0x86, 0xDD]));
     let announced = ours.iter().position(|seen| arp(&seen)).expect("a gratuitous ARP");
     assert!(first_other.is_none_or(|other| announced < other));
     assert!(ours.iter().filter(|seen| seen.is_rarp()).count() >= 2, "it is repeated");

@@ -164,7 +164,8 @@ impl Pair {
         for side in ["a", "b"] {
             symlink(&storage, directory.path().join(side)).unwrap();
         }
-        let arbiter = |side: &str| ["--arbiter".into(), prefixed("dir=", &directory.path().join(side))];
+        let arbiter =
+            |side: &str| ["--arbiter".into(), prefixed("dir=", &directory.path().join(side))];
         let mut arguments: Vec<OsString> =
             vec!["--listen".into(), format!("tcp:{LOG_A}:7000").into()];
         arguments.extend(setup.both.iter().map(Into::into));
@@ -227,8 +228,7 @@ impl Pair {
 
 /// Bytes of the guest's pattern.
 pub fn pattern(len: usize) -> impl Iterator<Item = u8> {
-    const LINE: &[u8] =
-        b"vmft: 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n";
+    const LINE: &[u8] = b"vmft: 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n";
     LINE.iter().copied().cycle().take(len)
 }
 

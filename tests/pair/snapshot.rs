@@ -18,16 +18,16 @@ fn copy(from: &Path, to: &Path) {
 fn a_machine_restored_and_saved_again_is_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let again = directory.path().join("again");
-    let machine = restore(&booted().snapshot).unwrap();
-    save(&machine, &again).unwrap();
-    let restored = restore(&again).unwrap();
+    let mut machine = restore(&booted().snapshot).unwrap();
+    save(&mut machine, &again).unwrap();
+    let mut restored = restore(&again).unwrap();
     assert_eq!(restored.full_digest(), machine.full_digest());
     assert_eq!(restored.point(), machine.point());
     for name in ["config.json", "state.json"] {
         let read = |directory: &Path| std::fs::read(directory.join(name)).unwrap();
         assert_eq!(read(&again), read(&booted().snapshot), "{name}");
     }
-    assert!(matches!(save(&machine, &again), Err(SnapshotError::Exists { .. })));
+    assert!(matches!(save(&mut machine, &again), Err(SnapshotError::Exists { .. })));
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn planted_nondeterminism_is_caught_and_its_window_is_named() {
             let window = format!("divergence between points {before} and {}", found.point);
             assert!(found.to_string().starts_with(&window), "{found}");
             if let Plant::FlipBit { .. } = plant {
-                assert!(found.to_string().contains("written memory is"), "{found}");
+                assert!(found.to_string().contains("memory is"), "{found}");
                 assert_eq!(found.point, after);
             }
         }

@@ -117,7 +117,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
 ///
 /// # Errors
 /// See [`SnapshotError`]; nothing is left at `directory`.
-pub fn save(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
+pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
     if directory.exists() {
         return Err(SnapshotError::Exists { path: directory.to_owned() });
     }
@@ -133,7 +133,7 @@ pub fn save(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
     result
 }
 
-fn write_all(machine: &Machine, directory: &Path) -> Result<(), SnapshotError> {
+fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
     let (state, source) = machine.state().into_parts();
     let config = SnapshotConfig {
         snapshot_version: SNAPSHOT_VERSION,
@@ -222,7 +222,7 @@ pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
         return Err(damaged(&memory_path, format!("{size} bytes long")));
     }
     let ram = GuestRam::load(size, &mut memory)?;
-    let machine = Machine::restore(state.with_source(source), ram)
+    let mut machine = Machine::restore(state.with_source(source), ram)
         .map_err(|source| SnapshotError::State { path: directory.to_owned(), source })?;
     let digest = format!("{:016x}", machine.full_digest());
     if digest != config.digest {

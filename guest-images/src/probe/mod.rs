@@ -17,8 +17,8 @@ const MEMORY_SIZE: u64 = 0x4_0000;
 const TICKS_PER_SECOND: u32 = 100;
 /// Owner of the note that vouches for the image; `vmft_vmm::boot` looks for it.
 const VOUCHER_NAME: &[u8; 5] = b"vmft\0";
-/// Type of the note.
-const VOUCHER_LOCKSTEP: u32 = 1;
+/// Types of the notes: it can be followed, and it never leaves privilege level 0.
+const VOUCHERS: [u32; 2] = [1, 2];
 /// Where the program begins in the file.
 const PROGRAM_OFFSET: u64 = 0x100;
 
@@ -50,20 +50,20 @@ impl ProbeGuest {
         Self { ticks: ms.div_ceil(1_000 / TICKS_PER_SECOND), ..self }
     }
 
-    /// The kernel file: an ELF executable of one segment, and the note.
+    /// The kernel file: an ELF executable of one segment, and the notes.
     pub fn image(&self) -> Vec<u8> {
         let program = code::program(self);
-        let note = note();
+        let notes = notes();
         let mut file = header();
         // To be loaded: readable, writable, executable.
         file.extend([1u32, 7].iter().flat_map(|word| word.to_le_bytes()));
         let len = program.len() as u64;
         put(&mut file, &[PROGRAM_OFFSET, BASE, BASE, len, MEMORY_SIZE, 0x1000]);
-        // The note: readable.
+        // The notes: readable.
         file.extend([4u32, 4].iter().flat_map(|word| word.to_le_bytes()));
-        let (at, len) = (64 + 2 * 56, note.len() as u64);
+        let (at, len) = (64 + 2 * 56, notes.len() as u64);
         put(&mut file, &[at, 0, 0, len, len, 4]);
-        file.extend(note);
+        file.extend(notes);
         file.resize(PROGRAM_OFFSET as usize, 0);
         file.extend(program);
         file
@@ -85,14 +85,16 @@ fn header() -> Vec<u8> {
     file
 }
 
-/// The note: lengths of name and contents, type, name padded to four bytes, no contents.
-fn note() -> Vec<u8> {
+/// The notes: lengths of name and contents, type, name padded to four bytes, no contents.
+fn notes() -> Vec<u8> {
     let len = u32::try_from(VOUCHER_NAME.len()).expect("five");
-    let words = [len, 0, VOUCHER_LOCKSTEP];
-    let mut note: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    note.extend(VOUCHER_NAME);
-    note.resize(note.len().next_multiple_of(4), 0);
-    note
+    let mut notes = Vec::new();
+    for kind in VOUCHERS {
+        notes.extend([len, 0, kind].iter().flat_map(|word| word.to_le_bytes()));
+        notes.extend(VOUCHER_NAME);
+        notes.resize(notes.len().next_multiple_of(4), 0);
+    }
+    notes
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use vmft_guest_images::disk::{DiskSize, make_disk};
 use vmft_guest_images::workload::SHELL_PROMPT;
 
 /// How long anything may take before the bench gives up; a loaded host included.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// How long one look at a console lasts before other things are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long to wait for an answer before a key is pressed again.
@@ -52,15 +52,26 @@ pub struct Boot {
 pub struct Lab {
     directory: tempfile::TempDir,
     program: PathBuf,
+    kvm_guest: Option<PathBuf>,
     guests: u32,
     snapshot: Option<PathBuf>,
 }
 
 impl Lab {
-    /// A fresh place for `program`'s guests.
-    pub fn open(program: PathBuf) -> Result<Self> {
+    /// A fresh place for `program`'s guests; `kvm_guest` is a Linux for `--engine kvm`.
+    pub fn open(program: PathBuf, kvm_guest: Option<PathBuf>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("vmft-bench").tempdir()?;
-        Ok(Self { directory, program, guests: 0, snapshot: None })
+        Ok(Self { directory, program, kvm_guest, guests: 0, snapshot: None })
+    }
+
+    /// The program under measurement.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The Linux that can be followed on `--engine kvm`.
+    pub fn kvm_guest(&self) -> Result<&Path> {
+        self.kvm_guest.as_deref().context("--kvm-guest names no directory with a guest")
     }
 
     /// The program under measurement.

@@ -1,12 +1,15 @@
 //! `scripts/bench`: measures what the project promises, prints a table, writes JSON.
 //!
-//! It starts the `vmft` beside it, with the default guest, as a user would. Everything it starts it
+//! It starts the `vmft` beside it, with the default guest (on `kvm`, with the probe), as a user would. Everything it starts it
 //! ends. Its verdict is the table's: a figure that misses its goal is no error.
 
+mod exits;
 mod figure;
 mod host;
+mod kvm;
 mod lab;
 mod measure;
+mod minimal;
 mod network;
 
 use anyhow::{Context, Result, bail};
@@ -43,7 +46,19 @@ const NAMES: &[&str] = &[
     "log-per-byte-transmit",
     "log-per-byte-receive",
     "ping-added",
+    "kvm-exit-cost",
+    "kvm-recording",
+    "kvm-protected-compute",
+    "kvm-protected-exits",
+    "kvm-linux-compute",
+    "kvm-linux-fork",
+    "kvm-linux-disk",
 ];
+
+/// The figures of the `kvm` engine, whose guests are not the default one.
+const KVM: &str = "kvm-";
+/// Those that need a Linux of the user's.
+const KVM_LINUX: &str = "kvm-linux-";
 
 /// Measures the figures the project promises.
 #[derive(Debug, Parser)]
@@ -61,6 +76,10 @@ struct Options {
     /// Where the JSON goes
     #[arg(long, value_name = "FILE", default_value = "target/bench/figures.json")]
     json: PathBuf,
+    /// A Linux that can be followed on --engine kvm, for the figures kvm-linux-*: a directory with
+    /// `vmlinuz`, `initramfs.cpio` and perhaps `cmdline`
+    #[arg(long, value_name = "DIR")]
+    kvm_guest: Option<PathBuf>,
     /// The program to measure. Default: the `vmft` beside this one
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -69,7 +88,13 @@ struct Options {
 impl Options {
     fn wanted(&self) -> Result<Vec<&'static str>> {
         if self.only.is_empty() {
-            return Ok(NAMES.to_vec());
+            // What this host cannot do is left out, but never what was asked for by name.
+            let kvm = Path::new(vmft_vmm::doctor::DEVICE).exists();
+            let can = |name: &&str| {
+                let guest = !name.starts_with(KVM_LINUX) || self.kvm_guest.is_some();
+                guest && (kvm || !name.starts_with(KVM))
+            };
+            return Ok(NAMES.iter().copied().filter(can).collect());
         }
         let find = |name: &String| {
             let known = NAMES.iter().find(|known| *known == name).copied();
@@ -113,18 +138,26 @@ const PARTS: &[Part] = &[
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
     (network::NAMES, |lab, effort, wanted| network::figures(lab.program(), effort, wanted)),
+    (&["kvm-exit-cost", "kvm-recording"], |_, effort, _| exits::exits(effort)),
+    (&["kvm-protected-compute", "kvm-protected-exits"], |lab, effort, _| {
+        kvm::probe(lab.program(), effort)
+    }),
+    (&["kvm-linux-compute", "kvm-linux-fork", "kvm-linux-disk"], |lab, effort, _| {
+        kvm::linux(lab.kvm_guest()?, lab.program(), effort)
+    }),
 ];
 
 fn bench(options: &Options) -> Result<()> {
     let wanted = options.wanted()?;
-    let mut progress = vmft::progress::terminal();
-    ensure_packages(HOST_PACKAGES, &mut progress)?;
-    default_guest(&Cache::from_environment()?, &mut progress)?;
-    drop(progress);
+    if wanted.iter().any(|name| !name.starts_with(KVM)) {
+        let mut progress = vmft::progress::terminal();
+        ensure_packages(HOST_PACKAGES, &mut progress)?;
+        default_guest(&Cache::from_environment()?, &mut progress)?;
+    }
     ctrlc::set_handler(|| lab::INTERRUPTED.store(true, Ordering::Relaxed))?;
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
     let mut host = host::Host::now();
-    let mut lab = Lab::open(options.program()?)?;
+    let mut lab = Lab::open(options.program()?, options.kvm_guest.clone())?;
     let mut figures = Vec::new();
     println!("{}", Figure::head());
     for (names, measure) in PARTS {

@@ -127,12 +127,8 @@ impl Place {
         let mut primary = start_one(Which::Primary, &arguments)?;
         let status = primary.wait_status(PATIENCE, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
-        let arguments: Vec<OsString> = vec![
-            "--primary".into(),
-            format!("tcp:{address}").into(),
-            "--arbiter".into(),
-            arbiter,
-        ];
+        let arguments: Vec<OsString> =
+            vec!["--primary".into(), format!("tcp:{address}").into(), "--arbiter".into(), arbiter];
         let mut backup = start_one(Which::Backup, &arguments)?;
         backup.wait_status(PATIENCE, |status| status.role == Role::Backup)?;
         primary.wait_status(PATIENCE, |status| status.role == Role::Primary)?;
@@ -182,9 +178,9 @@ impl Guest {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         let received = &report["end"]["sum_received"];
         let number = |name: &str| received[name].as_f64();
-        number("bits_per_second").zip(number("bytes")).with_context(|| {
-            format!("iperf3 says {}", report["error"])
-        })
+        number("bits_per_second")
+            .zip(number("bytes"))
+            .with_context(|| format!("iperf3 says {}", report["error"]))
     }
 
     /// HTTP requests a second, one after the other.

@@ -46,6 +46,8 @@ const HIGH_MEMORY_START: u64 = 0x10_0000;
 pub const VOUCHER_NAME: &[u8] = b"vmft";
 /// Type of the note of a kernel that can be followed on any engine; it has no contents.
 pub const VOUCHER_LOCKSTEP: u32 = 1;
+/// Type of the note of a kernel that has no user space.
+pub const VOUCHER_LEVEL_ZERO: u32 = 2;
 
 /// Why a kernel could not be loaded. Guest memory is unchanged whenever one is returned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +130,13 @@ pub enum BootError {
 pub fn is_vouched_for(kernel: &[u8]) -> bool {
     let image = image::open(kernel, DEVICE_HOLE_START);
     image.is_ok_and(|image| elf::has_note(&image.vmlinux, VOUCHER_NAME, VOUCHER_LOCKSTEP))
+}
+
+/// True if `kernel` says of itself that it never leaves privilege level 0, so that it runs also where
+/// KVM cannot carry user space. It says so in another ELF note.
+pub fn stays_at_level_zero(kernel: &[u8]) -> bool {
+    let image = image::open(kernel, DEVICE_HOLE_START);
+    image.is_ok_and(|image| elf::has_note(&image.vmlinux, VOUCHER_NAME, VOUCHER_LEVEL_ZERO))
 }
 
 /// Loads `kernel` (a bzImage, or an ELF `vmlinux`), and the initramfs if there is one, into

@@ -102,9 +102,10 @@ impl Default for IntervalTimer {
 }
 
 impl IntervalTimer {
-    /// A timer with no counts written; channel 2's gate is low.
+    /// The timer as PC firmware leaves it: channel 0 counts its longest period, but no edge of it
+    /// is reported before the guest has set it; the others have no count; channel 2's gate is low.
     pub fn new() -> Self {
-        let channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
+        let channels = [Channel::free_running(), Channel::new(true), Channel::new(false)];
         Self { state: IntervalTimerState { channels, next_edge: None, port_b: 0 } }
     }
 

@@ -34,10 +34,27 @@ use verdict::Verdict;
 
 /// Where KVM is.
 pub const DEVICE: &str = "/dev/kvm";
+/// Where the kernel lists its modules.
+const MODULES: &str = "/sys/module";
+
+/// Which KVM this host has: both sides of a pair on the `kvm` engine have the same.
+pub fn kvm_of_this_host() -> facts::KvmKind {
+    host::kind(Path::new(MODULES))
+}
+
+/// Whether the counter of branches is put to its test, which takes longer than all else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counter {
+    /// It is.
+    Tested,
+    /// Whatever it can do: there is none in the report.
+    Ignored,
+}
 
 /// What to examine.
 #[derive(Debug, Clone)]
 pub struct Examination {
+    counter: Counter,
     /// The device node.
     device: PathBuf,
     /// Where the kernel lists its modules.
@@ -52,7 +69,14 @@ impl Examination {
 
     /// Of this host, with KVM at `device`.
     pub fn of_device(device: &Path) -> Self {
-        Self { device: device.to_owned(), modules: PathBuf::from("/sys/module") }
+        let modules = PathBuf::from(MODULES);
+        Self { counter: Counter::Tested, device: device.to_owned(), modules }
+    }
+
+    /// The same, with the counter tested or not.
+    #[must_use]
+    pub fn counter(self, counter: Counter) -> Self {
+        Self { counter, ..self }
     }
 
     /// Measures everything. Takes some seconds on a slow KVM; `step` is told what is going on.
@@ -84,8 +108,13 @@ impl Examination {
                 Ok(probes) => facts.probes = Some(probes),
                 Err(error) => facts.trouble = Some(error.to_string()),
             }
-            step("counting the branches of guests");
-            facts.counter = counter::examine(&kvm, &facts.host);
+            facts.counter = match self.counter {
+                Counter::Tested => {
+                    step("counting the branches of guests");
+                    counter::examine(&kvm, &facts.host)
+                }
+                Counter::Ignored => CounterFacts::Absent("it was not looked for".to_owned()),
+            };
         }
         Report::of(facts)
     }

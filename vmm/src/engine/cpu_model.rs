@@ -21,12 +21,13 @@ pub(in crate::engine) struct Leaf {
 }
 
 /// Whether the CPU shows a time-stamp counter. Where reading it cannot be made a function of the
-/// execution point, it is hidden, and the guest takes its time from the board.
+/// execution point, it is hidden, and the guest takes its time from the board. With it goes UMIP, which
+/// not every CPU that runs guests has, so that a kernel that believed in it would fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::engine) enum TimeStamp {
     /// It is there, and invariant.
     Shown,
-    /// Neither it nor `RDTSCP` is there.
+    /// Neither it nor `RDTSCP` is there, nor UMIP.
     Hidden,
 }
 
@@ -152,7 +153,10 @@ pub(in crate::engine) fn leaf(number: u32, subleaf: u32, counter: TimeStamp) -> 
             let edx = counter.hide(LEAF_1_EDX, &[TSC]);
             Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx: LEAF_1_ECX, edx }
         }
-        7 if subleaf == 0 => Leaf { eax: 0, ebx: LEAF_7_EBX, ecx: LEAF_7_ECX, edx: LEAF_7_EDX },
+        7 if subleaf == 0 => {
+            let ecx = counter.hide(LEAF_7_ECX, &[UMIP]);
+            Leaf { eax: 0, ebx: LEAF_7_EBX, ecx, edx: LEAF_7_EDX }
+        }
         0x4000_0000 => {
             let name = b"vmft soft CP";
             Leaf { eax: 0x4000_0000, ebx: word(name, 0), ecx: word(name, 1), edx: word(name, 2) }
@@ -249,13 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_time_stamp_counter_is_all_that_differs() {
+    fn a_hidden_time_stamp_counter_and_umip_are_all_that_differs() {
         let differing: Vec<u32> = leaves(TimeStamp::Shown)
             .zip(leaves(TimeStamp::Hidden))
             .filter(|(shown, hidden)| shown != hidden)
             .map(|((number, _), _)| number)
             .collect();
-        assert_eq!(differing, [1, 0x8000_0001, 0x8000_0007]);
+        assert_eq!(differing, [1, 7, 0x8000_0001, 0x8000_0007]);
+        assert_eq!(leaf(7, 0, TimeStamp::Hidden).ecx & (1 << 2), 0, "there is no UMIP");
         assert_eq!(leaf(1, 0, TimeStamp::Hidden).edx & (1 << 4), 0);
         assert_ne!(digest(TimeStamp::Shown), digest(TimeStamp::Hidden));
     }

@@ -124,8 +124,9 @@ pub trait Engine: fmt::Debug + Send {
     /// If the CPU cannot take an interrupt at this boundary.
     fn inject(&mut self, vector: Vector);
 
-    /// The CPU's state, complete: a fresh engine given it goes on identically.
-    fn save(&self) -> CpuState;
+    /// The CPU's state, complete: a fresh engine given it goes on identically. An engine may have to
+    /// finish the last instruction for it, which changes nothing but the moment.
+    fn save(&mut self) -> CpuState;
 
     /// Sets the CPU's state and the point, and forgets everything cached.
     ///

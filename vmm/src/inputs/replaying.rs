@@ -87,8 +87,8 @@ impl fmt::Display for Difference {
                 let hashes = [
                     ("cpu state", logged.cpu, replayed.cpu),
                     ("device state", logged.devices, replayed.devices),
-                    ("written memory", logged.memory, replayed.memory),
-                    ("written pages", logged.pages.into(), replayed.pages.into()),
+                    ("memory", logged.memory, replayed.memory),
+                    ("changed pages", logged.pages.into(), replayed.pages.into()),
                 ];
                 for (name, log, here) in hashes {
                     if log != here {

@@ -27,30 +27,44 @@ pub(super) fn hash_pages(ram: &GuestRam, pages: &[PageNumber]) -> u64 {
 }
 
 impl Machine {
-    /// Summarises the state here: registers, devices, and the memory written since the last
-    /// digest. Starts the next window.
+    /// Summarises the state here: registers, devices, memory. Starts the next window.
     pub fn digest(&mut self) -> StateDigest {
         let cpu = self.engine.save();
-        self.engine.collect_written();
-        let pages = self.engine.ram().tracker().take_written();
+        let pages = self.fold_written();
         self.engine.renew_write_tracking();
         let mut registers = [0; 18];
         registers[..16].copy_from_slice(&cpu.general);
         registers[16] = cpu.rip;
         registers[17] = cpu.rflags;
         let devices = hash_of(&(self.board.save(), self.clock, self.outputs, self.console_offset));
-        StateDigest {
-            registers,
-            cpu: hash_of(&cpu),
-            devices,
-            memory: hash_pages(self.engine.ram(), &pages),
-            pages: u32::try_from(pages.len()).expect("at most 4 GiB of pages"),
+        StateDigest { registers, cpu: hash_of(&cpu), devices, memory: self.memory_sum.sum(), pages }
+    }
+
+    /// Brings the running hash of memory up to date. How many pages have changed since the last
+    /// time.
+    pub(super) fn fold_written(&mut self) -> u32 {
+        self.engine.collect_written();
+        let ram = self.engine.ram();
+        self.memory_sum.report(ram.tracker().take_written());
+        self.memory_sum.fold(ram, usize::MAX)
+    }
+
+    /// Does a part of what the next [`Self::digest`] or [`Self::checkpoint`] would have to do: looks
+    /// at up to `most` pages written since the last one. How many are left. For a machine without
+    /// a backup, whose log begins later.
+    pub fn prepare_digest(&mut self, most: usize) -> usize {
+        if self.memory_sum.waiting() == 0 {
+            self.engine.collect_written();
+            self.memory_sum.report(self.engine.ram().tracker().take_written());
+            self.engine.renew_write_tracking();
         }
+        self.memory_sum.fold(self.engine.ram(), most);
+        self.memory_sum.waiting()
     }
 
     /// The hash of the whole state: every page that is not zero, and all registers and devices.
     /// Two machines with the same hash go on alike.
-    pub fn full_digest(&self) -> u64 {
+    pub fn full_digest(&mut self) -> u64 {
         let pages = self.nonzero_pages();
         hash_of(&(
             hash_pages(self.engine.ram(), &pages),

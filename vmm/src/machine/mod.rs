@@ -13,6 +13,7 @@
 //! the guest before the next point.
 
 mod digest;
+mod memory_sum;
 mod state;
 
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
@@ -26,6 +27,7 @@ use crate::engine::{
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
+use memory_sum::MemorySum;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -123,6 +125,7 @@ pub struct Machine {
     outputs: OutputSequence,
     /// Console bytes written by the guest so far.
     console_offset: u64,
+    memory_sum: MemorySum,
 }
 
 /// The board as the CPU sees it: guest time is computed where it is asked for.
@@ -179,6 +182,7 @@ impl Machine {
             },
             outputs: OutputSequence(0),
             console_offset: 0,
+            memory_sum: MemorySum::default(),
         })
     }
 
@@ -232,6 +236,11 @@ impl Machine {
             return Err(LockstepRefusal::Kernel { engine });
         }
         Ok(())
+    }
+
+    /// The kernel file it boots from.
+    pub fn kernel(&self) -> &[u8] {
+        &self.source.kernel
     }
 
     /// The guest's memory.
@@ -350,6 +359,8 @@ impl Machine {
                     bound = bound.min(self.engine.point().after(1));
                 }
                 Exit::Shutdown => {
+                    let point = self.engine.point();
+                    tracing::warn!(%point, "triple fault: the guest starts again");
                     self.reset()?;
                     return Ok(());
                 }

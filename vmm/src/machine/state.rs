@@ -3,6 +3,7 @@
 //! A checkpoint is a [`MachineState`] and the pages of memory that are not zero. It names a
 //! point by its state: a machine restored from it goes on exactly as the saved one does.
 
+use super::memory_sum::MemorySum;
 use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
@@ -180,13 +181,13 @@ impl Machine {
     /// the place, and neither side's log says anything more of it before the next point.
     pub fn checkpoint(&mut self) -> MachineState {
         self.engine.flush_caches();
-        self.engine.ram().tracker().take_written();
+        self.fold_written();
         self.state()
     }
 
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
-    pub fn state(&self) -> MachineState {
+    pub fn state(&mut self) -> MachineState {
         MachineState {
             version: STATE_VERSION,
             config: self.config.clone(),
@@ -210,11 +211,13 @@ impl Machine {
         }
         let board = Board::restore(&state.config.board, &ram, &state.board)?;
         ram.tracker().take_written();
+        let memory_sum = MemorySum::of(&ram, nonzero_pages(&ram));
         let kind = state.config.engine;
         let open = kind.open(ram);
         let mut engine = open.map_err(|source| StateError::Engine { engine: kind, source })?;
         engine.restore(&state.cpu, state.point)?;
         Ok(Self {
+            memory_sum,
             config: state.config,
             source: state.source,
             engine,
@@ -229,22 +232,23 @@ impl Machine {
 
     /// The pages of memory that are not all zero, in address order.
     pub fn nonzero_pages(&self) -> Vec<PageNumber> {
-        let ram = self.engine.ram();
-        let mut bytes = [0; PAGE_SIZE as usize];
-        let mut pages = Vec::new();
-        for (start, len) in ram.ranges() {
-            let first = PageNumber::containing(start.raw_value()).0;
-            for page in (first..first + len / PAGE_SIZE).map(PageNumber) {
-                ram.memory()
-                    .read_slice(&mut bytes, page.address())
-                    .expect("within a range of memory");
-                if bytes.iter().any(|byte| *byte != 0) {
-                    pages.push(page);
-                }
+        nonzero_pages(self.engine.ram())
+    }
+}
+
+fn nonzero_pages(ram: &GuestRam) -> Vec<PageNumber> {
+    let mut bytes = [0; PAGE_SIZE as usize];
+    let mut pages = Vec::new();
+    for (start, len) in ram.ranges() {
+        let first = PageNumber::containing(start.raw_value()).0;
+        for page in (first..first + len / PAGE_SIZE).map(PageNumber) {
+            ram.memory().read_slice(&mut bytes, page.address()).expect("within a range of memory");
+            if bytes.iter().any(|byte| *byte != 0) {
+                pages.push(page);
             }
         }
-        pages
     }
+    pages
 }
 
 impl From<StateError> for SetupError {

@@ -8,8 +8,8 @@ use super::{DiskFile, DiskFileError, Fence, Mailbox};
 use crate::board::DiskOperation;
 use crate::outputs::{Assurance, Output, OutputKind, Outside};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
 /// The host's disks, console and network.

@@ -69,10 +69,8 @@ impl Nic {
     fn send(&mut self, header: [u8; HEADER], frame: &[u8]) -> Vec<Effect> {
         self.machine.poke_bytes(TRANSMIT_BUFFER, &header);
         self.machine.poke_bytes(TRANSMIT_BUFFER + 0x100, frame);
-        let buffers = [
-            (TRANSMIT_BUFFER, HEADER as u32),
-            (TRANSMIT_BUFFER + 0x100, frame.len() as u32),
-        ];
+        let buffers =
+            [(TRANSMIT_BUFFER, HEADER as u32), (TRANSMIT_BUFFER + 0x100, frame.len() as u32)];
         let used = if frame.is_empty() { &buffers[..1] } else { &buffers };
         self.transmit.submit(&mut self.machine, used, &[]);
         self.machine.effects()
@@ -289,7 +287,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => 0x27_8000u64..0x27_B000,
         1 => any::<u64>(),
     ];
-    let len = prop_oneof![2 => Just(12u32), 6 => 0u32..4_096, 1 => 60_000u32..70_000, 1 => any::<u32>()];
+    let len =
+        prop_oneof![2 => Just(12u32), 6 => 0u32..4_096, 1 => 60_000u32..70_000, 1 => any::<u32>()];
     let flags = prop_oneof![10 => 0u16..4, 2 => 4u16..8, 1 => any::<u16>()];
     let next = prop_oneof![10 => 0u16..16, 1 => any::<u16>()];
     let descriptor = (address.clone(), len, flags, next);

@@ -63,6 +63,62 @@ fn string_port_accesses_move_every_item() {
 }
 
 #[test]
+fn an_input_into_a_device_is_one_point_whether_or_not_anybody_looks() {
+    if !has_kvm() {
+        return;
+    }
+    let code = assemble(|a| {
+        a.mov(edx, 0x1F0).unwrap();
+        a.mov(rdi, DEVICE).unwrap();
+        a.insb().unwrap();
+        a.in_(al, dx).unwrap();
+        a.mov(byte_ptr(rdi), al).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut soft = Guest::soft(&code);
+    soft.states_at_exits();
+    for look in [false, true] {
+        let mut guest = Guest::kvm(PointKind::Exit, &code);
+        for point in 1..=3 {
+            assert_eq!(guest.run(), Exit::BusAccess);
+            assert_eq!(guest.point(), point);
+            if look {
+                guest.engine.save();
+            }
+        }
+        assert_eq!(guest.run(), Exit::Halted { interruptible: false });
+        assert_eq!(guest.bus.accesses(), soft.bus.accesses());
+        assert_eq!(guest.engine.save().general, soft.engine.save().general);
+    }
+}
+
+#[test]
+fn exits_at_which_nobody_looks_lead_to_the_same_end() {
+    if !has_kvm() {
+        return;
+    }
+    let code = crate::agreement::busy_program();
+    let mut watched = Guest::kvm(PointKind::Exit, &code);
+    let states = watched.states_at_exits();
+    let mut guest = Guest::kvm(PointKind::Exit, &code);
+    let mut exits = Vec::new();
+    while exits.last().is_none_or(|exit| *exit == Exit::BusAccess) {
+        exits.push(guest.run());
+    }
+    let expected: Vec<Exit> = states.iter().map(|(exit, _)| exit.clone()).collect();
+    assert_eq!(exits, expected);
+    assert_eq!(Some(guest.engine.save()), states.last().map(|(_, state)| state.clone()));
+    assert_eq!(guest.bus.seen, watched.bus.seen);
+    // A look in the middle only.
+    let mut guest = Guest::kvm(PointKind::Exit, &code);
+    let middle = states.len() / 2;
+    for _ in 0..=middle {
+        guest.run();
+    }
+    assert_eq!(guest.engine.save(), states[middle].1);
+}
+
+#[test]
 fn device_memory_goes_to_the_bus() {
     if !has_kvm() {
         return;

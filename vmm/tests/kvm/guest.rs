@@ -198,7 +198,7 @@ impl Guest {
         self.engine.point().get()
     }
 
-    pub fn general(&self, register: usize) -> u64 {
+    pub fn general(&mut self, register: usize) -> u64 {
         self.engine.save().general[register]
     }
 

@@ -213,7 +213,7 @@ impl Guest {
     }
 
     /// Reads the state and the exception's frame; `None` if the CPU halts elsewhere than in a handler.
-    fn outcome(&self) -> Option<Outcome> {
+    fn outcome(&mut self) -> Option<Outcome> {
         let state = self.engine.save();
         const RESUME: u64 = 1 << 16;
         let vector = state.rip.checked_sub(HANDLERS + 1)?;

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// from a beginning that may lie before power-on.
 pub(super) type Tick = i64;
 
+/// The largest count.
+const LONGEST: u32 = 0x1_0000;
+
 /// Which bytes of the count the guest moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
@@ -96,6 +99,13 @@ impl ChannelState {
             counting: Counting::Waiting,
             reload: None,
         }
+    }
+
+    /// The same counter, counting its longest period since power-on: what PC firmware leaves in
+    /// channel 0. Kernels without a time-stamp counter read it before they set it.
+    pub(super) fn free_running() -> Self {
+        let counting = Counting::Running { loaded: 0, count: LONGEST };
+        Self { written: Some(LONGEST), counting, ..Self::new(true) }
     }
 
     /// A control word for this channel: a counter latch command or a new mode.
@@ -195,7 +205,7 @@ impl ChannelState {
         };
         match (count, self.bcd) {
             (0, true) => 10_000,
-            (0, false) => 0x1_0000,
+            (0, false) => LONGEST,
             // "The minimum count is 2" for the periodic modes.
             (1, _) if self.is_periodic() => 2,
             (count, _) => count,

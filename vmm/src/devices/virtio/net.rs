@@ -218,9 +218,7 @@ fn admit(packet: &Packet, features: u64, waiting: &mut VecDeque<Packet>) {
         Ok(_) => {
             let frames = offload::finish(packet.clone()).expect("checked");
             waiting.extend(
-                frames
-                    .into_iter()
-                    .map(|frame| Packet { offload: PacketOffload::default(), frame }),
+                frames.into_iter().map(|frame| Packet { offload: PacketOffload::default(), frame }),
             );
         }
         // A damaged packet is lost, as on a wire.
@@ -278,8 +276,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let always =
-            1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        let always = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
         always | if self.offloads { OFFLOADS } else { 0 }
     }
 
@@ -320,9 +317,8 @@ impl VirtioDevice for Net {
         let nobody = stopped || queue_sizes[RECEIVE] == 0;
         check(waiting.is_empty() || !nobody, "packets for a driver that is not there")?;
         check(waiting.len() <= MAX_WAITING, "too many packets")?;
-        let good = |packet: &Packet| {
-            packet.frame.len() <= MAX_PACKET && offload::work(packet).is_ok()
-        };
+        let good =
+            |packet: &Packet| packet.frame.len() <= MAX_PACKET && offload::work(packet).is_ok();
         check(waiting.iter().all(good), "a packet that cannot have come")?;
         check(addresses.is_valid(), "too many addresses")?;
         self.state = state.clone();

@@ -5,8 +5,8 @@
 //! they would act at moments nobody can name. Which places can be named, [`PointKind`] says.
 //!
 //! ```text
-//! run (Free, Exit) ─┐                        ┌─ serves ports, devices, registers ──▶ Bus
-//! step (Step) ──────┴─▶ Vcpu::enter ─▶ Entered::settle ─▶ Outcome, on a stopped Vcpu again
+//! run (Free, Exit) ─┐                       ┌─ serves ports, devices, registers ──▶ Bus
+//! step (Step) ──────┴─▶ Vcpu::enter ─▶ Entered ─▶ Outcome;  Vcpu::stop ─▶ Stopped, whose state is consistent
 //!        │ what a trap flag cannot step, and events that must be in before the guest goes on
 //!        ▼
 //!  the `soft` engine, on the same memory and the same CPU state
@@ -124,12 +124,13 @@ impl KvmEngine {
     /// The run ends here, with the instruction at RIP. An exception that KVM has raised for it is
     /// taken back, so that the state is that before the instruction.
     fn fatal(&mut self, what: &'static str) -> Exit {
-        if let Ok(mut events) = self.vcpu.events() {
+        let mut stopped = self.vcpu.stop();
+        if let Ok(mut events) = stopped.events() {
             events.exception = Default::default();
             // Without it the run ends all the same.
-            let _ = self.vcpu.set_events(&events);
+            let _ = stopped.set_events(&events);
         }
-        let (rip, bytes) = match (self.vcpu.regs(), self.vcpu.sregs()) {
+        let (rip, bytes) = match (stopped.regs(), stopped.sregs()) {
             (Ok(regs), Ok(sregs)) => {
                 let linear = regs.rip;
                 (linear, self.view(sregs.cr3).instruction_bytes(linear))
@@ -141,24 +142,25 @@ impl KvmEngine {
 
     /// Sets the registers, all of them; the engine's own part too.
     fn apply(&mut self, state: &CpuState) -> Result<(), vmm_sys_util::errno::Error> {
-        let before = self.vcpu.state()?;
+        let mut stopped = self.vcpu.stop();
+        let before = stopped.state()?;
         let mut state = state.clone();
         let shadow = state.interrupt_shadow;
         if self.points == PointKind::Step {
             // Kept here: with it, the host would run two instructions in one step.
             state.interrupt_shadow = false;
         }
-        if let Err(error) = self.vcpu.set_state(&before.with(&state)) {
-            self.vcpu.set_state(&before).expect("it was this state before");
+        if let Err(error) = stopped.set_state(&before.with(&state)) {
+            stopped.set_state(&before).expect("it was this state before");
             return Err(error);
         }
+        stopped.refresh();
         self.registers = OwnRegisters::of(&state);
         self.shadow = shadow;
         let interruptible = state.rflags & run::INTERRUPT_FLAG != 0;
         self.halted = if state.halted { Halted::Waiting { interruptible } } else { Halted::No };
         self.shut_down = false;
         self.queued = false;
-        self.vcpu.refresh();
         Ok(())
     }
 
@@ -177,7 +179,8 @@ impl KvmEngine {
     /// Delivers what is on its way into the guest, so that the state is complete. False if that
     /// cannot be done here: the guest must be entered first.
     fn settle(&mut self) -> bool {
-        let mut events = self.vcpu.events().expect(REGISTERS);
+        let mut stopped = self.vcpu.stop();
+        let mut events = stopped.events().expect(REGISTERS);
         let exception = events.exception;
         let pending = exception.injected != 0 || exception.pending != 0;
         let error = (exception.has_error_code != 0).then_some(exception.error_code as u16);
@@ -201,7 +204,7 @@ impl KvmEngine {
         events.exception = Default::default();
         events.interrupt.injected = 0;
         events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
-        self.vcpu.set_events(&events).expect(REGISTERS);
+        stopped.set_events(&events).expect(REGISTERS);
         self.borrow_helper(|helper| helper.deliver(vector, error, origin));
         true
     }
@@ -230,13 +233,16 @@ impl Engine for KvmEngine {
             // The guest would see the trap flag in the frame.
             self.borrow_helper(|helper| helper.deliver(vector, None, Origin::Line));
         } else {
-            self.vcpu.interrupt(vector.0).expect("there is no interrupt controller but ours");
+            self.vcpu
+                .stop()
+                .interrupt(vector.0)
+                .expect("there is no interrupt controller but ours");
             self.queued = true;
         }
     }
 
-    fn save(&self) -> CpuState {
-        let mut state = self.vcpu.state().expect(REGISTERS).plain();
+    fn save(&mut self) -> CpuState {
+        let mut state = self.vcpu.stop().state().expect(REGISTERS).plain();
         state.msrs.tsc_adjust = self.registers.tsc_adjust;
         state.msrs.tsc_aux = self.registers.tsc_aux;
         state.halted = self.halted != Halted::No;
@@ -257,6 +263,8 @@ impl Engine for KvmEngine {
     }
 
     fn collect_written(&mut self) {
+        // What is left of an instruction may write to memory.
+        self.vcpu.finish();
         self.vm.collect_written().expect("KVM keeps the log of dirty pages it was asked to keep");
     }
 

@@ -12,7 +12,7 @@ use crate::memory::GuestRam;
 use kvm_bindings::{
     CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
@@ -77,7 +77,9 @@ impl Vm {
         // SAFETY: the descriptor is open, and outlives this borrow of it.
         let descriptor = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let kicks = Kicks::new(descriptor)?;
-        Ok((vm, Vcpu::new(vcpu, kicks)))
+        let shared = kvm.check_extension_int(Cap::SyncRegs);
+        let shares_registers = shared > 0 && shared as u32 & KVM_SYNC_X86_REGS != 0;
+        Ok((vm, Vcpu::new(vcpu, kicks, shares_registers)))
     }
 
     /// The guest's memory.

@@ -33,9 +33,13 @@ impl KvmEngine {
             }
             self.vcpu.request_window(want && self.points == PointKind::Free);
             self.between = self.points == PointKind::Exit;
-            let mut around =
-                Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
-            let outcome = self.vcpu.enter().settle(&mut around);
+            let mut around = Surroundings {
+                at: self.point,
+                bus: &mut *bus,
+                registers: &mut self.registers,
+                ram: self.vm.ram(),
+            };
+            let outcome = self.vcpu.enter().serve(&mut around);
             if outcome != Outcome::Interrupted {
                 self.queued = false;
             }

@@ -69,7 +69,8 @@ impl KvmEngine {
 
     /// One instruction, or one iteration of a string instruction.
     fn step(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
-        let (Ok(regs), Ok(sregs)) = (self.vcpu.regs(), self.vcpu.sregs()) else {
+        let stopped = self.vcpu.stop();
+        let (Ok(regs), Ok(sregs)) = (stopped.regs(), stopped.sregs()) else {
             return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
         let stepper = Stepper { regs: &regs, sregs: &sregs, view: self.view(sregs.cr3) };
@@ -77,13 +78,17 @@ impl KvmEngine {
         if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
             return self.step_softly(bus);
         }
-        if self.vcpu.set_stepping(matches!(way, Way::Step(_))).is_err() {
+        if self.vcpu.stop().set_stepping(matches!(way, Way::Step(_))).is_err() {
             return Some(self.fatal("this host's KVM does not single-step"));
         }
-        let mut around =
-            Surroundings { at: self.point, bus: &mut *bus, registers: &mut self.registers };
+        let mut around = Surroundings {
+            at: self.point,
+            bus: &mut *bus,
+            registers: &mut self.registers,
+            ram: self.vm.ram(),
+        };
         let outcome = self.vcpu.enter().settle(&mut around);
-        let Ok(after) = self.vcpu.regs() else {
+        let Ok(after) = self.vcpu.stop().regs() else {
             return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
         let led_to = match way {
@@ -133,7 +138,7 @@ impl KvmEngine {
     }
 
     /// True if an instruction of the vector units could fault.
-    fn units_may_fault(&self, sregs: &kvm_sregs) -> bool {
+    fn units_may_fault(&mut self, sregs: &kvm_sregs) -> bool {
         if sregs.cr0 & UNITS_FAULT != 0 {
             return true;
         }

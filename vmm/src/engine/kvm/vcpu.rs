@@ -1,28 +1,50 @@
 //! One CPU of KVM's, and what it stops for.
 //!
-//! A [`Vcpu`] is stopped: it can be saved, restored, stepped, injected into. [`Vcpu::enter`] gives
-//! an [`Entered`], which borrows it for as long as the exit is not dealt with; only
-//! [`Entered::settle`] gives it back. It serves what the instruction asks for and has KVM finish
-//! the instruction without going on (`immediate_exit`), so that what is seen of a stopped CPU is
-//! always the state between two instructions (or two iterations of a string instruction).
+//! KVM comes back in the middle of an instruction that uses a port, a device or a register, and
+//! finishes it at the next entry. Three types keep that apart:
+//!
+//! ```text
+//! Vcpu ── enter ──▶ Entered ── serve ───▶ the access is performed; the next entry finishes it
+//!   │                       └─ settle ──▶ the instruction is finished, without going on
+//!   └──── stop ───▶ Stopped   the state between two instructions: it can be read, written, injected into
+//! ```
+//!
+//! Only a [`Stopped`] shows registers, and [`Vcpu::stop`] has KVM finish what is unfinished first
+//! (`immediate_exit`). A loop of exits at which nobody looks pays nothing for that.
+//!
+//! **What may stay unfinished** is an instruction of which nothing can be left but registers: one that
+//! writes or reads one item at a port, or a model-specific register. One that may use the bus again
+//! (a device's memory, several items) is finished at once. KVM does not say whether a single item was
+//! read for `IN` or for `INS`, which may write it to a device. So the instruction is looked at when its
+//! address is met for the first time. A guest that puts such an `INS` where an `IN` was ends the run.
 
 use super::kick::Kicks;
 use super::registers::OwnRegisters;
 use super::state::KvmState;
+use super::walk::LinearView;
 use crate::engine::{Bus, PortWidth};
+use crate::memory::GuestRam;
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
     kvm_run, kvm_sregs, kvm_vcpu_events,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+
+/// Why a CPU fails whose `IN` turns out to be something else.
+const INPUT_TO_DEVICE: &str =
+    "an instruction that reads a port into a device's memory, where another was before";
+/// How many addresses are known to hold `IN`; a kernel's drivers have about as many.
+const KNOWN_INPUTS: usize = 64;
+/// No address of an instruction.
+const NOWHERE: u64 = 1 << 63;
 
 /// What the CPU stopped for. Instructions named here are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,14 +75,35 @@ pub(super) struct Surroundings<'a> {
     pub(super) at: ExecutionPoint,
     pub(super) bus: &'a mut dyn Bus,
     pub(super) registers: &'a mut OwnRegisters,
+    pub(super) ram: &'a GuestRam,
 }
 
-/// A stopped CPU.
+/// What is left of the instruction that was served last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Nothing.
+    Done,
+    /// Registers, which KVM sets at the next entry.
+    Registers,
+    /// More than was thought: the CPU runs no more.
+    Failed(&'static str),
+}
+
+/// A CPU outside of `KVM_RUN`, perhaps in the middle of an instruction.
 #[derive(Debug)]
 pub(super) struct Vcpu {
     fd: VcpuFd,
     pub(super) kicks: Kicks,
+    rest: Rest,
+    /// KVM leaves the general registers in the shared pages when it comes back.
+    shares_registers: bool,
+    /// Addresses at which an instruction is known to be `IN`, by their low bits.
+    inputs: [u64; KNOWN_INPUTS],
 }
+
+/// A CPU between two instructions (or two iterations of a string instruction).
+#[derive(Debug)]
+pub(super) struct Stopped<'a>(&'a mut Vcpu);
 
 /// A CPU with an exit that is not dealt with.
 pub(super) struct Entered<'a> {
@@ -78,14 +121,44 @@ enum Exited {
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd, kicks: Kicks) -> Self {
-        Self { fd, kicks }
+    /// A fresh CPU. `shares_registers`: the host has `KVM_CAP_SYNC_REGS` for the general ones.
+    pub(super) fn new(mut fd: VcpuFd, kicks: Kicks, shares_registers: bool) -> Self {
+        if shares_registers {
+            fd.set_sync_valid_reg(SyncReg::Register);
+        }
+        let inputs = [NOWHERE; KNOWN_INPUTS];
+        Self { fd, kicks, rest: Rest::Done, shares_registers, inputs }
     }
 
-    /// Lets the guest run until it stops for something.
+    /// Finishes what is unfinished and lets the guest run until it stops for something.
     pub(super) fn enter(&mut self) -> Entered<'_> {
-        let first = self.kvm_run();
+        let rest = std::mem::replace(&mut self.rest, Rest::Done);
+        let first = match rest {
+            Rest::Failed(what) => Exited::Other(Outcome::Failed(what)),
+            Rest::Done | Rest::Registers => self.kvm_run(),
+        };
+        if let Exited::Other(Outcome::Failed(what)) = first {
+            self.rest = Rest::Failed(what);
+        }
         Entered { vcpu: self, first }
+    }
+
+    /// Finishes what is unfinished, without entering the guest.
+    pub(super) fn finish(&mut self) {
+        if self.rest == Rest::Registers {
+            self.kicks.set_immediate_exit();
+            self.rest = match self.kvm_run() {
+                Exited::Other(Outcome::Interrupted | Outcome::Stepped) => Rest::Done,
+                Exited::Other(Outcome::Failed(what)) => Rest::Failed(what),
+                _ => Rest::Failed(INPUT_TO_DEVICE),
+            };
+        }
+    }
+
+    /// Finishes what is unfinished, and gives access to the state.
+    pub(super) fn stop(&mut self) -> Stopped<'_> {
+        self.finish();
+        Stopped(self)
     }
 
     /// Asks for [`Outcome::Window`] as soon as an interrupt can be taken.
@@ -93,64 +166,16 @@ impl Vcpu {
         self.fd.get_kvm_run().request_interrupt_window = wanted.into();
     }
 
-    /// True if an interrupt can be injected, as KVM said when it last came back.
-    pub(super) fn can_take_interrupt(&mut self) -> bool {
-        let run = self.fd.get_kvm_run();
-        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
-    }
-
-    /// RFLAGS.IF, as KVM said when it last came back.
+    /// RFLAGS.IF, as KVM said when it last came back; no instruction that may be unfinished
+    /// changes it.
     pub(super) fn interrupt_flag(&mut self) -> bool {
         self.fd.get_kvm_run().if_flag != 0
     }
 
-    /// Has KVM say anew what it says when it comes back, without entering the guest.
-    pub(super) fn refresh(&mut self) {
-        self.kicks.set_immediate_exit();
-        let exited = self.kvm_run();
-        debug_assert_eq!(exited, Exited::Other(Outcome::Interrupted), "nothing was pending");
-    }
-
-    /// Queues an interrupt; it is delivered when the guest is entered.
-    pub(super) fn interrupt(&mut self, vector: u8) -> Result<(), errno::Error> {
-        let interrupt = kvm_interrupt { irq: vector.into() };
-        // SAFETY: the descriptor is a CPU's, and the structure is the one this request takes.
-        let done = unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) };
-        if done == 0 { Ok(()) } else { Err(errno::Error::last()) }
-    }
-
-    /// Turns single-stepping on or off. KVM forgets it at many an instruction, so this comes
-    /// before every entry of a step.
-    pub(super) fn set_stepping(&mut self, on: bool) -> Result<(), errno::Error> {
-        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
-        self.fd.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })
-    }
-
-    pub(super) fn regs(&self) -> Result<kvm_regs, errno::Error> {
-        self.fd.get_regs()
-    }
-
-    pub(super) fn sregs(&self) -> Result<kvm_sregs, errno::Error> {
-        self.fd.get_sregs()
-    }
-
-    pub(super) fn events(&self) -> Result<kvm_vcpu_events, errno::Error> {
-        self.fd.get_vcpu_events()
-    }
-
-    pub(super) fn set_events(&mut self, events: &kvm_vcpu_events) -> Result<(), errno::Error> {
-        self.fd.set_vcpu_events(events)
-    }
-
-    pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
-        KvmState::read(&self.fd)
-    }
-
-    pub(super) fn set_state(&mut self, state: &KvmState) -> Result<(), errno::Error> {
-        state.write(&self.fd)?;
-        // KVM loads CR8 from here at every entry, as there is no interrupt controller of its own.
-        self.fd.get_kvm_run().cr8 = state.cr8();
-        Ok(())
+    /// True if an interrupt can be injected here.
+    pub(super) fn can_take_interrupt(&mut self) -> bool {
+        // Without the flag no shadow matters, and nothing need be finished.
+        self.interrupt_flag() && self.stop().0.fd.get_kvm_run().ready_for_interrupt_injection != 0
     }
 
     fn kvm_run(&mut self) -> Exited {
@@ -237,6 +262,36 @@ impl Vcpu {
         }
     }
 
+    /// What is left of a port access once it is served; `None` if that may be more accesses.
+    fn rest_of_port(&mut self, ram: &GuestRam) -> Option<Rest> {
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
+        if io.count != 1 {
+            return None;
+        }
+        let registers_only = u32::from(io.direction) != KVM_EXIT_IO_IN || self.is_at_input(ram);
+        registers_only.then_some(Rest::Registers)
+    }
+
+    /// True if the instruction that reads a port is known to be `IN`.
+    fn is_at_input(&mut self, ram: &GuestRam) -> bool {
+        if !self.shares_registers {
+            return false;
+        }
+        let rip = self.fd.sync_regs().regs.rip;
+        let slot = rip as usize % KNOWN_INPUTS;
+        if self.inputs[slot] == rip {
+            return true;
+        }
+        let Ok(sregs) = self.fd.get_sregs() else { return false };
+        let view = LinearView { ram, cr3: sregs.cr3 };
+        let is_input = is_input(&view.instruction_bytes(sregs.cs.base.wrapping_add(rip)));
+        if is_input {
+            self.inputs[slot] = rip;
+        }
+        is_input
+    }
+
     fn serve_memory(&mut self, around: &mut Surroundings<'_>) {
         // SAFETY: the exit reason says that this member of the union is the valid one.
         let mmio = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.mmio };
@@ -265,8 +320,84 @@ impl Vcpu {
     }
 }
 
+impl Stopped<'_> {
+    /// Has KVM say anew what it says when it comes back, without entering the guest.
+    pub(super) fn refresh(&mut self) {
+        self.0.kicks.set_immediate_exit();
+        let exited = self.0.kvm_run();
+        debug_assert_eq!(exited, Exited::Other(Outcome::Interrupted), "nothing was pending");
+    }
+
+    /// Queues an interrupt; it is delivered when the guest is entered.
+    pub(super) fn interrupt(&mut self, vector: u8) -> Result<(), errno::Error> {
+        let interrupt = kvm_interrupt { irq: vector.into() };
+        // SAFETY: the descriptor is a CPU's, and the structure is the one this request takes.
+        let done = unsafe { ioctl_with_ref(&self.0.fd, KVM_INTERRUPT(), &interrupt) };
+        if done == 0 { Ok(()) } else { Err(errno::Error::last()) }
+    }
+
+    /// Turns single-stepping on or off. KVM forgets it at many an instruction, so this comes
+    /// before every entry of a step.
+    pub(super) fn set_stepping(&mut self, on: bool) -> Result<(), errno::Error> {
+        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
+        self.0.fd.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })
+    }
+
+    pub(super) fn regs(&self) -> Result<kvm_regs, errno::Error> {
+        self.0.fd.get_regs()
+    }
+
+    pub(super) fn sregs(&self) -> Result<kvm_sregs, errno::Error> {
+        self.0.fd.get_sregs()
+    }
+
+    pub(super) fn events(&self) -> Result<kvm_vcpu_events, errno::Error> {
+        self.0.fd.get_vcpu_events()
+    }
+
+    pub(super) fn set_events(&mut self, events: &kvm_vcpu_events) -> Result<(), errno::Error> {
+        self.0.fd.set_vcpu_events(events)
+    }
+
+    pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
+        KvmState::read(&self.0.fd)
+    }
+
+    pub(super) fn set_state(&mut self, state: &KvmState) -> Result<(), errno::Error> {
+        state.write(&self.0.fd)?;
+        self.0.rest = Rest::Done;
+        // KVM loads CR8 from here at every entry, as there is no interrupt controller of its own.
+        self.0.fd.get_kvm_run().cr8 = state.cr8();
+        Ok(())
+    }
+}
+
 impl Entered<'_> {
-    /// Deals with the exit.
+    /// Deals with the exit. What is left of the instruction may stay unfinished.
+    pub(super) fn serve(self, around: &mut Surroundings<'_>) -> Outcome {
+        match self.first {
+            Exited::Port => {
+                let Self { vcpu, first } = self;
+                let rest = vcpu.rest_of_port(around.ram);
+                let Some(rest) = rest else { return Entered { vcpu, first }.settle(around) };
+                vcpu.serve_port(around);
+                vcpu.rest = rest;
+                Outcome::Access
+            }
+            Exited::Register => {
+                let faulted = self.vcpu.serve_register(around);
+                self.vcpu.rest = Rest::Registers;
+                if faulted {
+                    // The exception is raised now.
+                    self.vcpu.finish();
+                }
+                Outcome::Register { faulted }
+            }
+            Exited::Memory | Exited::Other(_) => self.settle(around),
+        }
+    }
+
+    /// Deals with the exit, and has KVM finish the instruction.
     pub(super) fn settle(self, around: &mut Surroundings<'_>) -> Outcome {
         let Self { vcpu, mut first } = self;
         let mut done = None;
@@ -295,6 +426,27 @@ impl Entered<'_> {
                     first = vcpu.kvm_run();
                 }
             }
+        }
+    }
+}
+
+/// True for the bytes of `IN`, with prefixes that change nothing but its width.
+fn is_input(bytes: &[u8]) -> bool {
+    let opcode = bytes.iter().find(|byte| !matches!(byte, 0x66 | 0x40..=0x4F));
+    matches!(opcode, Some(0xE4 | 0xE5 | 0xEC | 0xED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_told_from_a_string_instruction() {
+        for bytes in [&[0xEC][..], &[0x66, 0xED, 0x90], &[0xE4, 0x71], &[0x48, 0xED]] {
+            assert!(is_input(bytes), "{bytes:02x?}");
+        }
+        for bytes in [&[0x6C][..], &[0x66, 0x6D], &[0xF3, 0x6C], &[0x67, 0x6C], &[0xEE], &[]] {
+            assert!(!is_input(bytes), "{bytes:02x?}");
         }
     }
 }

@@ -134,7 +134,7 @@ impl Engine for SoftEngine {
         self.cpu.deliver_event(vector.0, Source::External);
     }
 
-    fn save(&self) -> CpuState {
+    fn save(&mut self) -> CpuState {
         self.cpu.save()
     }
 

@@ -50,7 +50,8 @@ impl<S: Read + Write> Stream<S> {
 
     /// Sends a frame, or keeps the part that the socket does not take now.
     pub(super) fn send(&mut self, frame: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(frame.len()).expect("frames are shorter than 4 GiB").to_be_bytes();
+        let length =
+            u32::try_from(frame.len()).expect("frames are shorter than 4 GiB").to_be_bytes();
         if self.has_unsent() {
             if self.unsent.len() + frame.len() > UNSENT_LIMIT {
                 return Err(ErrorKind::WouldBlock.into());
@@ -59,7 +60,8 @@ impl<S: Read + Write> Stream<S> {
             self.unsent.extend(frame);
             return self.send_rest();
         }
-        let taken = match self.socket.write_vectored(&[IoSlice::new(&length), IoSlice::new(frame)]) {
+        let taken = match self.socket.write_vectored(&[IoSlice::new(&length), IoSlice::new(frame)])
+        {
             Ok(taken) => taken,
             Err(error) if is_temporary(&error) => 0,
             Err(error) => return Err(error),

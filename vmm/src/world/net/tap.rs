@@ -151,12 +151,14 @@ impl Tap {
         if has_header {
             let length = HEADER_LEN as libc::c_int;
             // SAFETY: the request reads one integer, which is there.
-            let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
+            let done =
+                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
             Errno::result(done)?;
             let offload = if offloads { TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 } else { 0 };
             // SAFETY: the request takes a number.
-            let done =
-                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
+            let done = unsafe {
+                libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload))
+            };
             Errno::result(done)?;
         }
         Ok(Self { file, has_header, buffer: vec![0; HEADER_LEN + MAX_PACKET + 1] })

@@ -38,10 +38,8 @@ impl Announcer {
     }
 
     pub(super) fn announce(&self, shared: &Shared) {
-        let packet = |frame: &Vec<u8>| Packet {
-            offload: PacketOffload::default(),
-            frame: frame.clone(),
-        };
+        let packet =
+            |frame: &Vec<u8>| Packet { offload: PacketOffload::default(), frame: frame.clone() };
         shared.send(self.frames.iter().map(packet));
     }
 

@@ -196,7 +196,8 @@ mod tests {
     fn only_addresses_of_stations_are_read() {
         assert_eq!("02:00:00:00:00:07".parse(), Ok(MAC));
         assert_eq!(MAC.to_string(), "02:00:00:00:00:07");
-        for text in ["", "02:00:00:00:00", "01:00:00:00:00:07", "00:00:00:00:00:00", "2:0:0:0:0:7"] {
+        for text in ["", "02:00:00:00:00", "01:00:00:00:00:07", "00:00:00:00:00:00", "2:0:0:0:0:7"]
+        {
             assert_eq!(text.parse::<MacAddress>(), Err(NoMacAddress(text.to_owned())));
         }
         assert!("02:00:00:00:00:07:08".parse::<MacAddress>().is_err());

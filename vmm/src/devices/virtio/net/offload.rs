@@ -193,7 +193,8 @@ impl Tcp {
             segment[transport + TCP_FLAGS] &= !TCP_FIN_PSH;
         }
         put_word(&mut segment, transport + TCP_CHECKSUM, 0);
-        let addresses = if self.is_ipv6 { network + 8..network + 40 } else { network + 12..network + 20 };
+        let addresses =
+            if self.is_ipv6 { network + 8..network + 40 } else { network + 12..network + 20 };
         let length = (segment.len() - transport) as u64;
         let pseudo = sum(&segment[addresses]) + length + u64::from(PROTOCOL_TCP);
         let value = checksum(pseudo + sum(&segment[transport..]));

@@ -17,7 +17,8 @@ fn packet(is_ipv6: bool, payload: usize, segment_size: u16) -> Packet {
         frame.extend([0xFF, 0xFE, 0x40, 0, 64, PROTOCOL_TCP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
     }
     let transport = frame.len();
-    frame.extend([0x30, 0x39, 0, 80, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 1, 0x50, 0x99, 1, 0, 0, 0, 0, 0]);
+    frame
+        .extend([0x30, 0x39, 0, 80, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 1, 0x50, 0x99, 1, 0, 0, 0, 0, 0]);
     frame.extend((0..payload).map(|index| (index * 7 % 251) as u8));
     let offload = PacketOffload {
         flags: NEEDS_CHECKSUM,

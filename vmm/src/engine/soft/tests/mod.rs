@@ -213,7 +213,7 @@ impl Machine {
         self.engine.point().get()
     }
 
-    fn state(&self) -> CpuState {
+    fn state(&mut self) -> CpuState {
         self.engine.save()
     }
 

@@ -249,7 +249,7 @@ fn machine(seeds: &[[u8; 12]], user: bool) -> Machine {
 }
 
 /// Everything that may be compared: state, point, bus, memory, pages written.
-fn outcome(machine: &Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<u64>) {
+fn outcome(machine: &mut Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<u64>) {
     let mut bytes = vec![0; 0x60_0000];
     machine.ram().memory().read_slice(&mut bytes, GuestAddress(0)).expect("in memory");
     let written = machine.ram().tracker().take_written().iter().map(|page| page.0).collect();
@@ -282,7 +282,7 @@ proptest! {
             prop_assert!(stepped.point() <= bound);
         }
         run_whole(&mut stepped, total);
-        prop_assert_eq!(outcome(&straight), outcome(&stepped));
+        prop_assert_eq!(outcome(&mut straight), outcome(&mut stepped));
     }
 
     #[test]
@@ -293,7 +293,7 @@ proptest! {
         for bound in 0..=600 {
             run_whole(&mut stepped, bound);
         }
-        prop_assert_eq!(outcome(&straight), outcome(&stepped));
+        prop_assert_eq!(outcome(&mut straight), outcome(&mut stepped));
     }
 
     #[test]
@@ -307,7 +307,7 @@ proptest! {
             engine.cache.clear(&mut engine.cpu);
         }
         run_whole(&mut forgetful, 800);
-        prop_assert_eq!(outcome(&straight), outcome(&forgetful));
+        prop_assert_eq!(outcome(&mut straight), outcome(&mut forgetful));
     }
 
     #[test]
@@ -317,7 +317,7 @@ proptest! {
         let mut general = machine(&seeds, user);
         general.engine.cache.general_only = true;
         run_whole(&mut general, 800);
-        prop_assert_eq!(outcome(&specialised), outcome(&general));
+        prop_assert_eq!(outcome(&mut specialised), outcome(&mut general));
     }
 
     #[test]
@@ -337,6 +337,6 @@ proptest! {
         second.bus.seen = first.bus.seen.clone();
         run_whole(&mut first, 800);
         run_whole(&mut second, 800);
-        prop_assert_eq!(outcome(&first), outcome(&second));
+        prop_assert_eq!(outcome(&mut first), outcome(&mut second));
     }
 }

@@ -1,0 +1,135 @@
+//! A running hash of all guest memory, kept page by page.
+//!
+//! Hardware reports written pages generously: KVM marks a page as dirty when it maps it writable,
+//! also for a read, so two sides that wrote alike need not report alike. The sum depends on what
+//! memory holds alone: a page reported without need is hashed again and changes nothing.
+
+use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
+use std::collections::BTreeMap;
+use vm_memory::Bytes;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Pages of one block of hashes: memory that was never written costs no hashes.
+const BLOCK_PAGES: u64 = 512;
+
+/// The hash of one page, which depends on its place too; 0 for a page of zeroes.
+fn page_hash(ram: &GuestRam, page: PageNumber) -> u64 {
+    let mut bytes = [0; PAGE_SIZE as usize];
+    ram.memory().read_slice(&mut bytes, page.address()).expect("written pages are memory");
+    if bytes.iter().all(|byte| *byte == 0) { 0 } else { xxh3_64_with_seed(&bytes, page.0) }
+}
+
+/// The hashes of all pages, and their sum modulo 2^64.
+#[derive(Debug, Default)]
+pub(super) struct MemorySum {
+    /// Blocks of [`BLOCK_PAGES`] hashes.
+    hashes: BTreeMap<u64, Box<[u64]>>,
+    sum: u64,
+    /// Pages to be looked at, in address order, the last first.
+    waiting: Vec<PageNumber>,
+}
+
+impl MemorySum {
+    /// The sum of memory in which only `pages` are not zero.
+    pub(super) fn of(ram: &GuestRam, pages: Vec<PageNumber>) -> Self {
+        let mut sum = Self::default();
+        sum.report(pages);
+        sum.fold(ram, usize::MAX);
+        sum
+    }
+
+    /// These pages may have changed.
+    pub(super) fn report(&mut self, mut pages: Vec<PageNumber>) {
+        pages.reverse();
+        pages.append(&mut self.waiting);
+        self.waiting = pages;
+    }
+
+    /// Looks at up to `most` of the pages that may have changed, and returns how many have.
+    pub(super) fn fold(&mut self, ram: &GuestRam, most: usize) -> u32 {
+        let mut changed = 0;
+        let from = self.waiting.len().saturating_sub(most);
+        for page in self.waiting.drain(from..).rev() {
+            let hash = page_hash(ram, page);
+            let block = self.hashes.entry(page.0 / BLOCK_PAGES);
+            let block = block.or_insert_with(|| vec![0; BLOCK_PAGES as usize].into());
+            let slot = usize::try_from(page.0 % BLOCK_PAGES).expect("below the block's size");
+            let before = std::mem::replace(&mut block[slot], hash);
+            self.sum = self.sum.wrapping_sub(before).wrapping_add(hash);
+            changed += u32::from(before != hash);
+        }
+        changed
+    }
+
+    /// How many pages are still to be looked at.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The hash of all memory, as far as it has been looked at.
+    pub(super) fn sum(&self) -> u64 {
+        self.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MIN_MEMORY;
+    use vm_memory::GuestAddress;
+
+    fn write(ram: &GuestRam, page: u64, value: u8) {
+        ram.memory().write_obj(value, GuestAddress(page * PAGE_SIZE + 9)).expect("memory");
+    }
+
+    fn folded(sum: &mut MemorySum, ram: &GuestRam, pages: &[u64]) -> u32 {
+        sum.report(pages.iter().copied().map(PageNumber).collect());
+        sum.fold(ram, usize::MAX)
+    }
+
+    #[test]
+    fn pages_reported_without_need_change_nothing() {
+        let ram = GuestRam::new(MIN_MEMORY).expect("64 MiB is allowed");
+        let (mut exact, mut generous) = (MemorySum::default(), MemorySum::default());
+        write(&ram, 3, 1);
+        write(&ram, 700, 2);
+        assert_eq!(folded(&mut exact, &ram, &[3, 700]), 2);
+        assert_eq!(folded(&mut generous, &ram, &[2, 3, 4, 700, 9000]), 2);
+        assert_eq!(exact.sum(), generous.sum());
+        write(&ram, 3, 0);
+        assert_eq!(folded(&mut exact, &ram, &[3]), 1);
+        assert_eq!(folded(&mut generous, &ram, &[3, 700]), 1);
+        assert_eq!(exact.sum(), generous.sum());
+        assert_eq!(exact.sum(), MemorySum::of(&ram, vec![PageNumber(700)]).sum());
+    }
+
+    #[test]
+    fn every_byte_and_its_place_count() {
+        let ram = GuestRam::new(MIN_MEMORY).expect("64 MiB is allowed");
+        let mut sums = vec![MemorySum::of(&ram, Vec::new()).sum()];
+        for (page, value) in [(5, 1), (5, 2), (6, 1)] {
+            write(&ram, page, value);
+            sums.push(MemorySum::of(&ram, vec![PageNumber(5), PageNumber(6)]).sum());
+            write(&ram, page, 0);
+        }
+        sums.sort_unstable();
+        sums.dedup();
+        assert_eq!(sums.len(), 4);
+    }
+
+    #[test]
+    fn memory_is_looked_at_in_portions() {
+        let ram = GuestRam::new(MIN_MEMORY).expect("64 MiB is allowed");
+        let pages: Vec<PageNumber> = (10..30).map(PageNumber).collect();
+        for page in &pages {
+            write(&ram, page.0, 7);
+        }
+        let mut sum = MemorySum::default();
+        sum.report(pages.clone());
+        assert_eq!((sum.fold(&ram, 12), sum.waiting()), (12, 8));
+        write(&ram, 29, 8);
+        sum.report(vec![PageNumber(29)]);
+        assert_eq!((sum.fold(&ram, usize::MAX), sum.waiting()), (8, 0));
+        assert_eq!(sum.sum(), MemorySum::of(&ram, pages).sum());
+    }
+}
