@@ -11,9 +11,11 @@
 //!
 //! **Fencing.** A side that was stopped for a while and goes on may hold acknowledgements of a backup
 //! that has gone live since. What is let out on evidence that old ([`Assurance::Stale`]) waits for
-//! the fence, on a thread that may wait for the arbiter; everything behind it waits as well.
+//! the fence, on a thread that may wait for the arbiter, or for fresh evidence, whichever comes
+//! first; everything behind it waits as well.
 
 mod announce;
+mod doubt;
 mod link;
 mod stream;
 mod tap;
@@ -25,12 +27,12 @@ use super::{Fence, Mailbox};
 use crate::board::NetConfig;
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::outputs::Assurance;
+use doubt::Doubt;
 use link::Link;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use thread::Announcer;
 use vmft_logging_channel::entry::Packet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -165,15 +167,8 @@ impl Shared {
 #[derive(Debug)]
 pub struct NetPort {
     shared: Arc<Shared>,
-    attached: Mutex<Option<Attached>>,
-}
-
-#[derive(Debug)]
-struct Attached {
-    /// Packets that wait for the fence.
-    doubtful: Sender<Packet>,
-    /// How many.
-    waiting: Arc<AtomicU64>,
+    /// Packets that wait, of a port that is attached.
+    doubt: OnceLock<Arc<Doubt>>,
 }
 
 impl NetPort {
@@ -189,7 +184,7 @@ impl NetPort {
             wake: EventFd::new(EFD_NONBLOCK).map_err(NetError::Thread)?,
             counters: Counters::default(),
         };
-        Ok(Self { shared: Arc::new(shared), attached: Mutex::new(None) })
+        Ok(Self { shared: Arc::new(shared), doubt: OnceLock::new() })
     }
 
     /// Opens the link, of a side that is about to be live, for a machine whose device has `offloads`
@@ -229,35 +224,19 @@ impl NetPort {
             tracing::error!("the guest has no network yet: {error}; trying again");
         }
         announcer.announce(&self.shared);
-        let (doubtful, queue) = channel();
-        let waiting = Arc::new(AtomicU64::new(0));
-        let checker = Checker {
-            shared: Arc::clone(&self.shared),
-            fence: Arc::clone(fence),
-            waiting: Arc::clone(&waiting),
-        };
-        spawn("net-fence", move || checker.run(&queue))?;
+        let doubt = Arc::new(Doubt::default());
+        doubt::start(&doubt, Arc::clone(&self.shared), Arc::clone(fence))?;
         thread::start(Arc::clone(&self.shared), announcer, Arc::clone(mailbox))?;
-        *self.attached() = Some(Attached { doubtful, waiting });
+        assert!(self.doubt.set(doubt).is_ok(), "a port is attached once");
         Ok(())
     }
 
-    fn attached(&self) -> MutexGuard<'_, Option<Attached>> {
-        self.attached.lock().expect("no holder of the port's lock panics")
-    }
-
     /// Sends a packet of the guest. One that is let out on stale evidence, and every later one, waits
-    /// until the fence has been asked.
+    /// until the fence was asked or fresh evidence has come.
     pub fn send(&self, packet: Packet, assurance: Assurance) {
-        let attached = self.attached();
-        let Some(Attached { doubtful, waiting }) = attached.as_ref() else { return };
-        if assurance == Assurance::Fresh && waiting.load(Ordering::Acquire) == 0 {
-            drop(attached);
-            return self.shared.send([packet]);
+        if let Some(doubt) = self.doubt.get() {
+            doubt.send(packet, assurance, &self.shared);
         }
-        waiting.fetch_add(1, Ordering::AcqRel);
-        // A fence's thread that has ended was told that this side is over.
-        let _ = doubtful.send(packet);
     }
 
     /// What was sent, received and lost.
@@ -275,27 +254,8 @@ impl Drop for NetPort {
     fn drop(&mut self) {
         *self.shared.lock() = None;
         self.shared.wake();
-    }
-}
-
-/// Asks the fence before packets leave that were let out on stale evidence.
-struct Checker {
-    shared: Arc<Shared>,
-    fence: Arc<dyn Fence>,
-    waiting: Arc<AtomicU64>,
-}
-
-impl Checker {
-    fn run(&self, queue: &Receiver<Packet>) {
-        while let Ok(first) = queue.recv() {
-            if self.fence.check().is_err() {
-                // This side is over: whatever waits, and comes, is not sent.
-                return;
-            }
-            let packets: Vec<Packet> = std::iter::once(first).chain(queue.try_iter()).collect();
-            let count = packets.len() as u64;
-            self.shared.send(packets);
-            self.waiting.fetch_sub(count, Ordering::AcqRel);
+        if let Some(doubt) = self.doubt.get() {
+            doubt.close();
         }
     }
 }

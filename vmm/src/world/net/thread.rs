@@ -72,7 +72,7 @@ pub(super) fn start(
     let wake = shared.wake.try_clone().map_err(NetError::Thread)?;
     mailbox.set_packet_bell(shared.wake.try_clone().map_err(NetError::Thread)?);
     let shared = Arc::downgrade(&shared);
-    let receiver = Receiver { shared, announcer, mailbox, wake, told: false };
+    let receiver = Receiver { shared, announcer, mailbox, wake, told: false, tried: None };
     spawn("net", move || receiver.run())
 }
 
@@ -83,6 +83,8 @@ struct Receiver {
     wake: EventFd,
     /// The operator knows that the link is lost.
     told: bool,
+    /// When it was lost or tried last: a peer that accepts and closes must not be asked all the time.
+    tried: Option<Instant>,
 }
 
 impl Receiver {
@@ -92,7 +94,7 @@ impl Receiver {
             // Between two looks nothing here keeps the port alive.
             let Some(shared) = self.shared.upgrade() else { return };
             self.announcer.announce_if_due(&shared);
-            if link.is_none() {
+            if link.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= RETRY) {
                 link = self.open(&shared);
             }
             let wants_to_send = shared.lock().as_ref().is_some_and(Link::has_unsent);
@@ -106,12 +108,19 @@ impl Receiver {
                 tracing::error!("the guest's network is lost: {error}; trying again");
                 *shared.lock() = None;
                 (link, self.told) = (None, true);
+                self.note_try();
             }
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the rim waits in host time")]
+    fn note_try(&mut self) {
+        self.tried = Some(Instant::now());
+    }
+
     /// Something to wait on for the open link.
     fn open(&mut self, shared: &Shared) -> Option<OwnedFd> {
+        self.note_try();
         let is_new = shared.lock().is_none();
         if let Err(error) = shared.open() {
             tracing::debug!(%error, "opening the network");
