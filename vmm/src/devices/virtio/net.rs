@@ -111,18 +111,13 @@ impl Net {
 
     /// Moves what waits into the driver's buffers, as far as there are any.
     fn place(&mut self, access: &mut QueueAccess<'_>) -> Result<(), QueueFault> {
-        loop {
-            while let Some(packet) = self.state.waiting.front() {
-                if !place_packet(packet, access)? {
-                    break;
-                }
-                self.state.waiting.pop_front();
+        while let Some(packet) = self.state.waiting.front() {
+            if !place_packet(packet, access)? {
+                break;
             }
-            // With nothing left, new buffers are nothing to hear of.
-            if self.state.waiting.is_empty() || !access.ask_for_notification(RECEIVE)? {
-                return Ok(());
-            }
+            self.state.waiting.pop_front();
         }
+        Ok(())
     }
 
     fn transmit_all(&mut self, access: &mut QueueAccess<'_>) -> Result<(), QueueFault> {
@@ -226,7 +221,8 @@ fn admit(packet: &Packet, features: u64, waiting: &mut VecDeque<Packet>) {
     }
 }
 
-/// Puts a packet into buffers; false if there are too few, of which then none is used.
+/// Puts a packet into buffers; false if there are too few, of which then none is used, and the driver
+/// announces the next.
 fn place_packet(packet: &Packet, access: &mut QueueAccess<'_>) -> Result<bool, QueueFault> {
     let wanted = HEADER_LEN + packet.frame.len();
     let mergeable = has(access.features(), VIRTIO_NET_F_MRG_RXBUF);
@@ -235,6 +231,10 @@ fn place_packet(packet: &Packet, access: &mut QueueAccess<'_>) -> Result<bool, Q
     let mut room = 0;
     while room < wanted {
         let Some(chain) = access.next_chain(RECEIVE)? else {
+            // Asked behind the last buffer there is: those before it the driver has announced.
+            if access.ask_for_notification(RECEIVE)? {
+                continue;
+            }
             access.rewind(RECEIVE, start, chains.len());
             return Ok(false);
         };

@@ -235,7 +235,7 @@ impl NetPort {
     /// until the fence was asked or fresh evidence has come.
     pub fn send(&self, packet: Packet, assurance: Assurance) {
         if let Some(doubt) = self.doubt.get() {
-            doubt.send(packet, assurance, &self.shared);
+            doubt.send(packet, assurance, &*self.shared);
         }
     }
 
