@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
-use vmft_backup::side::Requests;
+use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
@@ -99,7 +99,8 @@ async fn snapshot(
     State(api): State<Api>,
     Json(request): Json<SnapshotRequest>,
 ) -> Result<StatusCode, (StatusCode, String)> {
-    if let Role::Starting | Role::Backup | Role::Deciding = api.status.status().role {
+    if let Role::Starting | Role::Joining | Role::Backup | Role::Deciding = api.status.status().role
+    {
         let why = "this side does not run the guest; ask the one that does".to_owned();
         return Err((StatusCode::CONFLICT, why));
     }

@@ -5,6 +5,7 @@ pub const DEMO: &str = "\
 Examples:
   vmft demo                               kill the primary in the middle, count everything
   vmft demo --lines 500 --kill-after 400  a longer run, a later kill
+  vmft demo --rounds 5 --lines 300        five kills, a standby takes the place of each
   vmft demo --guest shell                 a shell on the pair; kill either side yourself
   vmft demo --guest probe --engine kvm    a tiny guest on the host's KVM
   vmft demo --keep out --json             keep disk, consoles and messages; report as JSON
@@ -46,6 +47,19 @@ A backup needs no kernel: it gets the machine from the primary. It may be starte
 makes it leave, and the primary goes on alone. With certificates, add ,tls_dir=DIR/backup.
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
+
+/// For `vmft standby`.
+pub const STANDBY: &str = "\
+Example, three hosts that share /shared:
+  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
+  B: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:C:7000 --listen tcp:0.0.0.0:7000
+  C: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:B:7000 --listen tcp:0.0.0.0:7000
+
+One of B and C follows A, the other waits. When A is lost, its backup goes on, and the one that waits
+joins it. A host that comes back runs `vmft standby` as well. A standby never gives up; Ctrl-C ends it.
+With certificates, add ,tls_dir=DIR/backup to --join and to --listen.
+
+Exit code 0 when the guest has stopped or this side has left; 1 if it was live and lost to another.";
 
 /// For `vmft record`.
 pub const RECORD: &str = "\

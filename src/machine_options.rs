@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmft_backup::arbiter::Candidate;
-use vmft_backup::side::{Requests, Side};
+use vmft_backup::requests::Requests;
+use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
@@ -150,9 +151,10 @@ pub struct MachineOptions {
         help_heading = "Machine"
     )]
     pub net: Option<NetOption>,
-    /// Start from a snapshot instead of booting; disks are given as when it was taken
+    /// Start from a snapshot instead of booting; disks are given as when it was taken. With --engine,
+    /// on that engine instead of the one it was taken on
     #[arg(long, value_name = "DIR",
-          conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory", "engine", "points"],
+          conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory"],
           help_heading = "Machine")]
     pub restore: Option<PathBuf>,
     #[command(flatten)]
@@ -279,7 +281,8 @@ impl MachineOptions {
         self.engine.wanted(purpose)?;
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
-            let machine = snapshot::restore(directory)
+            let wanted = self.engine.wanted(purpose)?;
+            let machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
             NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;

@@ -42,6 +42,9 @@ enum Command {
     /// Follow a primary, and take over when it is lost
     #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::BackupOptions),
+    /// Wait for a live side without a backup, again and again: follow it, and take over when it is lost
+    #[command(after_help = examples::STANDBY)]
+    Standby(commands::backup::StandbyOptions),
     /// Run a guest and record everything that replays it to a file
     #[command(after_help = examples::RECORD)]
     Record(commands::record::RecordOptions),
@@ -101,6 +104,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Run(options) => commands::run::run(&options),
         Command::Primary(options) => commands::primary::primary(&options),
         Command::Backup(options) => commands::backup::backup(&options),
+        Command::Standby(options) => commands::backup::standby(&options),
         Command::Record(options) => commands::record::record(&options),
         Command::Replay(options) => commands::replay::replay(&options),
         Command::Status(options) => commands::control::status(&options),

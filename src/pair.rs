@@ -50,6 +50,8 @@ impl Which {
 #[derive(Debug)]
 pub struct SideProcess {
     which: Which,
+    /// Names its files.
+    name: String,
     child: Child,
     directory: PathBuf,
     exited: Option<ExitStatus>,
@@ -74,7 +76,17 @@ impl SideProcess {
         directory: &Path,
         arguments: &[OsString],
     ) -> Result<Self> {
-        let name = which.name();
+        Self::start_named(program, subcommand, (which, which.name()), directory, arguments)
+    }
+
+    /// As [`Self::start_as`], with a name of its own: of the many sides that take each other's places.
+    pub fn start_named(
+        program: &Path,
+        subcommand: &str,
+        (which, name): (Which, &str),
+        directory: &Path,
+        arguments: &[OsString],
+    ) -> Result<Self> {
         let messages = File::create(directory.join(format!("{name}.log")))?;
         let child = Command::new(program)
             .arg(subcommand)
@@ -89,7 +101,8 @@ impl SideProcess {
             .stderr(messages)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        Ok(Self { which, child, directory: directory.to_owned(), exited: None })
+        let (name, directory) = (name.to_owned(), directory.to_owned());
+        Ok(Self { which, name, child, directory, exited: None })
     }
 
     /// Its process id.
@@ -99,17 +112,17 @@ impl SideProcess {
 
     /// Its console socket.
     pub fn console(&self) -> PathBuf {
-        self.directory.join(format!("{}.console", self.which.name()))
+        self.directory.join(format!("{}.console", self.name))
     }
 
     /// Its API socket.
     pub fn api(&self) -> PathBuf {
-        self.directory.join(format!("{}.api", self.which.name()))
+        self.directory.join(format!("{}.api", self.name))
     }
 
     /// What it has said so far.
     pub fn messages(&self) -> String {
-        let path = self.directory.join(format!("{}.log", self.which.name()));
+        let path = self.directory.join(format!("{}.log", self.name));
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
@@ -121,7 +134,7 @@ impl SideProcess {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, signal).with_context(|| format!("{signal} to the {}", self.which.name()))
+        kill(pid, signal).with_context(|| format!("{signal} to the {}", self.name))
     }
 
     /// Kills it at once, as a power failure would.
@@ -147,7 +160,7 @@ impl SideProcess {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!("the {} has not ended; it says:\n{}", self.which.name(), self.messages());
+                bail!("the {} has not ended; it says:\n{}", self.name, self.messages());
             }
             std::thread::sleep(POLL);
         }
@@ -162,11 +175,7 @@ impl SideProcess {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(exit) = self.try_exit()? {
-                bail!(
-                    "the {} has ended ({exit}); it says:\n{}",
-                    self.which.name(),
-                    self.messages()
-                );
+                bail!("the {} has ended ({exit}); it says:\n{}", self.name, self.messages());
             }
             if let Ok(status) = self.status()
                 && wanted(&status)
@@ -174,11 +183,7 @@ impl SideProcess {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!(
-                    "the {} does not get ready; it says:\n{}",
-                    self.which.name(),
-                    self.messages()
-                );
+                bail!("the {} does not get ready; it says:\n{}", self.name, self.messages());
             }
             std::thread::sleep(POLL);
         }
@@ -246,7 +251,7 @@ impl PairConsole {
                 Ok(client) => break client,
                 Err(error) => {
                     if side.try_exit()?.is_some() || Instant::now() > deadline {
-                        let name = side.which.name();
+                        let name = &side.name;
                         bail!("the {name} did not start ({error}); it says:\n{}", side.messages());
                     }
                     std::thread::sleep(POLL);

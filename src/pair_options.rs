@@ -58,11 +58,17 @@ impl PairOptions {
     }
 
     /// Where backups may join a side.
-    pub fn primary_config(&self, place: ListenPlace, identity: Identity) -> PrimaryConfig {
+    pub fn primary_config(
+        &self,
+        place: ListenPlace,
+        identity: Identity,
+        backups: usize,
+    ) -> PrimaryConfig {
         let ListenPlace { address, listener } = place;
         PrimaryConfig {
             detector: self.detector(),
             listener: Some(listener),
+            backups,
             ..PrimaryConfig::new(address, identity)
         }
     }

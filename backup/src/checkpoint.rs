@@ -2,11 +2,12 @@
 
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmft_logging_channel::checkpoint::{
-    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, PAGE_BYTES, Page,
-    PageNumber, SinkRefusal,
+    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, MemoryBase, PAGE_BYTES,
+    Page, PageNumber, PageSource, SinkRefusal,
 };
+use vmft_logging_channel::entry::LogPosition;
 use vmft_logging_channel::point::ExecutionPoint;
-use vmft_vmm::machine::{Machine, MachineState, StateError};
+use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
 use vmft_vmm::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 
 const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE, "both sides speak of the same pages");
@@ -15,9 +16,9 @@ const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE, "both sides speak of the s
 #[derive(Debug)]
 pub struct MachineCheckpoint {
     point: ExecutionPoint,
+    fixed: Vec<u8>,
     state: Vec<u8>,
-    ram: GuestRam,
-    pages: std::vec::IntoIter<memory::PageNumber>,
+    pages: RamPages,
 }
 
 impl MachineCheckpoint {
@@ -26,16 +27,26 @@ impl MachineCheckpoint {
         let state = machine.checkpoint();
         Self {
             point: state.point(),
+            fixed: machine.boot_source().encode(),
             state: state.encode(),
-            ram: machine.ram().clone(),
-            pages: machine.nonzero_pages().into_iter(),
+            pages: RamPages::all(machine.ram()),
         }
     }
 }
 
+impl PageSource for MachineCheckpoint {
+    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
+        self.pages.next_page(page)
+    }
+}
+
 impl CheckpointSource for MachineCheckpoint {
-    fn point(&self) -> ExecutionPoint {
-        self.point
+    fn position(&self) -> LogPosition {
+        LogPosition::start_of_log(self.point)
+    }
+
+    fn fixed(&self) -> &[u8] {
+        &self.fixed
     }
 
     fn state(&self) -> &[u8] {
@@ -43,12 +54,43 @@ impl CheckpointSource for MachineCheckpoint {
     }
 
     fn page_limit(&self) -> PageNumber {
-        let end = self.ram.ranges().last().map_or(0, |(start, len)| start.raw_value() + len);
-        PageNumber(end / PAGE_SIZE)
+        page_limit(&self.pages.ram)
+    }
+}
+
+/// The first page number that memory lies wholly below.
+pub fn page_limit(ram: &GuestRam) -> PageNumber {
+    let end = ram.ranges().last().map_or(0, |(start, len)| start.raw_value() + len);
+    PageNumber(end / PAGE_SIZE)
+}
+
+/// Pages of a machine's memory, read as they are asked for. The machine may run meanwhile; then
+/// what is read of a page that it writes is worth nothing, and the page counts as written.
+#[derive(Debug)]
+pub struct RamPages {
+    ram: GuestRam,
+    numbers: std::vec::IntoIter<memory::PageNumber>,
+}
+
+impl RamPages {
+    /// The pages `numbers`, which are memory, in ascending order.
+    pub fn some(ram: &GuestRam, numbers: Vec<memory::PageNumber>) -> Self {
+        Self { ram: ram.clone(), numbers: numbers.into_iter() }
     }
 
+    /// All pages.
+    pub fn all(ram: &GuestRam) -> Self {
+        let numbers = ram.ranges().into_iter().flat_map(|(start, len)| {
+            let first = start.raw_value() / PAGE_SIZE;
+            (first..first + len / PAGE_SIZE).map(memory::PageNumber)
+        });
+        Self::some(ram, numbers.collect())
+    }
+}
+
+impl PageSource for RamPages {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
-        let number = self.pages.next()?;
+        let number = self.numbers.next()?;
         self.ram
             .memory()
             .read_slice(&mut page[..], number.address())
@@ -69,7 +111,8 @@ impl MachineSink {
     /// # Errors
     /// See [`StateError`].
     pub fn into_machine(self, checkpoint: &CompleteCheckpoint) -> Result<Machine, StateError> {
-        let state = MachineState::decode(&checkpoint.state)?;
+        let source = BootSource::decode(&checkpoint.fixed)?;
+        let state = MachineState::decode(&checkpoint.state)?.with_source(source);
         let ram = self.ram.expect("a complete checkpoint has begun");
         Machine::restore(state, ram)
     }
@@ -77,6 +120,9 @@ impl MachineSink {
 
 impl CheckpointSink for MachineSink {
     fn begin(&mut self, header: &CheckpointHeader) -> Result<(), SinkRefusal> {
+        if header.base != MemoryBase::Zeroes {
+            return Err(SinkRefusal("it is no whole machine".to_owned()));
+        }
         let end = header.page_limit.0.saturating_mul(PAGE_SIZE);
         let hole = if end > DEVICE_HOLE_START { DEVICE_HOLE_END - DEVICE_HOLE_START } else { 0 };
         let size = end.saturating_sub(hole);
@@ -90,5 +136,12 @@ impl CheckpointSink for MachineSink {
         let ram = self.ram.as_ref().ok_or_else(refusal)?;
         let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
         ram.memory().write_slice(&data[..], GuestAddress(address)).map_err(|_| refusal())
+    }
+
+    fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
+        let refusal = || SinkRefusal(format!("there is no page {}", number.0));
+        let ram = self.ram.as_ref().ok_or_else(refusal)?;
+        let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
+        ram.memory().read_slice(&mut data[..], GuestAddress(address)).map_err(|_| refusal())
     }
 }

@@ -1,6 +1,6 @@
 //! The backup: joins a primary, replays it, and takes over when it is lost.
 
-use crate::arbiter::{Arbiter, RETRY, Verdict, win_or_wait};
+use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
@@ -9,6 +9,7 @@ use crate::live::{LiveDuties, Succession, error_chain};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
 use crate::tell;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    BackupChannel, BackupConfig, EndCause, Joined, PrimaryConfig, SessionEnd, TransportError, now,
+    BackupChannel, BackupConfig, EndCause, Joined, PeerAddress, PrimaryConfig, SessionEnd,
+    TransportError, now,
 };
 use vmft_vmm::inputs::{InputError, Replaying};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
@@ -34,12 +36,23 @@ const MAX_DIVERGENCES: u32 = 3;
 pub struct BackupDuties {
     /// Who decides generations.
     pub arbiter: Arc<dyn Arbiter>,
-    /// How to reach the primary.
+    /// What a session with the primary is to be; the address in it is not used.
     pub channel: BackupConfig,
-    /// How long to try to reach it at first.
-    pub connect_timeout: Duration,
+    /// Where the live side may be: tried in turn.
+    pub primaries: Vec<PeerAddress>,
+    /// How long to try to reach it.
+    pub patience: Patience,
     /// Where the next backup may join after a go-live; without it this side stays alone.
     pub listen: Option<PrimaryConfig>,
+}
+
+/// How a side that is to follow deals with a primary that cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// A backup: tries for so long, and ends when another side goes on without it.
+    For(Duration),
+    /// A standby: waits for as long as it takes, and joins whoever goes on.
+    Standby,
 }
 
 /// Ends a backup from another thread.
@@ -94,7 +107,7 @@ impl Side {
     /// See [`SideError`].
     pub fn follow(
         &self,
-        duties: BackupDuties,
+        mut duties: BackupDuties,
         control: &Arc<BackupControl>,
     ) -> Result<SideEnd, SideError> {
         let mut divergences = 0;
@@ -102,6 +115,8 @@ impl Side {
             let Some(joined) = self.join(&duties, control)? else {
                 return Ok(SideEnd::Stopped(StopReason::Operator));
             };
+            let known = &mut duties.channel.identity.generation;
+            *known = joined.terms.generation.max(*known);
             match self.follow_session(joined, &duties, control, &mut divergences)? {
                 Followed::End(end) => return Ok(end),
                 Followed::Again if divergences >= MAX_DIVERGENCES => {
@@ -122,7 +137,7 @@ impl Side {
                         arbiter: duties.arbiter,
                         generation,
                         listen,
-                        wait_for_backup: false,
+                        wait_for_backups: 0,
                     };
                     return self.run_live_from(machine, live, Some(succession));
                 }
@@ -136,11 +151,16 @@ impl Side {
         duties: &BackupDuties,
         control: &BackupControl,
     ) -> Result<Option<Joined<MachineSink>>, SideError> {
-        let deadline = Instant::now() + duties.connect_timeout;
-        let patient_until = Instant::now() + QUIET_CONNECT;
+        let started = Instant::now();
         let mut told = false;
+        self.status.set_role(Role::Joining, duties.channel.identity.generation);
+        let mut next = 0;
         loop {
-            match join_once(&duties.channel, control)? {
+            let primary = duties.primaries[next % duties.primaries.len()].clone();
+            next += 1;
+            let round_is_over = next.is_multiple_of(duties.primaries.len());
+            let config = BackupConfig { primary, ..duties.channel.clone() };
+            match join_once(&config, control)? {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
@@ -150,13 +170,14 @@ impl Side {
                     }
                     return Ok(Some(joined));
                 }
-                Some(Err(error)) if is_temporary(&error) && Instant::now() < deadline => {
-                    if !told && Instant::now() > patient_until {
-                        let seconds = duties.connect_timeout.as_secs();
-                        tell!("{}; trying for {seconds} s", error_chain(&error));
+                Some(Err(error)) if duties.patience.bears(&error, started.elapsed()) => {
+                    if !told && started.elapsed() > QUIET_CONNECT {
+                        tell!("{}; {}", error_chain(&error), duties.patience);
                         told = true;
                     }
-                    std::thread::sleep(RETRY * 5);
+                    if round_is_over {
+                        std::thread::sleep(RETRY * 5);
+                    }
                 }
                 Some(Err(error)) => return Err(error.into()),
             }
@@ -187,7 +208,7 @@ impl Side {
         let race = Arc::new(Mutex::new(Race::default()));
         let kept = Arc::new(KeptOutputs::default());
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, terms.generation, Arc::clone(&race), control);
+        let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
         let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let mut inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
@@ -206,7 +227,7 @@ impl Side {
         control.set(None);
         match end {
             Ok(RunEnd::Stopped(reason)) => {
-                let generation = terms.generation;
+                let generation = channel.generation();
                 self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
                 Ok(Followed::End(SideEnd::Stopped(reason)))
             }
@@ -214,7 +235,7 @@ impl Side {
                 let succession = succession(&race, &kept, &machine);
                 Ok(Followed::Won(Box::new((machine, succession))))
             }
-            Ok(_) => Ok(self.not_won(&channel, &race, terms.generation)),
+            Ok(_) => Ok(self.not_won(&channel, &race, duties.patience)),
             Err(error) => self.diverged(error, &channel, divergences),
         }
     }
@@ -223,19 +244,26 @@ impl Side {
     fn racer(
         &self,
         duties: &BackupDuties,
-        generation: Generation,
+        channel: &Arc<BackupChannel>,
         race: Arc<Mutex<Race>>,
         control: &Arc<BackupControl>,
     ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static + use<> {
         let control = Arc::clone(control);
         let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
         let status = Arc::clone(&self.status);
+        let channel = Arc::downgrade(channel);
+        let several = duties.listen.as_ref().is_some_and(|listen| listen.backups > 1);
         move |end| {
+            let channel = channel.upgrade().expect("whoever asks has the channel");
+            let generation = channel.generation();
             let next = Generation(generation.0 + 1);
             status.set_role(Role::Deciding, generation);
             tell!("the primary is lost: {}", end.cause);
             let silent_for = now().since(end.last_contact);
             let asked = Instant::now();
+            if several {
+                give_way(&*arbiter, next, &who, channel.received());
+            }
             let mut told = false;
             let verdict = win_or_wait(&*arbiter, next, &who, |error| {
                 if !told {
@@ -285,15 +313,15 @@ impl Side {
     }
 
     /// The log ended without a failure that this side won.
-    fn not_won(
-        &self,
-        channel: &BackupChannel,
-        race: &Mutex<Race>,
-        generation: Generation,
-    ) -> Followed {
+    fn not_won(&self, channel: &BackupChannel, race: &Mutex<Race>, patience: Patience) -> Followed {
+        let generation = channel.generation();
         let lost_to = race.lock().expect("no holder of this lock panics").lost_to.clone();
         if let Some(winner) = lost_to {
             let why = format!("generation {} was won by {winner}", generation.0 + 1);
+            if patience == Patience::Standby {
+                tell!("{why}; joining again");
+                return Followed::Again;
+            }
             self.status.set_role(Role::Halted, generation);
             self.status.update(|status| status.reason = Some(why.clone()));
             return Followed::End(SideEnd::Halted(why));
@@ -423,6 +451,44 @@ fn join_once(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
         }
+    }
+}
+
+impl Patience {
+    /// True if it has been tried for long enough.
+    pub fn is_over(self, tried: Duration) -> bool {
+        matches!(self, Self::For(limit) if tried >= limit)
+    }
+
+    /// True if it is worth trying again after `error`, when it has been tried for so long.
+    fn bears(self, error: &TransportError, tried: Duration) -> bool {
+        match self {
+            Self::For(_) => is_temporary(error) && !self.is_over(tried),
+            Self::Standby => is_temporary(error) || is_of_a_standby(error),
+        }
+    }
+}
+
+impl fmt::Display for Patience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(limit) => write!(f, "trying for {} s", limit.as_secs()),
+            Self::Standby => f.write_str("standing by"),
+        }
+    }
+}
+
+/// True for errors that a standby meets while others lose and win: a side that does not know yet that
+/// it has lost, a machine that stopped while it was being sent.
+fn is_of_a_standby(error: &TransportError) -> bool {
+    use vmft_logging_channel::handshake::{HandshakeError, Refusal};
+    match error {
+        TransportError::Departed(_) | TransportError::TlsHandshake(_) => true,
+        TransportError::Handshake(
+            HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
+        ) => matches!(refusal, Refusal::WrongGeneration { .. }),
+        TransportError::Connect { source, .. } => is_of_a_standby(source),
+        _ => false,
     }
 }
 

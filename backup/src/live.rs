@@ -2,20 +2,21 @@
 
 use crate::arbiter::{Arbiter, GenerationFence};
 use crate::channel_log::ChannelLog;
+use crate::join::JoinStream;
 use crate::policy::{LossPolicy, Standing};
-use crate::side::{Doors, JoinRequest, Requests, Side, SideEnd, SideError};
+use crate::requests::{Beginning, JoinHost, Requests};
+use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::checkpoint::CheckpointSource;
-use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason};
+use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::handshake::SessionTerms;
-use vmft_logging_channel::session::{Acknowledge, GoodbyeReason};
+use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    EndCause, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+    CheckpointStream, EndCause, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
+    SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
@@ -38,8 +39,8 @@ pub struct LiveDuties {
     pub generation: Generation,
     /// Where backups may join; without it the side stays alone.
     pub listen: Option<PrimaryConfig>,
-    /// Wait for the first backup before the guest runs.
-    pub wait_for_backup: bool,
+    /// How many backups to wait for before the guest runs.
+    pub wait_for_backups: usize,
 }
 
 /// What a side that has just won its peer's succession brings along.
@@ -59,54 +60,67 @@ struct Handler {
     requests: Arc<Requests>,
     mailbox: Arc<Mailbox>,
     policy: Arc<LossPolicy>,
+    status: Arc<StatusBoard>,
     channel: Arc<OnceLock<Weak<PrimaryChannel>>>,
-    /// Tells the machine at rest whether the backup has joined.
-    joined: Option<Sender<bool>>,
+}
+
+impl Handler {
+    fn channel(&self) -> Weak<PrimaryChannel> {
+        self.channel.get().cloned().unwrap_or_default()
+    }
+
+    fn count_followers(&self) -> usize {
+        let protected_by = self.channel().upgrade().map_or(0, |channel| channel.protected_by());
+        self.status.update(|status| status.followers = protected_by as u64);
+        protected_by
+    }
 }
 
 impl PrimaryHandler for Handler {
-    fn checkpoint(&mut self, _: &SessionTerms) -> Result<Box<dyn CheckpointSource + Send>, String> {
-        let (checkpoint, taken) = channel();
-        let (joined, outcome) = channel();
-        self.requests.join(JoinRequest { checkpoint, joined: outcome }, &self.mailbox);
-        let checkpoint = taken.recv().map_err(|_| "the machine has stopped".to_owned())?;
-        self.joined = Some(joined);
-        Ok(Box::new(checkpoint))
+    fn checkpoint(
+        &mut self,
+        _: &SessionTerms,
+        ticket: JoinTicket,
+    ) -> Result<Box<dyn CheckpointStream>, String> {
+        let (requests, mailbox) = (Arc::clone(&self.requests), Arc::clone(&self.mailbox));
+        Ok(Box::new(JoinStream::new(requests, mailbox, Arc::clone(&self.status), ticket)))
     }
-
-    fn started(&mut self) {}
 
     fn protected(&mut self) {
         self.policy.protected();
-        if let Some(joined) = self.joined.take() {
-            // A machine that has stopped meanwhile needs no protection.
-            let _ = joined.send(true);
+        match self.count_followers() {
+            0 | 1 => tell!("protected: a backup follows"),
+            count => tell!("protected: {count} backups follow"),
         }
-        tell!("protected: a backup follows");
+        // A machine that waits for its backups looks whether they are complete.
+        self.mailbox.ask(Asked::Pause);
     }
 
-    fn acknowledged(&mut self, acknowledge: &Acknowledge) {
-        self.gate.acknowledged(acknowledge.received);
+    fn acknowledged(&mut self, received: EntrySequence) {
+        self.gate.acknowledged(received);
     }
 
     fn session_ended(&mut self, end: &SessionEnd) {
-        if let Some(joined) = self.joined.take() {
-            let _ = joined.send(false);
-        }
-        // A session this side has left was left at a stop: nobody is lost.
-        if !end.protected || end.cause == EndCause::Left {
+        self.count_followers();
+        if !end.protected {
+            if end.others == 0 {
+                self.policy.join_failed();
+            }
             return;
         }
-        let channel = Arc::clone(&self.channel);
-        self.policy.backup_lost(end.cause.to_string(), move |generation| {
-            if let Some(channel) = channel.get().and_then(Weak::upgrade) {
-                channel.reopen(generation);
-            }
-        });
+        // A session this side has left was left at a stop: nobody is lost.
+        if end.cause != EndCause::Left {
+            self.policy.backup_lost(end.cause.to_string(), self.channel());
+        }
     }
 
     fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
-        tell!("{peer} did not join: {}", error_chain(error));
+        // A standby asks many times a second, and is told as often that it has to wait.
+        if error.is_no_place() {
+            tracing::debug!(%peer, "turned away: every place for a backup is taken");
+        } else {
+            tell!("{peer} did not join: {}", error_chain(error));
+        }
     }
 }
 
@@ -167,27 +181,21 @@ impl Side {
         succession: Option<Succession>,
     ) -> Result<SideEnd, SideError> {
         machine.check_lockstep()?;
-        let wait = duties.wait_for_backup;
+        let wait = duties.wait_for_backups;
         let live_side = self.open_live_side(duties)?;
         let mut live = live_side.go_live(&machine, succession)?;
-        if wait {
+        if wait > 0 {
             self.status.set_role(Role::WaitingForBackup, live_side.policy.generation());
-            match live_side.wait_for_backup(&mut machine)? {
+            match live_side.wait_for_backups(&mut machine, wait)? {
                 Some(end) => return Ok(end),
                 // The wait is no part of the guest's time.
                 None => live = self.live_inputs(&live_side.doors, &machine)?,
             }
-        }
-        let protected = live_side.policy.standing() == Standing::Protected;
-        let inputs = if protected {
-            live_side.record(live, &machine)
         } else {
-            // A backup that joined and was lost again has left the role to the policy.
-            if !wait {
-                self.status.set_role(Role::Alone, live_side.policy.generation());
-            }
-            Inputs::Alone(live)
-        };
+            self.status.set_role(Role::Alone, live_side.policy.generation());
+        }
+        let followed = live_side.channel.as_ref().is_some_and(|channel| channel.followers() > 0);
+        let inputs = if followed { live_side.record(live, &machine) } else { Inputs::Alone(live) };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
         match ended? {
@@ -235,8 +243,8 @@ impl Side {
             requests: Arc::clone(&self.requests),
             mailbox: Arc::clone(&self.mailbox),
             policy: Arc::clone(policy),
+            status: Arc::clone(&self.status),
             channel: Arc::clone(&slot),
-            joined: None,
         };
         let channel = Arc::new(PrimaryChannel::listen(config, handler)?);
         slot.set(Arc::downgrade(&channel)).expect("set once");
@@ -298,6 +306,49 @@ fn report_first_output(status: &StatusBoard, since: Instant) {
     });
 }
 
+/// Begins the logs of backups, on the machine's thread.
+struct LiveHost<'a> {
+    live: &'a LiveSide<'a>,
+    /// A log has begun where nobody followed before.
+    first: bool,
+}
+
+impl JoinHost for LiveHost<'_> {
+    fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning {
+        let LiveSide { side, policy, channel, .. } = self.live;
+        let Some(channel) = channel else { return Beginning::Gone };
+        let followed = channel.followers() > 0;
+        if followed && !machine.is_at_point() {
+            return Beginning::Later;
+        }
+        if !followed {
+            // Outputs let out before a backup joins are this side's to finish.
+            side.console.drain();
+        }
+        if !policy.begin() {
+            return Beginning::Gone;
+        }
+        if followed {
+            // Those who follow already flush as this machine does; one that is lost meanwhile needs
+            // not.
+            let _ = channel.push(&Entry::Flush { point: machine.point() });
+        }
+        let state = machine.checkpoint();
+        match ticket.begin(machine.point()) {
+            Ok(begun) => {
+                self.first |= begun.first;
+                Beginning::Here(begun.position, Box::new(state))
+            }
+            Err(_) => {
+                if channel.followers() == 0 {
+                    policy.join_failed();
+                }
+                Beginning::Gone
+            }
+        }
+    }
+}
+
 impl LiveSide<'_> {
     /// Opens this side to the world: console, network, kept outputs, requests that wait for an
     /// answer.
@@ -337,13 +388,20 @@ impl LiveSide<'_> {
         Ok(live)
     }
 
-    /// Waits, with the machine at rest before its first instruction, until a backup has joined. An
-    /// end if the operator stops the side instead.
-    fn wait_for_backup(&self, machine: &mut Machine) -> Result<Option<SideEnd>, SideError> {
+    /// Waits, with the machine at rest before its first instruction, until so many backups have
+    /// joined. An end if the operator stops the side instead.
+    fn wait_for_backups(
+        &self,
+        machine: &mut Machine,
+        count: usize,
+    ) -> Result<Option<SideEnd>, SideError> {
+        let channel = self.channel.as_ref().expect("a side that waits for backups listens");
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    if self.side.requests.serve(machine, &self.side.mailbox) {
+                    let mut host = LiveHost { live: self, first: false };
+                    self.side.requests.serve(machine, &mut host);
+                    if channel.protected_by() >= count {
                         return Ok(None);
                     }
                 }
@@ -382,9 +440,9 @@ impl LiveSide<'_> {
         loop {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
-                    // Outputs let out before a backup joins are this side's to finish.
-                    self.side.console.drain();
-                    if self.side.requests.serve(machine, &self.side.mailbox) {
+                    let mut host = LiveHost { live: self, first: false };
+                    self.side.requests.serve(machine, &mut host);
+                    if host.first {
                         inputs = self.record(inputs.into_live(), machine);
                     }
                 }
@@ -448,9 +506,9 @@ impl LiveSide<'_> {
         }
     }
 
-    /// Says goodbye to a backup that follows. One that is still joining is not waited for.
+    /// Says goodbye to the backups that follow. One that is still joining is not waited for.
     fn leave(&self) {
-        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.is_protected()) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.protected_by() > 0) {
             channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         }
     }

@@ -1,18 +1,23 @@
 //! What a live side does when its backup is lost.
 //!
 //! ```text
-//!  Protected ──backup lost──▶ Deciding ──won──▶ Alone ──a backup joins──▶ Protected
-//!                                └─────lost──▶ Fenced   (halts, lets nothing out)
+//!  Protected ──a backup lost──▶ Deciding ──won, none left──▶ Alone ──a backup joins──▶ Protected
+//!                                  ├───────won, others follow──▶ Protected
+//!                                  └───────lost──▶ Fenced   (halts, lets nothing out)
 //! ```
+//! A backup that joins counts from the moment its log begins: outputs wait for it. It is lost like
+//! any other once the end of its checkpoint is on its way; before, it costs nothing.
+//!
 //! **Invariant.** From the loss on, no output leaves before the next generation is won: the lost
 //! backup may be alive on the other side of a partition, and going live.
 
 use crate::arbiter::{Arbiter, Candidate, GenerationFence, RETRY, Verdict, win_or_wait};
 use crate::status::{Role, StatusBoard};
 use crate::tell;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use vmft_logging_channel::entry::Generation;
+use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
@@ -87,38 +92,61 @@ impl LossPolicy {
         self.fence.generation()
     }
 
-    /// A backup has the whole state: from now on outputs wait for it. Called while the machine is
-    /// at rest.
-    pub fn protected(&self) {
+    /// A backup's log begins here, with the machine at rest: from now on outputs wait for it. False if
+    /// this side can have no backup now.
+    pub fn begin(&self) -> bool {
+        let mut standing = self.lock();
+        if !matches!(*standing, Standing::Alone | Standing::Protected) {
+            return false;
+        }
         self.gate.protect();
-        self.set(Standing::Protected, Role::Primary);
+        *standing = Standing::Protected;
+        true
     }
 
-    /// The backup is lost. Asks the arbiter on a thread of its own; `alone` is called when this side
-    /// may go on, with its new generation.
-    pub fn backup_lost(
-        self: &Arc<Self>,
-        reason: String,
-        alone: impl FnOnce(Generation) + Send + 'static,
-    ) {
+    /// The only backup was lost before it can have had the whole checkpoint: this side is as alone as
+    /// it was.
+    pub fn join_failed(&self) {
+        let mut standing = self.lock();
+        if *standing == Standing::Protected {
+            self.gate.unprotect();
+            *standing = Standing::Alone;
+            drop(standing);
+            self.changed.notify_all();
+        }
+    }
+
+    /// A backup has the whole state.
+    pub fn protected(&self) {
+        self.status.set_role(Role::Primary, self.fence.generation());
+        self.changed.notify_all();
+    }
+
+    /// A backup is lost. Asks the arbiter on a thread of its own. When this side may go on, `channel`
+    /// is opened again in the new generation; backups it still has go on with it.
+    ///
+    /// Whoever is lost while this is being decided is covered by the same generation: it cannot have
+    /// been told of a later one.
+    pub fn backup_lost(self: &Arc<Self>, reason: String, channel: Weak<PrimaryChannel>) {
         {
             let mut standing = self.lock();
             if *standing != Standing::Protected {
                 return;
             }
+            self.gate.hold();
             *standing = Standing::Deciding;
         }
         self.status.set_role(Role::Deciding, self.fence.generation());
         tell!("the backup is lost: {reason}");
         let policy = Arc::clone(self);
-        let decide = move || policy.decide(alone);
+        let decide = move || policy.decide(&channel);
         std::thread::Builder::new()
             .name("arbiter".to_owned())
             .spawn(decide)
             .expect("a host that cannot start a thread cannot run a machine");
     }
 
-    fn decide(&self, alone: impl FnOnce(Generation)) {
+    fn decide(&self, channel: &Weak<PrimaryChannel>) {
         let next = Generation(self.fence.generation().0 + 1);
         let mut told = false;
         let verdict = win_or_wait(&*self.arbiter, next, &self.who, |error| {
@@ -133,12 +161,38 @@ impl LossPolicy {
         match verdict {
             Verdict::Won => {
                 self.fence.advance(next);
-                self.gate.unprotect();
-                self.set(Standing::Alone, Role::Alone);
-                tell!("running unprotected in generation {}", next.0);
-                alone(next);
+                self.go_on(next, channel.upgrade().as_deref());
             }
             Verdict::Lost { winner } => self.lost(next, &winner),
+        }
+    }
+
+    /// This side has won `next`, and goes on with the backups it still has, or alone.
+    fn go_on(&self, next: Generation, channel: Option<&PrimaryChannel>) {
+        let mut standing = self.lock();
+        if *standing != Standing::Deciding {
+            return;
+        }
+        let followers = channel.map_or(0, PrimaryChannel::followers);
+        let role = if followers > 0 {
+            self.gate.resume(channel.map_or(EntrySequence(0), PrimaryChannel::acknowledged));
+            *standing = Standing::Protected;
+            Role::Primary
+        } else {
+            self.gate.unprotect();
+            *standing = Standing::Alone;
+            Role::Alone
+        };
+        drop(standing);
+        self.status.set_role(role, next);
+        self.changed.notify_all();
+        match followers {
+            0 => tell!("running unprotected in generation {}", next.0),
+            _ => tell!("{followers} more follow, in generation {}", next.0),
+        }
+        // After the standing: a backup that is told of the generation and then lost is another loss.
+        if let Some(channel) = channel {
+            channel.reopen(next);
         }
     }
 

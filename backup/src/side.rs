@@ -1,27 +1,19 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, GenerationFence};
-use crate::checkpoint::MachineCheckpoint;
+use crate::requests::{NoBackups, Requests};
 use crate::status::{Role, StatusBoard};
-use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::Arc;
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
-use vmft_vmm::inputs::{Asked, ClockControl, Inputs, Live, LogSink, Recording};
+use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, Recording};
 use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateError};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
-use vmft_vmm::snapshot::{self, SnapshotError};
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::{NetError, NetPort};
 use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
-
-/// How long one step of waiting for a joining backup takes before the mailbox is looked at.
-const JOIN_STEP: Duration = Duration::from_millis(50);
 
 /// Why a side cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,109 +51,6 @@ pub enum SideEnd {
     Stopped(StopReason),
     /// The other side goes on; this one halted.
     Halted(String),
-}
-
-/// What an operator asks of a live machine between two instructions.
-#[derive(Debug)]
-pub(crate) enum Request {
-    /// A snapshot to a new directory.
-    Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
-    /// A backup wants to join from here.
-    Join(JoinRequest),
-}
-
-/// A backup that wants to join.
-#[derive(Debug)]
-pub(crate) struct JoinRequest {
-    /// Where the checkpoint goes.
-    pub(crate) checkpoint: Sender<MachineCheckpoint>,
-    /// True once the backup has it all; false if the backup was lost before. The machine stays at
-    /// rest until then.
-    pub(crate) joined: Receiver<bool>,
-}
-
-/// Requests on their way to the thread that runs the machine.
-#[derive(Debug)]
-pub struct Requests {
-    /// `None` once the machine is over.
-    queue: Mutex<Option<VecDeque<Request>>>,
-}
-
-impl Default for Requests {
-    fn default() -> Self {
-        Self { queue: Mutex::new(Some(VecDeque::new())) }
-    }
-}
-
-impl Requests {
-    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
-        self.queue.lock().expect("no holder of this lock panics")
-    }
-
-    fn take(&self) -> Option<Request> {
-        self.lock().as_mut()?.pop_front()
-    }
-
-    /// A request to a machine that is over is dropped, which whoever waits for it notices.
-    fn put(&self, request: Request, mailbox: &Mailbox) {
-        if let Some(queue) = self.lock().as_mut() {
-            queue.push_back(request);
-        }
-        mailbox.ask(Asked::Pause);
-    }
-
-    /// Asks for a snapshot; the result comes through the receiver.
-    pub fn snapshot(
-        &self,
-        directory: PathBuf,
-        mailbox: &Mailbox,
-    ) -> Receiver<Result<(), SnapshotError>> {
-        let (reply, result) = channel();
-        self.put(Request::Snapshot { directory, reply }, mailbox);
-        result
-    }
-
-    /// Asks for a checkpoint to send to a backup.
-    pub(crate) fn join(&self, request: JoinRequest, mailbox: &Mailbox) {
-        self.put(Request::Join(request), mailbox);
-    }
-
-    /// Does what was asked, with the machine at rest. True if a backup has joined. A stop or halt in
-    /// `mailbox` does not wait for one that is slow to join.
-    pub(crate) fn serve(&self, machine: &mut Machine, mailbox: &Mailbox) -> bool {
-        let mut joined = false;
-        while let Some(request) = self.take() {
-            match request {
-                Request::Snapshot { directory, reply } => {
-                    // Whoever asked may have gone; the snapshot is there all the same.
-                    let _ = reply.send(snapshot::save(machine, &directory));
-                }
-                Request::Join(request) => {
-                    let checkpoint = MachineCheckpoint::take(machine);
-                    if request.checkpoint.send(checkpoint).is_ok() {
-                        joined |= wait_joined(&request.joined, mailbox);
-                    }
-                }
-            }
-        }
-        joined
-    }
-
-    /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
-    pub(crate) fn close(&self) {
-        self.lock().take();
-    }
-}
-
-fn wait_joined(joined: &Receiver<bool>, mailbox: &Mailbox) -> bool {
-    loop {
-        match joined.recv_timeout(JOIN_STEP) {
-            Ok(joined) => return joined,
-            Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) if mailbox.is_asked_to_end() => return false,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
 }
 
 /// What a process has for its guest.
@@ -313,7 +202,7 @@ impl Side {
         loop {
             match machine.run(inputs, gate)? {
                 RunEnd::Paused => {
-                    self.requests.serve(machine, &self.mailbox);
+                    self.requests.serve(machine, &mut NoBackups);
                 }
                 RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
                 RunEnd::Halted => return Ok(SideEnd::Halted("asked to halt".to_owned())),

@@ -16,6 +16,8 @@ pub enum Role {
     /// Getting ready.
     #[default]
     Starting,
+    /// Looks for a live side to join.
+    Joining,
     /// Live, nobody follows, nobody is asked for.
     Unprotected,
     /// A primary that waits for its first backup before it runs.
@@ -51,6 +53,25 @@ pub struct ChannelStatus {
     pub buffered_bytes: u64,
     /// How far the backup's guest is behind the primary's, in milliseconds of host time.
     pub execution_lag_ms: f64,
+}
+
+/// How the last join went, on the side that was joined.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JoinReport {
+    /// How long the guest rested, in milliseconds.
+    pub pause_ms: f64,
+    /// From the backup's request to the end of its checkpoint, in milliseconds.
+    pub total_ms: f64,
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// Passes over what was to be sent, the last one included.
+    pub rounds: u32,
+    /// Pages sent, in all rounds.
+    pub pages: u64,
+    /// Of these, in the last round.
+    pub last_pages: u64,
+    /// What the pages came to, packed, in bytes.
+    pub packed_bytes: u64,
 }
 
 /// How a failover went.
@@ -101,6 +122,10 @@ pub struct SideStatus {
     pub channel: Option<ChannelStatus>,
     /// The guest's network, if this side is attached to one.
     pub network: Option<NetworkStatus>,
+    /// Backups that follow.
+    pub followers: u64,
+    /// The last join, if there was one.
+    pub join: Option<JoinReport>,
     /// The last failover, if there was one.
     pub failover: Option<FailoverReport>,
     /// Digests that agreed, on a backup.

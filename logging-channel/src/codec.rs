@@ -43,6 +43,7 @@ mod kind {
     pub const PROGRESS: u8 = 7;
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
+    pub const FLUSH: u8 = 10;
     pub const PACKETS: u8 = 16;
 }
 
@@ -239,6 +240,7 @@ pub fn encode_entry(
             start(out, kind::DIGEST);
             encode_digest(digest, out);
         }
+        Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
             start(out, kind::STOP);
             out.push(match reason {
@@ -309,7 +311,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
     }
-    if !(kind::CLOCK_SYNC..=kind::STOP).contains(&kind) && kind != kind::PACKETS {
+    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::PACKETS {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -324,6 +326,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
             Entry::OutputMark { point, output: OutputSequence(cursor.varint("output")?) }
         }
         kind::PROGRESS => Entry::Progress { point },
+        kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
         kind::STOP => Entry::Stop {
             point,

@@ -62,6 +62,7 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         (Entry::OutputMark { point, output: OutputSequence(42) }, vec![5, 0xAC, 0x02, 42]),
         (Entry::Released { output: OutputSequence(41) }, vec![6, 41]),
         (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
+        (Entry::Flush { point }, vec![10, 0xAC, 0x02]),
         (Entry::Digest { point, digest }, digest_bytes),
         (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),
         (Entry::Stop { point, reason: StopReason::Operator }, vec![9, 0xAC, 0x02, 1]),
@@ -99,7 +100,7 @@ fn an_entry_cut_anywhere_is_refused() {
 
 #[test]
 fn unknown_kinds_and_reasons_are_refused() {
-    for kind in [0, 10, 255] {
+    for kind in [0, 11, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
     assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));

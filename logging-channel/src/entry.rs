@@ -28,11 +28,28 @@ pub const MAX_PACKET_BYTES: usize = 256 << 10;
 )]
 pub struct OutputSequence(pub u64);
 
-/// The place of an entry in the log of one generation, counted from 1.
+/// The place of an entry in the log, counted from 1.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct EntrySequence(pub u64);
+
+/// A place in the log and in the guest's run: what a checkpoint stands for, and where a session
+/// begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The last entry before this place; 0 at the beginning of a log.
+    pub entry: EntrySequence,
+    /// Where the guest is.
+    pub point: ExecutionPoint,
+}
+
+impl LogPosition {
+    /// The beginning of a log, with the guest at `point`.
+    pub const fn start_of_log(point: ExecutionPoint) -> Self {
+        Self { entry: EntrySequence(0), point }
+    }
+}
 
 /// The number of the reign. Every go-live takes the next one from the arbiter.
 #[derive(
@@ -121,7 +138,7 @@ pub struct StateDigest {
     pub devices: u64,
     /// Hash of all memory.
     pub memory: u64,
-    /// How many pages changed since the last digest.
+    /// How many pages are not all zero.
     pub pages: u32,
 }
 
@@ -169,6 +186,12 @@ pub enum Entry {
         /// What it was.
         digest: StateDigest,
     },
+    /// Another backup started from here: whatever is cached of memory is forgotten on every side, so
+    /// that all walk alike, and a digest window begins.
+    Flush {
+        /// Where.
+        point: ExecutionPoint,
+    },
     /// The machine stops here on purpose; this is no failure.
     Stop {
         /// Where.
@@ -187,6 +210,7 @@ impl Entry {
             | Self::OutputMark { point, .. }
             | Self::Progress { point }
             | Self::Digest { point, .. }
+            | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
             Self::Released { .. } => None,
         }

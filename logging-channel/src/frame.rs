@@ -9,16 +9,18 @@
 //! The header is the same in all versions up to its version byte. What a frame means, and when
 //! it may be sent, is for the sessions; the payloads of the kinds are beside their types.
 
-use crate::checkpoint::{CheckpointEnd, CheckpointHeader, MAX_STATE_CHUNK, PageBatch};
+use crate::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
 use crate::handshake::{Hello, HelloConfirm, HelloReply, Refusal};
 use crate::log_file::LogHeader;
-use crate::session::{Acknowledge, Control, GoodbyeReason, Heartbeat, SessionId, decode_control};
+use crate::session::{
+    Acknowledge, Control, GoodbyeReason, Heartbeat, Reign, SessionId, decode_control,
+};
 use crate::wire::DecodeError;
 use std::fmt;
 
 /// The version of everything in this crate that is written to a wire or a file.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = 20;
 /// How every frame begins.
@@ -30,8 +32,8 @@ pub const MAX_ENTRIES_PAYLOAD: usize = BATCH_COST as usize + MAX_ENTRY_BYTES + 3
 /// Longest payload of a control message: the largest fingerprint and then some. A stranger can
 /// make the receiver hold this much and no more.
 pub const MAX_CONTROL_PAYLOAD: usize = 64 << 10;
-/// Longest payload of a `CheckpointPages` frame.
-pub const MAX_PAGES_PAYLOAD: usize = 512 << 10;
+/// Longest payload of a `CheckpointPages` frame: its pages as they are, and their numbers.
+pub const MAX_PAGES_PAYLOAD: usize = (256 << 10) + (1 << 10);
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +65,12 @@ pub enum FrameKind {
     CheckpointEnd = 12,
     /// A log file begins.
     LogHeader = 13,
+    /// The primary has won a later generation.
+    Reign = 14,
 }
 
 impl FrameKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Hello,
         Self::HelloReply,
         Self::HelloConfirm,
@@ -80,6 +84,7 @@ impl FrameKind {
         Self::CheckpointPages,
         Self::CheckpointEnd,
         Self::LogHeader,
+        Self::Reign,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -102,6 +107,7 @@ impl FrameKind {
             Self::HelloConfirm
             | Self::Heartbeat
             | Self::Acknowledge
+            | Self::Reign
             | Self::CheckpointHeader
             | Self::CheckpointEnd => 64,
         }
@@ -193,11 +199,9 @@ pub enum Frame {
     Heartbeat(Heartbeat),
     Acknowledge(Acknowledge),
     Entries(EntryBatch),
-    CheckpointHeader(CheckpointHeader),
-    CheckpointState(Vec<u8>),
-    CheckpointPages(PageBatch),
-    CheckpointEnd(CheckpointEnd),
+    Checkpoint(CheckpointPiece),
     LogHeader(LogHeader),
+    Reign(Reign),
 }
 
 impl Frame {
@@ -212,11 +216,14 @@ impl Frame {
             Self::Heartbeat(_) => FrameKind::Heartbeat,
             Self::Acknowledge(_) => FrameKind::Acknowledge,
             Self::Entries(_) => FrameKind::Entries,
-            Self::CheckpointHeader(_) => FrameKind::CheckpointHeader,
-            Self::CheckpointState(_) => FrameKind::CheckpointState,
-            Self::CheckpointPages(_) => FrameKind::CheckpointPages,
-            Self::CheckpointEnd(_) => FrameKind::CheckpointEnd,
+            Self::Checkpoint(piece) => match piece.kind() {
+                PieceKind::Header => FrameKind::CheckpointHeader,
+                PieceKind::State => FrameKind::CheckpointState,
+                PieceKind::Pages => FrameKind::CheckpointPages,
+                PieceKind::End => FrameKind::CheckpointEnd,
+            },
             Self::LogHeader(_) => FrameKind::LogHeader,
+            Self::Reign(_) => FrameKind::Reign,
         }
     }
 
@@ -234,11 +241,9 @@ impl Frame {
             Self::Goodbye(message) => put_control(message, bytes)?,
             Self::Heartbeat(message) => put_control(message, bytes)?,
             Self::Acknowledge(message) => put_control(message, bytes)?,
-            Self::CheckpointHeader(message) => put_control(message, bytes)?,
-            Self::CheckpointEnd(message) => put_control(message, bytes)?,
             Self::LogHeader(message) => put_control(message, bytes)?,
-            Self::CheckpointState(state) => [bytes.as_slice(), state].concat(),
-            Self::CheckpointPages(pages) => pages.encode(bytes),
+            Self::Reign(message) => put_control(message, bytes)?,
+            Self::Checkpoint(piece) => piece.encode(bytes),
             Self::Entries(batch) => {
                 let mut encoder = BatchEncoder::new(bytes, batch.first, batch.base);
                 for costed in &batch.entries {
@@ -260,12 +265,19 @@ impl Frame {
             FrameKind::Heartbeat => Self::Heartbeat(decode_control(payload)?),
             FrameKind::Acknowledge => Self::Acknowledge(decode_control(payload)?),
             FrameKind::Entries => Self::Entries(EntryBatch::decode(payload)?),
-            FrameKind::CheckpointHeader => Self::CheckpointHeader(decode_control(payload)?),
-            FrameKind::CheckpointState => Self::CheckpointState(payload.to_vec()),
-            FrameKind::CheckpointPages => Self::CheckpointPages(PageBatch::decode(payload)?),
-            FrameKind::CheckpointEnd => Self::CheckpointEnd(decode_control(payload)?),
+            FrameKind::CheckpointHeader => Self::piece(PieceKind::Header, payload)?,
+            FrameKind::CheckpointState => Self::piece(PieceKind::State, payload)?,
+            FrameKind::CheckpointPages => Self::piece(PieceKind::Pages, payload)?,
+            FrameKind::CheckpointEnd => Self::piece(PieceKind::End, payload)?,
             FrameKind::LogHeader => Self::LogHeader(decode_control(payload)?),
+            FrameKind::Reign => Self::Reign(decode_control(payload)?),
         })
+    }
+}
+
+impl Frame {
+    fn piece(kind: PieceKind, payload: &[u8]) -> Result<Self, DecodeError> {
+        CheckpointPiece::decode(kind, payload).map(Self::Checkpoint)
     }
 }
 

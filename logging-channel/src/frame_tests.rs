@@ -1,7 +1,7 @@
 use super::*;
-use crate::checkpoint::PageNumber;
+use crate::checkpoint::{CheckpointEnd, CheckpointHeader, MemoryBase, PageNumber};
 use crate::codec::CostedEntry;
-use crate::entry::{Entry, EntrySequence, Generation, OutputSequence};
+use crate::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence};
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Nonce, Role};
 use crate::point::ExecutionPoint;
@@ -45,21 +45,31 @@ fn every_frame() -> Vec<Frame> {
             base: ExecutionPoint::new(5),
             entries: vec![CostedEntry { entry: mark, cost: 259 }],
         }),
-        Frame::CheckpointHeader(CheckpointHeader {
-            point: ExecutionPoint::START,
-            state_len: 5,
+        Frame::Checkpoint(CheckpointPiece::Header(CheckpointHeader {
+            base: MemoryBase::Zeroes,
+            fixed_len: 5,
             page_limit: PageNumber(1 << 14),
-        }),
-        Frame::CheckpointState(b"state".to_vec()),
-        Frame::CheckpointPages(
-            PageBatch::decode(&[&[1u8, 7, 1, 0][..], &[5; 4096]].concat()).expect("one raw page"),
+        })),
+        Frame::Checkpoint(CheckpointPiece::State(b"state".to_vec())),
+        Frame::Checkpoint(
+            CheckpointPiece::decode(
+                PieceKind::Pages,
+                &[&[2u8, 7, 1, 0, 0][..], &[5; 4096]].concat(),
+            )
+            .expect("one page as it is, and one of zeroes"),
         ),
-        Frame::CheckpointEnd(CheckpointEnd { pages: 1, digest: 0x1234 }),
+        Frame::Checkpoint(CheckpointPiece::End(CheckpointEnd {
+            position: LogPosition { entry: EntrySequence(6), point: ExecutionPoint::new(300) },
+            state_len: 5,
+            pages: 2,
+            digest: 0x1234,
+        })),
         Frame::LogHeader(LogHeader {
             identity: identity(),
             metadata: [("guest".to_owned(), "debian".to_owned())].into(),
             nonce,
         }),
+        Frame::Reign(Reign { generation: Generation(4) }),
     ]
 }
 
@@ -123,9 +133,9 @@ fn every_damaged_byte_of_every_frame_is_found() {
 
 #[test]
 fn a_frame_of_another_version_is_refused_before_anything_else_is_read() {
-    let expected = Err(FrameError::Version { found: 2 });
-    assert_eq!(decode(SESSION, b"vmf\x02"), expected);
-    assert_eq!(decode(SESSION, b"vmf\x02 whatever version two may put here"), expected);
+    let expected = Err(FrameError::Version { found: 3 });
+    assert_eq!(decode(SESSION, b"vmf\x03"), expected);
+    assert_eq!(decode(SESSION, b"vmf\x03 whatever version three may put here"), expected);
 }
 
 #[test]
@@ -169,7 +179,7 @@ fn a_stranger_can_only_send_what_opens_a_stream() {
 }
 
 fn raw_header(kind: u8, len: u32) -> Vec<u8> {
-    let mut header = Vec::from(*b"vmf\x01");
+    let mut header = Vec::from(*b"vmf\x02");
     header.push(kind);
     header.extend_from_slice(&len.to_le_bytes()[..3]);
     header.extend_from_slice(&SESSION.0.to_le_bytes());
@@ -180,7 +190,7 @@ fn raw_header(kind: u8, len: u32) -> Vec<u8> {
 
 #[test]
 fn unknown_kinds_and_excessive_lengths_are_refused_from_the_header_alone() {
-    assert_eq!(decode(SESSION, &raw_header(14, 0)), Err(FrameError::Kind { found: 14 }));
+    assert_eq!(decode(SESSION, &raw_header(15, 0)), Err(FrameError::Kind { found: 15 }));
     let (kind, len, limit) = (FrameKind::Heartbeat, 65, 64);
     assert_eq!(decode(SESSION, &raw_header(6, 65)), Err(FrameError::Length { kind, len, limit }));
 }

@@ -6,11 +6,11 @@
 //! signs of life always get through.
 
 use crate::codec::{BATCH_COST_LIMIT, CostedEntry, EntryBatch};
-use crate::entry::{Entry, EntrySequence, StopReason};
+use crate::entry::{Entry, EntrySequence, Generation, LogPosition, StopReason};
 use crate::frame::{Frame, FrameKind, UnsealedFrame};
 use crate::point::ExecutionPoint;
 use crate::session::{
-    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, SessionId,
+    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
 use crate::time::MonotonicTime;
 use std::collections::VecDeque;
@@ -109,6 +109,8 @@ pub enum ReceiverEvent {
         /// The reason in a `Stop` among them.
         stop: Option<StopReason>,
     },
+    /// The primary has won this generation.
+    Reign(Generation),
     /// The primary leaves.
     Departed(GoodbyeReason),
 }
@@ -160,7 +162,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A session that begins with a guest at `start`, whose checkpoint is complete: the first
+    /// A session whose log goes on from `start`, where the checkpoint is complete: the first
     /// frame it sends says so.
     ///
     /// # Panics
@@ -168,25 +170,25 @@ impl Receiver {
     pub fn new(
         config: ReceiverConfig,
         session: SessionId,
-        start: ExecutionPoint,
+        start: LogPosition,
         now: MonotonicTime,
     ) -> Self {
         assert!(config.capacity >= MIN_RECEIVER_CAPACITY, "a receiver has room for any batch");
         Self {
             config,
             session,
-            received: EntrySequence(0),
-            received_point: start,
-            delivered: EntrySequence(0),
-            applied: (EntrySequence(0), start),
+            received: start.entry,
+            received_point: start.point,
+            delivered: start.entry,
+            applied: (start.entry, start.point),
             queue: VecDeque::new(),
             cost_received: 0,
             cost_taken: 0,
             log_bytes: 0,
             announced: Acknowledge {
-                received: EntrySequence(0),
-                applied: EntrySequence(0),
-                applied_point: start,
+                received: start.entry,
+                applied: start.entry,
+                applied_point: start.point,
                 window: config.capacity,
             },
             withheld: VecDeque::new(),
@@ -213,6 +215,7 @@ impl Receiver {
         match frame {
             Frame::Entries(batch) => self.handle_entries(now, batch),
             Frame::Heartbeat(heartbeat) => self.handle_heartbeat(now, &heartbeat),
+            Frame::Reign(Reign { generation }) => Ok(ReceiverEvent::Reign(generation)),
             Frame::Goodbye(reason) => {
                 self.departed = true;
                 Ok(ReceiverEvent::Departed(reason))

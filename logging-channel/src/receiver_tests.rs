@@ -11,7 +11,7 @@ fn session() -> SessionId {
 }
 
 fn receiver(config: ReceiverConfig) -> Receiver {
-    let mut receiver = Receiver::new(config, session(), ExecutionPoint::START, at_us(0));
+    let mut receiver = Receiver::new(config, session(), LogPosition::default(), at_us(0));
     let first = transmit(&mut receiver, at_us(0));
     assert_eq!(
         (first.len(), first[0].kind(), first[1].kind()),

@@ -9,12 +9,12 @@
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Arrival, Entry, EntrySequence};
+use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
 use crate::latency::{LatencySummary, LatencyWindow};
 use crate::point::ExecutionPoint;
 use crate::session::{
-    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, SessionId,
+    Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
 use crate::time::MonotonicTime;
 use std::collections::VecDeque;
@@ -155,7 +155,7 @@ struct InFlight {
 /// What a sender has done so far.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SenderStats {
-    /// Entries pushed.
+    /// Entries pushed in this session.
     pub entries: u64,
     /// Bytes of `Entries` frames handed out: the log.
     pub log_bytes: u64,
@@ -184,6 +184,8 @@ pub struct SenderStats {
 pub struct Sender {
     config: SenderConfig,
     session: SessionId,
+    /// The last entry before the session.
+    start: EntrySequence,
     next: EntrySequence,
     last_point: ExecutionPoint,
     open: Option<OpenBatch>,
@@ -196,6 +198,8 @@ pub struct Sender {
     in_flight: VecDeque<InFlight>,
     unapplied: VecDeque<(EntrySequence, MonotonicTime)>,
     heartbeats: HeartbeatExchange,
+    /// A generation the backup is still to be told of.
+    reign: Option<Generation>,
     goodbye: Option<GoodbyeReason>,
     ended: bool,
     latency: LatencyWindow,
@@ -205,33 +209,35 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A session that begins with a guest at `start`. Nothing may be sent until the first
-    /// acknowledgement opens the window.
+    /// A session whose log goes on from `start`. Nothing may be sent until the first acknowledgement
+    /// opens the window.
     pub fn new(
         config: SenderConfig,
         session: SessionId,
-        start: ExecutionPoint,
+        start: LogPosition,
         now: MonotonicTime,
     ) -> Self {
         Self {
             config,
             session,
-            next: EntrySequence(1),
-            last_point: start,
+            start: start.entry,
+            next: EntrySequence(start.entry.0 + 1),
+            last_point: start.point,
             open: None,
             closed: VecDeque::new(),
             buffered: 0,
             spent: 0,
-            sent: EntrySequence(0),
+            sent: start.entry,
             acknowledged: Acknowledge {
-                received: EntrySequence(0),
-                applied: EntrySequence(0),
+                received: start.entry,
+                applied: start.entry,
                 applied_point: ExecutionPoint::START,
                 window: 0,
             },
             in_flight: VecDeque::new(),
             unapplied: VecDeque::new(),
             heartbeats: HeartbeatExchange::new(now, config.heartbeat_interval),
+            reign: None,
             goodbye: None,
             ended: false,
             latency: LatencyWindow::default(),
@@ -249,8 +255,8 @@ impl Sender {
         if self.ended || self.goodbye.is_some() {
             return Err(PushError::Ended);
         }
-        if self.buffered >= self.config.capacity.saturating_mul(2) {
-            return Err(PushError::Full { buffered: self.buffered });
+        if let Some(buffered) = self.overfull() {
+            return Err(PushError::Full { buffered });
         }
         let mut batch = match self.open.take() {
             Some(batch) => batch,
@@ -318,9 +324,23 @@ impl Sender {
         }
     }
 
+    /// The primary has won `generation`: the backup is told at once.
+    pub const fn reign(&mut self, generation: Generation) {
+        self.reign = Some(generation);
+    }
+
     /// True when a goodbye was handed out or came in: nothing follows.
     pub const fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Cost of unsent entries, if it is so high that no more is taken.
+    pub const fn overfull(&self) -> Option<u64> {
+        if self.buffered >= self.config.capacity.saturating_mul(2) {
+            Some(self.buffered)
+        } else {
+            None
+        }
     }
 
     /// True when the guest should wait: unsent entries have reached the capacity.
@@ -330,7 +350,9 @@ impl Sender {
 
     /// True when [`Self::poll_transmit`] has something for reasons other than the clock.
     pub fn has_due_entries(&self) -> bool {
-        !self.closed.is_empty() || self.open.as_ref().is_some_and(OpenBatch::is_due)
+        self.reign.is_some()
+            || !self.closed.is_empty()
+            || self.open.as_ref().is_some_and(OpenBatch::is_due)
     }
 
     /// True when nothing waits to be sent.
@@ -355,6 +377,9 @@ impl Sender {
         }
         if let Some(heartbeat) = self.heartbeats.poll(now, self.sent) {
             return Some(self.control(&Frame::Heartbeat(heartbeat)));
+        }
+        if let Some(generation) = self.reign.take() {
+            return Some(self.control(&Frame::Reign(Reign { generation })));
         }
         self.close_if_due(now);
         if let Some(batch) = self.next_admitted() {
@@ -517,7 +542,7 @@ impl Sender {
     /// What has happened so far.
     pub fn stats(&self, now: MonotonicTime) -> SenderStats {
         SenderStats {
-            entries: self.next.0 - 1,
+            entries: self.next.0 - 1 - self.start.0,
             log_bytes: self.log_bytes,
             other_bytes: self.other_bytes,
             buffered: self.buffered,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::checkpoint::CheckpointPiece;
 use crate::entry::{Arrival, OutputSequence, Packet, RequestId, StopReason};
 use crate::frame::FrameDecoder;
 use crate::point::{ClockRate, VirtualTime};
@@ -13,7 +14,7 @@ fn session() -> SessionId {
 
 /// A sender past its first heartbeat, with a window of `window`.
 fn sender(config: SenderConfig, window: u64) -> Sender {
-    let mut sender = Sender::new(config, session(), ExecutionPoint::START, at_us(0));
+    let mut sender = Sender::new(config, session(), LogPosition::default(), at_us(0));
     assert_eq!(transmit(&mut sender, at_us(0)), [FrameKind::Heartbeat]);
     acknowledge(&mut sender, at_us(0), 0, 0, window).expect("the first one");
     sender
@@ -247,7 +248,8 @@ fn leaving_sends_what_is_left_and_then_the_goodbye() {
 #[test]
 fn frames_that_no_backup_sends_are_refused() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
-    let result = sender.handle_frame(at_us(1), &Frame::CheckpointState(Vec::new()));
+    let result =
+        sender.handle_frame(at_us(1), &Frame::Checkpoint(CheckpointPiece::State(Vec::new())));
     assert_eq!(result, Err(SendError::Unexpected(FrameKind::CheckpointState)));
 }
 

@@ -1,6 +1,6 @@
 //! What both ends of a session share: its identity and the small messages both understand.
 
-use crate::entry::EntrySequence;
+use crate::entry::{EntrySequence, Generation};
 use crate::point::ExecutionPoint;
 use crate::time::MonotonicTime;
 use crate::wire::DecodeError;
@@ -96,6 +96,13 @@ pub struct Acknowledge {
     /// The total cost (see [`crate::codec::ENTRY_OVERHEAD`]) of entries since the start of the
     /// session that the backup is prepared to receive. Never shrinks.
     pub window: u64,
+}
+
+/// The primary has won a later generation, and goes on with this session in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reign {
+    /// The generation.
+    pub generation: Generation,
 }
 
 /// Why a heartbeat is refused.
@@ -217,6 +224,7 @@ pub(crate) fn clip_text(mut text: String) -> String {
 }
 
 impl Control for Heartbeat {}
+impl Control for Reign {}
 impl Control for Acknowledge {
     fn validate(&self) -> Result<(), DecodeError> {
         if self.applied > self.received {

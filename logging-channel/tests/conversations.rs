@@ -19,7 +19,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 use vmft_logging_channel::codec::{CostedEntry, ENTRY_OVERHEAD, EntryBatch};
-use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StopReason};
+use vmft_logging_channel::entry::{Entry, EntrySequence, LogPosition, OutputSequence, StopReason};
 use vmft_logging_channel::frame::{Frame, FrameDecoder, UnsealedFrame};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::receiver::{Receiver, ReceiverConfig};
@@ -124,7 +124,12 @@ impl Replay {
             "primary" => {
                 let capacity = number(words.next());
                 let config = SenderConfig { capacity, ..SenderConfig::default() };
-                Side::Primary(Box::new(Sender::new(config, self.session, start, now)))
+                Side::Primary(Box::new(Sender::new(
+                    config,
+                    self.session,
+                    LogPosition::start_of_log(start),
+                    now,
+                )))
             }
             "backup" => {
                 let config = ReceiverConfig {
@@ -132,7 +137,12 @@ impl Replay {
                     acknowledge_delay: Duration::from_micros(number(words.next())),
                     ..ReceiverConfig::default()
                 };
-                Side::Backup(Box::new(Receiver::new(config, self.session, start, now)))
+                Side::Backup(Box::new(Receiver::new(
+                    config,
+                    self.session,
+                    LogPosition::start_of_log(start),
+                    now,
+                )))
             }
             other => panic!("no side {other}"),
         });

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::time::Duration;
-use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, OutputSequence};
+use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, LogPosition, OutputSequence};
 use vmft_logging_channel::frame::{Frame, FrameDecoder, FrameKind};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::receiver::{MIN_RECEIVER_CAPACITY, Receiver, ReceiverConfig};
@@ -166,8 +166,13 @@ impl World {
         Self {
             seed,
             now,
-            sender: Sender::new(sender_config, session, start, now),
-            receiver: Receiver::new(receiver_config, session, start, now),
+            sender: Sender::new(sender_config, session, LogPosition::start_of_log(start), now),
+            receiver: Receiver::new(
+                receiver_config,
+                session,
+                LogPosition::start_of_log(start),
+                now,
+            ),
             to_backup: Pipe::new(up, random.below(60)),
             to_primary: Pipe::new(down, random.below(60)),
             backup_decoder: FrameDecoder::new(session),

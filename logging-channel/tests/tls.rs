@@ -65,7 +65,7 @@ fn a_backup_with_a_strangers_certificate_is_refused() {
     assert!(text.contains("alert"), "{text}");
     let text = wait_for_refusal(&told);
     assert!(text.starts_with("TLS handshake failed: invalid peer certificate"), "{text}");
-    assert!(!primary.is_protected());
+    assert!(primary.protected_by() == 0);
 }
 
 #[test]

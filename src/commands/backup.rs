@@ -1,4 +1,4 @@
-//! `vmft backup`.
+//! `vmft backup` and `vmft standby`.
 
 use crate::api::ShutdownHook;
 use crate::interrupt;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
-use vmft_backup::following::{BackupControl, BackupDuties};
+use vmft_backup::following::{BackupControl, BackupDuties, Patience};
 use vmft_backup::identity::Joining;
 use vmft_backup::side::SideError;
 use vmft_backup::tell;
@@ -41,6 +41,33 @@ pub struct BackupOptions {
     #[arg(long, value_name = "S", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(..=86_400), help_heading = "Pair")]
     connect_timeout: u64,
+    #[command(flatten)]
+    follow: FollowOptions,
+}
+
+/// Options of `vmft standby`.
+#[derive(Debug, Args)]
+pub struct StandbyOptions {
+    /// Where the sides of the pair listen, this one's own address left out: whichever is live and
+    /// wants a backup is joined
+    #[arg(long, required = true, num_args = 1.., value_name = "tcp:HOST:PORT[,tls_dir=DIR]",
+          help_heading = "Pair")]
+    join: Vec<PeerAddress>,
+    /// Where the next backup may join once this side has gone live
+    #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
+    listen: PeerAddress,
+    #[command(flatten)]
+    follow: FollowOptions,
+}
+
+/// What every side has that begins by following.
+#[derive(Debug, Args)]
+struct FollowOptions {
+    /// How many backups may follow this side at a time once it has gone live: outputs wait for all
+    /// that do
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
+    backups: u8,
     /// A disk image, the same as the primary's; may be given several times
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     disk: Vec<DiskOption>,
@@ -68,17 +95,39 @@ impl ShutdownHook for BackupControl {
 
 /// Follows a primary, and takes over when it is lost.
 pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
+    let patience = Patience::For(Duration::from_secs(options.connect_timeout));
+    let primaries = vec![options.primary.clone()];
+    follow(&options.follow, primaries, options.listen.as_ref(), patience)
+}
+
+/// Waits for a live side without a backup, follows it, and takes over when it is lost.
+pub fn standby(options: &StandbyOptions) -> Result<ExitCode> {
+    let (sides, listen) = (options.join.clone(), Some(&options.listen));
+    follow(&options.follow, sides, listen, Patience::Standby)
+}
+
+fn follow(
+    options: &FollowOptions,
+    primaries: Vec<PeerAddress>,
+    listen: Option<&PeerAddress>,
+    patience: Patience,
+) -> Result<ExitCode> {
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(Purpose::Lockstep)?;
     let disks = open_disks(&options.disk, false)?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
-    let place = options.listen.as_ref().map(ListenPlace::take).transpose()?;
-    let side = make_side(&options.side, disks, network, "backup")?;
+    let place = listen.map(ListenPlace::take).transpose()?;
+    let role = if patience == Patience::Standby { "standby" } else { "backup" };
+    let side = make_side(&options.side, disks, network, role)?;
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
     interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
+    if let Some(place) = &place {
+        // Known before this side is live, so that others may be told.
+        let address = place.listener.local_address().to_string();
+        side.status.update(|status| status.listening = Some(address));
+    }
 
-    let patience = Duration::from_secs(options.connect_timeout);
     let configs = pair_options::disk_configs(&side.disks);
     let mac = options.net.as_ref().map(|net| net.mac);
     let joining = Joining { engine: wanted, disks: &configs, network: mac };
@@ -86,18 +135,20 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let listen = place.map(|place| options.pair.primary_config(place, identity.clone()));
+    let backups = usize::from(options.backups);
+    let listen = place.map(|place| options.pair.primary_config(place, identity.clone(), backups));
+    let nowhere = primaries.first().expect("at least one is given").clone();
     let channel = BackupConfig {
         receiver: ReceiverConfig {
             acknowledge_delay: Duration::from_millis(options.acknowledge_delay),
             ..ReceiverConfig::default()
         },
         detector: options.pair.detector(),
-        ..BackupConfig::new(options.primary.clone(), identity)
+        ..BackupConfig::new(nowhere, identity)
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let duties =
-        BackupDuties { arbiter: Arc::new(arbiter), channel, connect_timeout: patience, listen };
+    let arbiter = Arc::new(arbiter);
+    let duties = BackupDuties { arbiter, channel, primaries, patience, listen };
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
     Ok(super::run::report(&end?))
@@ -108,16 +159,15 @@ pub fn backup(options: &BackupOptions) -> Result<ExitCode> {
 fn wait_for_pair(
     find: impl Fn() -> Result<(DirectoryArbiter, Identity)>,
     control: &BackupControl,
-    patience: Duration,
+    patience: Patience,
 ) -> Result<Option<(DirectoryArbiter, Identity)>> {
-    let deadline = Instant::now() + patience;
-    let quiet_until = Instant::now() + QUIET_WAIT;
+    let started = Instant::now();
     let mut told = false;
     while !control.is_leaving() {
         match find() {
-            Err(error) if Instant::now() < deadline && is_absent(&error) => {
-                if !told && Instant::now() > quiet_until {
-                    tell!("{error:#}; trying for {} s", patience.as_secs());
+            Err(error) if !patience.is_over(started.elapsed()) && is_absent(&error) => {
+                if !told && started.elapsed() > QUIET_WAIT {
+                    tell!("{error:#}; {patience}");
                     told = true;
                 }
                 std::thread::sleep(POLL);

@@ -22,6 +22,11 @@ pub struct PrimaryOptions {
     /// Begin without a backup: the guest is unprotected until one joins
     #[arg(long, help_heading = "Pair")]
     no_wait: bool,
+    /// How many backups follow at a time: outputs wait for all that do, and the guest waits for all of
+    /// them at its start
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
+    backups: u8,
     #[command(flatten)]
     pair: PairOptions,
     #[command(flatten)]
@@ -46,18 +51,25 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let (arbiter, identity) = pair_options::begin_reign(&directory, &side, engine, &board)?;
     let generation = identity.generation;
     let address = place.listener.local_address();
-    let listen = options.pair.primary_config(place, identity);
+    let backups = usize::from(options.backups);
+    let listen = options.pair.primary_config(place, identity, backups);
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     if options.no_wait {
         tell!("unprotected until a backup joins at tcp:{address}");
     } else {
-        tell!("waiting for a backup at tcp:{address}");
+        tell!(
+            "waiting for {} at tcp:{address}",
+            match backups {
+                1 => "a backup".to_owned(),
+                count => format!("{count} backups"),
+            }
+        );
     }
     let duties = LiveDuties {
         arbiter: Arc::new(arbiter),
         generation,
         listen: Some(listen),
-        wait_for_backup: !options.no_wait,
+        wait_for_backups: if options.no_wait { 0 } else { backups },
     };
     let end = side.run_live(machine, duties);
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;

@@ -63,8 +63,9 @@ fn snapshot(directory: &Path, arguments: &[OsString]) -> PathBuf {
     snapshot
 }
 
-fn restore_and_finish(engine: Engine) {
-    if !engine.is_here() {
+/// A snapshot of a guest that computes on `engine` goes on, `onto` another one.
+fn restore_and_finish(engine: Engine, onto: Option<Engine>) {
+    if !engine.is_here() || !onto.is_none_or(Engine::is_here) {
         return;
     }
     let _turn = take_turn();
@@ -72,7 +73,8 @@ fn restore_and_finish(engine: Engine) {
     let snapshot = snapshot(directory.path(), &guest(directory.path(), engine));
     let console = directory.path().join("console");
     let words = ["run".into(), "--restore".into(), snapshot.into_os_string(), "--serial".into()];
-    succeed(words.into_iter().chain([prefixed("file=", &console)]));
+    let engine = onto.iter().flat_map(|engine| engine.options()).map(OsString::from);
+    succeed(words.into_iter().chain([prefixed("file=", &console)]).chain(engine));
     let text = std::fs::read_to_string(console).unwrap();
     let text = text.trim_start_matches('\0');
     assert!(text.contains("vmft-line 000006") && expected(LINES).ends_with(text), "{text}");
@@ -80,12 +82,17 @@ fn restore_and_finish(engine: Engine) {
 
 #[test]
 fn a_snapshot_of_a_computing_guest_goes_on_from_its_state_on_soft() {
-    restore_and_finish(Engine::Soft);
+    restore_and_finish(Engine::Soft, None);
 }
 
 #[test]
 fn a_snapshot_of_a_computing_guest_goes_on_from_its_state_at_exit_points() {
-    restore_and_finish(Engine::KvmExit);
+    restore_and_finish(Engine::KvmExit, None);
+}
+
+#[test]
+fn a_snapshot_of_a_guest_on_kvm_goes_on_on_soft() {
+    restore_and_finish(Engine::KvmExit, Some(Engine::Soft));
 }
 
 /// A backup joins a primary that computes, and takes over.

@@ -75,7 +75,7 @@ fn points_are_for_kvm_and_engines_are_known_by_name() {
         (&["run", "--engine", "soft", "--points", "exit"][..], "soft always counts instructions"),
         (&["run", "--points", "exit"], "--engine"),
         (&["run", "--engine", "xen"], "'xen'"),
-        (&["run", "--restore", "snap", "--engine", "kvm"], "cannot be used with"),
+        (&["run", "--restore", "snap", "--memory", "size=64M"], "cannot be used with"),
     ] {
         refuse(words(arguments), &[wanted]);
     }

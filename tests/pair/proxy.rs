@@ -10,6 +10,8 @@ enum Mode {
     Carries,
     /// Swallows everything; connections stay open.
     Silent,
+    /// Carries so many more bytes, then cuts.
+    CutsAfter(usize),
 }
 
 /// Forwards connections to one address.
@@ -57,6 +59,11 @@ impl Proxy {
         }
     }
 
+    /// Both sides see the connection closed once so many more bytes have passed.
+    pub fn cut_after(&self, bytes: usize) {
+        *self.mode.lock().unwrap() = Mode::CutsAfter(bytes);
+    }
+
     /// Both sides hear nothing more, and are not told.
     pub fn go_silent(&self) {
         *self.mode.lock().unwrap() = Mode::Silent;
@@ -66,12 +73,26 @@ impl Proxy {
 fn carry(mut from: TcpStream, mut to: TcpStream, mode: &Mutex<Mode>) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut bytes) {
-        let carries = *mode.lock().unwrap() == Mode::Carries;
+        let mut mode = mode.lock().unwrap();
+        let carries = match &mut *mode {
+            Mode::Carries => true,
+            Mode::Silent => false,
+            Mode::CutsAfter(left) if *left >= len => {
+                *left -= len;
+                true
+            }
+            Mode::CutsAfter(_) => {
+                *mode = Mode::Carries;
+                break;
+            }
+        };
+        drop(mode);
         if carries && to.write_all(&bytes[..len]).is_err() {
             break;
         }
     }
-    if *mode.lock().unwrap() == Mode::Carries {
+    if *mode.lock().unwrap() != Mode::Silent {
         let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
     }
 }

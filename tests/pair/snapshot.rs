@@ -18,9 +18,9 @@ fn copy(from: &Path, to: &Path) {
 fn a_machine_restored_and_saved_again_is_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let again = directory.path().join("again");
-    let mut machine = restore(&booted().snapshot).unwrap();
+    let mut machine = restore(&booted().snapshot, None).unwrap();
     save(&mut machine, &again).unwrap();
-    let mut restored = restore(&again).unwrap();
+    let mut restored = restore(&again, None).unwrap();
     assert_eq!(restored.full_digest(), machine.full_digest());
     assert_eq!(restored.point(), machine.point());
     for name in ["config.json", "state.json"] {
@@ -39,7 +39,7 @@ fn a_snapshot_with_a_flipped_byte_of_memory_is_refused() {
     let mut byte = [0];
     memory.read_exact_at(&mut byte, 0x123_4567).unwrap();
     memory.write_all_at(&[byte[0] ^ 1], 0x123_4567).unwrap();
-    let error = restore(&damaged).unwrap_err();
+    let error = restore(&damaged, None).unwrap_err();
     assert!(matches!(error, SnapshotError::Damaged { .. }), "{error}");
 }
 
@@ -51,7 +51,7 @@ fn a_snapshot_with_a_cut_file_is_refused() {
         copy(&booted().snapshot, &damaged);
         let file = OpenOptions::new().write(true).open(damaged.join(name)).unwrap();
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-        let error = restore(&damaged).expect_err(name);
+        let error = restore(&damaged, None).expect_err(name);
         println!("{name}: {error}");
     }
 }
@@ -66,7 +66,7 @@ fn a_snapshot_of_another_version_is_refused() {
     let newer = config.replacen("\"snapshot_version\": ", "\"snapshot_version\": 99", 1);
     assert_ne!(config, newer);
     std::fs::write(&path, newer).unwrap();
-    let error = restore(&other).unwrap_err();
+    let error = restore(&other, None).unwrap_err();
     assert!(matches!(error, SnapshotError::Version { found: 990.., .. }), "{error}");
 }
 
@@ -78,5 +78,5 @@ fn a_protected_primary_writes_a_snapshot_and_its_backup_says_that_it_cannot() {
     assert!(refusal.to_string().contains("does not run the guest"), "{refusal:#}");
     assert!(!directory.exists());
     vmft::api_client::snapshot(&pair.primary.api(), &directory).unwrap();
-    restore(&directory).unwrap();
+    restore(&directory, None).unwrap();
 }

@@ -20,15 +20,15 @@ pub const LIMIT: Duration = Duration::from_secs(240);
 const MEMORY: &str = "size=96M";
 
 /// One pair at a time.
-static TURN: Mutex<()> = Mutex::new(());
+pub static TURN: Mutex<()> = Mutex::new(());
 
 /// A guest that sits in its shell, saved; its disk is not mounted.
 #[derive(Debug)]
 pub struct Booted {
     pub snapshot: PathBuf,
-    disk: PathBuf,
+    pub disk: PathBuf,
     /// Console bytes the guest had written.
-    console_offset: u64,
+    pub console_offset: u64,
 }
 
 /// The saved guest; booted when first asked for.
@@ -37,7 +37,7 @@ pub fn booted() -> &'static Booted {
     BOOTED.get_or_init(boot)
 }
 
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_vmft"))
 }
 
@@ -77,7 +77,7 @@ pub fn contains(text: &[u8], wanted: &str) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted.as_bytes())
 }
 
-fn read_until(console: &mut PairConsole, text: &mut Vec<u8>, wanted: impl Fn(&[u8]) -> bool) {
+pub fn read_until(console: &mut PairConsole, text: &mut Vec<u8>, wanted: impl Fn(&[u8]) -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !wanted(text) {
         match console.look(Duration::from_secs(1)) {

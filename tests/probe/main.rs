@@ -7,3 +7,4 @@ mod divergence;
 mod guest;
 mod recording;
 mod vector;
+mod watching;

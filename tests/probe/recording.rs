@@ -29,13 +29,16 @@ struct Script {
     typed: VecDeque<(HostTime, &'static [u8])>,
     /// When the operator stops the machine.
     stop_at: Option<HostTime>,
+    /// How often the machine is made to rest.
+    rests: Option<u64>,
+    next_rest: u64,
 }
 
 impl Script {
     fn new() -> Self {
         let typed = [(25_000_000, &b"vm"[..]), (111_111_111, b"f"), (222_222_222, b"t!")];
         let typed = typed.map(|(ns, bytes)| (HostTime(ns), bytes)).into();
-        Self { point: 0, waited_ns: 0, typed, stop_at: None }
+        Self { point: 0, waited_ns: 0, typed, stop_at: None, rests: None, next_rest: 0 }
     }
 }
 
@@ -46,6 +49,12 @@ impl InputSource for Script {
 
     fn take_asked(&mut self) -> Option<Asked> {
         let now = self.now();
+        if let Some(every) = self.rests
+            && now.0 >= self.next_rest
+        {
+            self.next_rest = now.0 + every;
+            return Some(Asked::Pause);
+        }
         self.stop_at.filter(|at| *at <= now).map(|_| Asked::Stop(StopReason::Operator))
     }
 
@@ -96,6 +105,15 @@ pub struct Outcome {
 
 /// Records the probe guest from its first instruction to its last.
 pub fn record(log: &Path) -> Outcome {
+    record_resting(log, None, |_| {})
+}
+
+/// As [`record`]; the machine rests every so many nanoseconds of its host, and `at_rest` may look.
+pub fn record_resting(
+    log: &Path,
+    rests: Option<u64>,
+    mut at_rest: impl FnMut(&mut Machine),
+) -> Outcome {
     let mut machine = guest::machine();
     let header = LogHeader {
         identity: Identity {
@@ -110,11 +128,13 @@ pub fn record(log: &Path) -> Outcome {
     let screen = Arc::new(Screen::default());
     let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
     let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
-    let live = Live::new(Script::new(), clock);
+    let live = Live::new(Script { rests, ..Script::new() }, clock);
     let (point, outputs) = (machine.point(), machine.outputs());
     let mut inputs = Recording::new(live, log.clone(), Arc::clone(&gate), point, outputs);
-    let end = machine.run(&mut inputs, &*gate).unwrap();
-    assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
+    while machine.run(&mut inputs, &*gate).unwrap() == RunEnd::Paused {
+        at_rest(&mut machine);
+    }
+    at_rest(&mut machine);
     inputs.stopped(machine.point(), machine.outputs(), StopReason::GuestPowerOff).unwrap();
     log.finish().unwrap();
     let shown = screen.0.lock().unwrap();

@@ -4,13 +4,17 @@
 //! |---|---|
 //! | `config.json` | versions, what the machine is made of, where it is, a checksum; for people too |
 //! | `state.json` | CPU, devices, guest time |
-//! | `memory` | guest memory, sparse; ranges one after the other; mapped copy-on-write at a restore |
+//! | `memory` | guest memory, sparse; ranges one after the other |
 //! | `kernel`, `initramfs` | what a reset boots from |
+//!
+//! A snapshot names the engine it was taken on. Restored onto the other one, its points go on from the
+//! same number and count something else; guest time goes on.
 //!
 //! A snapshot is written beside its place and renamed into it, so it is there whole or not at all.
 
+use crate::engine::EngineKind;
 use crate::machine::{BootSource, Machine, MachineConfig, MachineState, StateError};
-use crate::memory::{GuestRam, MemoryError, PAGE_SIZE};
+use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -21,7 +25,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 3;
+const SNAPSHOT_VERSION: u32 = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {
@@ -104,6 +108,14 @@ fn boot_digest(source: &BootSource) -> String {
     format!("{:016x}", hasher.digest())
 }
 
+/// The hash of memory and state.
+fn digest(machine: &Machine, state_json: &[u8]) -> String {
+    let mut hasher = Xxh3::new();
+    hasher.update(&machine.known_memory().to_le_bytes());
+    hasher.update(state_json);
+    format!("{:016x}", hasher.digest())
+}
+
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
     let write = || -> io::Result<()> {
         let file = File::create(path)?;
@@ -113,7 +125,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
     write().map_err(io_error(path))
 }
 
-/// Writes `machine` to a new directory.
+/// Writes `machine` to a new directory. The machine goes on as if nothing had been done.
 ///
 /// # Errors
 /// See [`SnapshotError`]; nothing is left at `directory`.
@@ -135,6 +147,8 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
 
 fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
     let (state, source) = machine.state().into_parts();
+    let pages = machine.used_pages();
+    let state_json = serde_json::to_vec(&state).expect("plain values always encode");
     let config = SnapshotConfig {
         snapshot_version: SNAPSHOT_VERSION,
         vmft_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -143,41 +157,43 @@ fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotErro
         has_initramfs: source.initramfs.is_some(),
         boot_digest: boot_digest(&source),
         point: state.point(),
-        digest: format!("{:016x}", machine.full_digest()),
+        digest: digest(machine, &state_json),
     };
     let json = |value| serde_json::to_vec_pretty(value);
     let config = json(&config).expect("plain values always encode");
     write_file(&directory.join("config.json"), &config)?;
-    let state = serde_json::to_vec(&state).expect("plain values always encode");
-    write_file(&directory.join("state.json"), &state)?;
+    write_file(&directory.join("state.json"), &state_json)?;
     write_file(&directory.join("kernel"), &source.kernel)?;
     if let Some(initramfs) = &source.initramfs {
         write_file(&directory.join("initramfs"), initramfs)?;
     }
     let path = directory.join("memory");
-    write_memory(machine, &path).map_err(io_error(&path))
+    write_memory(machine.ram(), &pages, &path).map_err(io_error(&path))
 }
 
-fn write_memory(machine: &Machine, path: &Path) -> io::Result<()> {
+/// Most pages written at a time.
+const RUN_PAGES: usize = 256;
+
+fn write_memory(ram: &GuestRam, pages: &[PageNumber], path: &Path) -> io::Result<()> {
     let file = File::create(path)?;
-    let ram = machine.ram();
     file.set_len(ram.size())?;
-    let mut page_bytes = [0; PAGE_SIZE as usize];
-    for page in machine.nonzero_pages() {
-        let GuestAddress(address) = page.address();
-        ram.memory().read_slice(&mut page_bytes, page.address()).map_err(io::Error::other)?;
-        let offset = ram.file_offset(address).expect("the page is memory");
-        file.write_all_at(&page_bytes, offset)?;
+    let mut bytes = vec![0; RUN_PAGES * PAGE_SIZE as usize];
+    let neighbours = |first: &PageNumber, second: &PageNumber| first.0 + 1 == second.0;
+    for run in pages.chunk_by(neighbours).flat_map(|run| run.chunks(RUN_PAGES)) {
+        let GuestAddress(address) = run[0].address();
+        let bytes = &mut bytes[..run.len() * PAGE_SIZE as usize];
+        ram.memory().read_slice(bytes, run[0].address()).map_err(io::Error::other)?;
+        let offset = ram.file_offset(address).expect("the pages are memory");
+        file.write_all_at(bytes, offset)?;
     }
     file.sync_all()
 }
 
-/// Reads the machine that [`save`] wrote. Its memory is mapped, so the snapshot's memory file must
-/// stay as it is while the machine lives; nothing is written to it.
+/// Reads the machine that [`save`] wrote: onto the engine it ran on, or onto `engine`.
 ///
 /// # Errors
 /// See [`SnapshotError`].
-pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
+pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, SnapshotError> {
     let path = directory.join("config.json");
     let bytes = fs::read(&path).map_err(io_error(&path))?;
     let config: serde_json::Value =
@@ -209,8 +225,9 @@ pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
         return Err(damaged(&kernel, format!("boot digest {found}, written {written}")));
     }
     let state_path = directory.join("state.json");
-    let state: MachineState = serde_json::from_slice(&read("state.json")?)
-        .map_err(|error| damaged(&state_path, error))?;
+    let state_json = read("state.json")?;
+    let state: MachineState =
+        serde_json::from_slice(&state_json).map_err(|error| damaged(&state_path, error))?;
     if *state.config() != config.machine {
         return Err(damaged(&state_path, "it is not the machine of config.json"));
     }
@@ -222,9 +239,14 @@ pub fn restore(directory: &Path) -> Result<Machine, SnapshotError> {
         return Err(damaged(&memory_path, format!("{size} bytes long")));
     }
     let ram = GuestRam::load(size, &mut memory)?;
-    let mut machine = Machine::restore(state.with_source(source), ram)
-        .map_err(|source| SnapshotError::State { path: directory.to_owned(), source })?;
-    let digest = format!("{:016x}", machine.full_digest());
+    let refused = |source| SnapshotError::State { path: directory.to_owned(), source };
+    let state = state.with_source(source);
+    let state = match engine {
+        Some(engine) => state.on_engine(engine).map_err(refused)?,
+        None => state,
+    };
+    let machine = Machine::restore(state, ram).map_err(refused)?;
+    let digest = digest(&machine, &state_json);
     if digest != config.digest {
         return Err(damaged(&memory_path, format!("digest {digest}, written {}", config.digest)));
     }

@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use vmft_logging_channel::entry::Generation;
+use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_vmm::world::try_join_file;
 
 const PREFIX: &str = "generation-";
+const CANDIDATE: &str = "candidate-";
 
 /// A directory on storage that both sides share. The file of a generation names its winner; it is
 /// linked into place whole, so it exists with its content or not at all (`link(2)` is atomic on
@@ -146,6 +147,34 @@ impl Arbiter for DirectoryArbiter {
         self.claim(generation, who).map_err(|source| self.unreachable(source))
     }
 
+    fn announce(
+        &self,
+        generation: Generation,
+        who: &Candidate,
+        last: EntrySequence,
+    ) -> Result<Vec<EntrySequence>, ArbiterError> {
+        let prefix = format!("{CANDIDATE}{}-", generation.0);
+        let announce = || -> io::Result<Vec<EntrySequence>> {
+            let mine = format!("{prefix}{}", who.id);
+            let partial = self.path.join(format!("partial-{}", who.id));
+            fs::write(&partial, last.0.to_string())?;
+            fs::rename(&partial, self.path.join(&mine))?;
+            let mut others = Vec::new();
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let is_other =
+                    name.to_str().is_some_and(|name| name.starts_with(&prefix) && name != mine);
+                // One that is no number is none of ours.
+                if is_other && let Ok(number) = fs::read_to_string(entry.path())?.parse() {
+                    others.push(EntrySequence(number));
+                }
+            }
+            Ok(others)
+        };
+        announce().map_err(|source| self.unreachable(source))
+    }
+
     fn latest(&self) -> Result<Generation, ArbiterError> {
         let mut latest = 0;
         for entry in fs::read_dir(&self.path).map_err(|source| self.unreachable(source))? {
@@ -220,6 +249,20 @@ mod tests {
         assert_eq!(arbiter.latest().expect("reachable"), Generation(3));
         assert_eq!(arbiter.winner(Generation(3)).expect("reachable"), Some(candidate(1)));
         assert_eq!(arbiter.winner(Generation(4)).expect("reachable"), None);
+    }
+
+    #[test]
+    fn candidates_learn_how_far_the_others_are_for_the_same_generation() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
+        let announce = |generation, id, last| {
+            let last = EntrySequence(last);
+            arbiter.announce(Generation(generation), &candidate(id), last).expect("reachable")
+        };
+        assert_eq!(announce(2, 1, 70), []);
+        assert_eq!(announce(2, 2, 65), [EntrySequence(70)]);
+        assert_eq!(announce(2, 1, 71), [EntrySequence(65)]);
+        assert_eq!(announce(3, 2, 65), []);
     }
 
     #[test]

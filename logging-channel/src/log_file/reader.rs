@@ -163,8 +163,11 @@ impl<R: Read> LogReader<R> {
         let mut reader = CheckpointReader::new();
         loop {
             let frame = self.frames.next_or_cut();
-            let step = frame.and_then(|frame| {
-                reader.handle_frame(frame, sink).map_err(LogDamageCause::Checkpoint)
+            let step = frame.and_then(|frame| match frame {
+                Frame::Checkpoint(piece) => {
+                    reader.handle_piece(piece, sink).map_err(LogDamageCause::Checkpoint)
+                }
+                other => Err(LogDamageCause::Unexpected(other.kind())),
             });
             match step {
                 Ok(None) => {}
@@ -172,9 +175,9 @@ impl<R: Read> LogReader<R> {
                     let entries = LogEntries {
                         frames: self.frames,
                         queue: VecDeque::new(),
-                        delivered: EntrySequence(0),
-                        received: EntrySequence(0),
-                        last_point: checkpoint.point,
+                        delivered: checkpoint.position.entry,
+                        received: checkpoint.position.entry,
+                        last_point: checkpoint.position.point,
                         end: None,
                     };
                     return Ok((checkpoint, entries));

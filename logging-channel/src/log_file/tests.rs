@@ -67,7 +67,7 @@ fn a_whole_log_is_read_back() {
     assert_eq!(reader.header(), &header(1));
     let mut sink = ToySink::default();
     let (checkpoint, _) = reader.read_checkpoint(&mut sink).expect("whole");
-    assert_eq!(checkpoint.point, ExecutionPoint::new(12));
+    assert_eq!(checkpoint.position.point, ExecutionPoint::new(12));
     assert_eq!(sink.memory, ToySource::new(5, 300).memory());
     let (read, end) = read(&bytes);
     assert_eq!(read, entries(30));

@@ -1,7 +1,7 @@
 //! Writing a log file.
 
 use super::LogHeader;
-use crate::checkpoint::{CheckpointSource, CheckpointWriter};
+use crate::checkpoint::{CheckpointSource, WholeCheckpoint};
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
 use crate::entry::{Entry, EntrySequence};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
@@ -41,14 +41,13 @@ impl<W: Write> LogWriter<W> {
         header: LogHeader,
         source: impl CheckpointSource,
     ) -> Result<Self, LogWriteError> {
-        let last_point = source.point();
+        let position = source.position();
+        let (last_point, next) = (position.point, EntrySequence(position.entry.0 + 1));
         let session = header.session();
-        let next = EntrySequence(1);
         let mut writer = Self { out, session, batch: None, next, last_point, written: 0 };
         writer.write(Frame::LogHeader(header).encode(SessionId::HANDSHAKE)?)?;
-        let mut checkpoint = CheckpointWriter::new(source)?;
-        while let Some(frame) = checkpoint.next_frame() {
-            writer.write(frame.encode(session)?)?;
+        for piece in WholeCheckpoint::new(source)? {
+            writer.write(Frame::Checkpoint(piece).encode(session)?)?;
         }
         Ok(writer)
     }

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
 use crate::detector::{Detector, DetectorConfig};
-use crate::entry::{Entry, EntrySequence};
+use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
 use crate::frame::Frame;
 use crate::handshake::{HandshakeError, Offered, SessionTerms};
 use crate::point::ExecutionPoint;
-use crate::receiver::{Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
+use crate::receiver::{ReceiveError, Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
 use crate::session::{GoodbyeReason, SessionId};
 use crate::time::MonotonicTime;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
@@ -76,6 +76,8 @@ pub enum Delivery {
 #[derive(Debug)]
 struct State {
     receiver: Receiver,
+    /// The primary's generation.
+    generation: Generation,
     end: Option<SessionEnd>,
     closing: bool,
 }
@@ -171,6 +173,11 @@ impl BackupChannel {
         self.shared.lock().receiver.peer_has_left()
     }
 
+    /// The primary's generation, as last heard.
+    pub fn generation(&self) -> Generation {
+        self.shared.lock().generation
+    }
+
     /// The last entry in memory.
     pub fn received(&self) -> EntrySequence {
         self.shared.lock().receiver.received()
@@ -220,10 +227,10 @@ async fn follow<S: CheckpointSink>(
             return;
         }
     };
-    let begun = clock::now();
-    let receiver = Receiver::new(config.receiver, terms.session, checkpoint.point, begun);
+    let (begun, generation) = (clock::now(), terms.generation);
+    let receiver = Receiver::new(config.receiver, terms.session, checkpoint.position, begun);
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { receiver, end: None, closing: false }),
+        state: Mutex::new(State { receiver, generation, end: None, closing: false }),
         changed: Condvar::new(),
         wake: Notify::new(),
     });
@@ -235,7 +242,7 @@ async fn follow<S: CheckpointSink>(
     let session_loop::Ended { cause, last_contact } =
         session_loop::run(connection, &side, detector).await;
     let ended_at = clock::now();
-    let end = SessionEnd { cause, last_contact, ended_at, protected: true };
+    let end = SessionEnd { cause, last_contact, ended_at, protected: true, others: 0 };
     shared.lock().end = Some(end);
     shared.changed.notify_all();
 }
@@ -270,10 +277,12 @@ async fn join(
     let mut reader = CheckpointReader::new();
     loop {
         let frame = connection.reader.next_frame(limit, "the checkpoint").await?;
-        if let Frame::Goodbye(reason) = frame {
-            return Err(TransportError::Departed(reason));
-        }
-        if let Some(checkpoint) = reader.handle_frame(frame, sink)? {
+        let piece = match frame {
+            Frame::Checkpoint(piece) => piece,
+            Frame::Goodbye(reason) => return Err(TransportError::Departed(reason)),
+            other => return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into()),
+        };
+        if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
             return Ok((connection, terms, checkpoint));
         }
     }
@@ -302,6 +311,11 @@ impl SessionSide for BackupSide<'_> {
             ReceiverEvent::Entries { stop, .. } => {
                 self.shared.wake.notify_one();
                 if stop.is_some() { Effect::Stopped } else { Effect::Continue }
+            }
+            ReceiverEvent::Reign(generation) => {
+                let mut state = self.shared.lock();
+                state.generation = state.generation.max(generation);
+                Effect::Continue
             }
             ReceiverEvent::Departed(reason) => Effect::Departed(reason),
         })

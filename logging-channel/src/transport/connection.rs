@@ -139,9 +139,18 @@ impl FrameWriter {
         limit: Duration,
         what: &'static str,
     ) -> Result<(), TransportError> {
-        let bytes = frame.seal();
+        self.send_bytes(&frame.seal(), limit, what).await
+    }
+
+    /// Writes the bytes of sealed frames and flushes, in at most `limit`.
+    pub(super) async fn send_bytes(
+        &mut self,
+        bytes: &[u8],
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<(), TransportError> {
         let sending = async {
-            self.write(&bytes).await?;
+            self.write(bytes).await?;
             self.flush().await
         };
         match clock::within(limit, sending).await {

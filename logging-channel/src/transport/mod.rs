@@ -19,7 +19,10 @@ pub use address::{InvalidAddress, PeerAddress};
 pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
 pub use clock::now;
 pub use listener::Listener;
-pub use primary::{PrimaryChannel, PrimaryConfig, PrimaryHandler, PrimaryPushError, Room};
+pub use primary::{
+    Begun, CheckpointStream, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
+    PrimaryPushError, Room,
+};
 pub use tls::{TLS_SIDES, TlsError, create_tls_directories};
 
 use crate::checkpoint::CheckpointError;
@@ -115,6 +118,14 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// True if this side has turned the other away because it has its backups, or takes none now.
+    pub const fn is_no_place(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake(HandshakeError::Refused(Refusal::HasBackup | Refusal::NotAccepting(_)))
+        )
+    }
+
     /// A stranger's bytes: TLS where none is expected shows by its record types and version.
     fn from_frame_error(error: FrameError) -> Self {
         match error {
@@ -182,8 +193,11 @@ pub struct SessionEnd {
     pub last_contact: MonotonicTime,
     /// When this side knew, on the same clock.
     pub ended_at: MonotonicTime,
-    /// True if the backup had accepted the checkpoint: the machine was protected.
+    /// True if the backup may have had the whole checkpoint: it can have taken itself for one that
+    /// may go live, whether or not it has said so.
     pub protected: bool,
+    /// On a primary: how many other backups follow.
+    pub others: usize,
 }
 
 impl SessionEnd {

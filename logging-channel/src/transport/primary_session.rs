@@ -1,15 +1,18 @@
-//! What happens on the primary's channel thread: strangers are heard, one backup is served.
+//! What happens on the primary's channel thread: strangers are heard, backups are served.
 
 use super::connection::Connection;
-use super::primary::{PrimaryConfig, PrimaryHandler, Shared};
+use super::primary::{
+    CheckpointStream, JoinTicket, Joining, PrimaryConfig, PrimaryHandler, Session, SessionKey,
+    Shared,
+};
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce};
-use crate::checkpoint::CheckpointWriter;
+use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
 use crate::frame::Frame;
 use crate::handshake::{Answered, HandshakeError, SessionTerms};
-use crate::sender::{Sender, SenderEvent};
-use crate::session::{Acknowledge, SessionId};
+use crate::sender::SenderEvent;
+use crate::session::SessionId;
 use crate::time::MonotonicTime;
 use rustls::ServerConfig;
 use std::cell::{Cell, RefCell};
@@ -17,7 +20,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// Most strangers that are heard at a time; more have to wait. Each can hold some hundred
 /// kilobytes, for as long as the set-up timeout.
@@ -68,7 +71,7 @@ pub(super) async fn serve(
     }
     // A session ends by itself when the channel closes, and the handler should hear of it.
     let session_ended = async {
-        while context.shared.lock().sender.is_some() {
+        while !context.shared.lock().sessions.is_empty() {
             context.task_ended.notified().await;
         }
     };
@@ -97,21 +100,21 @@ async fn hear(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
     context.task_ended.notify_one();
 }
 
-/// The one place for a backup; taken while this lives.
+/// A place for a backup; taken while this lives.
 struct Place {
     shared: Arc<Shared>,
 }
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Self {
-        shared.lock().occupied = true;
+        shared.lock().occupied += 1;
         Self { shared: Arc::clone(shared) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.lock().occupied = false;
+        self.shared.lock().occupied -= 1;
     }
 }
 
@@ -129,7 +132,12 @@ async fn greet(
     let (answer, place) = {
         let state = context.shared.lock();
         let identity = state.identity.clone();
-        let answer = Answered::new(&hello, identity, fresh_nonce(), &state.admission());
+        let answer = Answered::new(
+            &hello,
+            identity,
+            fresh_nonce(),
+            &state.admission(context.config.backups),
+        );
         drop(state);
         // No await between looking and taking: nobody else can take the place meanwhile.
         let place = answer.is_ok().then(|| Place::take(&context.shared));
@@ -178,17 +186,17 @@ async fn serve_backup(
     mut connection: Connection,
     terms: &SessionTerms,
 ) -> Result<(), TransportError> {
-    let source = context.handler.borrow_mut().checkpoint(terms);
-    let source = match source {
-        Ok(source) => source,
-        Err(reason) => return Err(TransportError::NoCheckpoint(reason)),
+    let side = PrimarySide::enter(context, terms.session);
+    let stream = context.handler.borrow_mut().checkpoint(terms, side.ticket());
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(reason) => {
+            context.shared.lock().joining.remove(&side.key);
+            return Err(TransportError::NoCheckpoint(reason));
+        }
     };
     let begun = clock::now();
-    let sender = Sender::new(context.config.sender, terms.session, source.point(), begun);
-    context.shared.lock().begin(sender);
-    context.handler.borrow_mut().started();
-    let side = PrimarySide { context };
-    let set_up = set_up(context, &side, &mut connection, terms.session, source).await;
+    let set_up = set_up(context, &side, &mut connection, terms.session, stream).await;
     let result = match set_up {
         Ok(now) => {
             let detector = Detector::new(context.config.detector, now);
@@ -205,32 +213,78 @@ async fn serve_backup(
     result
 }
 
+/// Sealed pieces that may wait between the thread that packs and the one that sends: both have
+/// something to do then.
+const PIECES_AHEAD: usize = 4;
+
+/// A piece ready to be sent, and whether it is the last.
+type Sealed = Result<(Vec<u8>, bool), TransportError>;
+
+/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over,
+/// or when nobody takes its pieces any more.
+fn pack(
+    mut stream: Box<dyn CheckpointStream>,
+    session: SessionId,
+) -> Result<mpsc::Receiver<Sealed>, TransportError> {
+    let (give, pieces) = mpsc::channel(PIECES_AHEAD);
+    let pack = move || {
+        loop {
+            let sealed = match stream.next_piece() {
+                Ok(None) => return,
+                Err(reason) => Err(TransportError::NoCheckpoint(reason)),
+                Ok(Some(piece)) => {
+                    let last = piece.kind() == PieceKind::End;
+                    let frame = Frame::Checkpoint(piece).encode(session);
+                    frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
+                }
+            };
+            let failed = sealed.is_err();
+            if give.blocking_send(sealed).is_err() || failed {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("vmft-join".to_owned());
+    thread.spawn(pack).map_err(TransportError::Thread)?;
+    Ok(pieces)
+}
+
 /// Sends the checkpoint and waits until the backup has it.
 async fn set_up(
     context: &Context,
     side: &PrimarySide<'_>,
     connection: &mut Connection,
     session: SessionId,
-    source: Box<dyn crate::checkpoint::CheckpointSource + Send>,
+    stream: Box<dyn CheckpointStream>,
 ) -> Result<MonotonicTime, TransportError> {
     let limit = context.config.setup_timeout;
-    let mut writer = CheckpointWriter::new(source)?;
-    while let Some(frame) = writer.next_frame() {
-        let frame = frame.encode(session)?;
-        connection.writer.send(frame, limit, "taking the checkpoint").await?;
+    let mut pieces = pack(stream, session)?;
+    let mut complete = false;
+    while let Some(piece) = pieces.recv().await {
+        let (bytes, last) = piece?;
         if context.shared.lock().closing {
             return Err(TransportError::Closed { what: "the checkpoint" });
         }
+        if last {
+            side.with(|session| session.complete = true);
+            complete = true;
+        }
+        connection.writer.send_bytes(&bytes, limit, "taking the checkpoint").await?;
+    }
+    if !complete {
+        return Err(TransportError::NoCheckpoint("the machine has stopped".to_owned()));
     }
     loop {
         let frame = connection.reader.next_frame(limit, "accepting the checkpoint").await?;
         let accepted = matches!(frame, Frame::Acknowledge(_));
         let now = clock::now();
+        if accepted {
+            side.with(|session| session.protected = true);
+        }
         if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
             return Err(TransportError::Departed(reason));
         }
         if accepted {
-            context.shared.lock().protected = true;
             context.shared.changed.notify_all();
             context.handler.borrow_mut().protected();
             return Ok(now);
@@ -238,46 +292,73 @@ async fn set_up(
     }
 }
 
-/// The primary's session, for the loop.
+/// The primary's session with one backup, for the loop.
 struct PrimarySide<'a> {
     context: &'a Context,
+    key: SessionKey,
+    wake: Arc<Notify>,
 }
 
-impl PrimarySide<'_> {
+impl<'a> PrimarySide<'a> {
+    /// A backup begins to join.
+    fn enter(context: &'a Context, session: SessionId) -> Self {
+        let wake = Arc::new(Notify::new());
+        let mut state = context.shared.lock();
+        let key = SessionKey(state.next_ticket);
+        state.next_ticket += 1;
+        state.joining.insert(key, Joining { session, wake: Arc::clone(&wake) });
+        drop(state);
+        Self { context, key, wake }
+    }
+
+    fn ticket(&self) -> JoinTicket {
+        let shared = Arc::clone(&self.context.shared);
+        JoinTicket { shared, key: self.key, sender: self.context.config.sender }
+    }
+
+    /// Does something with the session, which has begun.
+    fn with<T>(&self, f: impl FnOnce(&mut Session) -> T) -> T {
+        let mut state = self.context.shared.lock();
+        f(state.sessions.get_mut(&self.key).expect("begun, and not yet finished"))
+    }
+
     /// Forgets the session and tells the handler.
     fn finish(&self, cause: EndCause, last_contact: MonotonicTime) {
         let ended_at = clock::now();
         let mut state = self.context.shared.lock();
-        let protected = std::mem::take(&mut state.protected);
-        if let Some(sender) = state.sender.take() {
-            state.last_stats = sender.stats(ended_at);
+        state.joining.remove(&self.key);
+        let session = state.sessions.remove(&self.key);
+        let protected = session.as_ref().is_some_and(|session| session.complete);
+        if let Some(session) = session {
+            state.last_stats = session.sender.stats(ended_at);
         }
         if protected {
             state.closed_because = Some("it has lost its backup and runs alone".to_owned());
         }
+        let others = state.sessions.len();
         drop(state);
         self.context.shared.changed.notify_all();
-        let end = SessionEnd { cause, last_contact, ended_at, protected };
+        let end = SessionEnd { cause, last_contact, ended_at, protected, others };
         self.context.handler.borrow_mut().session_ended(&end);
     }
 
-    fn handle_acknowledge(&self, acknowledge: &Acknowledge) {
-        self.context.handler.borrow_mut().acknowledged(acknowledge);
-        self.context.shared.lock().told = acknowledge.received;
-        self.context.shared.wake.notify_one();
+    fn tell_acknowledged(&self) {
+        let received = self.context.shared.lock().acknowledged();
+        self.context.handler.borrow_mut().acknowledged(received);
+        let mut state = self.context.shared.lock();
+        state.told = state.told.max(received);
+        drop(state);
+        self.wake.notify_one();
     }
 }
 
 impl SessionSide for PrimarySide<'_> {
     fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
-        let mut state = self.context.shared.lock();
-        let sender = state.sender.as_mut().expect("set for as long as the session lasts");
-        let event = sender.handle_frame(now, &frame)?;
-        drop(state);
+        let event = self.with(|session| session.sender.handle_frame(now, &frame))?;
         Ok(match event {
             SenderEvent::Heartbeat => Effect::Continue,
-            SenderEvent::Acknowledged(acknowledge) => {
-                self.handle_acknowledge(&acknowledge);
+            SenderEvent::Acknowledged(_) => {
+                self.tell_acknowledged();
                 Effect::Continue
             }
             SenderEvent::Departed(reason) => Effect::Departed(reason),
@@ -289,29 +370,26 @@ impl SessionSide for PrimarySide<'_> {
     }
 
     fn poll_transmit(&self, now: MonotonicTime) -> Result<Transmit, Violation> {
-        let mut state = self.context.shared.lock();
-        if state.closing {
+        if self.context.shared.lock().closing {
             return Ok(Transmit::Abandoned);
         }
-        let sender = state.sender.as_mut().expect("set for as long as the session lasts");
-        sender.handle_timeout(now)?;
-        Ok(match sender.poll_transmit(now) {
-            Some(frame) => Transmit::Frame(frame),
-            None if sender.has_ended() => Transmit::Finished,
-            None => Transmit::Wait(sender.poll_timeout()),
+        self.with(|session| {
+            let sender = &mut session.sender;
+            sender.handle_timeout(now)?;
+            Ok(match sender.poll_transmit(now) {
+                Some(frame) => Transmit::Frame(frame),
+                None if sender.has_ended() => Transmit::Finished,
+                None => Transmit::Wait(sender.poll_timeout()),
+            })
         })
     }
 
     fn frame_sent(&self, bytes: Vec<u8>) {
-        let mut state = self.context.shared.lock();
-        if let Some(sender) = state.sender.as_mut() {
-            sender.recycle(bytes);
-        }
-        drop(state);
+        self.with(|session| session.sender.recycle(bytes));
         self.context.shared.changed.notify_all();
     }
 
     fn wake(&self) -> &Notify {
-        &self.context.shared.wake
+        &self.wake
     }
 }

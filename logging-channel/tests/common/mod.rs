@@ -7,16 +7,18 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_logging_channel::checkpoint::{
-    CheckpointHeader, CheckpointSink, CheckpointSource, Page, PageNumber, SinkRefusal,
+    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, Page, PageNumber,
+    PageSource, SinkRefusal, WholeCheckpoint,
 };
-use vmft_logging_channel::entry::{Arrival, Entry, Generation, OutputSequence, RequestId};
+use vmft_logging_channel::entry::{
+    Arrival, Entry, EntrySequence, Generation, LogPosition, OutputSequence, RequestId,
+};
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::point::ExecutionPoint;
-use vmft_logging_channel::session::Acknowledge;
 use vmft_logging_channel::transport::{
-    BackupConfig, PeerAddress, PrimaryChannel, PrimaryConfig, PrimaryHandler, SessionEnd,
-    TransportError,
+    BackupConfig, CheckpointStream, JoinTicket, PeerAddress, PrimaryChannel, PrimaryConfig,
+    PrimaryHandler, SessionEnd, TransportError,
 };
 
 /// Longer than anything takes that is going to happen at all.
@@ -29,9 +31,8 @@ pub const CALM: Duration = Duration::from_secs(5);
 /// What a handler was told.
 #[derive(Debug)]
 pub enum Told {
-    Started,
     Protected,
-    Acknowledged(Acknowledge),
+    Acknowledged(EntrySequence),
     Ended(SessionEnd),
     Refused(String),
 }
@@ -43,8 +44,12 @@ pub struct ToyMachine {
 }
 
 impl CheckpointSource for ToyMachine {
-    fn point(&self) -> ExecutionPoint {
-        ExecutionPoint::new(50)
+    fn position(&self) -> LogPosition {
+        LogPosition::start_of_log(ExecutionPoint::new(50))
+    }
+
+    fn fixed(&self) -> &[u8] {
+        b"kernel"
     }
 
     fn state(&self) -> &[u8] {
@@ -54,12 +59,30 @@ impl CheckpointSource for ToyMachine {
     fn page_limit(&self) -> PageNumber {
         PageNumber(200)
     }
+}
 
+impl PageSource for ToyMachine {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
         let number = self.next;
         self.next += 1;
         page.fill(if number.is_multiple_of(3) { number as u8 } else { 0 });
         (number < 200).then_some(PageNumber(number))
+    }
+}
+
+/// The stream of a toy machine, which does not run: its log begins before anything is sent.
+pub fn toy_stream(ticket: JoinTicket) -> Box<dyn CheckpointStream> {
+    let source = ToyMachine { next: 0 };
+    let begun = ticket.begin(source.position().point).expect("just joining");
+    assert!(begun.position.point == source.position().point);
+    Box::new(ToyStream(WholeCheckpoint::new(source).expect("small")))
+}
+
+struct ToyStream(WholeCheckpoint<ToyMachine>);
+
+impl CheckpointStream for ToyStream {
+    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+        Ok(self.0.next())
     }
 }
 
@@ -76,6 +99,10 @@ impl CheckpointSink for ToyMemory {
         self.0.push((number.0, data[17]));
         Ok(())
     }
+
+    fn read(&self, _: PageNumber, _: &mut Page) -> Result<(), SinkRefusal> {
+        Err(SinkRefusal("every page is sent once".to_owned()))
+    }
 }
 
 /// Passes on everything it is told.
@@ -86,20 +113,17 @@ impl PrimaryHandler for Scribe {
     fn checkpoint(
         &mut self,
         _terms: &SessionTerms,
-    ) -> Result<Box<dyn CheckpointSource + Send>, String> {
-        Ok(Box::new(ToyMachine { next: 0 }))
-    }
-
-    fn started(&mut self) {
-        self.tell(Told::Started);
+        ticket: JoinTicket,
+    ) -> Result<Box<dyn CheckpointStream>, String> {
+        Ok(toy_stream(ticket))
     }
 
     fn protected(&mut self) {
         self.tell(Told::Protected);
     }
 
-    fn acknowledged(&mut self, acknowledge: &Acknowledge) {
-        self.tell(Told::Acknowledged(*acknowledge));
+    fn acknowledged(&mut self, received: EntrySequence) {
+        self.tell(Told::Acknowledged(received));
     }
 
     fn session_ended(&mut self, end: &SessionEnd) {

@@ -74,11 +74,6 @@ impl Lab {
         self.kvm_guest.as_deref().context("--kvm-guest names no directory with a guest")
     }
 
-    /// The program under measurement.
-    pub fn program(&self) -> &Path {
-        &self.program
-    }
-
     fn new_directory(&mut self) -> Result<PathBuf> {
         self.guests += 1;
         let path = self.directory.path().join(self.guests.to_string());
@@ -151,6 +146,110 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// A guest from the snapshot, live and alone, that backups may join.
+    pub fn relay(&mut self) -> Result<Relay> {
+        let directory = self.new_directory()?;
+        let (disk, mut options) = self.restored(&directory)?;
+        options.extend(["--no-wait", "--listen", "tcp:127.0.0.1:0"].map(Into::into));
+        let primary = SideProcess::start(&self.program, Which::Primary, &directory, &options)?;
+        let mut guest = Guest::new(directory, primary, None)?;
+        guest.wait_prompt_answers()?;
+        Ok(Relay { guest, program: self.program.clone(), disk, others: Vec::new() })
+    }
+
+    /// How long it takes from the start of a process until the guest of the snapshot runs in it.
+    pub fn restore_to_running(&mut self) -> Result<Duration> {
+        let directory = self.new_directory()?;
+        let (_, options) = self.restored(&directory)?;
+        let started = Instant::now();
+        let which = Which::Primary;
+        let mut side = SideProcess::start_as(&self.program, "run", which, &directory, &options)?;
+        side.wait_status(PATIENCE, |status| status.role == Role::Unprotected)?;
+        let took = started.elapsed();
+        drop(side);
+        std::fs::remove_dir_all(&directory)?;
+        Ok(took)
+    }
+}
+
+/// A guest that goes from side to side.
+#[derive(Debug)]
+pub struct Relay {
+    pub guest: Guest,
+    program: PathBuf,
+    disk: OsString,
+    /// Sides 1 and on; a side that is gone leaves its place empty.
+    others: Vec<Option<SideProcess>>,
+}
+
+impl Relay {
+    fn side(&mut self, number: usize) -> Result<&mut SideProcess> {
+        match number {
+            0 => Ok(&mut self.guest.sides[0]),
+            _ => self.others[number - 1].as_mut().context("a side that is there"),
+        }
+    }
+
+    fn add(&mut self, subcommand: &str, mut options: Vec<OsString>) -> Result<usize> {
+        let number = self.others.len() + 1;
+        options.extend(["--disk".into(), self.disk.clone()]);
+        options.extend(["--listen".into(), "tcp:127.0.0.1:0".into()]);
+        let name = (Which::Backup, &*format!("side-{number}"));
+        let directory = &self.guest.directory;
+        let side = SideProcess::start_named(&self.program, subcommand, name, directory, &options)?;
+        self.others.push(Some(side));
+        Ok(number)
+    }
+
+    fn address(&mut self, number: usize) -> Result<OsString> {
+        let status = self.wait(number, |status| status.listening.is_some())?;
+        Ok(format!("tcp:{}", status.listening.expect("just seen")).into())
+    }
+
+    /// Starts a backup of side 0.
+    pub fn add_backup(&mut self) -> Result<usize> {
+        let address = self.address(0)?;
+        self.add("backup", vec!["--primary".into(), address])
+    }
+
+    /// Starts a standby that joins whichever of `sides` is live.
+    pub fn add_standby(&mut self, sides: &[usize]) -> Result<usize> {
+        let mut options: Vec<OsString> = vec!["--join".into()];
+        for side in sides {
+            options.push(self.address(*side)?);
+        }
+        self.add("standby", options)
+    }
+
+    /// Waits until a side is as wanted.
+    pub fn wait(
+        &mut self,
+        number: usize,
+        wanted: impl Fn(&SideStatus) -> bool,
+    ) -> Result<SideStatus> {
+        self.side(number)?.wait_status(PATIENCE, wanted)
+    }
+
+    /// Waits until a side is live and followed.
+    pub fn wait_followed(&mut self, number: usize) -> Result<SideStatus> {
+        self.wait(number, |status| status.role == Role::Primary && status.followers > 0)
+    }
+
+    /// Has a backup leave.
+    pub fn leave(&mut self, number: usize) -> Result<()> {
+        let side = self.side(number)?;
+        side.signal(Signal::SIGTERM)?;
+        side.wait_exit(PATIENCE)?;
+        Ok(())
+    }
+
+    /// Kills a side at once.
+    pub fn kill(&mut self, number: usize) -> Result<()> {
+        self.side(number)?.kill()
+    }
+}
+
 /// A running guest. Its processes are killed and its files removed when it is dropped.
 #[derive(Debug)]
 pub struct Guest {
@@ -184,6 +283,11 @@ impl Guest {
     /// The side that follows, if there is one.
     pub fn backup(&self) -> Option<&SideProcess> {
         self.sides.get(1)
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// What the live side says of itself.

@@ -6,6 +6,7 @@
 mod exits;
 mod figure;
 mod host;
+mod joins;
 mod kvm;
 mod lab;
 mod measure;
@@ -46,6 +47,11 @@ const NAMES: &[&str] = &[
     "log-per-byte-transmit",
     "log-per-byte-receive",
     "ping-added",
+    "join-pause",
+    "join-speed",
+    "kill-to-protected",
+    "snapshot-save",
+    "snapshot-restore",
     "kvm-exit-cost",
     "kvm-recording",
     "kvm-protected-compute",
@@ -138,6 +144,10 @@ const PARTS: &[Part] = &[
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
     (network::NAMES, |lab, effort, wanted| network::figures(lab.program(), effort, wanted)),
+    (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
+    (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
+    (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
+    (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
     (&["kvm-exit-cost", "kvm-recording"], |_, effort, _| exits::exits(effort)),
     (&["kvm-protected-compute", "kvm-protected-exits"], |lab, effort, _| {
         kvm::probe(lab.program(), effort)

@@ -4,6 +4,7 @@ mod ledger;
 mod network;
 mod probe;
 mod report;
+mod rounds;
 mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
@@ -62,8 +63,12 @@ pub struct DemoOptions {
     kill_after: Option<u32>,
     /// Give the guest a network, and let a client keep a TCP connection to it open across the kill;
     /// needs root
-    #[arg(long)]
+    #[arg(long, conflicts_with = "rounds")]
     net: bool,
+    /// Kill so many times, one live side after the other: a standby takes each one's place
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "kill_after",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
     #[command(flatten)]
     engine: EngineOptions,
     /// Guest memory
@@ -200,6 +205,9 @@ struct Played {
 /// Runs the demo.
 pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
+    if options.rounds > 1 && options.guest != DemoGuest::Records {
+        bail!("--rounds is for the guest with records: leave --guest away");
+    }
     if options.guest != DemoGuest::Probe {
         if engine.trusts_the_guest() {
             return Err(LockstepRefusal::Kernel { engine })
@@ -217,6 +225,7 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
             let stage = Stage::set_linux(&disk, options, Workload::Shell)?;
             shell::play(stage, &disk)
         }
+        DemoGuest::Records if options.rounds > 1 => rounds::play(options, &disk),
         DemoGuest::Records => records(options, &disk),
         DemoGuest::Probe => probe::play(options, workplace.path()),
     };

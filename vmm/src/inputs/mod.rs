@@ -62,6 +62,9 @@ pub enum Step {
     Deliver(Arrival),
     /// Take a digest here and hand it to [`Inputs::digest`]. Never answered where there is no point.
     Digest,
+    /// Forget what is cached of memory here, as the side did that logged it: a backup started from
+    /// here. Never answered where there is no point.
+    Flush,
     /// Return to the caller, who may save the machine and call `run` again.
     Pause,
     /// Stop for good.

@@ -79,6 +79,20 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         self.log.append(entry).map_err(InputError::Log)
     }
 
+    /// A checkpoint is taken at `point`, with the machine at rest: whoever follows already flushes as
+    /// this machine does. False if nobody follows.
+    ///
+    /// # Errors
+    /// The log's.
+    pub fn flushed(&mut self, point: ExecutionPoint) -> Result<bool, InputError> {
+        if self.log.is_closed() {
+            return Ok(false);
+        }
+        let entry = self.append(Entry::Flush { point })?;
+        self.log.flush().map_err(InputError::Log)?;
+        Ok(entry.is_some())
+    }
+
     /// The machine has stopped for good: logs its last outputs and the stop.
     ///
     /// # Errors
@@ -152,7 +166,12 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
                 let arrival = arrival.clone();
                 self.append(Entry::Arrival { point: boundary.point, arrival })?;
             }
-            Step::Digest | Step::Pause | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
+            Step::Digest
+            | Step::Flush
+            | Step::Pause
+            | Step::Stop(_)
+            | Step::Halt
+            | Step::LogEnded => {}
         }
         Ok(step)
     }

@@ -88,7 +88,7 @@ impl fmt::Display for Difference {
                     ("cpu state", logged.cpu, replayed.cpu),
                     ("device state", logged.devices, replayed.devices),
                     ("memory", logged.memory, replayed.memory),
-                    ("changed pages", logged.pages.into(), replayed.pages.into()),
+                    ("pages in use", logged.pages.into(), replayed.pages.into()),
                 ];
                 for (name, log, here) in hashes {
                     if log != here {
@@ -211,6 +211,7 @@ impl<L: LogSource> Replaying<L> {
                 self.log_stopped = Some(reason);
                 Ok(Some(Step::Stop(reason)))
             }
+            Entry::Flush { .. } => Ok(Some(Step::Flush)),
             Entry::Progress { .. } | Entry::Released { .. } => Ok(None),
         }
     }

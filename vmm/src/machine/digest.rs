@@ -30,28 +30,27 @@ impl Machine {
     /// Summarises the state here: registers, devices, memory. Starts the next window.
     pub fn digest(&mut self) -> StateDigest {
         let cpu = self.engine.save();
-        let pages = self.fold_written();
+        self.fold_written();
         self.engine.renew_write_tracking();
         let mut registers = [0; 18];
         registers[..16].copy_from_slice(&cpu.general);
         registers[16] = cpu.rip;
         registers[17] = cpu.rflags;
         let devices = hash_of(&(self.board.save(), self.clock, self.outputs, self.console_offset));
-        StateDigest { registers, cpu: hash_of(&cpu), devices, memory: self.memory_sum.sum(), pages }
+        let (memory, pages) = (self.memory_sum.sum(), self.memory_sum.used());
+        StateDigest { registers, cpu: hash_of(&cpu), devices, memory, pages }
     }
 
-    /// Brings the running hash of memory up to date. How many pages have changed since the last
-    /// time.
-    pub(super) fn fold_written(&mut self) -> u32 {
+    /// Brings the running hash of memory up to date.
+    pub(super) fn fold_written(&mut self) {
         self.engine.collect_written();
         let ram = self.engine.ram();
         self.memory_sum.report(ram.tracker().take_written());
-        self.memory_sum.fold(ram, usize::MAX)
+        self.memory_sum.fold(ram, usize::MAX);
     }
 
     /// Does a part of what the next [`Self::digest`] or [`Self::checkpoint`] would have to do: looks
-    /// at up to `most` pages written since the last one. How many are left. For a machine without
-    /// a backup, whose log begins later.
+    /// at up to `most` pages written since the last one. How many are left.
     pub fn prepare_digest(&mut self, most: usize) -> usize {
         if self.memory_sum.waiting() == 0 {
             self.engine.collect_written();
@@ -60,6 +59,19 @@ impl Machine {
         }
         self.memory_sum.fold(self.engine.ram(), most);
         self.memory_sum.waiting()
+    }
+
+    /// The pages of memory that are not all zero, in address order; looks only at those written since
+    /// it last had to look. Changes nothing that a guest or a backup can notice.
+    pub fn used_pages(&mut self) -> Vec<PageNumber> {
+        self.prepare_digest(usize::MAX);
+        self.prepare_digest(usize::MAX);
+        self.memory_sum.used_pages()
+    }
+
+    /// A hash of memory as [`Self::used_pages`] or a restore last found it.
+    pub(crate) fn known_memory(&self) -> u64 {
+        self.memory_sum.sum()
     }
 
     /// The hash of the whole state: every page that is not zero, and all registers and devices.

@@ -25,6 +25,8 @@ pub(super) struct MemorySum {
     /// Blocks of [`BLOCK_PAGES`] hashes.
     hashes: BTreeMap<u64, Box<[u64]>>,
     sum: u64,
+    /// Pages that are not zero.
+    used: u32,
     /// Pages to be looked at, in address order, the last first.
     waiting: Vec<PageNumber>,
 }
@@ -45,9 +47,8 @@ impl MemorySum {
         self.waiting = pages;
     }
 
-    /// Looks at up to `most` of the pages that may have changed, and returns how many have.
-    pub(super) fn fold(&mut self, ram: &GuestRam, most: usize) -> u32 {
-        let mut changed = 0;
+    /// Looks at up to `most` of the pages that may have changed.
+    pub(super) fn fold(&mut self, ram: &GuestRam, most: usize) {
         let from = self.waiting.len().saturating_sub(most);
         for page in self.waiting.drain(from..).rev() {
             let hash = page_hash(ram, page);
@@ -56,9 +57,22 @@ impl MemorySum {
             let slot = usize::try_from(page.0 % BLOCK_PAGES).expect("below the block's size");
             let before = std::mem::replace(&mut block[slot], hash);
             self.sum = self.sum.wrapping_sub(before).wrapping_add(hash);
-            changed += u32::from(before != hash);
+            self.used = self.used + u32::from(hash != 0) - u32::from(before != 0);
         }
-        changed
+    }
+
+    /// How many pages are not zero, as far as they have been looked at.
+    pub(super) fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// The pages that are not zero, as far as they have been looked at, in address order.
+    pub(super) fn used_pages(&self) -> Vec<PageNumber> {
+        let blocks = self.hashes.iter().flat_map(|(block, hashes)| {
+            let first = block * BLOCK_PAGES;
+            (first..).zip(hashes.iter()).filter(|(_, hash)| **hash != 0)
+        });
+        blocks.map(|(page, _)| PageNumber(page)).collect()
     }
 
     /// How many pages are still to be looked at.
@@ -82,9 +96,12 @@ mod tests {
         ram.memory().write_obj(value, GuestAddress(page * PAGE_SIZE + 9)).expect("memory");
     }
 
-    fn folded(sum: &mut MemorySum, ram: &GuestRam, pages: &[u64]) -> u32 {
+    fn folded(sum: &mut MemorySum, ram: &GuestRam, pages: &[u64]) -> Vec<u64> {
         sum.report(pages.iter().copied().map(PageNumber).collect());
-        sum.fold(ram, usize::MAX)
+        sum.fold(ram, usize::MAX);
+        let used: Vec<u64> = sum.used_pages().iter().map(|page| page.0).collect();
+        assert_eq!(used.len(), sum.used() as usize);
+        used
     }
 
     #[test]
@@ -93,12 +110,12 @@ mod tests {
         let (mut exact, mut generous) = (MemorySum::default(), MemorySum::default());
         write(&ram, 3, 1);
         write(&ram, 700, 2);
-        assert_eq!(folded(&mut exact, &ram, &[3, 700]), 2);
-        assert_eq!(folded(&mut generous, &ram, &[2, 3, 4, 700, 9000]), 2);
+        assert_eq!(folded(&mut exact, &ram, &[3, 700]), [3, 700]);
+        assert_eq!(folded(&mut generous, &ram, &[2, 3, 4, 700, 9000]), [3, 700]);
         assert_eq!(exact.sum(), generous.sum());
         write(&ram, 3, 0);
-        assert_eq!(folded(&mut exact, &ram, &[3]), 1);
-        assert_eq!(folded(&mut generous, &ram, &[3, 700]), 1);
+        assert_eq!(folded(&mut exact, &ram, &[3]), [700]);
+        assert_eq!(folded(&mut generous, &ram, &[3, 700]), [700]);
         assert_eq!(exact.sum(), generous.sum());
         assert_eq!(exact.sum(), MemorySum::of(&ram, vec![PageNumber(700)]).sum());
     }
@@ -126,10 +143,12 @@ mod tests {
         }
         let mut sum = MemorySum::default();
         sum.report(pages.clone());
-        assert_eq!((sum.fold(&ram, 12), sum.waiting()), (12, 8));
+        sum.fold(&ram, 12);
+        assert_eq!((sum.used(), sum.waiting()), (12, 8));
         write(&ram, 29, 8);
         sum.report(vec![PageNumber(29)]);
-        assert_eq!((sum.fold(&ram, usize::MAX), sum.waiting()), (8, 0));
+        sum.fold(&ram, usize::MAX);
+        assert_eq!((sum.used(), sum.waiting()), (20, 0));
         assert_eq!(sum.sum(), MemorySum::of(&ram, pages).sum());
     }
 }

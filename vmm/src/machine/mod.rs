@@ -191,6 +191,11 @@ impl Machine {
         self.engine.point()
     }
 
+    /// True if the machine is at the point itself, and not behind it at a place without a name.
+    pub fn is_at_point(&self) -> bool {
+        self.at_point
+    }
+
     /// Guest time as a function of the point.
     pub fn clock(&self) -> VirtualClock {
         self.clock
@@ -311,6 +316,11 @@ impl Machine {
                     assert!(self.at_point, "a digest of a place without a name");
                     let digest = self.digest();
                     inputs.digest(self.engine.point(), digest)?;
+                    continue;
+                }
+                Step::Flush => {
+                    assert!(self.at_point, "a flush at a place without a name");
+                    self.checkpoint();
                     continue;
                 }
                 Step::Pause => return Ok(RunEnd::Paused),

@@ -8,7 +8,8 @@ use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
 use crate::engine::{CpuState, EngineError, EngineKind, InvalidState};
-use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
+use crate::inputs::PointScale;
+use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use vm_memory::{Address, Bytes};
@@ -45,7 +46,29 @@ pub struct BootSource {
     pub cmdline: String,
 }
 
+/// Reads a value that takes up all of `bytes`.
+fn decode_all<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, StateError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(StateError::Encoding(postcard::Error::DeserializeBadEncoding)),
+        Err(error) => Err(StateError::Encoding(error)),
+    }
+}
+
 impl BootSource {
+    /// The encoded form.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain state always encodes")
+    }
+
+    /// Reads the encoded form.
+    ///
+    /// # Errors
+    /// [`StateError::Encoding`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        decode_all(bytes)
+    }
+
     /// Loads the kernel into memory.
     ///
     /// # Errors
@@ -72,14 +95,14 @@ pub struct MachineState {
 }
 
 impl MachineState {
-    /// The state in its encoded form, what the guest boots from included.
+    /// The state in its encoded form, without what the guest boots from: that never changes, and
+    /// is [`BootSource::encode`]d apart.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = postcard::to_stdvec(self).expect("plain state always encodes");
-        bytes.extend(postcard::to_stdvec(&self.source).expect("plain state always encodes"));
-        bytes
+        postcard::to_stdvec(self).expect("plain state always encodes")
     }
 
-    /// Reads an encoded state.
+    /// Reads an encoded state. What the guest boots from is still to be given:
+    /// [`Self::with_source`].
     ///
     /// # Errors
     /// [`StateError::Version`] or [`StateError::Encoding`].
@@ -89,10 +112,7 @@ impl MachineState {
         if version != STATE_VERSION {
             return Err(StateError::Version { found: version });
         }
-        let (state, rest): (Self, _) =
-            postcard::take_from_bytes(bytes).map_err(StateError::Encoding)?;
-        let source = postcard::from_bytes(rest).map_err(StateError::Encoding)?;
-        Ok(state.with_source(source))
+        decode_all(bytes)
     }
 
     /// The state, and apart from it what the guest boots from.
@@ -104,6 +124,30 @@ impl MachineState {
     /// The state of a machine that boots from `source`.
     pub fn with_source(self, source: BootSource) -> Self {
         Self { source, ..self }
+    }
+
+    /// The same machine on another engine. Its points go on from the same number, though they count
+    /// something else from here; guest time goes on from where it is, at the new engine's pace.
+    ///
+    /// # Errors
+    /// [`StateError::TimeStamp`] if the guest was started where the time stamp counter is guest time,
+    /// and would find the host's in its place. A kernel that is known not to read it
+    /// may change over.
+    pub fn on_engine(mut self, engine: EngineKind) -> Result<Self, StateError> {
+        let from = self.config.engine;
+        if from == engine {
+            return Ok(self);
+        }
+        if from == EngineKind::Soft && !boot::is_vouched_for(&self.source.kernel) {
+            return Err(StateError::TimeStamp { engine });
+        }
+        self.config.engine = engine;
+        self.clock = VirtualClock {
+            sync_point: self.point,
+            sync_time: self.clock.time_at(self.point),
+            rate: PointScale::of(engine).initial_rate,
+        };
+        Ok(self)
     }
 
     /// What the machine is made of.
@@ -151,6 +195,15 @@ pub enum StateError {
         #[source]
         source: EngineError,
     },
+    /// The guest knows a time stamp counter that the engine cannot give it.
+    #[error(
+        "its guest was started on soft, where the time stamp counter is guest time; on {engine} it \
+         would find the host's"
+    )]
+    TimeStamp {
+        /// The engine it was to change to.
+        engine: EngineKind,
+    },
     /// A value no CPU can have.
     #[error(transparent)]
     Cpu(#[from] InvalidState),
@@ -185,48 +238,94 @@ impl Machine {
         self.state()
     }
 
+    /// What this machine boots from again when it is reset.
+    pub fn boot_source(&self) -> &BootSource {
+        &self.source
+    }
+
+    /// A view of the pages written from here on. Guests that run do not notice: what the engine
+    /// renews is invisible to them, so this may be done on one side of a pair alone.
+    pub fn watch_writes(&mut self) -> WriteView {
+        self.engine.collect_written();
+        self.engine.renew_write_tracking();
+        self.engine.ram().tracker().view()
+    }
+
+    /// The pages written since `view` began or was last asked for, in address order: by the guest,
+    /// and by devices.
+    pub fn take_written(&mut self, view: &WriteView) -> Vec<PageNumber> {
+        self.engine.collect_written();
+        self.engine.renew_write_tracking();
+        view.take()
+    }
+
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
     pub fn state(&mut self) -> MachineState {
+        let Self {
+            config,
+            source,
+            engine,
+            // The state names the place.
+            at_point: _,
+            board,
+            clock,
+            outputs,
+            console_offset,
+            // Of memory, which is not part of the state.
+            memory_sum: _,
+        } = self;
         MachineState {
             version: STATE_VERSION,
-            config: self.config.clone(),
-            source: self.source.clone(),
-            cpu: self.engine.save(),
-            point: self.engine.point(),
-            board: self.board.save(),
-            clock: self.clock,
-            outputs: self.outputs,
-            console_offset: self.console_offset,
+            config: config.clone(),
+            source: source.clone(),
+            cpu: engine.save(),
+            point: engine.point(),
+            board: board.save(),
+            clock: *clock,
+            outputs: *outputs,
+            console_offset: *console_offset,
         }
     }
 
-    /// The machine saved as `state`, with the memory in `ram`, whose size must be the state's.
+    /// The machine saved as `state`, with the memory in `ram`, whose size must be the state's, and in
+    /// which everything that is not zero counts as written.
     ///
     /// # Errors
     /// See [`StateError`].
     pub fn restore(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
-        if ram.size() != state.config.memory() {
+        let MachineState {
+            version: _,
+            config,
+            source,
+            cpu,
+            point,
+            board,
+            clock,
+            outputs,
+            console_offset,
+        } = state;
+        if ram.size() != config.memory() {
             return Err(MemoryError::Size { size: ram.size() }.into());
         }
-        let board = Board::restore(&state.config.board, &ram, &state.board)?;
-        ram.tracker().take_written();
-        let memory_sum = MemorySum::of(&ram, nonzero_pages(&ram));
-        let kind = state.config.engine;
+        let board = Board::restore(&config.board, &ram, &board)?;
+        // Whoever filled this memory did so through its tracker.
+        let memory_sum = MemorySum::of(&ram, ram.tracker().take_written());
+        let kind = config.engine;
         let open = kind.open(ram);
         let mut engine = open.map_err(|source| StateError::Engine { engine: kind, source })?;
-        engine.restore(&state.cpu, state.point)?;
+        engine.restore(&cpu, point)?;
         Ok(Self {
             memory_sum,
-            config: state.config,
-            source: state.source,
+            config,
+            source,
             engine,
             // What begins here begins at this state, whatever its number.
             at_point: true,
             board,
-            clock: state.clock,
-            outputs: state.outputs,
-            console_offset: state.console_offset,
+            clock,
+            outputs,
+            console_offset,
         })
     }
 
@@ -258,7 +357,9 @@ impl From<StateError> for SetupError {
             StateError::Cpu(error) => Self::Cpu(error),
             StateError::Board(error) => Self::Board(error),
             StateError::Engine { source, .. } => Self::Engine(source),
-            StateError::Version { .. } | StateError::Encoding(_) => Self::State(error),
+            StateError::Version { .. } | StateError::Encoding(_) | StateError::TimeStamp { .. } => {
+                Self::State(error)
+            }
         }
     }
 }

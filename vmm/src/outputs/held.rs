@@ -54,6 +54,8 @@ enum Mode {
     Open,
     /// Protected: outputs wait for their mark's acknowledgement.
     Protecting,
+    /// Protected, and a backup was lost: nothing leaves before it is known who may go on.
+    Holding,
     /// Fenced: nothing leaves any more.
     Shut,
 }
@@ -124,11 +126,30 @@ impl HeldOutputs {
         }
     }
 
+    /// A backup is lost, and may be going live: acknowledgements of others release nothing before
+    /// [`Self::resume`] or [`Self::unprotect`].
+    pub fn hold(&self) {
+        let mut held = self.lock();
+        if held.mode == Mode::Protecting {
+            held.mode = Mode::Holding;
+        }
+    }
+
+    /// This side goes on with its other backups, which have every entry up to `acknowledged`.
+    pub fn resume(&self, acknowledged: EntrySequence) {
+        let mut held = self.lock();
+        if held.mode == Mode::Holding {
+            held.mode = Mode::Protecting;
+            held.acknowledged = held.acknowledged.max(acknowledged);
+            self.release(&mut held);
+        }
+    }
+
     /// Protection is over, and this side goes on alone: lets out everything that waits, and
     /// everything that comes.
     pub fn unprotect(&self) {
         let mut held = self.lock();
-        if held.mode != Mode::Protecting {
+        if !matches!(held.mode, Mode::Protecting | Mode::Holding) {
             return;
         }
         held.mode = Mode::Open;
@@ -167,7 +188,7 @@ impl HeldOutputs {
     pub fn mark(&self, begun: MarkBegun, entry: EntrySequence, output: OutputSequence) {
         self.urgent.store(false, Ordering::Relaxed);
         let mut held = self.lock();
-        if held.mode == Mode::Protecting {
+        if matches!(held.mode, Mode::Protecting | Mode::Holding) {
             held.marks.push_back(Mark { entry, output, begun: begun.0 });
             self.release(&mut held);
         }
@@ -181,6 +202,9 @@ impl HeldOutputs {
     }
 
     fn release(&self, held: &mut Held) {
+        if held.mode == Mode::Holding {
+            return;
+        }
         let mut covered = None;
         while held.marks.front().is_some_and(|mark| mark.entry <= held.acknowledged) {
             let mark = held.marks.pop_front().expect("just seen");
@@ -233,7 +257,7 @@ impl OutputGate for HeldOutputs {
                 self.outside.let_out(output, Assurance::Fresh);
                 self.outside.all_let_out();
             }
-            Mode::Protecting => {
+            Mode::Protecting | Mode::Holding => {
                 match &output.kind {
                     OutputKind::Console { .. } => {}
                     OutputKind::Disk { .. } => self.urgent.store(true, Ordering::Relaxed),
@@ -367,6 +391,24 @@ mod tests {
         gate.mark(gate.begin_mark(), EntrySequence(2), OutputSequence(4));
         gate.acknowledged(EntrySequence(2));
         assert_eq!(seen(&outside), [1, 2, 4]);
+    }
+
+    #[test]
+    fn while_it_is_not_known_who_goes_on_acknowledgements_release_nothing() {
+        let outside = Arc::new(Seen::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.protect();
+        for sequence in [1, 2] {
+            gate.emit(output(sequence));
+            gate.mark(gate.begin_mark(), EntrySequence(sequence), OutputSequence(sequence));
+        }
+        gate.hold();
+        gate.acknowledged(EntrySequence(1));
+        assert!(seen(&outside).is_empty());
+        gate.resume(EntrySequence(1));
+        assert_eq!(seen(&outside), [1], "the second waits for its acknowledgement as before");
+        gate.acknowledged(EntrySequence(2));
+        assert_eq!(seen(&outside), [1, 2]);
     }
 
     #[test]

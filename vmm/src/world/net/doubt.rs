@@ -132,13 +132,7 @@ mod tests {
 
     /// Runs `body` with the doubt, its wire's far end, the fence's questions and its answers.
     fn with_fence(
-        body: impl FnOnce(
-            &Doubt,
-            &Wire,
-            &Receiver<u8>,
-            &Receiver<()>,
-            &Sender<Result<(), FenceError>>,
-        ),
+        body: impl FnOnce(&Doubt, &Wire, &Receiver<u8>, &Receiver<()>, &Sender<Result<(), FenceError>>),
     ) {
         let (wire, seen) = channel();
         let (asked, questions) = channel();

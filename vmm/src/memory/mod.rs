@@ -2,8 +2,13 @@
 //!
 //! Every write goes through here or is announced here: device writes through `vm-memory`,
 //! whose bitmap hook is [`WriteTracker`]; the engine's own writes through
-//! [`WriteTracker::mark_page`]. The record serves two readers: digests (which pages changed
-//! since the last one) and the engine's block cache (which decoded pages went stale).
+//! [`WriteTracker::mark_page`]. The record serves several readers, each with a view of its own:
+//! digests (which pages changed since the last one), checkpoints (which pages changed since a
+//! round), and the engine's block cache (which decoded pages went stale).
+
+mod tracker;
+
+pub use tracker::{WriteTracker, WriteView};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, madvise};
@@ -11,9 +16,6 @@ use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
@@ -77,153 +79,6 @@ impl PageNumber {
     }
 }
 
-#[derive(Debug)]
-struct PageBits(Box<[AtomicU64]>);
-
-impl PageBits {
-    fn new(pages: u64) -> Self {
-        Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn word(&self, page: u64) -> Option<(&AtomicU64, u64)> {
-        let index = usize::try_from(page / 64).ok()?;
-        self.0.get(index).map(|word| (word, 1 << (page % 64)))
-    }
-
-    fn get(&self, page: u64) -> bool {
-        self.word(page).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
-    }
-
-    /// Sets the bit; true if it was clear.
-    fn set(&self, page: u64) -> bool {
-        self.word(page).is_some_and(|(word, bit)| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
-    }
-
-    fn clear(&self, page: u64) {
-        if let Some((word, bit)) = self.word(page) {
-            word.fetch_and(!bit, Ordering::Relaxed);
-        }
-    }
-
-    fn drain(&self) -> Vec<PageNumber> {
-        let mut pages = Vec::new();
-        for (index, word) in (0u64..).zip(self.0.iter()) {
-            if word.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut bits = word.swap(0, Ordering::Relaxed);
-            while bits != 0 {
-                pages.push(PageNumber(index * 64 + u64::from(bits.trailing_zeros())));
-                bits &= bits - 1;
-            }
-        }
-        pages
-    }
-}
-
-#[derive(Debug)]
-struct Tracked {
-    /// Written since the last digest.
-    written: PageBits,
-    /// Holds decoded instructions.
-    code: PageBits,
-    /// Holds decoded instructions and was written by a device since the engine last looked.
-    stale: PageBits,
-    any_stale: AtomicBool,
-}
-
-/// The record of written pages; a cheap handle, and `vm-memory`'s bitmap of one region.
-#[derive(Debug, Clone)]
-pub struct WriteTracker {
-    tracked: Arc<Tracked>,
-    /// Guest-physical address that offset 0 of this handle stands for.
-    base: u64,
-}
-
-impl WriteTracker {
-    fn new(end_of_memory: u64) -> Self {
-        let pages = end_of_memory / PAGE_SIZE;
-        Self {
-            tracked: Arc::new(Tracked {
-                written: PageBits::new(pages),
-                code: PageBits::new(pages),
-                stale: PageBits::new(pages),
-                any_stale: AtomicBool::new(false),
-            }),
-            base: 0,
-        }
-    }
-
-    fn at(&self, base: u64) -> Self {
-        Self { tracked: Arc::clone(&self.tracked), base }
-    }
-
-    /// Records that the engine may write to `page` from now on.
-    pub fn mark_page(&self, page: PageNumber) {
-        self.tracked.written.set(page.0);
-    }
-
-    /// Records that `page` holds decoded instructions.
-    pub fn mark_code(&self, page: PageNumber) {
-        self.tracked.code.set(page.0);
-    }
-
-    /// Forgets that `page` holds decoded instructions.
-    pub fn clear_code(&self, page: PageNumber) {
-        self.tracked.code.clear(page.0);
-    }
-
-    /// True if `page` holds decoded instructions.
-    pub fn is_code(&self, page: PageNumber) -> bool {
-        self.tracked.code.get(page.0)
-    }
-
-    /// Takes the pages written since the last call, in address order. The engine's write
-    /// permissions must be dropped at the same point, or later writes go unseen.
-    pub fn take_written(&self) -> Vec<PageNumber> {
-        self.tracked.written.drain()
-    }
-
-    /// Takes the decoded pages that devices wrote since the last call, in address order.
-    pub fn take_stale_code(&self) -> Vec<PageNumber> {
-        if self.tracked.any_stale.swap(false, Ordering::Relaxed) {
-            self.tracked.stale.drain()
-        } else {
-            Vec::new()
-        }
-    }
-}
-
-impl<'a> WithBitmapSlice<'a> for WriteTracker {
-    type S = Self;
-}
-
-impl BitmapSlice for WriteTracker {}
-
-impl Bitmap for WriteTracker {
-    fn mark_dirty(&self, offset: usize, len: usize) {
-        if len == 0 {
-            return;
-        }
-        let start = self.base + offset as u64;
-        for page in start / PAGE_SIZE..=(start + len as u64 - 1) / PAGE_SIZE {
-            self.tracked.written.set(page);
-            if self.tracked.code.get(page) {
-                self.tracked.stale.set(page);
-                self.tracked.any_stale.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-
-    fn dirty_at(&self, offset: usize) -> bool {
-        self.tracked.written.get((self.base + offset as u64) / PAGE_SIZE)
-    }
-
-    fn slice_at(&self, offset: usize) -> Self {
-        self.at(self.base + offset as u64)
-    }
-}
-
 /// The guest's memory: one range from 0, split by the device hole when it is larger than 3 GiB.
 #[derive(Debug, Clone)]
 pub struct GuestRam {
@@ -234,7 +89,7 @@ pub struct GuestRam {
 
 impl GuestRam {
     /// Guest memory with the contents of `file`, which must be `size` bytes long. Holes stay zero
-    /// and cost nothing. Nothing of it counts as written.
+    /// and cost nothing; all else counts as written.
     ///
     /// # Errors
     /// As [`Self::new`], and [`MemoryError::Load`] if the file cannot be read to its end.
@@ -245,7 +100,6 @@ impl GuestRam {
             ram.load_range(file, offset, start, len).map_err(MemoryError::Load)?;
             offset += len;
         }
-        ram.tracker.take_written();
         Ok(ram)
     }
 
@@ -390,7 +244,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
-    fn memory_is_loaded_around_the_holes_of_a_file_and_counts_as_unwritten() {
+    fn memory_is_loaded_around_the_holes_of_a_file_and_counts_as_written() {
         let mut file = tempfile::tempfile().expect("temporary file");
         file.set_len(MAX_MEMORY).expect("sparse");
         // One in the low range, one on its edge, one at the end of the high range.
@@ -406,7 +260,13 @@ mod tests {
         let high_end = DEVICE_HOLE_END + MAX_MEMORY - DEVICE_HOLE_START;
         assert_eq!(read(high_end - 2).expect("memory"), [3, 4]);
         assert_eq!(read(PAGE_SIZE).expect("memory"), [0, 0]);
-        assert!(ram.tracker().take_written().is_empty());
+        let written = ram.tracker().take_written();
+        for at in
+            [PAGE_SIZE * 7, DEVICE_HOLE_START - PAGE_SIZE, DEVICE_HOLE_END, high_end - PAGE_SIZE]
+        {
+            assert!(written.contains(&PageNumber::containing(at)), "{at:#x}");
+        }
+        assert!(written.len() < 100, "holes cost nothing: {}", written.len());
     }
 
     #[test]

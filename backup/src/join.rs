@@ -1,0 +1,280 @@
+//! How a backup joins a guest that runs: its memory is sent in rounds while it runs, and only what
+//! is left at the end is copied while it rests.
+//!
+//! ```text
+//!  join thread                               the machine's thread
+//!  ───────────                               ────────────────────
+//!  Watch ──────────────────────────────────▶ a view of what is written from here on
+//!  packs and sends all of memory             (runs)
+//!  Round ──────────────────────────────────▶ what was written since
+//!  packs and sends that                      (runs)
+//!   ⋮  until little is left, or no less than before
+//!  Round ──────────────────────────────────▶ copies what is left, and the state: the log begins
+//!  packs and sends that                      (runs on, outputs wait)
+//! ```
+//! The machine rests for as long as it takes to copy the last round, never for a connection. A
+//! backup that is lost on the way costs it nothing more.
+
+use crate::checkpoint::{RamPages, page_limit};
+use crate::requests::{Requests, SideGone};
+use crate::status::{JoinReport, StatusBoard, ms};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vm_memory::Bytes;
+use vmft_logging_channel::checkpoint::{
+    CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, Page, PageEncoder, PageNumber,
+    PageSource,
+};
+use vmft_logging_channel::entry::LogPosition;
+use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
+use vmft_vmm::machine::Machine;
+use vmft_vmm::memory::{self, GuestRam, WriteView};
+use vmft_vmm::world::Mailbox;
+
+/// So many written pages may be left for the last round without another try: 8 MiB, which a host
+/// copies in a few milliseconds.
+const LAST_ROUND_PAGES: usize = 2048;
+/// Most rounds before the last one.
+const MAX_ROUNDS: u32 = 12;
+/// A round that leaves more than this share of the one before, in percent, is the last: the guest
+/// writes as fast as it is sent.
+const SHRINKING_PERCENT: usize = 80;
+/// After so many batches the machine is asked to prepare a part of its first digest, until that is
+/// done: it must look at all the memory it has written, as long as nobody followed.
+const PREPARE_EVERY: u32 = 8;
+/// How long a machine that is between two points runs before it is asked again.
+const NEXT_POINT_WAIT: Duration = Duration::from_millis(5);
+/// So many pages may be left to look at when the log begins.
+const UNPREPARED_PAGES: usize = 2048;
+/// Pages of later rounds that are remembered, so that only their changes are sent again: 64 MiB.
+const REMEMBERED_PAGES: usize = 16 << 10;
+
+/// A machine whose writes are watched for a backup that joins.
+#[derive(Debug, Clone)]
+pub(crate) struct Watched {
+    pub(crate) ram: GuestRam,
+    pub(crate) fixed: Arc<[u8]>,
+    pub(crate) view: Arc<WriteView>,
+}
+
+impl Watched {
+    /// Begins to watch.
+    pub(crate) fn begin(machine: &mut Machine) -> Self {
+        let view = Arc::new(machine.watch_writes());
+        let fixed = machine.boot_source().encode().into();
+        Self { ram: machine.ram().clone(), fixed, view }
+    }
+}
+
+/// Pages as they were at one point.
+pub(crate) type CopiedPages = VecDeque<(PageNumber, Box<Page>)>;
+
+/// What is left when the log begins.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) position: LogPosition,
+    pub(crate) state: Vec<u8>,
+    pub(crate) pages: CopiedPages,
+    /// How long the machine rested.
+    pub(crate) pause: Duration,
+}
+
+/// What a round brings.
+#[derive(Debug)]
+pub(crate) enum RoundEnd {
+    /// The pages written since the last one.
+    Written(Vec<memory::PageNumber>),
+    /// Few enough: the log has begun.
+    Begun(Rest),
+    /// Few enough, but the machine must reach its next point first.
+    Later,
+}
+
+/// Copies pages of a machine at rest.
+pub(crate) fn copy_pages(ram: &GuestRam, pages: &[memory::PageNumber]) -> CopiedPages {
+    let copy = |number: &memory::PageNumber| {
+        let mut page = Box::new([0; PAGE_BYTES]);
+        ram.memory()
+            .read_slice(&mut page[..], number.address())
+            .expect("the machine's pages are memory");
+        (PageNumber(number.0), page)
+    };
+    pages.iter().map(copy).collect()
+}
+
+/// The pages of the round under way.
+#[derive(Debug)]
+enum Round {
+    Running(RamPages),
+    Copied(CopiedPages),
+}
+
+impl PageSource for Round {
+    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
+        match self {
+            Self::Running(pages) => pages.next_page(page),
+            Self::Copied(pages) => {
+                let (number, data) = pages.pop_front()?;
+                *page = *data;
+                Some(number)
+            }
+        }
+    }
+}
+
+/// The stream under way.
+#[derive(Debug)]
+struct Stream {
+    watched: Watched,
+    writer: CheckpointWriter,
+    round: Round,
+    rounds: u32,
+    /// Pages of the last round.
+    last: usize,
+    /// The rounds do not shrink any more.
+    is_stuck: bool,
+    rest: Option<(LogPosition, Vec<u8>)>,
+    /// Pages the machine has still to look at before a log can begin; not known at first.
+    unprepared: usize,
+    since_prepared: u32,
+}
+
+/// The checkpoint for a backup that joins, made while the machine runs.
+#[derive(Debug)]
+pub(crate) struct JoinStream {
+    requests: Arc<Requests>,
+    mailbox: Arc<Mailbox>,
+    status: Arc<StatusBoard>,
+    ticket: JoinTicket,
+    pieces: VecDeque<CheckpointPiece>,
+    stream: Option<Stream>,
+    begun: Instant,
+    report: JoinReport,
+    ended: bool,
+}
+
+impl JoinStream {
+    pub(crate) fn new(
+        requests: Arc<Requests>,
+        mailbox: Arc<Mailbox>,
+        status: Arc<StatusBoard>,
+        ticket: JoinTicket,
+    ) -> Self {
+        Self {
+            requests,
+            mailbox,
+            status,
+            ticket,
+            pieces: VecDeque::new(),
+            stream: None,
+            begun: Instant::now(),
+            report: JoinReport::default(),
+            ended: false,
+        }
+    }
+
+    fn begin(&mut self) -> Result<Stream, String> {
+        let watched = self.requests.watch(&self.mailbox).map_err(|gone| gone.to_string())?;
+        let encoder = PageEncoder::for_zeroes(REMEMBERED_PAGES);
+        let limit = page_limit(&watched.ram);
+        let (writer, pieces) =
+            CheckpointWriter::begin(MemoryBase::Zeroes, limit, &watched.fixed, encoder)
+                .map_err(|error| error.to_string())?;
+        self.pieces.extend(pieces);
+        self.report.memory_bytes = watched.ram.size();
+        let round = Round::Running(RamPages::all(&watched.ram));
+        Ok(Stream {
+            unprepared: usize::MAX,
+            since_prepared: 0,
+            watched,
+            writer,
+            round,
+            rounds: 1,
+            last: usize::MAX,
+            is_stuck: false,
+            rest: None,
+        })
+    }
+
+    /// The round is sent: the next one, or the end.
+    fn go_on(&mut self, mut stream: Stream) -> Result<(), String> {
+        if let Some((position, state)) = stream.rest.take() {
+            self.report.rounds = stream.rounds;
+            self.report.pages = stream.writer.pages();
+            let (pieces, _) =
+                stream.writer.finish(position, &state).map_err(|error| error.to_string())?;
+            self.pieces.extend(pieces);
+            self.ended = true;
+            return Ok(());
+        }
+        while stream.unprepared > UNPREPARED_PAGES {
+            let left = self.requests.prepare(&self.mailbox);
+            stream.unprepared = left.map_err(|gone| gone.to_string())?;
+        }
+        let last = stream.rounds >= MAX_ROUNDS || stream.is_stuck;
+        let limit = if last { usize::MAX } else { LAST_ROUND_PAGES };
+        let view = Arc::clone(&stream.watched.view);
+        let end = self.requests.round(view, limit, self.ticket.clone(), &self.mailbox);
+        match end.map_err(|gone: SideGone| gone.to_string())? {
+            RoundEnd::Written(pages) => {
+                let shrunk = stream.last / 100 * SHRINKING_PERCENT;
+                stream.is_stuck = stream.rounds > 1 && pages.len() > shrunk;
+                stream.last = pages.len();
+                stream.round = Round::Running(RamPages::some(&stream.watched.ram, pages));
+            }
+            RoundEnd::Later => {
+                std::thread::sleep(NEXT_POINT_WAIT);
+                self.stream = Some(stream);
+                return Ok(());
+            }
+            RoundEnd::Begun(Rest { position, state, pages, pause }) => {
+                self.report.pause_ms = ms(pause);
+                self.report.last_pages = pages.len() as u64;
+                stream.rest = Some((position, state));
+                stream.round = Round::Copied(pages);
+            }
+        }
+        stream.rounds += 1;
+        self.stream = Some(stream);
+        Ok(())
+    }
+}
+
+impl CheckpointStream for JoinStream {
+    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Ok(Some(piece));
+            }
+            if self.ended {
+                self.report.total_ms = ms(self.begun.elapsed());
+                let report = self.report.clone();
+                self.status.update(|status| status.join = Some(report));
+                return Ok(None);
+            }
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => self.begin()?,
+            };
+            if stream.unprepared > 0 && stream.since_prepared >= PREPARE_EVERY {
+                stream.since_prepared = 0;
+                let left = self.requests.prepare(&self.mailbox);
+                stream.unprepared = left.map_err(|gone| gone.to_string())?;
+            }
+            // The first pass over memory is not worth remembering; what is sent again is.
+            match stream.writer.next_pages(&mut stream.round, stream.rounds > 1) {
+                Some(CheckpointPiece::Pages(batch)) => {
+                    self.report.packed_bytes += batch.packed_bytes() as u64;
+                    self.pieces.push_back(CheckpointPiece::Pages(batch));
+                    stream.since_prepared += 1;
+                    self.stream = Some(stream);
+                }
+                Some(piece) => unreachable!("pages are a piece of pages, not {piece:?}"),
+                None if self.pieces.is_empty() => self.go_on(stream)?,
+                // The first pieces come before any page.
+                None => self.stream = Some(stream),
+            }
+        }
+    }
+}

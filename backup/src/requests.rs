@@ -1,0 +1,190 @@
+//! What is asked of the machine's thread between two instructions.
+
+use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use vmft_logging_channel::entry::LogPosition;
+use vmft_logging_channel::transport::JoinTicket;
+use vmft_vmm::inputs::Asked;
+use vmft_vmm::machine::{Machine, MachineState};
+use vmft_vmm::memory::WriteView;
+use vmft_vmm::snapshot::{self, SnapshotError};
+use vmft_vmm::world::Mailbox;
+
+/// Pages looked at in one rest before a log begins.
+const PREPARED_PAGES: usize = 1024;
+
+/// The machine is over, or the join was given up: what was asked is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the machine has stopped, or goes on without this backup")]
+pub(crate) struct SideGone;
+
+#[derive(Debug)]
+enum Request {
+    /// A snapshot to a new directory.
+    Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
+    /// A backup wants to join.
+    Watch { reply: Sender<Watched> },
+    /// A part of what the machine has to do before a log can begin.
+    Prepare { reply: Sender<usize> },
+    /// A round of a join is sent.
+    Round {
+        view: Arc<WriteView>,
+        /// If no more pages than this were written, it was the last.
+        limit: usize,
+        ticket: JoinTicket,
+        reply: Sender<RoundEnd>,
+    },
+}
+
+/// Where a backup's log begins, for the thread of the machine.
+pub(crate) trait JoinHost {
+    /// Begins the backup's log with the machine at rest where it is, and takes its state. `None` if
+    /// that backup cannot be had any more. `Later` if the machine must reach its next point first.
+    fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning;
+}
+
+/// Whether a backup's log has begun.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// It has, here.
+    Here(LogPosition, Box<MachineState>),
+    /// The machine is at a place without a name, and somebody follows already.
+    Later,
+    /// The backup is gone.
+    Gone,
+}
+
+/// A machine that takes no backups.
+#[derive(Debug)]
+pub(crate) struct NoBackups;
+
+impl JoinHost for NoBackups {
+    fn begin(&mut self, _: &mut Machine, _: &JoinTicket) -> Beginning {
+        Beginning::Gone
+    }
+}
+
+/// Requests on their way to the thread that runs the machine.
+#[derive(Debug)]
+pub struct Requests {
+    /// `None` once the machine is over.
+    queue: Mutex<Option<VecDeque<Request>>>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Some(VecDeque::new())) }
+    }
+}
+
+impl Requests {
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
+        self.queue.lock().expect("no holder of this lock panics")
+    }
+
+    fn take(&self) -> Option<Request> {
+        self.lock().as_mut()?.pop_front()
+    }
+
+    /// A request to a machine that is over is dropped, which whoever waits for it notices.
+    fn put(&self, request: Request, mailbox: &Mailbox) {
+        if let Some(queue) = self.lock().as_mut() {
+            queue.push_back(request);
+        }
+        mailbox.ask(Asked::Pause);
+    }
+
+    /// Asks for a snapshot; the result comes through the receiver.
+    pub fn snapshot(
+        &self,
+        directory: PathBuf,
+        mailbox: &Mailbox,
+    ) -> Receiver<Result<(), SnapshotError>> {
+        let (reply, result) = channel();
+        self.put(Request::Snapshot { directory, reply }, mailbox);
+        result
+    }
+
+    /// Begins to watch what the machine writes. Waits for the machine.
+    pub(crate) fn watch(&self, mailbox: &Mailbox) -> Result<Watched, SideGone> {
+        let (reply, watched) = channel();
+        self.put(Request::Watch { reply }, mailbox);
+        watched.recv().map_err(|_| SideGone)
+    }
+
+    /// Has the machine do a part of what it would have to do when a log begins: a rest of a few
+    /// milliseconds. How many pages are left to look at.
+    pub(crate) fn prepare(&self, mailbox: &Mailbox) -> Result<usize, SideGone> {
+        let (reply, left) = channel();
+        self.put(Request::Prepare { reply }, mailbox);
+        left.recv().map_err(|_| SideGone)
+    }
+
+    /// Asks for what was written since the last round; if that is no more than `limit` pages, the
+    /// backup's log begins. Waits for the machine.
+    pub(crate) fn round(
+        &self,
+        view: Arc<WriteView>,
+        limit: usize,
+        ticket: JoinTicket,
+        mailbox: &Mailbox,
+    ) -> Result<RoundEnd, SideGone> {
+        let (reply, end) = channel();
+        self.put(Request::Round { view, limit, ticket, reply }, mailbox);
+        end.recv().map_err(|_| SideGone)
+    }
+
+    /// Does what was asked, with the machine at rest.
+    pub(crate) fn serve(&self, machine: &mut Machine, host: &mut dyn JoinHost) {
+        while let Some(request) = self.take() {
+            match request {
+                Request::Snapshot { directory, reply } => {
+                    // Whoever asked may have gone; the snapshot is there all the same.
+                    let _ = reply.send(snapshot::save(machine, &directory));
+                }
+                Request::Watch { reply } => {
+                    let _ = reply.send(Watched::begin(machine));
+                }
+                Request::Prepare { reply } => {
+                    let _ = reply.send(machine.prepare_digest(PREPARED_PAGES));
+                }
+                Request::Round { view, limit, ticket, reply } => {
+                    let paused = Instant::now();
+                    let written = machine.take_written(&view);
+                    if written.len() > limit {
+                        let _ = reply.send(RoundEnd::Written(written));
+                        continue;
+                    }
+                    match host.begin(machine, &ticket) {
+                        Beginning::Here(position, state) => {
+                            let pages = copy_pages(machine.ram(), &written);
+                            let state = state.encode();
+                            let rest = rest(position, state, pages, paused);
+                            // Without a taker the session ends, and what began with it.
+                            let _ = reply.send(RoundEnd::Begun(rest));
+                        }
+                        // What was written is in the view again, for the next try.
+                        Beginning::Later => {
+                            view.put_back(&written);
+                            let _ = reply.send(RoundEnd::Later);
+                        }
+                        Beginning::Gone => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
+    pub(crate) fn close(&self) {
+        self.lock().take();
+    }
+}
+
+fn rest(position: LogPosition, state: Vec<u8>, pages: CopiedPages, paused: Instant) -> Rest {
+    Rest { position, state, pages, pause: paused.elapsed() }
+}
