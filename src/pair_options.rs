@@ -14,6 +14,7 @@ use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
+use vmft_logging_channel::sender::SenderConfig;
 use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig};
 use vmft_vmm::engine::EngineKind;
@@ -65,8 +66,10 @@ impl PairOptions {
         backups: usize,
     ) -> PrimaryConfig {
         let ListenPlace { address, listener } = place;
+        let detector = self.detector();
         PrimaryConfig {
-            detector: self.detector(),
+            sender: sender(&detector),
+            detector,
             listener: Some(listener),
             backups,
             ..PrimaryConfig::new(address, identity)
@@ -150,4 +153,25 @@ pub fn disk_configs(disks: &[DiskFile]) -> Vec<DiskConfig> {
         serial: format!("vmft-disk{index}"),
     };
     disks.iter().enumerate().map(config).collect()
+}
+
+/// How entries are sent. A backup that is silent is not given up before it is suspected: that it
+/// acknowledges nothing says no more than its silence.
+fn sender(detector: &DetectorConfig) -> SenderConfig {
+    let default = SenderConfig::default();
+    SenderConfig { stall_timeout: default.stall_timeout.max(detector.suspect_after), ..default }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_backup_is_not_given_up_before_it_is_suspected() {
+        for milliseconds in [40, 300, 2_000, 60_000] {
+            let suspect_after = Duration::from_millis(milliseconds);
+            let detector = DetectorConfig { suspect_after, ..DetectorConfig::default() };
+            assert!(sender(&detector).stall_timeout >= suspect_after);
+        }
+    }
 }

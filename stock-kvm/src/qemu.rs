@@ -35,7 +35,7 @@ const AGENT: &str = "/box/stock-kvm";
 /// | `mitigations=off cryptomgr.notests` | an emulated CPU has nothing to gain from them, and pays |
 /// | `nowatchdog rcupdate.rcu_cpu_stall_suppress=1` | on a loaded machine the box may stand still for seconds |
 /// | `random.trust_cpu=on` | there is no other source of randomness, and nothing secret |
-/// | `transparent_hugepage=never` | QEMU 7.2's emulation of large nested pages corrupts memory: guests triple-faulted, and the box's own kernel found its stack overwritten |
+/// | `transparent_hugepage=never` | with huge pages in QEMU 7.2, guests triple-faulted, and the box's own kernel found its stack overwritten |
 const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off \
     cryptomgr.notests nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
     transparent_hugepage=never";
