@@ -23,19 +23,22 @@ struct Nic {
     machine: Machine,
     receive: Driver,
     transmit: Driver,
+    /// Buffers given to the device so far: each is a place of its own for a while.
+    offered: u64,
 }
 
 impl Nic {
     fn start(features: u64) -> Self {
         let mut machine = Machine::new();
         let [receive, transmit] = Driver::start_two(&mut machine, NETWORK, features);
-        Self { machine, receive, transmit }
+        Self { machine, receive, transmit, offered: 0 }
     }
 
     /// Gives the device `count` buffers of `len` bytes.
     fn offer(&mut self, count: u64, len: u32) {
-        for index in 0..count {
-            let buffer = (RECEIVE_BUFFERS + index * 0x2000, len);
+        for _ in 0..count {
+            let buffer = (RECEIVE_BUFFERS + self.offered % 64 * 0x2000, len);
+            self.offered += 1;
             self.receive.add(&self.machine, &[], &[buffer]);
         }
         self.receive.kick(&mut self.machine);

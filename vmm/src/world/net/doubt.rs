@@ -21,6 +21,8 @@ impl Way for Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     packets: VecDeque<Packet>,
+    /// Packets that have waited and left, ever.
+    left: u64,
     /// This side's time is over, or the port's.
     closed: bool,
 }
@@ -30,6 +32,16 @@ struct Waiting {
 pub(super) struct Doubt {
     waiting: Mutex<Waiting>,
     came: Condvar,
+}
+
+impl Waiting {
+    /// Sends the oldest `count`.
+    fn send(&mut self, count: usize, way: &impl Way) {
+        let later = self.packets.split_off(count);
+        self.left += count as u64;
+        way.send_all(&mut self.packets);
+        self.packets = later;
+    }
 }
 
 impl Doubt {
@@ -46,7 +58,10 @@ impl Doubt {
         }
         waiting.packets.push_back(packet);
         match assurance {
-            Assurance::Fresh => way.send_all(&mut waiting.packets),
+            Assurance::Fresh => {
+                let all = waiting.packets.len();
+                waiting.send(all, way);
+            }
             Assurance::Stale => self.came.notify_one(),
         }
     }
@@ -66,7 +81,8 @@ impl Doubt {
             while waiting.packets.is_empty() && !waiting.closed {
                 waiting = self.came.wait(waiting).expect("nobody panics with this lock");
             }
-            let (closed, asked_for) = (waiting.closed, waiting.packets.len());
+            let closed = waiting.closed;
+            let asked_for = waiting.left + waiting.packets.len() as u64;
             drop(waiting);
             if closed {
                 return;
@@ -74,13 +90,13 @@ impl Doubt {
             if fence.check().is_err() {
                 return self.close();
             }
-            // What came while the fence was asked was not asked for; but what is stale then was so
-            // before, and waits for another answer.
+            // What came while the fence was asked was not asked for, and waits for another answer;
+            // what was asked for may have left meanwhile.
             let mut waiting = self.lock();
-            let sure = asked_for.min(waiting.packets.len());
-            let later = waiting.packets.split_off(sure);
-            way.send_all(&mut waiting.packets);
-            waiting.packets = later;
+            let sure = asked_for.saturating_sub(waiting.left);
+            let sure = usize::try_from(sure)
+                .map_or(waiting.packets.len(), |sure| sure.min(waiting.packets.len()));
+            waiting.send(sure, way);
         }
     }
 }
@@ -168,11 +184,15 @@ mod tests {
 
     #[test]
     fn fresh_evidence_frees_what_waits_while_the_arbiter_is_away() {
-        with_fence(|doubt, wire, seen, questions, _| {
+        with_fence(|doubt, wire, seen, questions, answer| {
             doubt.send(packet(1), Assurance::Stale, wire);
             questions.recv().unwrap();
             doubt.send(packet(2), Assurance::Fresh, wire);
             assert_eq!([seen.recv(), seen.recv()], [Ok(1), Ok(2)]);
+            doubt.send(packet(3), Assurance::Stale, wire);
+            answer.send(Ok(())).unwrap();
+            questions.recv().unwrap();
+            assert!(seen.try_recv().is_err(), "the first question was not asked for 3");
         });
     }
 
