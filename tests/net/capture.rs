@@ -38,7 +38,18 @@ impl Capture {
     pub fn start(lab: &Lab, port: &str, directory: &Path) -> Self {
         let file = directory.join(format!("{port}.pcap"));
         let mut command = lab.command(Place::Switch, "tcpdump");
-        command.args(["-i", port, "-Q", "in", "-U", "-n", "-s", "128", "--immediate-mode", "-w"]);
+        command.args([
+            "-i",
+            &format!("port-{port}"),
+            "-Q",
+            "in",
+            "-U",
+            "-n",
+            "-s",
+            "128",
+            "--immediate-mode",
+            "-w",
+        ]);
         command.arg(&file).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();

@@ -103,7 +103,9 @@ impl Lab {
         }
         lab.ip(Place::Switch, "link add br0 type bridge forward_delay 0");
         lab.ip(Place::Switch, "link set br0 up");
-        for (place, port) in [(Place::HostA, "a"), (Place::HostB, "b"), (Place::Client, "c")] {
+        for (place, port) in
+            [(Place::HostA, "port-a"), (Place::HostB, "port-b"), (Place::Client, "port-c")]
+        {
             let far = lab.name(place);
             lab.ip(Place::Switch, &format!("link add {port} type veth peer name eth0 netns {far}"));
             lab.ip(Place::Switch, &format!("link set {port} up master br0"));

@@ -161,6 +161,7 @@ impl Pair {
         let directory = tempfile::tempdir().unwrap();
         // Each side reaches the storage by a way of its own, which can be cut.
         let storage = directory.path().join("storage");
+        std::fs::create_dir(&storage).unwrap();
         for side in ["a", "b"] {
             symlink(&storage, directory.path().join(side)).unwrap();
         }
