@@ -4,7 +4,7 @@ use crate::lab::{GUEST, LOG_A, Lab, LogLink, MAC, Place, TAP};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,17 +103,24 @@ pub fn start_restored(
     start_side(lab, which, subcommand, directory, &all)
 }
 
+/// True if a server at the guest's port takes a connection, and has seen its end: one of which it has not
+/// would be open for ever in a guest that is saved now.
+fn serves(lab: &Lab, port: u16) -> bool {
+    lab.within(Place::Client, || {
+        let address = format!("{GUEST}:{port}").parse().unwrap();
+        let limit = Duration::from_secs(5);
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, limit) else { return false };
+        stream.set_read_timeout(Some(limit)).unwrap();
+        let ended = stream.shutdown(Shutdown::Write);
+        ended.and_then(|()| stream.read_to_end(&mut Vec::new())).is_ok()
+    })
+}
+
 /// Waits until every server of the guest answers.
 pub fn wait_servers(lab: &Lab, side: &mut SideProcess) {
     let deadline = Instant::now() + LIMIT;
     for port in [7, 80, 22, 5201] {
-        let connects = || {
-            lab.within(Place::Client, || {
-                let address = format!("{GUEST}:{port}").parse().unwrap();
-                TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
-            })
-        };
-        while !connects() {
+        while !serves(lab, port) {
             assert!(side.try_exit().unwrap().is_none(), "the side ended: {}", side.messages());
             assert!(Instant::now() < deadline, "port {port} of the guest: {}", side.messages());
         }

@@ -9,7 +9,7 @@ use crate::measure::Effort;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +81,7 @@ impl Place {
         let booted = Guest { network, sides: vec![side] };
         let deadline = Instant::now() + PATIENCE;
         for port in [ECHO_PORT, HTTP_PORT, IPERF_PORT] {
-            while booted.connect(port).is_err() {
+            while !booted.serves(port) {
                 if Instant::now() > deadline {
                     bail!("the guest does not get ready: {}", booted.sides[0].messages());
                 }
@@ -159,6 +159,14 @@ impl Guest {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         Ok(stream)
+    }
+
+    /// True if a server at this port takes a connection, and has seen its end: one of which it has
+    /// not would be open for ever in a guest that is saved now.
+    fn serves(&self, port: u16) -> bool {
+        let Ok(mut stream) = self.connect(port) else { return false };
+        let ended = stream.shutdown(Shutdown::Write);
+        ended.and_then(|()| stream.read_to_end(&mut Vec::new())).is_ok()
     }
 
     /// Bytes of log so far.
