@@ -69,7 +69,8 @@ pub fn check(engine: EngineKind, purpose: Purpose, kernel: &[u8]) -> Result<()> 
         // Refused on every host, for a reason of its own, by `Machine::check_lockstep`.
         return Ok(());
     }
-    let verdict = examine(Counter::Ignored);
+    let counter = if points == PointKind::Pmu { Counter::Tested } else { Counter::Ignored };
+    let verdict = examine(counter);
     refusal(&verdict, guest, purpose, points).map_or(Ok(()), |why| {
         let purpose = guest.purpose(purpose);
         Err(anyhow!(
@@ -90,11 +91,14 @@ fn refusal(
         // Whoever stops at exits can let the guest run freely.
         PointKind::Free if purpose == verdict::Purpose::Probe => Choice::Exit,
         PointKind::Free => Choice::Free,
-        PointKind::Exit | PointKind::Step if purpose == verdict::Purpose::Unprotected => {
+        PointKind::Exit | PointKind::Step | PointKind::Pmu
+            if purpose == verdict::Purpose::Unprotected =>
+        {
             Choice::Free
         }
         PointKind::Exit => Choice::Exit,
         PointKind::Step => Choice::Step,
+        PointKind::Pmu => Choice::Pmu,
     };
     verdict.refusal(Wanted { purpose, choice })
 }
@@ -106,7 +110,11 @@ fn examine(counter: Counter) -> Verdict {
 /// The engine `auto` takes. Says so, and why, in one line.
 fn auto(purpose: Purpose, kernel: &[u8]) -> EngineKind {
     let guest = GuestKind::of(kernel);
-    let (engine, line) = decide(&examine(Counter::Ignored), guest, purpose);
+    let counter = match purpose {
+        Purpose::Alone => Counter::Ignored,
+        Purpose::Lockstep => Counter::Tested,
+    };
+    let (engine, line) = decide(&examine(counter), guest, purpose);
     tell!("{line}");
     engine
 }
@@ -120,7 +128,8 @@ fn decide(verdict: &Verdict, guest: GuestKind, purpose: Purpose) -> (EngineKind,
             EngineKind::Kvm { points: PointKind::Free }
         }
         (Choice::Step, Purpose::Lockstep) => EngineKind::Kvm { points: PointKind::Step },
-        (Choice::Free | Choice::Pmu | Choice::Exit, Purpose::Lockstep) => {
+        (Choice::Pmu, Purpose::Lockstep) => EngineKind::Kvm { points: PointKind::Pmu },
+        (Choice::Free | Choice::Exit, Purpose::Lockstep) => {
             EngineKind::Kvm { points: PointKind::Exit }
         }
     };
@@ -170,6 +179,8 @@ mod tests {
         assert_eq!(engine, kvm(PointKind::Exit));
         let (engine, _) = decide(&host(Choice::Exit), GuestKind::Probe, Purpose::Alone);
         assert_eq!(engine, kvm(PointKind::Free));
+        let (engine, _) = decide(&host(Choice::Pmu), GuestKind::Lockstep, Purpose::Lockstep);
+        assert_eq!(engine, kvm(PointKind::Pmu));
     }
 
     #[test]
@@ -182,5 +193,7 @@ mod tests {
         assert_eq!(why(GuestKind::Stock, Purpose::Alone, PointKind::Free), no_kvm);
         let steps = why(GuestKind::Lockstep, Purpose::Lockstep, PointKind::Step);
         assert_eq!(steps, Some("no kvm, step points".to_owned()));
+        let branches = why(GuestKind::Probe, Purpose::Lockstep, PointKind::Pmu);
+        assert_eq!(branches, Some("no kvm, pmu points".to_owned()));
     }
 }

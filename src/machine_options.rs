@@ -15,7 +15,7 @@ use vmft_backup::arbiter::Candidate;
 use vmft_backup::requests::Requests;
 use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
-use vmft_guest_images::{Cache, Workload, cmdline, default_guest};
+use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
 use vmft_vmm::engine::{EngineKind, PointKind};
@@ -54,6 +54,9 @@ pub enum PointsChoice {
     Exit,
     /// The number of instructions, stepped one by one: slow
     Step,
+    /// Exits, and between them the branches that the host's performance counter counts: only where it
+    /// passes the doctor's test
+    Pmu,
 }
 
 impl PointsChoice {
@@ -62,6 +65,7 @@ impl PointsChoice {
         match self {
             Self::Exit => "exit",
             Self::Step => "step",
+            Self::Pmu => "pmu",
         }
     }
 }
@@ -92,6 +96,7 @@ impl EngineOptions {
     /// ([`crate::host_choice`]).
     pub fn wanted(&self, purpose: Purpose) -> Result<Option<EngineKind>> {
         let points = match (self.points, purpose) {
+            (Some(PointsChoice::Pmu), _) => PointKind::Pmu,
             (Some(PointsChoice::Step), _) => PointKind::Step,
             (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
             (None, Purpose::Alone) => PointKind::Free,
@@ -127,6 +132,10 @@ pub struct MachineOptions {
     /// Kernel: a bzImage or an ELF vmlinux. Default: Debian's cloud kernel, fetched once
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
+    /// The default guest with the lockstep kernel of `vmft guest --lockstep`, which can be followed on
+    /// every engine
+    #[arg(long, conflicts_with = "kernel", help_heading = "Machine")]
+    pub lockstep_kernel: bool,
     /// Initial file system for --kernel
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Machine")]
     pub initramfs: Option<PathBuf>,
@@ -154,7 +163,7 @@ pub struct MachineOptions {
     /// Start from a snapshot instead of booting; disks are given as when it was taken. With --engine,
     /// on that engine instead of the one it was taken on
     #[arg(long, value_name = "DIR",
-          conflicts_with_all = ["kernel", "initramfs", "cmdline", "memory"],
+          conflicts_with_all = ["kernel", "lockstep_kernel", "initramfs", "cmdline", "memory"],
           help_heading = "Machine")]
     pub restore: Option<PathBuf>,
     #[command(flatten)]
@@ -254,11 +263,14 @@ impl MachineOptions {
             let cmdline = self.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
             return BootFiles::read(kernel, self.initramfs.as_deref(), cmdline);
         }
-        let guest = default_guest(&Cache::from_environment()?, &mut crate::progress::terminal())?;
-        let cmdline = match &self.cmdline {
-            None => cmdline::with_workload(Workload::Shell),
-            Some(words) => format!("{} {words}", cmdline::DEFAULT),
+        let cache = Cache::from_environment()?;
+        let (guest, own) = if self.lockstep_kernel {
+            (lockstep_guest(&cache)?, cmdline::LOCKSTEP)
+        } else {
+            (default_guest(&cache, &mut crate::progress::terminal())?, cmdline::DEFAULT)
         };
+        let words = self.cmdline.clone().unwrap_or_else(|| Workload::Shell.cmdline());
+        let cmdline = format!("{own} {words}");
         BootFiles::read(&guest.kernel, Some(&guest.initramfs), cmdline)
     }
 

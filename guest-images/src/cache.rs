@@ -49,9 +49,29 @@ impl Cache {
 
     /// Takes the lock, waiting for another process that has it.
     pub(crate) fn lock(&self, progress: &mut dyn Progress) -> Result<CacheLock<'_>, GuestError> {
+        Ok(CacheLock { cache: self, _file: self.lock_file("lock", progress)? })
+    }
+
+    /// An empty directory named `name`, on the same file system as the entries, for whoever comes
+    /// first; others wait. Whoever has it may hold the cache's lock as well, for short.
+    pub(crate) fn build_directory(
+        &self,
+        name: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<BuildDirectory, GuestError> {
+        let lock = self.lock_file(&format!("{name}.lock"), progress)?;
+        let path = self.directory.join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(GuestError::file("removing", &path))?;
+        }
+        fs::create_dir(&path).map_err(GuestError::file("making", &path))?;
+        Ok(BuildDirectory { path, _lock: lock })
+    }
+
+    fn lock_file(&self, name: &str, progress: &mut dyn Progress) -> Result<File, GuestError> {
         fs::create_dir_all(&self.directory)
             .map_err(GuestError::file("making the cache directory", &self.directory))?;
-        let path = self.directory.join("lock");
+        let path = self.directory.join(name);
         let open = File::options().create(true).truncate(false).write(true).open(&path);
         let file = open.map_err(GuestError::file("opening", &path))?;
         match file.try_lock() {
@@ -64,7 +84,28 @@ impl Cache {
                 return Err(GuestError::file("locking", &path)(error));
             }
         }
-        Ok(CacheLock { cache: self, _file: file })
+        Ok(file)
+    }
+}
+
+/// A directory for a build that takes long, with a lock of its own; emptied and let go when dropped,
+/// and emptied by the next where a crash has left it.
+#[derive(Debug)]
+pub(crate) struct BuildDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl BuildDirectory {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for BuildDirectory {
+    fn drop(&mut self) {
+        // What is left is removed by the next build.
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -166,6 +207,22 @@ mod tests {
         let workspace = lock.workspace().unwrap();
         assert!(!left.exists());
         assert!(workspace.path().exists());
+    }
+
+    #[test]
+    fn a_build_begins_in_an_empty_directory_and_leaves_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::new(directory.path());
+        let left = directory.path().join("build");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("half"), "").unwrap();
+        let build = cache.build_directory("build", &mut NoProgress).unwrap();
+        assert!(build.path().is_dir() && !build.path().join("half").exists());
+        let lock = cache.lock(&mut NoProgress).unwrap();
+        drop(lock.workspace().unwrap());
+        assert!(build.path().is_dir(), "others leave it alone");
+        drop(build);
+        assert!(!left.exists());
     }
 
     #[test]

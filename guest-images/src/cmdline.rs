@@ -22,6 +22,10 @@ pub const DEFAULT: &str = "console=ttyS0 acpi=off pci=conf1 reboot=k panic=-1 \
     mitigations=off cryptomgr.notests tsc=reliable tsc_early_khz=1000000 \
     nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 
+/// What the lockstep kernel is started with: what [`DEFAULT`] says of the board, and nothing of what it
+/// was built without (ACPI, the time stamp counter, watchdogs).
+pub const LOCKSTEP: &str = "console=ttyS0 pci=conf1 reboot=k panic=-1";
+
 /// [`DEFAULT`], and the words that make the guest's init run `workload`.
 pub fn with_workload(workload: Workload) -> String {
     format!("{DEFAULT} {}", workload.cmdline())

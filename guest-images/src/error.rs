@@ -77,6 +77,21 @@ pub enum GuestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The lockstep kernel was not built on this host, or for another version of the recipe.
+    #[error(
+        "the lockstep kernel is not in the cache: `vmft guest --lockstep` builds it, which takes \
+         some minutes"
+    )]
+    NotBuilt,
+    /// The kernel's configuration tool did not accept what the recipe asks for.
+    #[error("the kernel's source does not take {line:?} of the configuration")]
+    KernelConfiguration {
+        /// The line.
+        line: String,
+    },
+    /// The kernel that was built holds what it must not.
+    #[error("the kernel that was built cannot be followed")]
+    Gate(#[source] vmft_kernel_gate::GateError),
     /// No place for the cache.
     #[error("no cache directory: set VMFT_CACHE, XDG_CACHE_HOME or HOME")]
     NoCacheDirectory,

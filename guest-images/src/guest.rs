@@ -20,9 +20,9 @@ const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// How the names of kernel packages begin.
 const KERNEL_PREFIX: &str = "linux-image-";
 /// Debian's statically linked busybox.
-const BUSYBOX_PACKAGE: &str = "busybox-static";
+pub(crate) const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Where busybox is, before and since `/bin` and `/usr/bin` became one.
-const BUSYBOX_FILES: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
+pub(crate) const BUSYBOX_FILES: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
 /// Where modules are, likewise.
 const MODULE_DIRECTORIES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 
@@ -93,7 +93,7 @@ const STOCK_KVM_HOST: Recipe = Recipe {
 };
 
 const KERNEL_FILE: &str = "vmlinuz";
-const INITRAMFS_FILE: &str = "initramfs.cpio";
+pub(crate) const INITRAMFS_FILE: &str = "initramfs.cpio";
 const FILES: [&str; 2] = [KERNEL_FILE, INITRAMFS_FILE];
 
 /// A guest, ready to be loaded.
@@ -277,7 +277,7 @@ fn find_modules(kernel: &Unpacked) -> Result<(String, PathBuf), GuestError> {
     Err(missing(kernel, "lib/modules"))
 }
 
-fn find_file(package: &Unpacked, names: &[&str]) -> Result<PathBuf, GuestError> {
+pub(crate) fn find_file(package: &Unpacked, names: &[&str]) -> Result<PathBuf, GuestError> {
     let mut files = names.iter().map(|name| package.root.join(name));
     files.find(|file| file.is_file()).ok_or_else(|| missing(package, names[0]))
 }

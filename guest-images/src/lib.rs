@@ -9,7 +9,11 @@
 //!
 //! [`probe`] makes a guest of a few hundred bytes, which runs where no Linux does.
 //!
-//! Nothing is installed, compiled or mounted. Loading a kernel into a machine is not done here.
+//! [`build_lockstep_guest`] compiles a kernel of Debian's source, with the configuration and patches in
+//! `linux/`, which can be followed on the host's CPU; it is the only recipe that compiles or installs
+//! anything, and runs only when asked for.
+//!
+//! Nothing is mounted. Loading a kernel into a machine is not done here.
 
 #![deny(unsafe_code)]
 
@@ -22,6 +26,7 @@ pub mod disk;
 mod error;
 mod guest;
 mod initramfs;
+mod lockstep;
 mod manifest;
 mod modules;
 pub mod packages;
@@ -34,6 +39,7 @@ pub use cache::Cache;
 pub use command::CommandError;
 pub use error::GuestError;
 pub use guest::{Guest, default_guest, refresh_default_guest, server_guest, stock_kvm_host};
+pub use lockstep::{build_lockstep_guest, lockstep_guest};
 pub use manifest::{Manifest, PackageRecord, Sha256};
 pub use packages::ensure_packages;
 pub use probe::ProbeGuest;

@@ -10,7 +10,8 @@ use crate::progress::Progress;
 pub struct HostPackage {
     /// Name of the package.
     pub name: &'static str,
-    /// A program of it. Where this is, from whatever source, the package is not missed.
+    /// A program of it, or another file by its absolute path. Where this is, from whatever source,
+    /// the package is not missed.
     pub program: &'static str,
 }
 

@@ -9,9 +9,9 @@
 //! are not known here. `docs/protocol.md` lists the fields of every kind.
 
 use crate::entry::{
-    Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, MAX_PACKET,
-    MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet, PacketOffload, RequestId, StateDigest,
-    StopReason,
+    Arrival, Entry, EntrySequence, MAX_CONSOLE_INPUT, MAX_DISK_DATA, MAX_ENTROPY, MAX_EXITS,
+    MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet, PacketOffload, RequestId,
+    StateDigest, StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
@@ -43,6 +43,7 @@ mod kind {
     pub const PROGRESS: u8 = 7;
     pub const DIGEST: u8 = 8;
     pub const STOP: u8 = 9;
+    pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
     pub const PACKETS: u8 = 16;
 }
@@ -100,6 +101,7 @@ fn check(entry: &Entry, last: ExecutionPoint) -> Result<(), EncodeError> {
             check_len("console input", data.len(), MAX_CONSOLE_INPUT)
         }
         Entry::Arrival { arrival: Arrival::Packets(packets), .. } => check_packets(packets),
+        Entry::Exits { exits, .. } => check_len("exits", exits.len(), MAX_EXITS),
         _ => Ok(()),
     }
 }
@@ -240,6 +242,10 @@ pub fn encode_entry(
             start(out, kind::DIGEST);
             encode_digest(digest, out);
         }
+        Entry::Exits { exits, .. } => {
+            start(out, kind::EXITS);
+            put_bytes(out, exits);
+        }
         Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
             start(out, kind::STOP);
@@ -311,7 +317,10 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::RELEASED {
         return Ok(Entry::Released { output: OutputSequence(cursor.varint("output")?) });
     }
-    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::PACKETS {
+    let is_known = (kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind)
+        || kind == kind::PACKETS
+        || kind == kind::EXITS;
+    if !is_known {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;
@@ -328,6 +337,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         kind::PROGRESS => Entry::Progress { point },
         kind::FLUSH => Entry::Flush { point },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
+        kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {
             point,
             reason: match cursor.byte("stop reason")? {

@@ -64,6 +64,7 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
         (Entry::Flush { point }, vec![10, 0xAC, 0x02]),
         (Entry::Digest { point, digest }, digest_bytes),
+        (Entry::Exits { point, exits: vec![7, 8] }, vec![24, 0xAC, 0x02, 2, 7, 8]),
         (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),
         (Entry::Stop { point, reason: StopReason::Operator }, vec![9, 0xAC, 0x02, 1]),
     ]
@@ -100,7 +101,7 @@ fn an_entry_cut_anywhere_is_refused() {
 
 #[test]
 fn unknown_kinds_and_reasons_are_refused() {
-    for kind in [0, 11, 255] {
+    for kind in [0, 11, 23, 25, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
     assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));
@@ -237,7 +238,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
         bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
         proptest::collection::vec(any_packet(), 1..4).prop_map(Arrival::Packets),
     ];
-    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..6).prop_map(
+    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..7).prop_map(
         |(point, arrival, number, registers, pages, kind)| match kind {
             0 => Entry::Arrival { point, arrival },
             1 => Entry::OutputMark { point, output: OutputSequence(number) },
@@ -253,6 +254,9 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
                     pages,
                 },
             },
+            5 => {
+                Entry::Exits { point, exits: number.to_le_bytes()[..number as usize % 8].to_vec() }
+            }
             _ => Entry::Stop { point, reason: StopReason::Operator },
         },
     )

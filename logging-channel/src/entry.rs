@@ -19,6 +19,8 @@ pub const MAX_PACKETS: usize = 64;
 /// Most bytes of all packets of one entry: far more than come while the guest takes one interrupt,
 /// and little beside a channel's buffer.
 pub const MAX_PACKET_BYTES: usize = 256 << 10;
+/// Most bytes of one entry of exits: a few hundred of them.
+pub const MAX_EXITS: usize = 64 << 10;
 
 /// The place of an output in the guest's history of outputs, counted from 1.
 ///
@@ -186,6 +188,14 @@ pub enum Entry {
         /// What it was.
         digest: StateDigest,
     },
+    /// What the guest exited for since the last entry of this kind, up to `point`: a backup compares
+    /// it with its own exits. The engine's own encoding, which the channel does not look into.
+    Exits {
+        /// The last exit's point, or a later one.
+        point: ExecutionPoint,
+        /// The exits, at most [`MAX_EXITS`] bytes.
+        exits: Vec<u8>,
+    },
     /// Another backup started from here: whatever is cached of memory is forgotten on every side, so
     /// that all walk alike, and a digest window begins.
     Flush {
@@ -210,6 +220,7 @@ impl Entry {
             | Self::OutputMark { point, .. }
             | Self::Progress { point }
             | Self::Digest { point, .. }
+            | Self::Exits { point, .. }
             | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
             Self::Released { .. } => None,

@@ -5,7 +5,8 @@ use std::fmt;
 
 /// A place in the guest's instruction stream: the number of instructions retired since
 /// the machine was switched on; on an engine that cannot count those, the number of its
-/// deterministic exits.
+/// deterministic exits; on an engine that counts branches, a number of two parts
+/// ([`Self::next_exit`], [`Self::plus_branches`]).
 ///
 /// One iteration-bounded chunk of a `REP` string instruction counts as one, exactly as the
 /// engine executes it (see `docs/determinism.md`). Two runs with the same inputs are in the
@@ -15,7 +16,21 @@ use std::fmt;
 )]
 pub struct ExecutionPoint(u64);
 
+/// Conditional branches that the guest has retired since its last deterministic exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Branches(pub u64);
+
+impl fmt::Display for Branches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl ExecutionPoint {
+    /// Where branches are counted, the point of a deterministic exit is a multiple of this. An exit
+    /// takes about as long as so many branches, so that guest time passes evenly; and a count that
+    /// is wrong by a few hardly ever moves a later point.
+    pub const EXIT_STRIDE: u64 = 1 << 10;
     /// The point before the first instruction.
     pub const START: Self = Self(0);
     /// A point no guest reaches (at a thousand million instructions a second: 584 years).
@@ -34,6 +49,27 @@ impl ExecutionPoint {
     /// The point `instructions` later, saturating at [`Self::NEVER`].
     pub const fn after(self, instructions: u64) -> Self {
         Self(self.0.saturating_add(instructions))
+    }
+
+    /// Where branches are counted: the place behind the `branches`-th branch since the deterministic
+    /// exit at this point. `None` if there is no number left for it: the bound is
+    /// [`Self::NEVER`], five hundred years of computing away.
+    pub const fn plus_branches(self, branches: Branches) -> Option<Self> {
+        match self.0.checked_add(branches.0) {
+            Some(u64::MAX) | None => None,
+            Some(number) => Some(Self(number)),
+        }
+    }
+
+    /// Where branches are counted: the next deterministic exit, `branches` after the one at this
+    /// point. It is the next multiple of [`Self::EXIT_STRIDE`] behind all of them, so both parts
+    /// keep their order in one number. `None` if there is no number left for it.
+    pub const fn next_exit(self, branches: Branches) -> Option<Self> {
+        let Some(Self(last)) = self.plus_branches(branches) else { return None };
+        match (last / Self::EXIT_STRIDE + 1).checked_mul(Self::EXIT_STRIDE) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
     }
 
     /// Instructions from `earlier` to this point; zero if `earlier` is later.
@@ -139,6 +175,33 @@ impl VirtualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exits_and_the_branches_between_them_keep_their_order_in_one_number() {
+        let start = ExecutionPoint::START;
+        let mut last = start;
+        let mut exit = start;
+        for branches in [0, 1, 2, 1023, 1024, 1025, 5_000_000, 0] {
+            let seen = (1..=branches).filter(|n| *n < 3 || branches - n < 3);
+            for point in seen.map(|n| exit.plus_branches(Branches(n)).expect("far from the bound"))
+            {
+                assert!(point > last, "{point} after {last}");
+                last = point;
+            }
+            exit = exit.next_exit(Branches(branches)).expect("far from the bound");
+            assert!(exit > last && exit.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE));
+            last = exit;
+        }
+    }
+
+    #[test]
+    fn a_number_that_does_not_exist_is_refused() {
+        let late = ExecutionPoint::new(u64::MAX - 5);
+        assert_eq!(late.plus_branches(Branches(4)), Some(ExecutionPoint::new(u64::MAX - 1)));
+        assert_eq!(late.plus_branches(Branches(5)), None);
+        assert_eq!(late.plus_branches(Branches(u64::MAX)), None);
+        assert_eq!(late.next_exit(Branches(0)), None);
+    }
 
     #[test]
     fn point_at_is_the_first_point_whose_time_has_come() {

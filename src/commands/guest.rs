@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmft_guest_images::{Cache, ProbeGuest, default_guest, refresh_default_guest};
+use vmft_guest_images::{
+    Cache, ProbeGuest, build_lockstep_guest, default_guest, refresh_default_guest,
+};
 
 /// Options of `vmft guest`.
 #[derive(Debug, Args)]
@@ -16,12 +18,16 @@ pub struct GuestOptions {
     /// Ask the package manager for newer versions
     #[arg(long)]
     refresh: bool,
+    /// Build the lockstep kernel instead, which can be followed on --engine kvm: fetches Debian's
+    /// source and a compiler, and takes some minutes
+    #[arg(long, conflicts_with_all = ["refresh", "probe"])]
+    lockstep: bool,
     /// Write the probe guest to this new file instead: a kernel that runs on every engine
     #[arg(long, value_name = "FILE", conflicts_with = "refresh")]
     probe: Option<PathBuf>,
 }
 
-/// Fetches or builds the default guest, or makes the probe guest.
+/// Fetches or builds the default guest, builds the lockstep kernel, or makes the probe guest.
 pub fn guest(options: &GuestOptions) -> Result<ExitCode> {
     if let Some(path) = &options.probe {
         File::create_new(path)
@@ -33,7 +39,9 @@ pub fn guest(options: &GuestOptions) -> Result<ExitCode> {
     }
     let cache = Cache::from_environment()?;
     let mut progress = crate::progress::terminal();
-    let guest = if options.refresh {
+    let guest = if options.lockstep {
+        build_lockstep_guest(&cache, &mut progress)?
+    } else if options.refresh {
         refresh_default_guest(&cache, &mut progress)?
     } else {
         default_guest(&cache, &mut progress)?

@@ -8,7 +8,7 @@ use clap::Parser;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vmft_guest_images::{Cache, Progress, default_guest};
+use vmft_guest_images::{Cache, Progress, default_guest, lockstep_guest};
 
 /// Where commands are looked up in the box: what was brought in, then busybox.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/box/bin";
@@ -156,11 +156,14 @@ impl Options {
     }
 }
 
-/// The default guest and the programs that make disks, without which little of vmft can run.
+/// The default guest, the lockstep kernel if it was built, and the programs that make disks, without
+/// which little of vmft can run.
 fn add_tools(contents: &mut Contents, cache: &Cache, progress: &mut dyn Progress) -> Result<()> {
-    let guest = default_guest(cache, progress)?;
-    let directory = guest.kernel.parent().context("the guest's directory")?;
-    contents.bring(directory)?;
+    for guest in [Some(default_guest(cache, progress)?), lockstep_guest(cache).ok()] {
+        let Some(guest) = guest else { continue };
+        let directory = guest.kernel.parent().context("the guest's directory")?;
+        contents.bring(directory)?;
+    }
     for program in DISK_PROGRAMS {
         if let Some(file) = contents::find_program(program) {
             contents.bring(&file)?;

@@ -5,8 +5,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod branches;
 mod checkpoints;
 mod engines;
+mod kernel_start;
 mod linux;
 mod lockstep;
+mod per_exit;
 mod refusals;

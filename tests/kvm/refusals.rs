@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 use vmft::pair::{SideProcess, Which, prefixed};
+use vmft_vmm::doctor::verdict::{Choice, Purpose, Wanted};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -42,21 +43,27 @@ fn lockstep_on_kvm_is_refused_for_a_kernel_nobody_vouches_for() {
     let log = directory.path().join("log");
     let mut arguments = words(&["record", "--engine", "kvm", "--serial", "null", "--kernel"]);
     arguments.extend([stranger(directory.path()), "--log".into(), log.clone().into()]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "probe"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft", "--lockstep"]);
     assert!(!log.exists(), "a log was begun");
 
     let arbiter = directory.path().join("arbiter");
     let mut arguments = words(&["primary", "--engine", "kvm", "--serial", "null", "--listen"]);
     arguments.extend(words(&["tcp:127.0.0.1:0", "--kernel"]));
     arguments.extend([stranger(directory.path()), "--arbiter".into(), prefixed("dir=", &arbiter)]);
-    refuse(arguments, &["nobody vouches", "--engine soft"]);
+    refuse(arguments, &["known not to can be followed", "no note", "--engine soft"]);
     assert!(!arbiter.exists(), "the shared storage was changed");
 }
 
 #[test]
-fn the_demos_linux_is_refused_on_kvm_before_anything_is_fetched() {
-    let arguments = words(&["demo", "--engine", "kvm"]);
-    refuse(arguments, &["nobody vouches", "--engine soft", "--guest probe"]);
+fn the_demos_linux_on_kvm_needs_a_kernel_that_was_built_before() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_vmft"));
+    demo.env("VMFT_CACHE", cache.path()).args(["demo", "--engine", "kvm"]);
+    let output = demo.output().unwrap();
+    let said = said(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("vmft guest --lockstep") && said.contains("--guest probe"), "{said}");
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0, "something was fetched");
 }
 
 #[test]
@@ -79,6 +86,29 @@ fn points_are_for_kvm_and_engines_are_known_by_name() {
     ] {
         refuse(words(arguments), &[wanted]);
     }
+}
+
+/// Points at branches need a counter that the doctor trusts; its sentence says why there is none.
+#[test]
+fn points_at_branches_are_refused_with_the_doctors_sentence() {
+    if !kvm_is_here() {
+        return;
+    }
+    let report = vmft_vmm::doctor::Examination::of_this_host().examine(|_| {});
+    let wanted = Wanted { purpose: Purpose::Probe, choice: Choice::Pmu };
+    let Some(why) = report.verdict.refusal(wanted) else {
+        eprintln!("not run: this host has a counter that passes its test");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = write_probe(directory.path(), &probe(2, 10));
+    let log = directory.path().join("log");
+    let mut arguments =
+        words(&["record", "--engine", "kvm", "--points", "pmu", "--serial", "null"]);
+    arguments.extend(["--memory", "size=64M", "--kernel"].map(OsString::from));
+    arguments.extend([kernel.into(), "--log".into(), log.clone().into()]);
+    refuse(arguments, &[&why]);
+    assert!(!log.exists(), "a log was begun");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, SHELL_PROMPT, Workload
 
 /// How long anything may take that must come: booting on a busy host included.
 pub const LIMIT: Duration = Duration::from_secs(240);
-/// Guest memory of these pairs.
+/// Guest memory of these pairs, unless they say otherwise.
 const MEMORY: &str = "size=96M";
 
 /// One pair at a time.
@@ -109,6 +109,10 @@ pub struct Setup {
     pub boot: Option<Workload>,
     /// More for both sides.
     pub both: Vec<&'static str>,
+    /// Guest memory of one that boots.
+    pub memory: Option<&'static str>,
+    /// More for the primary.
+    pub primary: Vec<&'static str>,
     /// More for the backup.
     pub backup: Vec<&'static str>,
     /// The sides speak through a proxy.
@@ -156,12 +160,13 @@ impl Pair {
             (None, Some(workload)) => {
                 make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
                 let words = workload.cmdline().into();
-                primary.extend(["--memory".into(), MEMORY.into(), "--cmdline".into(), words]);
+                let memory = setup.memory.unwrap_or(MEMORY);
+                primary.extend(["--memory".into(), memory.into(), "--cmdline".into(), words]);
             }
             (None, None) => unreachable!("a guest is restored or booted"),
         }
         primary.extend(["--disk".into(), prefixed("path=", &disk)]);
-        primary.extend(setup.both.iter().map(Into::into));
+        primary.extend(setup.both.iter().chain(&setup.primary).map(Into::into));
         let mut primary =
             SideProcess::start(program(), Which::Primary, directory.path(), &primary).unwrap();
         let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();

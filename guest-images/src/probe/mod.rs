@@ -8,6 +8,7 @@
 mod code;
 
 use std::num::NonZeroU32;
+use vmft_kernel_gate::{VOUCHER_LEVEL_ZERO, VOUCHER_LOCKSTEP, VOUCHER_NAME};
 
 /// Where it is loaded and entered.
 const BASE: u64 = 0x10_0000;
@@ -15,10 +16,8 @@ const BASE: u64 = 0x10_0000;
 const MEMORY_SIZE: u64 = 0x4_0000;
 /// Timer ticks a second.
 const TICKS_PER_SECOND: u32 = 100;
-/// Owner of the note that vouches for the image; `vmft_vmm::boot` looks for it.
-const VOUCHER_NAME: &[u8; 5] = b"vmft\0";
 /// Types of the notes: it can be followed, and it never leaves privilege level 0.
-const VOUCHERS: [u32; 2] = [1, 2];
+const VOUCHERS: [u32; 2] = [VOUCHER_LOCKSTEP, VOUCHER_LEVEL_ZERO];
 /// Where the program begins in the file.
 const PROGRAM_OFFSET: u64 = 0x100;
 
@@ -87,11 +86,12 @@ fn header() -> Vec<u8> {
 
 /// The notes: lengths of name and contents, type, name padded to four bytes, no contents.
 fn notes() -> Vec<u8> {
-    let len = u32::try_from(VOUCHER_NAME.len()).expect("five");
+    let name = [VOUCHER_NAME, b"\0"].concat();
+    let len = u32::try_from(name.len()).expect("five");
     let mut notes = Vec::new();
     for kind in VOUCHERS {
         notes.extend([len, 0, kind].iter().flat_map(|word| word.to_le_bytes()));
-        notes.extend(VOUCHER_NAME);
+        notes.extend(&name);
         notes.resize(notes.len().next_multiple_of(4), 0);
     }
     notes
@@ -112,6 +112,11 @@ mod tests {
         let tail: Vec<u8> =
             [0x0102_0304u32, 10, 1_000].iter().flat_map(|word| word.to_le_bytes()).collect();
         assert!(image.ends_with(&tail));
+    }
+
+    #[test]
+    fn the_image_passes_the_gate() {
+        vmft_kernel_gate::examine(&ProbeGuest::default().image()).unwrap();
     }
 
     #[test]

@@ -26,8 +26,7 @@ use vmft_backup::status::SideStatus;
 use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
-use vmft_guest_images::{Cache, Workload, default_guest};
-use vmft_vmm::machine::LockstepRefusal;
+use vmft_guest_images::{Cache, Workload, default_guest, lockstep_guest};
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -176,7 +175,9 @@ impl Stage {
             "--cmdline".to_owned(),
             cmdline,
         ];
-        let engine = options.engine.arguments().into_iter().map(OsString::from);
+        let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
+        let kernel = engine.trusts_the_guest().then_some("--lockstep-kernel");
+        let engine = kernel.into_iter().chain(options.engine.arguments()).map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
         let both = ["--disk".into(), prefixed("path=", disk)];
         Self::set(workplace, &both, primary, network.as_ref())
@@ -209,14 +210,16 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
         bail!("--rounds is for the guest with records: leave --guest away");
     }
     if options.guest != DemoGuest::Probe {
-        if engine.trusts_the_guest() {
-            return Err(LockstepRefusal::Kernel { engine })
-                .remedy(|| "or show the probe guest, with --guest probe");
-        }
         let mut bar = progress::terminal();
+        let cache = Cache::from_environment()?;
+        if engine.trusts_the_guest() {
+            // Nobody waits minutes for a demo without having asked for it.
+            lockstep_guest(&cache).remedy(|| "or show the probe guest, with --guest probe")?;
+        } else {
+            // Fetched here, with progress, so that the sides find it ready.
+            default_guest(&cache, &mut bar)?;
+        }
         ensure_packages(HOST_PACKAGES, &mut bar)?;
-        // Fetched here, with progress, so that the sides find it ready.
-        default_guest(&Cache::from_environment()?, &mut bar)?;
     }
     let workplace = Workplace::new(options.keep.as_deref())?;
     let disk = workplace.path().join("disk.img");

@@ -11,6 +11,7 @@
 //!   ┌────────────────▼──────────────────────────────────▼────────────┐
 //!   │ Board   8254 ─IRQ0─┐                                           │
 //!   │         16550 ─IRQ4┼─► two 8259s ─► interrupt_pending          │
+//!   │ guest clock ─IRQ0┤                                            │
 //!   │         RTC ──IRQ8─┤                                           │
 //!   │         PCI: host bridge, disks, network, entropy ─INTA#, lines …│
 //!   └────────────────┬───────────────────────────────────────────────┘
@@ -34,6 +35,7 @@ mod state;
 
 use crate::devices::IrqLine;
 use crate::devices::cmos_clock::CmosClock;
+use crate::devices::guest_clock::GuestClock;
 use crate::devices::interrupt_controller::InterruptController;
 use crate::devices::interval_timer::IntervalTimer;
 use crate::devices::pci::ConfigAddress;
@@ -90,6 +92,7 @@ pub struct Board {
     interrupts: InterruptController,
     timer: IntervalTimer,
     clock: CmosClock,
+    guest_clock: GuestClock,
     serial: Serial,
     reset: ResetState,
     config_address: ConfigAddress,
@@ -118,6 +121,7 @@ impl Board {
             interrupts: InterruptController::new(functions::LEVEL_TRIGGERED),
             timer: IntervalTimer::new(),
             clock: CmosClock::new(config.clock_base.0),
+            guest_clock: GuestClock::default(),
             serial: Serial::new(),
             reset: ResetState::default(),
             config_address: ConfigAddress::default(),
@@ -208,7 +212,8 @@ impl Board {
     }
 
     fn raise_timers(&mut self, now: VirtualTime) {
-        if self.timer.advance(now) {
+        // Both are to be told, whatever the first says.
+        if self.timer.advance(now) | self.guest_clock.advance(now) {
             self.interrupts.pulse(TIMER_LINE);
         }
         self.clock.advance(now);
@@ -217,7 +222,8 @@ impl Board {
     }
 
     fn update_next_timer(&mut self) {
-        let timers = [self.timer.next_timer(), self.clock.next_timer()];
+        let timers =
+            [self.timer.next_timer(), self.guest_clock.next_timer(), self.clock.next_timer()];
         self.next_timer = timers.into_iter().flatten().min().unwrap_or(VirtualTime::NEVER);
     }
 
@@ -251,6 +257,7 @@ impl Board {
         self.interrupts = InterruptController::new(functions::LEVEL_TRIGGERED);
         self.timer = IntervalTimer::new();
         self.clock.reset();
+        self.guest_clock = GuestClock::default();
         self.serial.reset();
         self.reset = ResetState::default();
         self.config_address = ConfigAddress::default();

@@ -7,6 +7,7 @@
 //! | 0x64 | keyboard controller: status and reset only |
 //! | 0x70 0x71 | clock |
 //! | 0x3F8–0x3FF | serial port |
+//! | 0x5A0, 0x5A4, 32 bits wide | clock for guests that know they are guests |
 //! | 0xCF8, 0xCFC–0xCFF | PCI configuration |
 //! | 0xCF9 | reset control |
 //!
@@ -26,6 +27,7 @@
 //! | 0xB2, 0xB3 | system management |
 
 use super::{Board, CLOCK_LINE, SERIAL_LINE, TIMER_LINE};
+use crate::devices::guest_clock;
 use crate::devices::interrupt_controller::{self as pic, Which};
 use crate::devices::interval_timer::{self as pit, Selected};
 use crate::devices::pci::ConfigAddress;
@@ -36,6 +38,8 @@ use vmft_logging_channel::point::VirtualTime;
 const ABSENT: u8 = 0xFF;
 const SERIAL: u16 = 0x3F8;
 const SERIAL_END: u16 = SERIAL + 7;
+const GUEST_CLOCK: u16 = 0x5A0;
+const GUEST_CLOCK_IDENTITY: u16 = 0x5A4;
 const CONFIG_ADDRESS: u16 = 0xCF8;
 const CONFIG_DATA: u16 = 0xCFC;
 const CONFIG_DATA_END: u16 = CONFIG_DATA + 3;
@@ -78,6 +82,12 @@ impl Board {
     pub(super) fn read_port(&mut self, now: VirtualTime, port: u16, width: PortWidth) -> u32 {
         match (port, width) {
             (_, PortWidth::Byte) if !is_config_data(port) => self.read_byte(now, port).into(),
+            (GUEST_CLOCK, PortWidth::Long) => {
+                self.guest_clock.read(now, guest_clock::Register::Clock)
+            }
+            (GUEST_CLOCK_IDENTITY, PortWidth::Long) => {
+                self.guest_clock.read(now, guest_clock::Register::Identity)
+            }
             (CONFIG_ADDRESS, PortWidth::Long) => self.config_address.get(),
             (CONFIG_DATA..=CONFIG_DATA_END, _) => {
                 self.read_config((port - CONFIG_DATA) as u8, width)
@@ -97,6 +107,10 @@ impl Board {
         match (port, width) {
             (_, PortWidth::Byte) if !is_config_data(port) => {
                 self.write_byte(now, port, value as u8)
+            }
+            (GUEST_CLOCK, PortWidth::Long) => {
+                self.guest_clock.write(now, guest_clock::Register::Clock, value);
+                self.update_next_timer();
             }
             (CONFIG_ADDRESS, PortWidth::Long) => self.config_address = ConfigAddress::new(value),
             (CONFIG_DATA..=CONFIG_DATA_END, _) => {

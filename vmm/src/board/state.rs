@@ -4,6 +4,7 @@ use super::{
     Board, BoardConfig, BoardError, CLOCK_LINE, Effect, EffectQueue, FunctionsState, SERIAL_LINE,
 };
 use crate::devices::cmos_clock::{CmosClock, CmosClockState};
+use crate::devices::guest_clock::{GuestClock, GuestClockState};
 use crate::devices::interrupt_controller::{ControllerState, InterruptController};
 use crate::devices::interval_timer::{IntervalTimer, IntervalTimerState};
 use crate::devices::pci::ConfigAddress;
@@ -27,6 +28,8 @@ pub struct BoardState {
     pub timer: IntervalTimerState,
     /// The clock.
     pub clock: CmosClockState,
+    /// The clock for guests that know they are guests.
+    pub guest_clock: GuestClockState,
     /// The serial port.
     pub serial: SerialState,
     /// A reset in progress.
@@ -48,6 +51,7 @@ impl Board {
             interrupts,
             timer,
             clock,
+            guest_clock,
             serial,
             reset,
             config_address,
@@ -60,6 +64,7 @@ impl Board {
             interrupts: interrupts.save(),
             timer: timer.save(),
             clock: clock.save(),
+            guest_clock: guest_clock.save(),
             serial: serial.save(),
             reset: *reset,
             config_address: config_address.get(),
@@ -83,6 +88,7 @@ impl Board {
             interrupts,
             timer,
             clock,
+            guest_clock,
             serial,
             reset,
             config_address,
@@ -92,6 +98,7 @@ impl Board {
         board.interrupts = InterruptController::restore(interrupts)?;
         board.timer = IntervalTimer::restore(timer)?;
         board.clock = CmosClock::restore(clock)?;
+        board.guest_clock = GuestClock::restore(*guest_clock)?;
         board.serial = Serial::restore(serial)?;
         reset.validate()?;
         board.reset = *reset;

@@ -71,24 +71,6 @@ impl<'a> Program<'a> {
     }
 }
 
-/// True if a program header of `file` leads to the note `kind` of `owner`.
-pub(super) fn has_note(file: &[u8], owner: &[u8], kind: u32) -> bool {
-    let found = || -> object::read::Result<bool> {
-        let header = FileHeader64::<LittleEndian>::parse(file)?;
-        for program in header.program_headers(LittleEndian, file)? {
-            let Some(mut notes) = program.notes(LittleEndian, file)? else { continue };
-            while let Some(note) = notes.next()? {
-                if note.name() == owner && note.n_type(LittleEndian) == object::elf::NoteType(kind)
-                {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    };
-    found().unwrap_or(false)
-}
-
 /// Refuses other kinds of ELF by name before the parser calls them invalid.
 fn check_ident(file: &[u8]) -> Result<(), BootError> {
     if !file.starts_with(b"\x7FELF") {

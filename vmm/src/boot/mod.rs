@@ -26,6 +26,7 @@ use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
 pub use unpack::Compression;
+pub use vmft_kernel_gate::{Examination, GateError};
 
 /// Where the descriptor table lies.
 const GDT: GuestAddress = GuestAddress(0x500);
@@ -41,13 +42,6 @@ const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 const LOW_MEMORY_END: u64 = 0x9_FC00;
 /// Where extended memory begins. Nothing of the kernel may lie below.
 const HIGH_MEMORY_START: u64 = 0x10_0000;
-
-/// Owner of the ELF note that vouches for a kernel.
-pub const VOUCHER_NAME: &[u8] = b"vmft";
-/// Type of the note of a kernel that can be followed on any engine; it has no contents.
-pub const VOUCHER_LOCKSTEP: u32 = 1;
-/// Type of the note of a kernel that has no user space.
-pub const VOUCHER_LEVEL_ZERO: u32 = 2;
 
 /// Why a kernel could not be loaded. Guest memory is unchanged whenever one is returned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,19 +118,28 @@ pub enum BootError {
     },
 }
 
-/// True if `kernel` says of itself that it leaves alone what an engine on the host's CPU cannot make
-/// the same on both sides: no RDTSC, no RDRAND, nothing that is not in the CPU model. It says so in
-/// an ELF note, which the recipes of `guest-images` put into what they have checked.
+/// Examines a kernel that is to be followed on an engine that cannot keep everything from its guest:
+/// see [`vmft_kernel_gate`].
+///
+/// # Errors
+/// [`GateError`] says what the kernel lacks, or has.
+pub fn examine(kernel: &[u8]) -> Result<Examination, GateError> {
+    let image = image::open(kernel, DEVICE_HOLE_START)
+        .map_err(|error| GateError::Image(error.to_string()))?;
+    vmft_kernel_gate::examine(&image.vmlinux)
+}
+
+/// True if `kernel` says of itself that it was made to be followed; [`examine`] finds out.
 pub fn is_vouched_for(kernel: &[u8]) -> bool {
     let image = image::open(kernel, DEVICE_HOLE_START);
-    image.is_ok_and(|image| elf::has_note(&image.vmlinux, VOUCHER_NAME, VOUCHER_LOCKSTEP))
+    image.is_ok_and(|image| vmft_kernel_gate::is_vouched_for(&image.vmlinux))
 }
 
 /// True if `kernel` says of itself that it never leaves privilege level 0, so that it runs also where
 /// KVM cannot carry user space. It says so in another ELF note.
 pub fn stays_at_level_zero(kernel: &[u8]) -> bool {
     let image = image::open(kernel, DEVICE_HOLE_START);
-    image.is_ok_and(|image| elf::has_note(&image.vmlinux, VOUCHER_NAME, VOUCHER_LEVEL_ZERO))
+    image.is_ok_and(|image| vmft_kernel_gate::stays_at_level_zero(&image.vmlinux))
 }
 
 /// Loads `kernel` (a bzImage, or an ELF `vmlinux`), and the initramfs if there is one, into

@@ -9,6 +9,7 @@
 //! saving is a copy and a new register cannot be forgotten. Restoring checks every bound first.
 
 pub mod cmos_clock;
+pub mod guest_clock;
 pub mod interrupt_controller;
 pub mod interval_timer;
 pub mod pci;

@@ -10,7 +10,7 @@
 //! so that the doctor can say what is wrong with a KVM on which the engine would not even start.
 
 mod clock;
-mod counter;
+pub(crate) mod counter;
 mod device;
 pub mod facts;
 pub mod findings;

@@ -296,13 +296,20 @@ fn not_replayable(purpose: Purpose, probes: &ProbeFacts) -> Option<String> {
 }
 
 fn no_counter(facts: &Facts) -> Option<String> {
-    match &facts.counter {
+    if let CounterFacts::Tested { .. } = &facts.counter {
+        let missing = missing(facts, Need::Counter);
+        if !missing.is_empty() {
+            return Some(format!("this KVM lacks {missing}, which landing needs"));
+        }
+    }
+    distrust(&facts.counter)
+}
+
+/// Why points must not be named by a counter of which this is known; `None` if they may.
+pub fn distrust(counter: &CounterFacts) -> Option<String> {
+    match counter {
         CounterFacts::Absent(why) => Some(format!("no counter of guest branches: {why}")),
         CounterFacts::Tested { checks, .. } => {
-            let missing = missing(facts, Need::Counter);
-            if !missing.is_empty() {
-                return Some(format!("this KVM lacks {missing}, which landing needs"));
-            }
             let faults = checks.faults();
             let first = faults.first()?;
             Some(match faults.len() {

@@ -59,6 +59,7 @@ impl fmt::Display for EngineKind {
             Self::Kvm { points: PointKind::Free } => "kvm, free-running",
             Self::Kvm { points: PointKind::Exit } => "kvm, points at exits",
             Self::Kvm { points: PointKind::Step } => "kvm, points at single steps",
+            Self::Kvm { points: PointKind::Pmu } => "kvm, points at branches",
         })
     }
 }

@@ -4,6 +4,7 @@
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
 mod cpu_model;
+mod exit_stream;
 mod kind;
 pub mod kvm;
 mod msr;
@@ -14,6 +15,7 @@ use crate::memory::GuestRam;
 use std::fmt;
 use vmft_logging_channel::point::ExecutionPoint;
 
+pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};
 pub use kind::{EngineError, EngineKind};
 pub use kvm::{Kicker, KvmEngine, KvmError, PointKind};
 pub use state::CpuState;
@@ -138,6 +140,19 @@ pub trait Engine: fmt::Debug + Send {
     /// before [`crate::memory::WriteTracker::take_written`]; an engine that records writes as it
     /// makes them has nothing to do.
     fn collect_written(&mut self) {}
+
+    /// From now on records of the exits are kept for [`Self::take_exits`], or not; what was kept is
+    /// forgotten. An engine whose points are no exits keeps none.
+    fn watch_exits(&mut self, _wanted: bool) {}
+
+    /// Moves the records of the exits since the last call to `into`.
+    fn take_exits(&mut self, _into: &mut Vec<ExitRecord>) {}
+
+    /// At a place without a name: the nearest point ahead at which [`Self::run`] can stop although the
+    /// guest does not exit; `None` if it stops at exits only.
+    fn nearest_point(&self) -> Option<ExecutionPoint> {
+        None
+    }
 
     /// A handle by which other threads make a running [`Self::run`] come back soon; `None` if the
     /// engine comes back by itself.

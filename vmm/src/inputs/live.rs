@@ -8,6 +8,10 @@ use vmft_logging_channel::point::ExecutionPoint;
 /// How long a guest runs before the world is looked at again, in host nanoseconds.
 const SLICE_NS: u64 = 500_000;
 
+/// How long an arrival waits for the guest to exit by itself before it is stopped between two exits, in
+/// host nanoseconds: an exit costs nothing, stopping between two takes the backup about as long.
+const GRACE_NS: u64 = 200_000;
+
 /// What the operator asks of a live machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
@@ -45,12 +49,14 @@ pub struct Live<S> {
     clock: ClockControl,
     /// After a wake: guest time is corrected before the arrival that woke the guest.
     must_sync: bool,
+    /// Where the guest is to be stopped although it does not exit.
+    stop_at: Option<ExecutionPoint>,
 }
 
 impl<S: InputSource> Live<S> {
     /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
     pub fn new(source: S, clock: ClockControl) -> Self {
-        Self { source, clock, must_sync: true }
+        Self { source, clock, must_sync: true, stop_at: None }
     }
 
     /// What a point is worth.
@@ -67,6 +73,32 @@ impl<S: InputSource> Live<S> {
         self.must_sync = false;
         let (time, rate) = self.clock.sync(host, boundary.point, boundary.time);
         Step::Deliver(Arrival::ClockSync { time, rate })
+    }
+
+    /// How far a guest runs for which there is nothing.
+    fn slice(&self, boundary: &Boundary) -> ExecutionPoint {
+        match self.clock.scale().stops_anywhere {
+            true => boundary.point.after(self.clock.points_in(SLICE_NS)),
+            false => ExecutionPoint::NEVER,
+        }
+    }
+
+    /// How far it runs from a place without a name. If something waits for it, the next exit is
+    /// given a while to come; then the guest is stopped between two exits, if that can be done.
+    fn bound_between(
+        &mut self,
+        boundary: &Boundary,
+        host: HostTime,
+        timer: Option<HostTime>,
+    ) -> ExecutionPoint {
+        let Some(nearest) = boundary.nearest else { return self.slice(boundary) };
+        if self.stop_at.is_none() {
+            let due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
+            if due || self.source.wait(Some(HostTime(0)), boundary.room) {
+                self.stop_at = Some(nearest.after(self.clock.points_in(GRACE_NS)));
+            }
+        }
+        self.stop_at.map_or(self.slice(boundary), |point| point.max(nearest))
     }
 
     /// The next step of an idle guest: waits for an arrival or for its timer.
@@ -110,11 +142,11 @@ impl<S: InputSource> Inputs for Live<S> {
         if let Some(asked) = self.source.take_asked() {
             return Ok(asked_step(asked));
         }
-        let on = Step::RunTo(boundary.point.after(self.clock.points_in(SLICE_NS)));
-        if !boundary.is_point {
-            return Ok(on);
-        }
         let host = self.source.now();
+        if !boundary.is_point {
+            return Ok(Step::RunTo(self.bound_between(boundary, host, timer)));
+        }
+        self.stop_at = None;
         let timer_due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
         if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
@@ -122,7 +154,7 @@ impl<S: InputSource> Inputs for Live<S> {
         if let Some(arrival) = self.source.take_arrival(boundary.room) {
             return Ok(Step::Deliver(arrival));
         }
-        Ok(on)
+        Ok(Step::RunTo(self.slice(boundary)))
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
@@ -169,6 +201,7 @@ mod tests {
         Boundary {
             point: ExecutionPoint::new(7),
             is_point,
+            nearest: None,
             time: VirtualTime::ZERO,
             clock: VirtualClock { sync_point, sync_time, rate },
             idle: false,

@@ -5,18 +5,21 @@
 //! them, [`Replaying`] takes them from the log. The run loop cannot tell them apart.
 
 mod clock;
+mod exits;
 mod live;
 mod recording;
 mod replaying;
 mod scale;
 
 pub use clock::{ClockControl, HostTime};
+pub use exits::ExitDifference;
 pub use live::{Asked, InputSource, Live};
 pub use recording::{LogSink, Recording};
 pub use replaying::{Difference, Divergence, LogEnd, LogSource, Replaying};
 pub use scale::{Pace, PointScale};
 
 use crate::board::DiskOperation;
+use crate::engine::ExitRecord;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -28,6 +31,9 @@ pub struct Boundary {
     /// True if the machine is at the point itself. False if the host made the engine come back
     /// somewhere behind it: a place without a name, at which nothing may happen to the guest.
     pub is_point: bool,
+    /// At a place without a name: the nearest point ahead that the guest can be stopped at although
+    /// it does not exit. `None` on an engine that stops at exits only.
+    pub nearest: Option<ExecutionPoint>,
     /// Guest time here.
     pub time: VirtualTime,
     /// The function that gives it.
@@ -130,4 +136,17 @@ pub trait Inputs {
     /// # Errors
     /// [`InputError::Divergence`] if the log says something else.
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError>;
+
+    /// True if [`Self::exits`] wants to know what the guest exits for.
+    fn watches_exits(&self) -> bool {
+        false
+    }
+
+    /// The exits since the last call, which led to `point` or to places behind it.
+    ///
+    /// # Errors
+    /// [`InputError::Log`] if they cannot be written.
+    fn exits(&mut self, _point: ExecutionPoint, _exits: &[ExitRecord]) -> Result<(), InputError> {
+        Ok(())
+    }
 }

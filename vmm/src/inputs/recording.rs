@@ -1,7 +1,9 @@
 //! Inputs from the world, logged.
 
+use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
 use super::{Boundary, InputError, Inputs, Step, Wish};
+use crate::engine::ExitRecord;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
@@ -42,6 +44,8 @@ pub struct Recording<S, L> {
     mark_by: Option<ExecutionPoint>,
     next_digest: ExecutionPoint,
     last_entry: ExecutionPoint,
+    /// Exits that are in no entry yet.
+    exits: ExitEncoder,
 }
 
 impl<S: InputSource, L: LogSink> Recording<S, L> {
@@ -54,7 +58,16 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         outputs: OutputSequence,
     ) -> Self {
         let next_digest = point.after(live.scale().digest_interval);
-        Self { live, log, gate, marked: outputs, mark_by: None, next_digest, last_entry: point }
+        Self {
+            live,
+            log,
+            gate,
+            marked: outputs,
+            mark_by: None,
+            next_digest,
+            last_entry: point,
+            exits: ExitEncoder::default(),
+        }
     }
 
     /// Gives the live inputs and the log back: recording is over.
@@ -88,6 +101,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         if self.log.is_closed() {
             return Ok(false);
         }
+        self.log_exits(point)?;
         let entry = self.append(Entry::Flush { point })?;
         self.log.flush().map_err(InputError::Log)?;
         Ok(entry.is_some())
@@ -109,8 +123,18 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         if outputs != self.marked {
             self.mark(point, outputs)?;
         }
+        self.log_exits(point)?;
         self.append(Entry::Stop { point, reason })?;
         self.log.flush().map_err(InputError::Log)
+    }
+
+    /// Logs the exits that are in no entry yet; the last of them led to `point`.
+    fn log_exits(&mut self, point: ExecutionPoint) -> Result<(), InputError> {
+        if self.exits.count() > 0 {
+            let exits = self.exits.take();
+            self.append(Entry::Exits { point, exits })?;
+        }
+        Ok(())
     }
 
     /// Marks the outputs produced so far: from here on they wait only for an acknowledgement.
@@ -151,6 +175,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         }
         let window = self.live.scale().progress_window;
         if boundary.idle && boundary.point.since(self.last_entry) >= window {
+            self.log_exits(boundary.point)?;
             self.append(Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
         }
@@ -159,19 +184,19 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             Step::RunTo(bound) => {
                 self.log.hold_back();
                 let bound = self.mark_by.map_or(*bound, |by| by.min(*bound));
-                let bound = bound.min(self.next_digest);
+                let bound = match self.live.scale().stops_anywhere {
+                    true => bound.min(self.next_digest),
+                    false => bound,
+                };
                 return Ok(Step::RunTo(bound.max(boundary.point.after(1))));
             }
             Step::Deliver(arrival) => {
                 let arrival = arrival.clone();
                 self.append(Entry::Arrival { point: boundary.point, arrival })?;
             }
-            Step::Digest
-            | Step::Flush
-            | Step::Pause
-            | Step::Stop(_)
-            | Step::Halt
-            | Step::LogEnded => {}
+            // Whoever joins at a checkpoint taken here has none of these exits.
+            Step::Pause => self.log_exits(boundary.point)?,
+            Step::Digest | Step::Flush | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
         }
         Ok(step)
     }
@@ -182,7 +207,29 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
         self.next_digest = point.after(self.live.scale().digest_interval);
+        self.log_exits(point)?;
         self.append(Entry::Digest { point, digest })?;
+        Ok(())
+    }
+
+    fn watches_exits(&self) -> bool {
+        !self.log.is_closed()
+    }
+
+    fn exits(&mut self, point: ExecutionPoint, exits: &[ExitRecord]) -> Result<(), InputError> {
+        if self.log.is_closed() {
+            return Ok(());
+        }
+        for exit in exits {
+            if self.exits.is_full() {
+                // Entries of one point, all of which the guest has passed.
+                self.log_exits(point)?;
+            }
+            self.exits.push(exit);
+        }
+        if self.exits.is_full() {
+            self.log_exits(point)?;
+        }
         Ok(())
     }
 }
@@ -259,6 +306,7 @@ mod tests {
             time: VirtualTime::ZERO,
             clock,
             is_point: true,
+            nearest: None,
             idle: true,
             next_timer: None,
             outputs: OutputSequence(outputs),

@@ -1,11 +1,17 @@
 //! Inputs from the log.
 
+use super::exits::{self, ExitDifference};
 use super::{Boundary, InputError, Inputs, Step, Wish};
+use crate::engine::ExitRecord;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, OutputSequence, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
+
+/// Most exits that wait for the log's. A primary logs them by a few dozen, so only a log that is not this
+/// machine's makes so many wait.
+const MAX_UNCOMPARED: usize = 1 << 16;
 
 /// Why there are no more entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +50,12 @@ pub enum Difference {
         /// What this side has.
         replayed: Box<StateDigest>,
     },
+    /// What the guest exited for.
+    Exits(Box<ExitDifference>),
+    /// The log's exits are no exits.
+    MalformedExits,
+    /// The log has no exits to compare this side's with.
+    UncomparedExits,
     /// How many outputs the guest has produced.
     Outputs {
         /// What the log says.
@@ -67,7 +79,7 @@ pub enum Difference {
     Arrival(String),
 }
 
-const REGISTER_NAMES: [&str; 18] = [
+pub(super) const REGISTER_NAMES: [&str; 18] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip", "rflags",
 ];
@@ -97,6 +109,11 @@ impl fmt::Display for Difference {
                     }
                 }
                 Ok(())
+            }
+            Self::Exits(difference) => difference.fmt(f),
+            Self::MalformedExits => f.write_str("the log's exits are no exits"),
+            Self::UncomparedExits => {
+                write!(f, "the log says nothing of {MAX_UNCOMPARED} exits of the guest")
             }
             Self::Outputs { logged, replayed } => {
                 write!(f, "{} outputs produced, logged {}", replayed.0, logged.0)
@@ -131,17 +148,50 @@ pub struct Replaying<L> {
     agreed: ExecutionPoint,
     digests: u64,
     log_stopped: Option<StopReason>,
+    /// Exits of the guest that the log's have not been compared with yet.
+    exits: Vec<ExitRecord>,
+    exits_agreed: u64,
 }
 
 impl<L: LogSource> Replaying<L> {
     /// Replays `log` from `start` on; released outputs are dropped from `kept`.
     pub fn new(log: L, kept: Arc<KeptOutputs>, start: ExecutionPoint) -> Self {
-        Self { log, kept, next: None, expected: None, agreed: start, digests: 0, log_stopped: None }
+        Self {
+            log,
+            kept,
+            next: None,
+            expected: None,
+            agreed: start,
+            digests: 0,
+            log_stopped: None,
+            exits: Vec::new(),
+            exits_agreed: 0,
+        }
     }
 
     /// How many digests agreed.
     pub fn digests(&self) -> u64 {
         self.digests
+    }
+
+    /// How many exits agreed.
+    pub fn exits_agreed(&self) -> u64 {
+        self.exits_agreed
+    }
+
+    /// Compares the exits since the last comparison with the log's. With several entries at one
+    /// point, the first has the first exits.
+    fn compare_exits(&mut self, point: ExecutionPoint, logged: &[u8]) -> Result<(), InputError> {
+        let Ok(logged) = exits::decode(logged) else {
+            return Err(self.diverged(point, Difference::MalformedExits).into());
+        };
+        let here = self.exits.len().min(logged.len());
+        if let Some(difference) = exits::first_difference(&logged, &self.exits[..here]) {
+            return Err(self.diverged(point, Difference::Exits(difference)).into());
+        }
+        self.exits.drain(..here);
+        self.exits_agreed += here as u64;
+        Ok(())
     }
 
     /// Where the log comes from.
@@ -181,6 +231,9 @@ impl<L: LogSource> Replaying<L> {
                     return Ok(Ok(()));
                 }
                 Entry::Released { output } => self.kept.released(output),
+                Entry::Exits { point: logged, exits } if logged == point => {
+                    self.compare_exits(point, &exits)?;
+                }
                 Entry::Progress { point: logged } if logged == point => {}
                 Entry::OutputMark { point: logged, output }
                     if logged == point && output == outputs => {}
@@ -206,6 +259,10 @@ impl<L: LogSource> Replaying<L> {
             Entry::Digest { digest, .. } => {
                 self.expected = Some(digest);
                 Ok(Some(Step::Digest))
+            }
+            Entry::Exits { point, exits } => {
+                self.compare_exits(point, &exits)?;
+                Ok(None)
             }
             Entry::Stop { reason, .. } => {
                 self.log_stopped = Some(reason);
@@ -261,6 +318,11 @@ impl<L: LogSource> Inputs for Replaying<L> {
 
     fn digest(&mut self, point: ExecutionPoint, replayed: StateDigest) -> Result<(), InputError> {
         let logged = self.expected.take().expect("a digest is asked for only by a digest entry");
+        // The exits before a digest are in the log before it.
+        if let Some(exit) = self.exits.first().copied() {
+            let difference = exits::first_difference(&[], &[exit]).expect("one side has it");
+            return Err(self.diverged(point, Difference::Exits(difference)).into());
+        }
         if logged == replayed {
             self.agreed = point;
             self.digests += 1;
@@ -269,4 +331,20 @@ impl<L: LogSource> Inputs for Replaying<L> {
         let what = Difference::Digest { logged: Box::new(logged), replayed: Box::new(replayed) };
         Err(self.diverged(point, what).into())
     }
+
+    fn watches_exits(&self) -> bool {
+        true
+    }
+
+    fn exits(&mut self, point: ExecutionPoint, exits: &[ExitRecord]) -> Result<(), InputError> {
+        if self.exits.len() + exits.len() > MAX_UNCOMPARED {
+            return Err(self.diverged(point, Difference::UncomparedExits).into());
+        }
+        self.exits.extend_from_slice(exits);
+        Ok(())
+    }
 }
+
+#[cfg(test)]
+#[path = "replaying_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 //! an exit, of which some ten thousand do, or none at all while the guest computes.
 
 use crate::engine::{EngineKind, PointKind};
-use vmft_logging_channel::point::ClockRate;
+use vmft_logging_channel::point::{ClockRate, ExecutionPoint};
 
 /// How the guest's speed is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,10 @@ pub struct PointScale {
     pub sync_for_timers: bool,
     /// A running guest is kicked when something has arrived, because the kick is a point.
     pub kick_for_arrivals: bool,
+    /// Stopping at a number costs nothing, so bounds may be chosen freely. Where it does, the
+    /// guest is stopped between two exits only for something that arrives, or for a timer that is due
+    /// on the host, and only when no exit came for a while.
+    pub stops_anywhere: bool,
 }
 
 /// A rate in whole nanoseconds.
@@ -60,6 +64,7 @@ impl PointScale {
         digest_interval: 1 << 25,
         sync_for_timers: false,
         kick_for_arrivals: false,
+        stops_anywhere: true,
     };
 
     /// Exits: a few microseconds each. An output is marked at the boundary after the exit that made
@@ -74,6 +79,7 @@ impl PointScale {
         digest_interval: 1 << 12,
         sync_for_timers: true,
         kick_for_arrivals: false,
+        stops_anywhere: true,
     };
 
     /// Exits and kicks, of a guest that nobody follows.
@@ -90,6 +96,21 @@ impl PointScale {
         digest_interval: 1 << 14,
         sync_for_timers: true,
         kick_for_arrivals: false,
+        stops_anywhere: true,
+    };
+
+    /// Branches, and exits that count as about a thousand of them: a nanosecond or some more each.
+    pub const BRANCHES: Self = Self {
+        initial_rate: ns(2),
+        max_rate: ns(1_000),
+        pace: Pace::Even,
+        sample_points: 16 * ExecutionPoint::EXIT_STRIDE,
+        mark_window: 0,
+        progress_window: 16 * ExecutionPoint::EXIT_STRIDE,
+        digest_interval: 1 << 28,
+        sync_for_timers: true,
+        kick_for_arrivals: true,
+        stops_anywhere: false,
     };
 
     /// The scale of an engine.
@@ -99,6 +120,7 @@ impl PointScale {
             EngineKind::Kvm { points: PointKind::Exit } => Self::EXITS,
             EngineKind::Kvm { points: PointKind::Free } => Self::FREE,
             EngineKind::Kvm { points: PointKind::Step } => Self::STEPS,
+            EngineKind::Kvm { points: PointKind::Pmu } => Self::BRANCHES,
         }
     }
 }

@@ -19,7 +19,7 @@ mod state;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
-use crate::boot::BootError;
+use crate::boot::{BootError, GateError};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
@@ -79,13 +79,15 @@ pub enum LockstepRefusal {
     /// Its kernel may look at what differs from host to host.
     #[error(
         "on engine {engine} a guest reads the host's time stamp counter and random numbers \
-         unseen, so only a kernel that is known not to can be followed, and nobody vouches for \
-         this one; use --engine soft, which follows any kernel, or the probe guest of \
-         `vmft guest --probe FILE`"
+         unseen, so only a kernel that is known not to can be followed; use --engine soft, which \
+         follows any kernel, or the lockstep kernel of `vmft guest --lockstep`"
     )]
     Kernel {
         /// The engine.
         engine: EngineKind,
+        /// What the kernel lacks, or has.
+        #[source]
+        source: GateError,
     },
 }
 
@@ -164,9 +166,22 @@ impl Machine {
     /// See [`SetupError`].
     pub fn new(config: MachineConfig, source: BootSource) -> Result<Self, SetupError> {
         let ram = GuestRam::new(config.memory())?;
-        let board = Board::new(&config.board, &ram)?;
-        let cpu = source.load(&ram)?;
-        let mut engine = config.engine.open(ram)?;
+        let engine = config.engine.open(ram)?;
+        Self::on_engine(config, source, engine)
+    }
+
+    /// The same on an engine of the configured kind that is open already, over fresh memory of the
+    /// configured size: one whose counter is not the host's, say.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn on_engine(
+        config: MachineConfig,
+        source: BootSource,
+        mut engine: Box<dyn Engine>,
+    ) -> Result<Self, SetupError> {
+        let board = Board::new(&config.board, engine.ram())?;
+        let cpu = source.load(engine.ram())?;
         engine.restore(&cpu, ExecutionPoint::START)?;
         let rate = PointScale::of(config.engine).initial_rate;
         Ok(Self {
@@ -237,8 +252,9 @@ impl Machine {
         if !engine.is_replayable() {
             return Err(LockstepRefusal::FreeRunning);
         }
-        if engine.trusts_the_guest() && !crate::boot::is_vouched_for(&self.source.kernel) {
-            return Err(LockstepRefusal::Kernel { engine });
+        if engine.trusts_the_guest() {
+            crate::boot::examine(&self.source.kernel)
+                .map_err(|source| LockstepRefusal::Kernel { engine, source })?;
         }
         Ok(())
     }
@@ -277,6 +293,7 @@ impl Machine {
         Boundary {
             point: self.engine.point(),
             is_point: self.at_point,
+            nearest: if self.at_point { None } else { self.engine.nearest_point() },
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
@@ -298,6 +315,8 @@ impl Machine {
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
     ) -> Result<RunEnd, MachineError> {
+        self.engine.watch_exits(inputs.watches_exits());
+        let mut exits = Vec::new();
         loop {
             self.board.advance(self.time());
             self.report_faults();
@@ -328,7 +347,13 @@ impl Machine {
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
-            self.run_slice(bound)?;
+            let ran = self.run_slice(bound);
+            self.engine.take_exits(&mut exits);
+            if !exits.is_empty() {
+                inputs.exits(self.engine.point(), &exits)?;
+                exits.clear();
+            }
+            ran?;
         }
     }
 
@@ -337,16 +362,23 @@ impl Machine {
     fn run_slice(&mut self, bound: ExecutionPoint) -> Result<(), MachineError> {
         let start = self.engine.point();
         let mut bound = bound;
+        // Else timers are due at the points that come, and a point ahead is none to stop at.
+        let stops_anywhere = self.scale().stops_anywhere;
         loop {
             let wanted = self.board.interrupt_pending();
             if wanted && self.engine.is_halted() {
                 self.inject();
-                bound = bound.min(start.after(1));
+                if stops_anywhere {
+                    bound = bound.min(start.after(1));
+                }
                 continue;
             }
             let timer =
                 self.board.next_timer().map_or(ExecutionPoint::NEVER, |t| self.clock.point_at(t));
-            let until = bound.min(timer.max(start.after(1)));
+            let until = match stops_anywhere {
+                true => bound.min(timer.max(start.after(1))),
+                false => bound,
+            };
             let mut wiring = Wiring { board: &mut self.board, clock: self.clock };
             let exit = self.engine.run(until, wanted, &mut wiring);
             match exit {
@@ -366,7 +398,9 @@ impl Machine {
                 }
                 Exit::InterruptWindow => {
                     self.inject();
-                    bound = bound.min(self.engine.point().after(1));
+                    if stops_anywhere {
+                        bound = bound.min(self.engine.point().after(1));
+                    }
                 }
                 Exit::Shutdown => {
                     let point = self.engine.point();

@@ -1,8 +1,9 @@
 //! Timers, and that it does not matter how often the board is told the time.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, config};
 use proptest::prelude::*;
 use vmft_logging_channel::point::VirtualTime;
+use vmft_vmm::board::Board;
 use vmft_vmm::engine::PortWidth;
 
 /// A tick of 250 Hz, as Linux programs it (`PIT_LATCH` for HZ=250).
@@ -46,6 +47,45 @@ fn a_one_shot_as_linux_programs_it_interrupts_once() {
         assert_eq!(machine.take_interrupt(), Some(0x30));
         assert_eq!(machine.board.next_timer(), None);
     }
+}
+
+#[test]
+fn the_guest_clock_tells_the_time_and_interrupts_once_on_the_timers_line() {
+    let mut machine = Machine::new();
+    assert_eq!(machine.in32(0x5A4).to_le_bytes(), *b"vmft");
+    machine.now = VirtualTime::from_ns(6_400_063);
+    assert_eq!(machine.in32(0x5A0), 100_000);
+    machine.out32(0x5A0, 1_000);
+    let due = machine.board.next_timer().unwrap();
+    assert_eq!(due.since(machine.now), 64_000);
+    machine.board.advance(VirtualTime::from_ns(due.as_ns() - 1));
+    assert_eq!(machine.take_interrupt(), None);
+    machine.now = due;
+    machine.board.advance(due);
+    assert_eq!(machine.take_interrupt(), Some(0x30));
+    assert_eq!(machine.board.next_timer(), None);
+}
+
+#[test]
+fn the_guest_clock_is_not_there_for_narrow_accesses() {
+    let mut machine = Machine::new();
+    machine.out8(0x5A0, 1);
+    machine.board.port_write(machine.now, 0x5A0, PortWidth::Word, 1);
+    assert_eq!(machine.board.next_timer(), None);
+    assert_eq!(machine.in8(0x5A4), 0xFF);
+}
+
+#[test]
+fn a_reset_forgets_the_guest_clocks_timer_and_a_save_keeps_it() {
+    let mut machine = Machine::new();
+    machine.out32(0x5A0, 500);
+    let saved = machine.board.save();
+    let restored = Board::restore(&config(), &machine.ram, &saved).unwrap();
+    assert_eq!(restored.save(), saved);
+    assert_eq!(restored.next_timer(), machine.board.next_timer());
+    assert!(restored.next_timer().is_some());
+    machine.board.reset();
+    assert_eq!(machine.board.next_timer(), None);
 }
 
 #[test]

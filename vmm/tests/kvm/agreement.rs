@@ -31,7 +31,7 @@ pub fn busy_program() -> Vec<u8> {
 }
 
 /// Calls, the stack, flags, strings, and the instructions that stepping must be careful with.
-fn careful_program() -> Vec<u8> {
+pub fn careful_program() -> Vec<u8> {
     assemble(|a| {
         let (mut function, mut over) = (a.create_label(), a.create_label());
         a.jmp(over).unwrap();
@@ -66,7 +66,7 @@ fn careful_program() -> Vec<u8> {
 }
 
 /// What must agree; hidden parts of segment registers are each engine's own.
-fn essence(state: &CpuState) -> ([u64; 16], u64, u64, [u64; 4], bool, bool) {
+pub fn essence(state: &CpuState) -> ([u64; 16], u64, u64, [u64; 4], bool, bool) {
     let control = [state.cr0, state.cr2, state.cr3, state.cr4];
     (state.general, state.rip, state.rflags, control, state.interrupt_shadow, state.halted)
 }

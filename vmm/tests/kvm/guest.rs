@@ -3,14 +3,16 @@
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::kvm::BranchCounter;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
-use vmft_vmm::engine::{Bus, Engine, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::engine::{Bus, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 pub const CODE: u64 = 0x10_0000;
 pub const STACK: u64 = 0x20_0000;
 pub const DATA: u64 = 0x30_0000;
+pub const USER_STACK: u64 = 0x28_0000;
 /// A linear address that is mapped to a device.
 pub const DEVICE: u64 = 0x8000_0000;
 pub const DEVICE_FRAME: u64 = 0xC000_0000;
@@ -23,6 +25,8 @@ const DEVICE_PD: u64 = 0x4000;
 const GDT: u64 = 0x6000;
 const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
+/// All that the guests use of their memory.
+const USED: usize = 4 << 20;
 /// Exits after which a guest is taken to be lost.
 const PATIENCE: usize = 100_000;
 
@@ -116,6 +120,21 @@ fn prepared_ram(code: &[u8]) -> GuestRam {
     ram
 }
 
+/// Gives privilege level 3 the memory, every gate, its segments, and a stack for its exceptions.
+fn open_to_users(ram: &GuestRam) {
+    const USER: u64 = 4;
+    let add = |address, bits| {
+        let word = read_word(ram, address);
+        write_words(ram, address, &[word | bits]);
+    };
+    add(PML4, USER);
+    add(PDPT, USER);
+    (0..512).for_each(|index| add(PD + 8 * index, USER));
+    (0..256).for_each(|vector| add(IDT + 16 * vector, 0x60 << 40));
+    write_words(ram, GDT + 0x28, &[0, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF]);
+    ram.memory().write_obj(STACK, GuestAddress(TSS + 4)).unwrap();
+}
+
 fn segment(selector: u16, attributes: u16) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes }
 }
@@ -144,6 +163,22 @@ pub fn initial_state() -> CpuState {
     state
 }
 
+/// The CPU at [`CODE`] at privilege level 3 with IOPL 3, whose `SYSCALL` leads to `entry`.
+pub fn user_state(entry: u64) -> CpuState {
+    let mut state = initial_state();
+    state.rflags = 0x3202;
+    state.general[4] = USER_STACK;
+    state.segments.cs = segment(0x3B, 0xAFB);
+    for data in [&mut state.segments.ss, &mut state.segments.ds, &mut state.segments.es] {
+        *data = segment(0x33, 0xCF3);
+    }
+    state.msrs.star = 0x0028_0008 << 32;
+    state.msrs.lstar = entry;
+    state.msrs.sfmask = 0x700;
+    state.gdtr.limit = 0x3F;
+    state
+}
+
 pub fn assemble(program: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     program(&mut assembler);
@@ -164,6 +199,26 @@ impl Guest {
         Self::on(Box::new(engine))
     }
 
+    /// The same program at privilege level 3; `extras` are bytes at addresses.
+    pub fn user(engine: EngineKind, code: &[u8], entry: u64, extras: &[(u64, Vec<u8>)]) -> Self {
+        let ram = prepared_ram(code);
+        open_to_users(&ram);
+        for (address, bytes) in extras {
+            ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
+        }
+        let mut engine =
+            engine.open(ram).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
+        Self { engine, bus: TestBus::default() }
+    }
+
+    /// With points at branches, which `counter` counts.
+    pub fn counting(counter: impl BranchCounter + 'static, code: &[u8]) -> Self {
+        let engine = KvmEngine::open_counting(prepared_ram(code), Box::new(counter))
+            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        Self::on(Box::new(engine))
+    }
+
     pub fn soft(code: &[u8]) -> Self {
         Self::on(Box::new(SoftEngine::new(prepared_ram(code))))
     }
@@ -171,6 +226,15 @@ impl Guest {
     fn on(mut engine: Box<dyn Engine>) -> Self {
         engine.restore(&initial_state(), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }
+    }
+
+    /// Puts this guest where another one is, memory, CPU and what the bus has seen.
+    pub fn take_over(&mut self, other: &mut Self) {
+        let mut memory = vec![0; USED];
+        other.engine.ram().memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+        self.engine.ram().memory().write_slice(&memory, GuestAddress(0)).unwrap();
+        self.engine.restore(&other.engine.save(), other.engine.point()).unwrap();
+        self.bus.seen.clone_from(&other.bus.seen);
     }
 
     pub fn run_to(&mut self, bound: u64, want: bool) -> Exit {

@@ -6,8 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod agreement;
+mod counting;
+mod exit_stream;
 mod exits;
 mod guest;
 mod interrupts;
 mod kicks;
+mod levels;
 mod state;

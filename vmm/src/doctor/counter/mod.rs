@@ -12,12 +12,14 @@ pub mod self_test;
 
 use super::facts::HostFacts;
 use super::lab::Lab;
+use super::{device, host, verdict};
 use facts::{BranchCounter, CounterFacts};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Where the kernel keeps its kinds of counters.
 const DEVICES: &str = "/sys/devices";
@@ -38,6 +40,43 @@ pub fn examine(kvm: &Kvm, host: &HostFacts) -> CounterFacts {
         }
     });
     tested.unwrap_or_else(CounterFacts::Absent)
+}
+
+/// A counter that has passed its test on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trusted {
+    /// Which event.
+    pub event: BranchCounter,
+    /// Branches to stop short of a target.
+    pub margin: u64,
+}
+
+/// The counter of this host, if execution points may be named by it. It is tested when this is first
+/// called, which takes some seconds where there is one.
+///
+/// # Errors
+/// Why not: the sentence of the doctor's report.
+pub fn trusted() -> Result<Trusted, String> {
+    static TESTED: OnceLock<Result<Trusted, String>> = OnceLock::new();
+    let test = || {
+        let (_, kvm) = device::open(Path::new(super::DEVICE));
+        let kvm = kvm.ok_or("no counter of guest branches: KVM cannot be used")?;
+        judge(&examine(&kvm, &host::examine()))
+    };
+    TESTED.get_or_init(test).clone()
+}
+
+/// Whether points may be named by a counter of which this is known.
+fn judge(facts: &CounterFacts) -> Result<Trusted, String> {
+    if let Some(why) = verdict::distrust(facts) {
+        return Err(why);
+    }
+    match facts {
+        CounterFacts::Absent(why) => Err(why.clone()),
+        CounterFacts::Tested { event, checks } => {
+            Ok(Trusted { event: *event, margin: checks.margin(*event) })
+        }
+    }
 }
 
 fn on_one_cpu(kvm: &Kvm, mut event: BranchCounter) -> Result<CounterFacts, String> {

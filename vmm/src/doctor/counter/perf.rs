@@ -1,7 +1,7 @@
 //! A hardware counter through `perf_event_open`: guest only, pinned, on the thread that opens it.
 
 use super::facts::BranchCounter;
-use crate::doctor::watchdog::{KICK, this_thread};
+pub use crate::doctor::watchdog::this_thread;
 use perf_event_open_sys as sys;
 use std::fs::File;
 use std::io::{self, Read};
@@ -47,13 +47,13 @@ impl Counter {
         Self::open(event, None)
     }
 
-    /// A counter that sends [`KICK`] to this thread when armed; disabled until then.
+    /// A counter that sends `signal` to this thread when armed; disabled until then.
     ///
     /// # Errors
     /// What `perf_event_open` and `fcntl` answer.
-    pub fn timer(event: BranchCounter) -> io::Result<Self> {
+    pub fn timer(event: BranchCounter, signal: libc::c_int) -> io::Result<Self> {
         let timer = Self::open(event, Some(NEVER))?;
-        timer.signal_this_thread()?;
+        timer.signal_this_thread(signal)?;
         Ok(timer)
     }
 
@@ -83,13 +83,13 @@ impl Counter {
         Ok(Self { file: unsafe { File::from_raw_fd(fd) } })
     }
 
-    fn signal_this_thread(&self) -> io::Result<()> {
+    fn signal_this_thread(&self, signal: libc::c_int) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         let owner = Owner { kind: F_OWNER_TID, pid: this_thread() };
         // SAFETY: F_SETOWN_EX reads one `struct f_owner_ex`, which `owner` is; the others take numbers.
         let failed = unsafe {
             libc::fcntl(fd, F_SETOWN_EX, &raw const owner) < 0
-                || libc::fcntl(fd, F_SETSIG, KICK as libc::c_int) < 0
+                || libc::fcntl(fd, F_SETSIG, signal) < 0
                 || libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) < 0
         };
         if failed { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -7,7 +7,7 @@ use super::programs::{Branches, all};
 use crate::doctor::facts::{Level, Outcome};
 use crate::doctor::lab::{END_PORT, Lab, LabError, PATIENCE, Stop};
 use crate::doctor::layout::CODE;
-use crate::doctor::watchdog::{Limit, kick, this_thread};
+use crate::doctor::watchdog::{KICK, Limit, kick, this_thread};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub fn run(
     hybrid: bool,
 ) -> io::Result<CounterChecks> {
     let clock = Counter::clock(event)?;
-    let timer = Counter::timer(event)?;
+    let timer = Counter::timer(event, KICK as libc::c_int)?;
     let mut test = SelfTest { lab, clock, timer, always_running: true };
     let exact = test.exactness();
     let host_branches = outcome(test.host_branches());

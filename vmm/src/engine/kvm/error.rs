@@ -35,6 +35,9 @@ pub enum KvmError {
         #[source]
         source: errno::Error,
     },
+    /// There is no counter of guest branches that points could be named by.
+    #[error("{0}")]
+    Counter(String),
     /// The host gave no signal, thread or mapping for kicks.
     #[error("setting up kicks")]
     Kicks(#[source] std::io::Error),

@@ -24,11 +24,12 @@ use std::time::Duration;
 const IMMEDIATE_EXIT: usize = std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit);
 /// What of `struct kvm_run` is mapped here: the page with `immediate_exit`.
 const MAPPED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// How often a guest with free points is interrupted, so that its timers fire while it computes.
+/// How often a guest is interrupted that can be stopped between two exits, so that its timers fire while
+/// it computes.
 const PERIOD: Duration = Duration::from_millis(1);
 
 /// The signal: the fourth of those no library claims.
-fn signal_number() -> libc::c_int {
+pub(super) fn signal_number() -> libc::c_int {
     libc::SIGRTMIN() + 3
 }
 
@@ -194,7 +195,7 @@ impl Kicks {
     }
 }
 
-/// The periodic kicks of an engine with free points.
+/// The periodic kicks of an engine that can stop the guest between two exits.
 #[derive(Debug)]
 pub(super) struct Ticker {
     stop: Option<Sender<()>>,

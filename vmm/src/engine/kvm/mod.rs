@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! run (Free, Exit) ─┐                       ┌─ serves ports, devices, registers ──▶ Bus
+//! branches (Pmu) ───┤
 //! step (Step) ──────┴─▶ Vcpu::enter ─▶ Entered ─▶ Outcome;  Vcpu::stop ─▶ Stopped, whose state is consistent
 //!        │ what a trap flag cannot step, and events that must be in before the guest goes on
 //!        ▼
@@ -16,8 +17,11 @@
 //! An interrupt is injected only where the guest can take it: at once after a point, or at the
 //! first boundary after it that can.
 
+mod branches;
+mod counter;
 mod error;
 mod kick;
+mod landing;
 mod open;
 mod points;
 mod registers;
@@ -26,15 +30,20 @@ mod state;
 mod step;
 mod vcpu;
 mod walk;
+mod watch;
 
+pub use branches::LandingStats;
+pub use counter::{BranchCounter, CounterLost};
 pub use error::KvmError;
 pub use kick::Kicker;
 pub use points::PointKind;
 
 use super::cpu_model::{self, TimeStamp};
 use super::soft::{Origin, SoftEngine};
-use super::{Bus, CpuState, Engine, EngineFault, Exit, InvalidState, Vector};
+use super::{Bus, CpuState, Engine, EngineFault, Exit, ExitLog, ExitRecord, InvalidState, Vector};
 use crate::memory::GuestRam;
+use branches::Counting;
+use counter::HardwareCounter;
 use kick::Ticker;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use open::Vm;
@@ -68,10 +77,13 @@ pub struct KvmEngine {
     shut_down: bool,
     /// An interrupt is on its way into the guest.
     queued: bool,
-    /// With [`PointKind::Exit`]: the guest has run on since the last point, so no interrupt is taken.
+    /// The guest has run on since the last point. With [`PointKind::Exit`], no interrupt is taken then.
     between: bool,
-    /// With [`PointKind::Step`]: no interrupt at this boundary. Otherwise KVM keeps it.
+    /// While the guest is stepped: no interrupt at this boundary. Otherwise KVM keeps it.
     shadow: bool,
+    /// With [`PointKind::Pmu`].
+    counting: Option<Counting>,
+    exits: ExitLog,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,11 +102,39 @@ impl KvmEngine {
     /// # Errors
     /// See [`KvmError`].
     pub fn open(ram: GuestRam, points: PointKind) -> Result<Self, KvmError> {
+        match points {
+            PointKind::Pmu => {
+                let trusted = crate::doctor::counter::trusted().map_err(KvmError::Counter)?;
+                let counter = HardwareCounter::new(trusted);
+                let mut engine = Self::open_with(ram, points, Some(Box::new(counter)))?;
+                engine._ticker = Some(engine.vcpu.kicks.ticker()?);
+                Ok(engine)
+            }
+            PointKind::Free | PointKind::Exit | PointKind::Step => {
+                Self::open_with(ram, points, None)
+            }
+        }
+    }
+
+    /// The same with points at branches, which `counter` counts. It comes back by itself for exits
+    /// only; whoever wants it to look at the world while the guest computes kicks it.
+    ///
+    /// # Errors
+    /// See [`KvmError`].
+    pub fn open_counting(ram: GuestRam, counter: Box<dyn BranchCounter>) -> Result<Self, KvmError> {
+        Self::open_with(ram, PointKind::Pmu, Some(counter))
+    }
+
+    fn open_with(
+        ram: GuestRam,
+        points: PointKind,
+        counter: Option<Box<dyn BranchCounter>>,
+    ) -> Result<Self, KvmError> {
         let helper = SoftEngine::new(ram.clone());
         let (vm, vcpu) = Vm::open(ram)?;
         let ticker = match points {
             PointKind::Free => Some(vcpu.kicks.ticker()?),
-            PointKind::Exit | PointKind::Step => None,
+            PointKind::Exit | PointKind::Step | PointKind::Pmu => None,
         };
         Ok(Self {
             _ticker: ticker,
@@ -109,7 +149,14 @@ impl KvmEngine {
             queued: false,
             between: false,
             shadow: false,
+            counting: counter.map(Counting::new),
+            exits: ExitLog::default(),
         })
+    }
+
+    /// With points at branches: what landing has met.
+    pub fn landing_stats(&self) -> Option<LandingStats> {
+        self.counting.as_ref().map(|counting| counting.stats)
     }
 
     /// What counts as a point.
@@ -142,11 +189,12 @@ impl KvmEngine {
 
     /// Sets the registers, all of them; the engine's own part too.
     fn apply(&mut self, state: &CpuState) -> Result<(), vmm_sys_util::errno::Error> {
+        let keeps_shadow = self.keeps_shadow();
         let mut stopped = self.vcpu.stop();
         let before = stopped.state()?;
         let mut state = state.clone();
         let shadow = state.interrupt_shadow;
-        if self.points == PointKind::Step {
+        if keeps_shadow {
             // Kept here: with it, the host would run two instructions in one step.
             state.interrupt_shadow = false;
         }
@@ -166,8 +214,17 @@ impl KvmEngine {
 
     /// Has `soft` do something to the CPU in its present state.
     fn borrow_helper<T>(&mut self, f: impl FnOnce(&mut SoftEngine) -> T) -> T {
+        self.borrow_helper_at(self.point, f)
+    }
+
+    /// The same, which is at the point `at` to `soft`.
+    fn borrow_helper_at<T>(
+        &mut self,
+        at: ExecutionPoint,
+        f: impl FnOnce(&mut SoftEngine) -> T,
+    ) -> T {
         let state = self.save();
-        self.helper.restore(&state, self.point).expect("a CPU of this model is in a valid state");
+        self.helper.restore(&state, at).expect("a CPU of this model is in a valid state");
         let result = f(&mut self.helper);
         let after = self.helper.save();
         let shut_down = self.helper.is_shut_down();
@@ -215,6 +272,7 @@ impl Engine for KvmEngine {
         match self.points {
             PointKind::Free | PointKind::Exit => self.run_exits(bound, want_interrupt, bus),
             PointKind::Step => self.run_steps(bound, want_interrupt, bus),
+            PointKind::Pmu => self.run_branches(bound, want_interrupt, bus),
         }
     }
 
@@ -229,7 +287,7 @@ impl Engine for KvmEngine {
             vector.0
         );
         self.halted = Halted::No;
-        if self.points == PointKind::Step {
+        if self.keeps_shadow() {
             // The guest would see the trap flag in the frame.
             self.borrow_helper(|helper| helper.deliver(vector, None, Origin::Line));
         } else {
@@ -246,7 +304,7 @@ impl Engine for KvmEngine {
         state.msrs.tsc_adjust = self.registers.tsc_adjust;
         state.msrs.tsc_aux = self.registers.tsc_aux;
         state.halted = self.halted != Halted::No;
-        if self.points == PointKind::Step {
+        if self.keeps_shadow() {
             state.interrupt_shadow = self.shadow;
         }
         state
@@ -259,7 +317,22 @@ impl Engine for KvmEngine {
             .map_err(|error| InvalidState(format!("this host's KVM refuses it: {error}")))?;
         self.point = point;
         self.between = false;
+        if let Some(counting) = &mut self.counting {
+            counting.restart(point);
+        }
         Ok(())
+    }
+
+    fn watch_exits(&mut self, wanted: bool) {
+        self.exits.want(wanted);
+    }
+
+    fn take_exits(&mut self, into: &mut Vec<ExitRecord>) {
+        self.exits.take(into);
+    }
+
+    fn nearest_point(&self) -> Option<ExecutionPoint> {
+        self.counting.as_ref().and_then(|counting| counting.nearest)
     }
 
     fn collect_written(&mut self) {
@@ -280,6 +353,9 @@ impl Engine for KvmEngine {
     /// so does this one.
     fn flush_caches(&mut self) {
         self.between = false;
+        if let Some(counting) = &mut self.counting {
+            counting.restart(self.point);
+        }
     }
 
     fn is_halted(&self) -> bool {

@@ -50,6 +50,11 @@ const OWNED_BY_KVM: [(u32, u32); 4] = [
     (msr::FS_BASE, 3),
 ];
 
+/// True for a register of which the engine does not hear.
+pub(super) fn is_owned_by_kvm(register: u32) -> bool {
+    OWNED_BY_KVM.iter().any(|(first, count)| (*first..first + count).contains(&register))
+}
+
 /// A virtual machine.
 #[derive(Debug)]
 pub(super) struct Vm {

@@ -14,6 +14,9 @@ pub enum PointKind {
     Exit,
     /// Instructions, stepped one by one. A `REP` string instruction counts as one.
     Step,
+    /// Deterministic exits, and between two of them the conditional branches that the guest has
+    /// retired since.
+    Pmu,
 }
 
 impl PointKind {
@@ -29,6 +32,7 @@ impl fmt::Display for PointKind {
             Self::Free => "free",
             Self::Exit => "exit",
             Self::Step => "step",
+            Self::Pmu => "pmu",
         })
     }
 }

@@ -7,8 +7,8 @@
 
 use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine, PointKind};
-use crate::engine::{Bus, Exit};
-use vmft_logging_channel::point::ExecutionPoint;
+use crate::engine::{Bus, Exit, WatchedBus};
+use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
 /// RFLAGS.IF.
 pub(super) const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -33,13 +33,18 @@ impl KvmEngine {
             }
             self.vcpu.request_window(want && self.points == PointKind::Free);
             self.between = self.points == PointKind::Exit;
+            let mut watched = WatchedBus::new(&mut *bus);
             let mut around = Surroundings {
                 at: self.point,
-                bus: &mut *bus,
+                bus: &mut watched,
                 registers: &mut self.registers,
                 ram: self.vm.ram(),
             };
-            let outcome = self.vcpu.enter().serve(&mut around);
+            let entered = self.vcpu.enter();
+            let registers = self.exits.is_wanted().then(|| entered.registers());
+            let outcome = entered.serve(&mut around);
+            let access = watched.access();
+            self.note_exit(outcome, access, registers, Branches(0));
             if outcome != Outcome::Interrupted {
                 self.queued = false;
             }
@@ -93,7 +98,8 @@ impl KvmEngine {
         }
         match self.points {
             PointKind::Free | PointKind::Exit => self.vcpu.can_take_interrupt(),
-            PointKind::Step => !self.shadow && self.vcpu.interrupt_flag(),
+            PointKind::Pmu if !self.keeps_shadow() => self.vcpu.can_take_interrupt(),
+            PointKind::Step | PointKind::Pmu => !self.shadow && self.vcpu.interrupt_flag(),
         }
     }
 

@@ -10,16 +10,18 @@
 //! * one that uses a port or a device runs without the flag, for it exits by itself;
 //! * every other one is executed by `soft`, on the same memory and the same CPU state.
 
+use super::open::is_owned_by_kvm;
 use super::vcpu::{Outcome, Surroundings};
 use super::walk::LinearView;
-use super::{Halted, KvmEngine};
-use crate::engine::{Bus, Engine, Exit};
+use super::watch::in_order;
+use super::{Halted, KvmEngine, PointKind};
+use crate::engine::{Bus, Engine, Exit, WatchedBus};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
     Mnemonic, OpAccess, OpKind, Register,
 };
 use kvm_bindings::{kvm_regs, kvm_sregs};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
 const TRAP_FLAG: u64 = 1 << 8;
 /// CR0.EM and CR0.TS: the vector units fault.
@@ -46,6 +48,43 @@ enum Way {
     Soft,
 }
 
+/// What became of a step.
+#[derive(Debug)]
+pub(super) enum Stepped {
+    /// The instruction is done.
+    Retired {
+        /// It was a conditional branch, taken or not.
+        branched: bool,
+        /// The host's CPU did not execute it.
+        softly: bool,
+    },
+    /// Not yet, or it faulted instead.
+    Unfinished,
+    /// It exited, and is done (but for a faulting access to a register).
+    Exited {
+        /// Why.
+        outcome: Outcome,
+        /// With which registers: see [`ExitRecord`](crate::engine::ExitRecord).
+        registers: [u64; 18],
+    },
+    /// The run ends.
+    Ended(Exit),
+}
+
+/// How the next instruction is executed.
+struct Plan {
+    way: Way,
+    /// It uses the vector units.
+    units: bool,
+    /// It is a conditional branch.
+    branches: bool,
+}
+
+/// True between two iterations of a string instruction.
+fn again(before: &kvm_regs, after: &kvm_regs) -> bool {
+    after.rip == before.rip && after.rcx != before.rcx
+}
+
 impl KvmEngine {
     pub(super) fn run_steps(
         &mut self,
@@ -67,29 +106,49 @@ impl KvmEngine {
         }
     }
 
-    /// One instruction, or one iteration of a string instruction.
+    /// One instruction, or one iteration of a string instruction, where instructions are points.
     fn step(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
+        let mut bus = WatchedBus::new(bus);
+        let stepped = self.step_one(self.point, &mut bus);
+        match stepped {
+            Stepped::Unfinished => return None,
+            Stepped::Ended(exit) => return Some(exit),
+            Stepped::Retired { .. } | Stepped::Exited { .. } => self.point = self.point.after(1),
+        }
+        let Stepped::Exited { outcome, registers } = stepped else { return None };
+        let registers = self.exits.is_wanted().then_some(registers);
+        self.note_exit(outcome, bus.access(), registers, Branches(0));
+        if outcome == Outcome::Halted {
+            let interruptible = self.vcpu.interrupt_flag();
+            self.halted = Halted::Waiting { interruptible };
+        }
+        (outcome == Outcome::Access).then_some(Exit::BusAccess)
+    }
+
+    /// Executes one instruction, or one iteration of a string instruction. `at` is the moment of
+    /// what it does at the bus.
+    pub(super) fn step_one(&mut self, at: ExecutionPoint, bus: &mut dyn Bus) -> Stepped {
         let stopped = self.vcpu.stop();
         let (Ok(regs), Ok(sregs)) = (stopped.regs(), stopped.sregs()) else {
-            return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
+            return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
-        let stepper = Stepper { regs: &regs, sregs: &sregs, view: self.view(sregs.cr3) };
-        let (way, units) = stepper.way();
+        let all_exits = self.points == PointKind::Pmu;
+        let view = self.view(sregs.cr3);
+        let Plan { way, units, branches } =
+            Stepper { regs: &regs, sregs: &sregs, view }.plan(all_exits);
         if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
-            return self.step_softly(bus);
+            return self.step_softly(at, &regs, branches, bus);
         }
         if self.vcpu.stop().set_stepping(matches!(way, Way::Step(_))).is_err() {
-            return Some(self.fatal("this host's KVM does not single-step"));
+            return Stepped::Ended(self.fatal("this host's KVM does not single-step"));
         }
-        let mut around = Surroundings {
-            at: self.point,
-            bus: &mut *bus,
-            registers: &mut self.registers,
-            ram: self.vm.ram(),
-        };
-        let outcome = self.vcpu.enter().settle(&mut around);
+        let mut around =
+            Surroundings { at, bus: &mut *bus, registers: &mut self.registers, ram: self.vm.ram() };
+        let entered = self.vcpu.enter();
+        let registers = entered.registers();
+        let outcome = entered.settle(&mut around);
         let Ok(after) = self.vcpu.stop().regs() else {
-            return Some(self.fatal("KVM does not tell the registers of a stopped CPU"));
+            return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
         let led_to = match way {
             Way::Step(targets) => targets,
@@ -97,43 +156,59 @@ impl KvmEngine {
             Way::Soft => unreachable!("handled above"),
         };
         match (outcome, &way) {
-            (Outcome::Interrupted, _) if after.rip == regs.rip => None,
-            (Outcome::Stepped, Way::Step(_)) | (Outcome::Access, Way::Exit(_))
-                if led_to.contains(&after.rip) =>
-            {
-                self.point = self.point.after(1);
+            (Outcome::Interrupted, _) if after.rip == regs.rip => Stepped::Unfinished,
+            (Outcome::Stepped, Way::Step(_)) if led_to.contains(&after.rip) => {
                 self.shadow = false;
-                (outcome == Outcome::Access).then_some(Exit::BusAccess)
+                Stepped::Retired { branched: branches, softly: false }
+            }
+            (
+                Outcome::Access | Outcome::Halted | Outcome::Register { faulted: false },
+                Way::Exit(next),
+            ) if *next == after.rip => {
+                self.shadow = false;
+                Stepped::Exited { outcome, registers }
+            }
+            (Outcome::Register { faulted: true }, Way::Exit(_)) => {
+                Stepped::Exited { outcome, registers }
             }
             // Between two iterations.
-            (Outcome::Stepped, Way::Step(_)) | (Outcome::Access, Way::Exit(_))
-                if after.rip == regs.rip && after.rcx != regs.rcx =>
-            {
-                None
+            (Outcome::Stepped, Way::Step(_)) if again(&regs, &after) => Stepped::Unfinished,
+            (Outcome::Access, Way::Exit(_)) if again(&regs, &after) && all_exits => {
+                Stepped::Exited { outcome, registers }
             }
-            (Outcome::Failed(what), _) => Some(self.fatal(what)),
+            (Outcome::Access, Way::Exit(_)) if again(&regs, &after) => Stepped::Unfinished,
+            (Outcome::Failed(what), _) => Stepped::Ended(self.fatal(what)),
             _ => {
                 tracing::error!(?outcome, ?way, from = regs.rip, to = after.rip, "step lost");
-                Some(self.fatal("the host lost a single step: the guest ran on"))
+                Stepped::Ended(self.fatal("the host lost a single step: the guest ran on"))
             }
         }
     }
 
     /// `soft` executes the instruction; events before and after it are delivered.
-    fn step_softly(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
-        let next = self.point.after(1);
-        let (exit, point) = self.borrow_helper(|helper| {
-            let exit = helper.run(next, false, bus);
-            (exit, helper.point())
+    fn step_softly(
+        &mut self,
+        at: ExecutionPoint,
+        regs: &kvm_regs,
+        branched: bool,
+        bus: &mut dyn Bus,
+    ) -> Stepped {
+        let (exit, retired) = self.borrow_helper_at(at, |helper| {
+            let exit = helper.run(at.after(1), false, bus);
+            (exit, helper.point() > at)
         });
-        self.point = point;
         match exit {
-            Exit::BusAccess | Exit::Fatal(_) => Some(exit),
-            Exit::Halted { interruptible } => {
-                self.halted = Halted::Waiting { interruptible };
-                None
+            Exit::Fatal(_) => Stepped::Ended(exit),
+            Exit::BusAccess => {
+                Stepped::Exited { outcome: Outcome::Access, registers: in_order(regs) }
             }
-            Exit::Bound | Exit::Shutdown | Exit::InterruptWindow | Exit::Kicked => None,
+            Exit::Halted { .. } => {
+                let after = self.vcpu.stop().regs().unwrap_or(*regs);
+                Stepped::Exited { outcome: Outcome::Halted, registers: in_order(&after) }
+            }
+            _ if retired => Stepped::Retired { branched, softly: true },
+            // It faulted, and the fault is delivered.
+            _ => Stepped::Unfinished,
         }
     }
 
@@ -170,19 +245,25 @@ impl Stepper<'_> {
         self.sregs.cs.selector & 3 == 3
     }
 
-    /// The way the next instruction takes, and whether it uses the vector units.
-    fn way(&self) -> (Way, bool) {
+    /// The way the next instruction takes. With `all_exits`, whatever exits by itself does.
+    fn plan(&self, all_exits: bool) -> Plan {
         let bytes = self.view.instruction_bytes(self.regs.rip);
         let mut decoder = Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if self.regs.rflags & TRAP_FLAG != 0
-            || !self.can_fetch(&instruction)
-            || needs_care(&instruction)
-            || (self.user() && (instruction.is_privileged() || is_port(&instruction)))
-        {
-            return (Way::Soft, false);
+        let branches = instruction.flow_control() == FlowControl::ConditionalBranch;
+        let plan = |way, units| Plan { way, units, branches };
+        if self.regs.rflags & TRAP_FLAG != 0 || !self.can_fetch(&instruction) {
+            return plan(Way::Soft, false);
         }
         let next = instruction.next_ip();
+        if all_exits && self.exits_by_itself(&instruction) {
+            return plan(Way::Exit(next), false);
+        }
+        if needs_care(&instruction)
+            || (self.user() && (instruction.is_privileged() || is_port(&instruction)))
+        {
+            return plan(Way::Soft, false);
+        }
         let runs = !has_repeat(&instruction) || self.regs.rcx != 0;
         let way = match self.operands(&instruction) {
             Operands::Faulting => Way::Soft,
@@ -190,7 +271,17 @@ impl Stepper<'_> {
             Operands::Device if runs => Way::Exit(next),
             _ => self.targets(&instruction).map_or(Way::Soft, Way::Step),
         };
-        (way, uses_units(instruction.code()))
+        plan(way, uses_units(instruction.code()))
+    }
+
+    /// True for `HLT`, and for an access to a register that the engine answers.
+    fn exits_by_itself(&self, instruction: &Instruction) -> bool {
+        !self.user()
+            && match instruction.mnemonic() {
+                Mnemonic::Hlt => true,
+                Mnemonic::Rdmsr | Mnemonic::Wrmsr => !is_owned_by_kvm(self.regs.rcx as u32),
+                _ => false,
+            }
     }
 
     fn can_fetch(&self, instruction: &Instruction) -> bool {

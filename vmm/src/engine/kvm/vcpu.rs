@@ -22,13 +22,14 @@ use super::kick::Kicks;
 use super::registers::OwnRegisters;
 use super::state::KvmState;
 use super::walk::LinearView;
+use super::watch::in_order;
 use crate::engine::{Bus, PortWidth};
 use crate::memory::GuestRam;
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs,
-    kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
+    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::ExecutionPoint;
@@ -359,6 +360,24 @@ impl Stopped<'_> {
         self.0.fd.set_vcpu_events(events)
     }
 
+    /// Takes the interrupt shadow from KVM: true if there was one.
+    pub(super) fn take_shadow(&mut self) -> Result<bool, errno::Error> {
+        let shadow = self.events()?.interrupt.shadow != 0;
+        if shadow {
+            self.put_shadow(false)?;
+        }
+        Ok(shadow)
+    }
+
+    /// Gives KVM an interrupt shadow, or none.
+    pub(super) fn put_shadow(&mut self, shadow: bool) -> Result<(), errno::Error> {
+        let mut events = self.events()?;
+        events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
+        // Which of the two instructions made it does not matter: no interrupt at this boundary.
+        events.interrupt.shadow = if shadow { KVM_X86_SHADOW_INT_STI as u8 } else { 0 };
+        self.set_events(&events)
+    }
+
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
         KvmState::read(&self.0.fd)
     }
@@ -373,6 +392,15 @@ impl Stopped<'_> {
 }
 
 impl Entered<'_> {
+    /// The general registers with which the guest left.
+    pub(super) fn registers(&self) -> [u64; 18] {
+        if self.vcpu.shares_registers {
+            return in_order(&self.vcpu.fd.sync_regs().regs);
+        }
+        let regs = self.vcpu.fd.get_regs();
+        in_order(&regs.expect("KVM reads the registers of a CPU that is not in the guest"))
+    }
+
     /// Deals with the exit. What is left of the instruction may stay unfinished.
     pub(super) fn serve(self, around: &mut Surroundings<'_>) -> Outcome {
         match self.first {

@@ -1,0 +1,271 @@
+//! The two engines agree: a whole run, exit by exit.
+//!
+//! Each engine has a board of its own. Guest time is a function of the number of exits, requests are served at
+//! the exit that makes them, and an interrupt is taken at an exit or not at all: so both engines are given the same
+//! answers and the same arrivals at the same exits. After every exit, what the guest did at the bus, the
+//! general registers, RIP and the flags that no instruction leaves undefined are compared; at the end, all memory.
+//!
+//! Without more, the guest is the probe. `VMFT_AGREEMENT_GUEST` names a directory with another: a kernel that
+//! looks at nothing that differs from host to host (`vmlinuz` or `vmlinux`), an `initramfs` if it wants
+//! one, and a `cmdline`. A string instruction at a port or a device is one exit here, however many it takes.
+
+use crate::engines::{kvm_is_here, probe, take_turn};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use vm_memory::{Bytes as _, GuestAddress};
+use vmft_logging_channel::entry::Arrival;
+use vmft_logging_channel::point::{ExecutionPoint, VirtualTime};
+use vmft_vmm::board::{Board, BoardConfig, Bytes, DiskOperation, Effect, UnixSeconds};
+use vmft_vmm::boot;
+use vmft_vmm::engine::soft::SoftEngine;
+use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::machine::BootSource;
+use vmft_vmm::memory::GuestRam;
+
+/// Guest time of an exit.
+const EXIT_NS: u64 = 20_000;
+/// CF, PF, AF, ZF, SF, OF: undefined after some instructions.
+const STATUS_FLAGS: u64 = 0x8D5;
+const INTERRUPT_FLAG: u64 = 1 << 9;
+/// Exits after which a guest is taken to be lost.
+const PATIENCE: u64 = 50_000_000;
+
+/// What the guest did at the bus, and what it was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seen {
+    PortRead(u16, usize, u32),
+    PortWrite(u16, usize, u32),
+    DeviceRead(u64, Vec<u8>),
+    DeviceWrite(u64, Vec<u8>),
+}
+
+/// The board, at a moment that the harness sets.
+struct Wiring<'a> {
+    board: &'a mut Board,
+    now: VirtualTime,
+    seen: &'a mut Vec<Seen>,
+}
+
+impl Bus for Wiring<'_> {
+    fn port_read(&mut self, _: ExecutionPoint, port: u16, width: PortWidth) -> u32 {
+        let value = self.board.port_read(self.now, port, width);
+        self.seen.push(Seen::PortRead(port, width.bytes(), value));
+        value
+    }
+    fn port_write(&mut self, _: ExecutionPoint, port: u16, width: PortWidth, value: u32) {
+        let value = value & (u32::MAX >> (32 - 8 * width.bytes()));
+        self.board.port_write(self.now, port, width, value);
+        self.seen.push(Seen::PortWrite(port, width.bytes(), value));
+    }
+    fn memory_read(&mut self, _: ExecutionPoint, address: u64, data: &mut [u8]) {
+        self.board.memory_read(self.now, address, data);
+        self.seen.push(Seen::DeviceRead(address, data.to_vec()));
+    }
+    fn memory_write(&mut self, _: ExecutionPoint, address: u64, data: &[u8]) {
+        self.board.memory_write(self.now, address, data);
+        self.seen.push(Seen::DeviceWrite(address, data.to_vec()));
+    }
+    fn time_stamp(&mut self, _: ExecutionPoint) -> u64 {
+        self.now.as_ns()
+    }
+}
+
+/// One exit.
+#[derive(Debug, PartialEq, Eq)]
+struct Stop {
+    exit: Exit,
+    seen: Vec<Seen>,
+    general: [u64; 16],
+    rip: u64,
+    flags: u64,
+    user: bool,
+}
+
+struct Side {
+    engine: Box<dyn Engine>,
+    board: Board,
+    console: Vec<u8>,
+    now: VirtualTime,
+}
+
+impl Side {
+    fn new(
+        open: impl FnOnce(GuestRam) -> Box<dyn Engine>,
+        memory: u64,
+        source: &BootSource,
+    ) -> Self {
+        let config = BoardConfig {
+            memory: Bytes(memory),
+            clock_base: UnixSeconds(1_288_000_000),
+            disks: Vec::new(),
+            entropy: true,
+            net: None,
+        };
+        let ram = GuestRam::new(memory).unwrap();
+        let board = Board::new(&config, &ram).unwrap();
+        let initramfs = source.initramfs.as_deref();
+        let start = boot::load(&ram, &source.kernel, initramfs, &source.cmdline).unwrap();
+        let mut engine = open(ram);
+        engine.restore(&start, ExecutionPoint::START).unwrap();
+        Self { engine, board, console: Vec::new(), now: VirtualTime::ZERO }
+    }
+
+    /// Runs to the next exit; what came of it.
+    fn next_exit(&mut self) -> Stop {
+        let mut seen = Vec::new();
+        let mut string_at = None;
+        loop {
+            let before = seen.len();
+            let mut bus = Wiring { board: &mut self.board, now: self.now, seen: &mut seen };
+            let exit = self.engine.run(ExecutionPoint::NEVER, false, &mut bus);
+            if exit == Exit::Kicked {
+                continue;
+            }
+            let state = self.engine.save();
+            // In the middle of a string instruction: the same access, again.
+            let repeats = exit == Exit::BusAccess && self.is_in_string(&state);
+            if repeats && (string_at.is_none() || string_at == Some(state.rip)) {
+                assert!(seen.len() > before, "a string instruction moves something");
+                string_at = Some(state.rip);
+                continue;
+            }
+            return Stop {
+                exit,
+                seen,
+                general: state.general,
+                rip: state.rip,
+                flags: state.rflags & !STATUS_FLAGS,
+                user: state.segments.cs.selector & 3 == 3,
+            };
+        }
+    }
+
+    /// True in front of a string instruction at a port with something left to do, which follows an access
+    /// only if that was part of it: code does not do the same twice without setting RCX.
+    fn is_in_string(&self, state: &CpuState) -> bool {
+        let mut bytes = [0; 3];
+        let physical = state.rip & 0x3FFF_FFFF;
+        let read = self.engine.ram().memory().read_slice(&mut bytes, GuestAddress(physical));
+        let string = |byte: u8| matches!(byte, 0x6C..=0x6F);
+        read.is_ok()
+            && bytes[0] == 0xF3
+            && (string(bytes[1]) || string(bytes[2]))
+            && state.general[1] != 0
+    }
+
+    /// Brings what is due at this exit; true if the guest goes on.
+    fn serve(&mut self, exits: u64, stop: &Stop) -> bool {
+        self.now = self.now.max(VirtualTime::from_ns(exits * EXIT_NS));
+        self.board.advance(self.now);
+        let effects: Vec<_> = self.board.effects().collect();
+        for effect in effects {
+            let arrival = match effect {
+                Effect::Console(bytes) => {
+                    self.console.extend(bytes);
+                    continue;
+                }
+                Effect::Packet(_) => unreachable!("this board has no network"),
+                Effect::Entropy { request, len } => {
+                    Arrival::Entropy { request, data: vec![0x5A; len as usize] }
+                }
+                Effect::Disk { disk, request, operation } => {
+                    let data = match operation {
+                        DiskOperation::Read { len, .. } => vec![0; len as usize],
+                        _ => Vec::new(),
+                    };
+                    Arrival::DiskCompletion { disk, request, status: 0, data }
+                }
+            };
+            self.board.deliver(self.now, &arrival).unwrap();
+        }
+        match stop.exit {
+            Exit::Halted { interruptible: false } => return false,
+            Exit::Halted { interruptible: true } => {
+                while !self.board.interrupt_pending() {
+                    let Some(timer) = self.board.next_timer() else { return false };
+                    self.now = self.now.max(timer);
+                    self.board.advance(self.now);
+                }
+                let vector = self.board.acknowledge_interrupt();
+                self.engine.inject(vector);
+            }
+            _ if self.board.reset_requested() => return false,
+            _ if stop.flags & INTERRUPT_FLAG != 0 && self.board.interrupt_pending() => {
+                let mut seen = Vec::new();
+                let mut bus = Wiring { board: &mut self.board, now: self.now, seen: &mut seen };
+                let exit = loop {
+                    let exit = self.engine.run(ExecutionPoint::NEVER, true, &mut bus);
+                    if exit != Exit::Kicked {
+                        break exit;
+                    }
+                };
+                assert_eq!(exit, Exit::InterruptWindow, "nothing shadows it behind an access");
+                let vector = self.board.acknowledge_interrupt();
+                self.engine.inject(vector);
+            }
+            _ => {}
+        }
+        true
+    }
+}
+
+fn file(directory: &Path, names: &[&str]) -> Option<Vec<u8>> {
+    let path = names.iter().map(|name| directory.join(name)).find(|path| path.exists())?;
+    Some(std::fs::read(path).unwrap())
+}
+
+/// The guest to run, and its memory in bytes.
+fn guest() -> (BootSource, u64) {
+    let Some(directory) = std::env::var_os("VMFT_AGREEMENT_GUEST").map(PathBuf::from) else {
+        let kernel = Arc::from(probe(12, 200).image());
+        let source = BootSource { kernel, initramfs: None, cmdline: String::new() };
+        return (source, 64 << 20);
+    };
+    let kernel = file(&directory, &["vmlinuz", "vmlinux", "bzImage"]);
+    let kernel = kernel.unwrap_or_else(|| panic!("no kernel in {}", directory.display()));
+    let cmdline = file(&directory, &["cmdline"]).map(|text| String::from_utf8(text).unwrap());
+    let source = BootSource {
+        kernel: Arc::from(kernel),
+        initramfs: file(&directory, &["initramfs", "initramfs.cpio"]).map(Arc::from),
+        cmdline: cmdline.unwrap_or_default().trim_end().to_owned(),
+    };
+    (source, 256 << 20)
+}
+
+#[test]
+fn the_engines_agree_at_every_exit_of_a_whole_run() {
+    if !kvm_is_here() {
+        return;
+    }
+    let _turn = take_turn();
+    let (source, memory) = guest();
+    let mut soft = Side::new(|ram| Box::new(SoftEngine::new(ram)), memory, &source);
+    let kvm = |ram| -> Box<dyn Engine> {
+        Box::new(
+            KvmEngine::open(ram, PointKind::Exit)
+                .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)"),
+        )
+    };
+    let mut kvm = Side::new(kvm, memory, &source);
+    let mut exits = 0;
+    loop {
+        exits += 1;
+        let (expected, stop) = (soft.next_exit(), kvm.next_exit());
+        assert_eq!(stop, expected, "exit {exits}");
+        let (on, also) = (soft.serve(exits, &expected), kvm.serve(exits, &stop));
+        assert_eq!((on, &soft.console), (also, &kvm.console), "exit {exits}");
+        if !on {
+            break;
+        }
+        assert!(exits < PATIENCE, "the guest does not end");
+    }
+    let (mut here, mut there) = ([0; 4096], [0; 4096]);
+    for address in (0..memory).step_by(4096).map(GuestAddress) {
+        soft.engine.ram().memory().read_slice(&mut here, address).unwrap();
+        kvm.engine.ram().memory().read_slice(&mut there, address).unwrap();
+        assert!(here == there, "memory at {:#x}", address.0);
+    }
+    println!("{exits} exits agree; {} bytes on the console", soft.console.len());
+    assert!(exits > 200, "{exits} exits");
+    assert!(!soft.console.is_empty());
+}

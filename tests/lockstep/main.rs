@@ -1,0 +1,229 @@
+//! The lockstep kernel: pairs of it on `soft`, and on the host's CPU, where only it can be followed.
+//!
+//! It is built first, by `vmft guest --lockstep`. The tests on KVM need one that runs Linux, such as
+//! that of `scripts/stock-kvm test -p vmft --test lockstep -- --include-ignored kvm`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(dead_code, reason = "the stage and its parts belong to the tests of pairs")]
+
+#[path = "../pair/proxy.rs"]
+mod proxy;
+#[path = "../pair/random.rs"]
+mod random;
+#[path = "../pair/stage.rs"]
+mod stage;
+#[path = "../pair/witness.rs"]
+mod witness;
+
+use crate::random::Random;
+use crate::stage::{LIMIT, Pair, Setup};
+use std::ffi::OsString;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use vmft::pair::{Look, Which};
+use vmft_backup::status::SideStatus;
+use vmft_guest_images::workload::Bench;
+use vmft_guest_images::{Cache, Workload, lockstep_guest};
+
+const DEFAULT_SEED: u64 = 20_101_213;
+/// Records of one run.
+const RECORDS: u32 = 6;
+/// Kills of the primary in one test.
+const KILLS: usize = 8;
+/// Guest memory: little, because all of it is sent when the backup joins, by an emulated CPU.
+const MEMORY: Option<&str> = Some("size=64M");
+const SOFT: [&str; 3] = ["--lockstep-kernel", "--engine", "soft"];
+const KVM: [&str; 5] = ["--lockstep-kernel", "--engine", "kvm", "--points", "exit"];
+
+/// When to kill the primary.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// The guest boots; so many points are behind it.
+    Boot { point: u64 },
+    /// The line before the record of this number is out: its write and flush come next.
+    DiskWrite { record: u32 },
+    /// The record of this number is on the disk, and the guest waits.
+    Idle { record: u32 },
+    /// So many points after the record of this number was synced.
+    Later { record: u32, points: u64 },
+}
+
+fn demo(options: &[&'static str]) -> Setup {
+    let boot = Some(Workload::Demo { lines: RECORDS, pause_ms: 20 });
+    Setup { boot, memory: MEMORY, primary: options.to_vec(), ..Setup::default() }
+}
+
+/// What an undisturbed run came to.
+#[derive(Debug, Clone, Copy)]
+struct Rehearsal {
+    /// Points before the first line.
+    boot: u64,
+    /// Points from the first record to the last but one.
+    records: u64,
+}
+
+/// An undisturbed run: both sides end well, and agree all along.
+fn rehearse(options: &[&'static str]) -> Rehearsal {
+    let mut pair = Pair::start(&demo(options));
+    pair.read_text("vmft-line 000001");
+    let boot = pair.status(Which::Primary).point;
+    pair.read_text(&format!("vmft-record {:06} synced", RECORDS - 1));
+    let records = pair.status(Which::Primary).point - boot;
+    let follower = pair.status(Which::Backup);
+    assert!(follower.digests_agreed > 0, "nothing was compared; {}", pair.report());
+    assert_eq!(follower.divergence, None, "{}", pair.report());
+    finish(&mut pair, Which::Primary);
+    assert_eq!(pair.wait_exit(Which::Backup).code(), Some(0), "{}", pair.report());
+    assert_eq!(pair.generation(), 1, "a power-off is no failover; {}", pair.report());
+    println!("{follower:?}");
+    Rehearsal { boot, records }
+}
+
+/// Waits for a side's end, reading its console meanwhile, and checks everything that must hold then.
+fn finish(pair: &mut Pair, survivor: Which) {
+    let deadline = Instant::now() + LIMIT;
+    let exit = loop {
+        if let Look::Bytes(bytes) = pair.console.look(Duration::from_millis(5)) {
+            pair.text.extend(bytes);
+        }
+        if let Some(exit) = pair.side(survivor).try_exit().unwrap() {
+            break exit;
+        }
+        assert!(Instant::now() < deadline, "the guest does not end; {}", pair.report());
+    };
+    assert_eq!(exit.code(), Some(0), "{}", pair.report());
+    pair.check_records(survivor, RECORDS);
+}
+
+fn moments(random: &mut Random, rehearsal: Rehearsal) -> Vec<Moment> {
+    let middle = |random: &mut Random| u32::try_from(random.within(1..5)).unwrap();
+    let each = (rehearsal.records / u64::from(RECORDS)).max(2);
+    (0..KILLS)
+        .map(|index| match index % 4 {
+            0 => Moment::Boot { point: random.within(rehearsal.boot / 20..rehearsal.boot) },
+            1 => Moment::DiskWrite { record: middle(random) },
+            2 => Moment::Idle { record: middle(random) },
+            _ => Moment::Later { record: middle(random), points: random.within(1..each) },
+        })
+        .collect()
+}
+
+fn wait_for(pair: &mut Pair, moment: Moment) {
+    let synced = |record: u32| format!("vmft-record {record:06} synced");
+    let wait = |pair: &mut Pair, wanted: &dyn Fn(&SideStatus) -> bool| {
+        pair.primary.wait_status(LIMIT, wanted).unwrap();
+    };
+    match moment {
+        Moment::Boot { point } => wait(pair, &|status| status.point >= point),
+        Moment::DiskWrite { record } => pair.read_text(&format!("vmft-line {record:06}")),
+        Moment::Idle { record } => {
+            pair.read_text(&synced(record));
+            wait(pair, &|status| status.guest_idle);
+        }
+        Moment::Later { record, points } => {
+            pair.read_text(&synced(record));
+            let until = pair.status(Which::Primary).point + points;
+            wait(pair, &|status| status.point >= until);
+        }
+    }
+}
+
+fn kill_primaries(options: &[&'static str]) {
+    let mut random = Random::seeded("kills of the lockstep kernel's primary", DEFAULT_SEED);
+    let rehearsal = rehearse(options);
+    println!("{rehearsal:?}");
+    for moment in moments(&mut random, rehearsal) {
+        println!("killing the primary at {moment:?}");
+        let mut pair = Pair::start(&demo(options));
+        wait_for(&mut pair, moment);
+        pair.side(Which::Primary).kill().unwrap();
+        finish(&mut pair, Which::Backup);
+        assert_eq!(pair.generation(), 2, "one failover; {}", pair.report());
+    }
+}
+
+#[test]
+fn the_kernel_that_was_built_passes_the_gate() {
+    let guest = lockstep_guest(&Cache::from_environment().unwrap()).unwrap();
+    let kernel = std::fs::read(guest.kernel).unwrap();
+    let examination = vmft_vmm::boot::examine(&kernel).unwrap();
+    assert!(examination.bytes > 1 << 20, "{examination}");
+}
+
+#[test]
+fn a_pair_on_soft_runs_to_its_end_and_agrees() {
+    // Long enough for digests, which come every 33 million instructions.
+    let boot = Some(Workload::Bench { bench: Bench::Fork, count: 300 });
+    let mut pair =
+        Pair::start(&Setup { boot, memory: MEMORY, primary: SOFT.to_vec(), ..Setup::default() });
+    pair.read_text("vmft-bench fork end 300");
+    let point = pair.status(Which::Primary).point;
+    let reached = |status: &SideStatus| status.digests_agreed > 0;
+    pair.backup.wait_status(LIMIT, reached).unwrap();
+    println!("{point} instructions from the first to the end of 300 forks");
+    assert_eq!(pair.wait_exit(Which::Primary).code(), Some(0), "{}", pair.report());
+    assert_eq!(pair.wait_exit(Which::Backup).code(), Some(0), "{}", pair.report());
+    pair.check_console(Which::Primary);
+    assert_eq!(pair.generation(), 1, "a power-off is no failover; {}", pair.report());
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux: scripts/stock-kvm"]
+fn on_kvm_a_primary_killed_at_any_moment_loses_and_repeats_nothing() {
+    kill_primaries(&KVM);
+}
+
+/// What a guest says that busies itself in its shell, and then waits, on KVM: both sides have agreed
+/// all along, and the guest's timer kept its pace.
+#[test]
+#[ignore = "needs a KVM that runs Linux: scripts/stock-kvm"]
+fn on_kvm_a_shell_loop_and_an_idle_guest_are_followed() {
+    let boot = Some(Workload::Shell);
+    let mut pair =
+        Pair::start(&Setup { boot, memory: MEMORY, primary: KVM.to_vec(), ..Setup::default() });
+    pair.read_text(vmft_guest_images::workload::SHELL_PROMPT);
+    pair.type_in(
+        "n=0; while [ $n -lt 40 ]; do n=$((n+1)); $bb true; done; echo lo''oped; \
+         read -r -t 2 -u 9 _; echo wo''ken; poweroff\n",
+    );
+    pair.read_text("looped");
+    pair.primary.wait_status(LIMIT, |status| status.guest_idle).unwrap();
+    let before = pair.status(Which::Primary);
+    pair.read_text("woken");
+    let after = pair.status(Which::Primary);
+    let idle_points = after.point - before.point;
+    println!("two idle seconds: {idle_points} exits");
+    assert!(idle_points < 2_000, "an idle guest makes {idle_points} exits in two seconds");
+    assert_eq!(pair.status(Which::Backup).divergence, None, "{}", pair.report());
+    assert_eq!(pair.wait_exit(Which::Primary).code(), Some(0), "{}", pair.report());
+    assert_eq!(pair.wait_exit(Which::Backup).code(), Some(0), "{}", pair.report());
+    pair.check_console(Which::Primary);
+}
+
+/// The program's own recording, replayed: every digest agrees, and both come to the same state.
+#[test]
+#[ignore = "needs a KVM that runs Linux: scripts/stock-kvm"]
+fn on_kvm_a_recorded_boot_replays_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    let mut record = words(&["record", "--serial", "null", "--memory", "size=64M"]);
+    record.extend(words(&KVM));
+    record.extend(words(&["--cmdline", "vmft.run=bench-fork vmft.count=20", "--log"]));
+    record.push(log.clone().into());
+    succeed(&record);
+    let mut replay = words(&["replay", "--serial", "null"]);
+    replay.push(log.into());
+    let said = succeed(&replay);
+    println!("{said}");
+    assert!(said.contains("the guest stopped: GuestPowerOff"), "{said}");
+    assert!(!said.contains(" 0 digests agree"), "nothing was compared: {said}");
+}
+
+fn succeed(arguments: &[OsString]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmft"));
+    let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    format!("{}{said}", String::from_utf8_lossy(&output.stdout))
+}
