@@ -110,7 +110,8 @@ pub fn build_lockstep_guest(
 fn entry_name() -> String {
     let mut recipe = format!("{VERSION}\0{SOURCE_PACKAGE}\0{BUSYBOX_PACKAGE}\0{CONFIGURATION}");
     let texts = PATCHES.iter().map(|(_, patch)| *patch);
-    for text in texts.chain([initramfs::INIT, initramfs::PROFILE]) {
+    let ours = [initramfs::INIT, initramfs::PROFILE, initramfs::DHCP, initramfs::PATTERN];
+    for text in texts.chain(ours) {
         recipe.push('\0');
         recipe.push_str(text);
     }

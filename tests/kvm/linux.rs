@@ -13,11 +13,11 @@ use vmft_vmm::doctor::Report;
 use vmft_vmm::doctor::verdict::{Choice, Purpose, Wanted};
 
 /// How long a boot may take on a busy host whose CPU is emulated.
-const LIMIT: Duration = Duration::from_secs(800);
+pub const LIMIT: Duration = Duration::from_secs(800);
 const LINES: u32 = 12;
 
 /// Why this host cannot run Linux on KVM, in the doctor's words; `None` if it can.
-fn obstacle() -> Option<String> {
+pub fn obstacle() -> Option<String> {
     let report: Report = serde_json::from_slice(&vmft(["doctor", "--json"]).stdout).unwrap();
     let wanted = Wanted { purpose: Purpose::Unprotected, choice: Choice::Free };
     let obstacle = report.verdict().refusal(wanted);

@@ -11,5 +11,7 @@ mod engines;
 mod kernel_start;
 mod linux;
 mod lockstep;
+mod network;
 mod per_exit;
 mod refusals;
+mod station;

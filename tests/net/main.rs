@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod capture;
+mod demo;
 mod echo;
 mod fence;
 mod killed;

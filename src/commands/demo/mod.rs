@@ -209,6 +209,9 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     if options.rounds > 1 && options.guest != DemoGuest::Records {
         bail!("--rounds is for the guest with records: leave --guest away");
     }
+    if options.net && options.guest == DemoGuest::Probe {
+        bail!("the probe guest has no network: leave --net or --guest probe away");
+    }
     if options.guest != DemoGuest::Probe {
         let mut bar = progress::terminal();
         let cache = Cache::from_environment()?;
