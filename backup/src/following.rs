@@ -222,8 +222,6 @@ impl Side {
                 }),
             other => other,
         };
-        let digests = inputs.digests();
-        self.status.update(|status| status.digests_agreed += digests);
         control.set(None);
         match end {
             Ok(RunEnd::Stopped(reason)) => {
@@ -416,6 +414,10 @@ impl vmft_vmm::inputs::LogSource for Watched {
     ) -> Result<vmft_logging_channel::entry::Entry, vmft_vmm::inputs::LogEnd> {
         self.gauges.set_point(at);
         self.source.next(at)
+    }
+
+    fn agreed(&mut self, digests: u64, exits: u64) {
+        self.gauges.add_agreed(digests, exits);
     }
 }
 

@@ -130,6 +130,8 @@ pub struct SideStatus {
     pub failover: Option<FailoverReport>,
     /// Digests that agreed, on a backup.
     pub digests_agreed: u64,
+    /// Exits that agreed, on a backup whose engine has its points there.
+    pub exits_agreed: u64,
     /// The last divergence, if there was one.
     pub divergence: Option<String>,
     /// Memory of this process beyond the guest's, in bytes, if the host says.
@@ -243,6 +245,8 @@ impl StatusBoard {
         status.point = self.gauges.point();
         status.guest_time_ms = self.gauges.guest_time_ns() / 1_000_000;
         status.guest_idle = self.gauges.is_idle();
+        status.digests_agreed = self.gauges.digests_agreed();
+        status.exits_agreed = self.gauges.exits_agreed();
         status.channel = probe.and_then(|probe| probe());
         if let Some(gate) = gate {
             let delays = gate.delays();
@@ -266,11 +270,11 @@ mod tests {
         let asked = Arc::clone(&board);
         board.set_channel(Some(Arc::new(move || {
             if asked.board.try_lock().is_ok() {
-                asked.update(|status| status.digests_agreed += 1);
+                asked.update(|status| status.followers += 1);
             }
             None
         })));
         board.status();
-        assert_eq!(board.status().digests_agreed, 1);
+        assert_eq!(board.status().followers, 1);
     }
 }

@@ -5,14 +5,14 @@
 //! answers and the same arrivals at the same exits. After every exit, what the guest did at the bus, the
 //! general registers, RIP and the flags that no instruction leaves undefined are compared; at the end, all memory.
 //!
-//! Without more, the guest is the probe. `VMFT_AGREEMENT_GUEST` names a directory with another: a kernel that
-//! looks at nothing that differs from host to host (`vmlinuz` or `vmlinux`), an `initramfs` if it wants
-//! one, and a `cmdline`. A string instruction at a port or a device is one exit here, however many it takes.
+//! The guests are the probe and, where Linux runs, the lockstep kernel: both look at nothing that differs
+//! from host to host. A string instruction at a port or a device is one exit here, however many it takes.
 
 use crate::engines::{kvm_is_here, probe, take_turn};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress};
+use vmft_guest_images::workload::Bench;
+use vmft_guest_images::{Cache, Workload, cmdline, lockstep_guest};
 use vmft_logging_channel::entry::Arrival;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualTime};
 use vmft_vmm::board::{Board, BoardConfig, Bytes, DiskOperation, Effect, UnixSeconds};
@@ -209,44 +209,22 @@ impl Side {
     }
 }
 
-fn file(directory: &Path, names: &[&str]) -> Option<Vec<u8>> {
-    let path = names.iter().map(|name| directory.join(name)).find(|path| path.exists())?;
-    Some(std::fs::read(path).unwrap())
+fn kvm(ram: GuestRam) -> Box<dyn Engine> {
+    let engine = KvmEngine::open(ram, PointKind::Exit);
+    Box::new(engine.expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)"))
 }
 
-/// The guest to run, and its memory in bytes.
-fn guest() -> (BootSource, u64) {
-    let Some(directory) = std::env::var_os("VMFT_AGREEMENT_GUEST").map(PathBuf::from) else {
-        let kernel = Arc::from(probe(12, 200).image());
-        let source = BootSource { kernel, initramfs: None, cmdline: String::new() };
-        return (source, 64 << 20);
-    };
-    let kernel = file(&directory, &["vmlinuz", "vmlinux", "bzImage"]);
-    let kernel = kernel.unwrap_or_else(|| panic!("no kernel in {}", directory.display()));
-    let cmdline = file(&directory, &["cmdline"]).map(|text| String::from_utf8(text).unwrap());
-    let source = BootSource {
-        kernel: Arc::from(kernel),
-        initramfs: file(&directory, &["initramfs", "initramfs.cpio"]).map(Arc::from),
-        cmdline: cmdline.unwrap_or_default().trim_end().to_owned(),
-    };
-    (source, 256 << 20)
+/// What a run came to.
+struct Run {
+    exits: u64,
+    console: String,
 }
 
-#[test]
-fn the_engines_agree_at_every_exit_of_a_whole_run() {
-    if !kvm_is_here() {
-        return;
-    }
-    let _turn = take_turn();
-    let (source, memory) = guest();
-    let mut soft = Side::new(|ram| Box::new(SoftEngine::new(ram)), memory, &source);
-    let kvm = |ram| -> Box<dyn Engine> {
-        Box::new(
-            KvmEngine::open(ram, PointKind::Exit)
-                .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)"),
-        )
-    };
-    let mut kvm = Side::new(kvm, memory, &source);
+/// Runs a guest with so many bytes of memory on both engines, to its end.
+fn compare(source: &BootSource, memory: u64) -> Run {
+    let soft = |ram| -> Box<dyn Engine> { Box::new(SoftEngine::with_cpu_model_of_kvm(ram)) };
+    let mut soft = Side::new(soft, memory, source);
+    let mut kvm = Side::new(kvm, memory, source);
     let mut exits = 0;
     loop {
         exits += 1;
@@ -265,7 +243,36 @@ fn the_engines_agree_at_every_exit_of_a_whole_run() {
         kvm.engine.ram().memory().read_slice(&mut there, address).unwrap();
         assert!(here == there, "memory at {:#x}", address.0);
     }
-    println!("{exits} exits agree; {} bytes on the console", soft.console.len());
-    assert!(exits > 200, "{exits} exits");
-    assert!(!soft.console.is_empty());
+    let console = String::from_utf8_lossy(&soft.console).into_owned();
+    println!("{exits} exits agree; {} bytes on the console", console.len());
+    Run { exits, console }
+}
+
+#[test]
+fn the_engines_agree_at_every_exit_of_a_whole_run() {
+    if !kvm_is_here() {
+        return;
+    }
+    let _turn = take_turn();
+    let kernel = Arc::from(probe(12, 200).image());
+    let run = compare(&BootSource { kernel, ..BootSource::default() }, 64 << 20);
+    assert!(run.exits > 200, "{} exits", run.exits);
+    assert!(!run.console.is_empty());
+}
+
+/// From the kernel's first instruction through user space to the power-off.
+#[test]
+#[ignore = "needs a KVM that runs Linux, and the lockstep kernel: scripts/stock-kvm"]
+fn the_engines_agree_at_every_exit_of_a_whole_run_of_the_lockstep_kernel() {
+    let _turn = take_turn();
+    let guest = lockstep_guest(&Cache::from_environment().unwrap()).unwrap();
+    let workload = Workload::Bench { bench: Bench::Fork, count: 5 };
+    let source = BootSource {
+        kernel: Arc::from(std::fs::read(guest.kernel).unwrap()),
+        initramfs: Some(Arc::from(std::fs::read(guest.initramfs).unwrap())),
+        cmdline: format!("{} {}", cmdline::LOCKSTEP, workload.cmdline()),
+    };
+    let run = compare(&source, 64 << 20);
+    assert!(run.console.contains(&Bench::Fork.end(5)), "{}", run.console);
+    assert!(run.exits > 5_000, "{} exits", run.exits);
 }

@@ -27,6 +27,11 @@ pub trait LogSource: std::fmt::Debug + Send {
     /// # Errors
     /// [`LogEnd`] once there will be no more.
     fn next(&mut self, at: ExecutionPoint) -> Result<Entry, LogEnd>;
+
+    /// So many more digests and exits have agreed with the log's, for whoever watches.
+    fn agreed(&mut self, digests: u64, exits: u64) {
+        let _ = (digests, exits);
+    }
 }
 
 /// The replaying side is in a state the log contradicts.
@@ -191,6 +196,7 @@ impl<L: LogSource> Replaying<L> {
         }
         self.exits.drain(..here);
         self.exits_agreed += here as u64;
+        self.log.agreed(0, here as u64);
         Ok(())
     }
 
@@ -326,6 +332,7 @@ impl<L: LogSource> Inputs for Replaying<L> {
         if logged == replayed {
             self.agreed = point;
             self.digests += 1;
+            self.log.agreed(1, 0);
             return Ok(());
         }
         let what = Difference::Digest { logged: Box::new(logged), replayed: Box::new(replayed) };

@@ -16,6 +16,8 @@ pub struct Gauges {
     point: AtomicU64,
     guest_time_ns: AtomicU64,
     idle: AtomicBool,
+    digests_agreed: AtomicU64,
+    exits_agreed: AtomicU64,
 }
 
 impl Gauges {
@@ -29,6 +31,22 @@ impl Gauges {
     /// Sets the point alone, on a replaying side.
     pub fn set_point(&self, point: ExecutionPoint) {
         self.point.store(point.get(), Ordering::Relaxed);
+    }
+
+    /// So many more digests and exits were compared with the log's, and agreed.
+    pub fn add_agreed(&self, digests: u64, exits: u64) {
+        self.digests_agreed.fetch_add(digests, Ordering::Relaxed);
+        self.exits_agreed.fetch_add(exits, Ordering::Relaxed);
+    }
+
+    /// Digests that agreed with the log's.
+    pub fn digests_agreed(&self) -> u64 {
+        self.digests_agreed.load(Ordering::Relaxed)
+    }
+
+    /// Exits that agreed with the log's.
+    pub fn exits_agreed(&self) -> u64 {
+        self.exits_agreed.load(Ordering::Relaxed)
     }
 
     /// The last point reached: on `soft`, instructions retired.

@@ -7,6 +7,7 @@ use super::exception::Exception;
 use super::flags::{self, Int, LazyFlags};
 use super::generic::Decoded;
 use super::tlb::{Tlb, View};
+use crate::engine::cpu_model::TimeStamp;
 use crate::engine::state::{
     CpuState, DescriptorTable, ModelSpecificRegisters, Segment, Segments, SseState, X87State,
 };
@@ -133,6 +134,8 @@ pub(super) struct Cpu {
     pub(super) msrs: ModelSpecificRegisters,
     pub(super) sse: SseState,
     pub(super) x87: X87State,
+    /// What `CPUID` says of the time-stamp counter.
+    pub(super) time_stamp_counter: TimeStamp,
 }
 
 impl Cpu {
@@ -185,6 +188,7 @@ impl Cpu {
             msrs: ModelSpecificRegisters::default(),
             sse: SseState::default(),
             x87: X87State::default(),
+            time_stamp_counter: TimeStamp::Shown,
         }
     }
 

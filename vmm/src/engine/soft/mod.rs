@@ -83,6 +83,14 @@ impl SoftEngine {
         Self { cpu: Cpu::new(ram), cache }
     }
 
+    /// An engine whose `CPUID` says what that of the `kvm` engine says, which hides the time-stamp counter:
+    /// what both execute can be compared.
+    pub fn with_cpu_model_of_kvm(ram: GuestRam) -> Self {
+        let mut engine = Self::new(ram);
+        engine.cpu.time_stamp_counter = TimeStamp::Hidden;
+        engine
+    }
+
     /// Delivers an event here, for the engine that borrows this one for it; a fault in the delivery
     /// is delivered in its turn.
     pub(in crate::engine) fn deliver(&mut self, vector: Vector, error: Option<u16>, from: Origin) {

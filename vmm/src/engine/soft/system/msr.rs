@@ -1,6 +1,6 @@
 //! Model-specific registers, the time-stamp counter, `CPUID`.
 
-use crate::engine::cpu_model::{self, TimeStamp};
+use crate::engine::cpu_model;
 use crate::engine::msr::*;
 use crate::engine::soft::cpu::{
     CR4_FSGSBASE, CR4_TSD, Cpu, EFER_LONG, EFER_NXE, EFER_SCE, gpr, is_canonical, slot,
@@ -131,7 +131,7 @@ pub(in super::super) fn rdpmc(cpu: &mut Cpu, _: &Instruction) -> Flow {
 pub(in super::super) fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Flow {
     let leaf = cpu.reg::<u32>(gpr::RAX) as u32;
     let subleaf = cpu.reg::<u32>(gpr::RCX) as u32;
-    let answer = cpu_model::leaf(leaf, subleaf, TimeStamp::Shown);
+    let answer = cpu_model::leaf(leaf, subleaf, cpu.time_stamp_counter);
     cpu.set_full(gpr::RAX, answer.eax.into());
     cpu.set_full(gpr::RBX, answer.ebx.into());
     cpu.set_full(gpr::RCX, answer.ecx.into());
