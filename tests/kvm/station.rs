@@ -23,13 +23,11 @@ enum Event {
     Frame(Vec<u8>),
 }
 
-/// The station, and what it has seen.
+/// The station.
 #[derive(Debug)]
 pub struct Station {
     events: Receiver<Event>,
     stream: Option<UnixStream>,
-    /// The type of every frame, in order.
-    pub types: Vec<[u8; 2]>,
 }
 
 fn serve(listener: &UnixListener, events: &Sender<Event>) -> std::io::Result<()> {
@@ -88,7 +86,7 @@ impl Station {
         let listener = UnixListener::bind(path).unwrap();
         let (sender, events) = channel();
         std::thread::spawn(move || serve(&listener, &sender));
-        Self { events, stream: None, types: Vec::new() }
+        Self { events, stream: None }
     }
 
     fn send(&mut self, frame: &[u8]) {
@@ -107,7 +105,6 @@ impl Station {
                 None
             }
             Ok(Event::Frame(frame)) => {
-                self.types.push([frame[12], frame[13]]);
                 let asks_for_us =
                     frame[12..14] == [8, 6] && frame[20..22] == [0, 1] && frame[38..42] == ADDRESS;
                 if asks_for_us {
@@ -118,17 +115,6 @@ impl Station {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => panic!("the socket is gone"),
         }
-    }
-
-    /// True once a side has connected.
-    pub fn is_connected(&mut self) -> bool {
-        while let Ok(event) = self.events.try_recv() {
-            match event {
-                Event::Connected(stream) => self.stream = Some(stream),
-                Event::Frame(frame) => self.types.push([frame[12], frame[13]]),
-            }
-        }
-        self.stream.is_some()
     }
 
     /// Asks until the guest answers with the same `len` bytes; false if it does not within `limit`.
