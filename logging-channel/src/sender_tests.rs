@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::CheckpointPiece;
-use crate::entry::{Arrival, OutputSequence, RequestId, StopReason};
+use crate::entry::{Arrival, OutputSequence, Packet, RequestId, StopReason};
 use crate::frame::FrameDecoder;
 use crate::point::{ClockRate, VirtualTime};
 
@@ -90,15 +90,18 @@ fn an_entry_nobody_waits_for_waits_for_company_and_no_longer() {
 }
 
 #[test]
-fn a_clock_correction_goes_out_at_once() {
-    let mut sender = sender(SenderConfig::default(), 1 << 20);
+fn a_clock_correction_and_packets_go_out_at_once() {
     let (time, rate) = (VirtualTime::from_ns(9), ClockRate::from_raw(7));
-    let (point, arrival) = (ExecutionPoint::new(4), Arrival::ClockSync { time, rate });
-    sender.push(at_us(1), &progress(3)).expect("room");
-    assert!(!sender.has_due_entries());
-    sender.push(at_us(2), &Entry::Arrival { point, arrival }).expect("room");
-    assert!(sender.has_due_entries());
-    assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
+    let packets = Arrival::Packets(vec![Packet { frame: vec![0; 60], ..Packet::default() }]);
+    for arrival in [Arrival::ClockSync { time, rate }, packets] {
+        let mut sender = sender(SenderConfig::default(), 1 << 20);
+        let point = ExecutionPoint::new(4);
+        sender.push(at_us(1), &progress(3)).expect("room");
+        assert!(!sender.has_due_entries());
+        sender.push(at_us(2), &Entry::Arrival { point, arrival }).expect("room");
+        assert!(sender.has_due_entries());
+        assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
+    }
 }
 
 #[test]

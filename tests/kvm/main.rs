@@ -12,5 +12,7 @@ mod kernel_start;
 mod linux;
 mod linux_epochs;
 mod lockstep;
+mod network;
 mod per_exit;
 mod refusals;
+mod station;

@@ -257,8 +257,8 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inputs::{Asked, ClockControl, HostTime, PointScale};
-    use crate::outputs::{Output, OutputGate, OutputKind, Outside};
+    use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
+    use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
     use vmft_logging_channel::entry::Arrival;
     use vmft_logging_channel::point::{VirtualClock, VirtualTime};
@@ -274,10 +274,10 @@ mod tests {
         fn take_asked(&mut self) -> Option<Asked> {
             Some(Asked::Pause)
         }
-        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
             None
         }
-        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
@@ -310,7 +310,7 @@ mod tests {
     struct Seen(Mutex<Vec<u64>>);
 
     impl Outside for Seen {
-        fn let_out(&self, output: Output) {
+        fn let_out(&self, output: Output, _: Assurance) {
             self.0.lock().expect("not poisoned").push(output.sequence.0);
         }
     }
@@ -330,7 +330,7 @@ mod tests {
             idle: true,
             next_timer: None,
             outputs: OutputSequence(outputs),
-            console_room: 0,
+            room: Room::default(),
         }
     }
 
