@@ -17,7 +17,7 @@ fn traffic_in_both_directions_replays_to_the_same_digests_without_a_network() {
     let log = directory.path().join("traffic.log");
     let arguments = ["--log".into(), log.clone().into()];
     let mut side = start_restored(&lab, Which::Primary, "record", directory.path(), &arguments);
-    wait_servers(&lab, &mut side);
+    wait_servers(&lab, &mut side, &[7, 80, 22]);
     let echo = Echo::start(&lab);
     // Both at once: a server that is still busy with one test takes no other.
     let mut iperf = lab.command(Place::Client, "iperf3");

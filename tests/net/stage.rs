@@ -83,7 +83,8 @@ fn boot() -> PathBuf {
     let mut side =
         SideProcess::start_as(Path::new("ip"), "netns", Which::Primary, &directory, &arguments)
             .unwrap();
-    wait_servers(&lab, &mut side);
+    // iperf3 ends its listening with each client and begins anew: it has time while others are asked.
+    wait_servers(&lab, &mut side, &[5201, 7, 80, 22]);
     let snapshot = directory.join("snapshot");
     vmft::api_client::snapshot(&side.api(), &snapshot).unwrap();
     side.kill().unwrap();
@@ -116,11 +117,11 @@ fn serves(lab: &Lab, port: u16) -> bool {
     })
 }
 
-/// Waits until every server of the guest answers.
-pub fn wait_servers(lab: &Lab, side: &mut SideProcess) {
+/// Waits until the servers of the guest at these ports answer.
+pub fn wait_servers(lab: &Lab, side: &mut SideProcess, ports: &[u16]) {
     let deadline = Instant::now() + LIMIT;
-    for port in [7, 80, 22, 5201] {
-        while !serves(lab, port) {
+    for port in ports {
+        while !serves(lab, *port) {
             assert!(side.try_exit().unwrap().is_none(), "the side ended: {}", side.messages());
             assert!(Instant::now() < deadline, "port {port} of the guest: {}", side.messages());
         }

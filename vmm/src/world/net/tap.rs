@@ -117,8 +117,8 @@ impl Tap {
         check(name)?;
         let file = open_tun(&target)?;
         let mut request = request(name)?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        let mode = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = mode as libc::c_short;
         // SAFETY: the request reads and writes one `ifreq`, which is there.
         let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         match Errno::result(done) {
@@ -129,6 +129,9 @@ impl Tap {
         let error = open_error(NetTarget::Tap(name.to_owned()));
         let tap = Self::set_up(file, true, offloads).map_err(&error)?;
         wait_running(request).map_err(error)?;
+        // The flag is there a moment before the bridge has heard of it, under one hold of the kernel's
+        // lock of network devices, which this call takes too (`linkwatch_event`, `__tun_chr_ioctl`).
+        flags(tap.file.as_raw_fd())?;
         Ok(tap)
     }
 
