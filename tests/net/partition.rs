@@ -48,13 +48,16 @@ impl Watched {
         self.echo.wait(20);
         self.echo.finish();
         let [a, b] = self.captures.map(Capture::stop);
-        let times = |seen: &[Seen]| -> Vec<Duration> {
-            seen.iter().filter(|seen| seen.is_from_guest()).map(|seen| seen.at).collect()
-        };
-        let (a, b) = (times(&a), times(&b));
+        let from_guest =
+            |seen: Vec<Seen>| seen.into_iter().filter(Seen::is_from_guest).collect::<Vec<_>>();
+        let (a, b) = (from_guest(a), from_guest(b));
+        let (last, first) = (a.last(), b.first());
         match winner {
-            Which::Primary => assert!(b.is_empty(), "the loser has spoken {} times", b.len()),
-            Which::Backup => assert!(a.last() < b.first(), "both have spoken"),
+            Which::Primary => assert_eq!(first, None, "the loser has spoken"),
+            Which::Backup => {
+                let in_turn = last.map(|seen| seen.at) < first.map(|seen| seen.at);
+                assert!(in_turn, "both have spoken: {last:?} after {first:?}");
+            }
         }
     }
 }

@@ -115,6 +115,7 @@ pub(super) fn start(
 mod tests {
     use super::*;
     use crate::world::FenceError;
+    use crate::world::net::thread::Announcer;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     #[derive(Debug)]
@@ -206,6 +207,24 @@ mod tests {
                 std::thread::yield_now();
             }
             doubt.send(packet(2), Assurance::Fresh, wire);
+            assert!(seen.try_recv().is_err());
+        });
+    }
+
+    #[test]
+    fn a_side_that_has_lost_its_generation_repeats_no_announcement() {
+        with_fence(|doubt, wire, seen, questions, answer| {
+            let announcer = Announcer::new(vec![vec![7]]);
+            announcer.repeat(wire, doubt);
+            questions.recv().unwrap();
+            answer.send(Ok(())).unwrap();
+            assert_eq!(seen.recv(), Ok(7));
+            announcer.repeat(wire, doubt);
+            questions.recv().unwrap();
+            answer.send(Err(FenceError)).unwrap();
+            while !doubt.lock().closed {
+                std::thread::yield_now();
+            }
             assert!(seen.try_recv().is_err());
         });
     }

@@ -226,7 +226,12 @@ impl NetPort {
         announcer.announce(&self.shared);
         let doubt = Arc::new(Doubt::default());
         doubt::start(&doubt, Arc::clone(&self.shared), Arc::clone(fence))?;
-        thread::start(Arc::clone(&self.shared), announcer, Arc::clone(mailbox))?;
+        thread::start(
+            Arc::clone(&self.shared),
+            Arc::clone(&doubt),
+            announcer,
+            Arc::clone(mailbox),
+        )?;
         assert!(self.doubt.set(doubt).is_ok(), "a port is attached once");
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The network's thread: receives, repeats announcements, sends what a socket did not take, and opens
 //! the link again when it is lost.
 
+use super::doubt::{Doubt, Way};
 use super::link::Link;
 use super::{NetError, Shared, spawn};
+use crate::outputs::Assurance;
 use crate::world::Mailbox;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,10 +39,20 @@ impl Announcer {
         Self { frames, begun: Instant::now(), repeats: 0 }
     }
 
-    pub(super) fn announce(&self, shared: &Shared) {
+    fn packets(&self) -> impl Iterator<Item = Packet> {
         let packet =
             |frame: &Vec<u8>| Packet { offload: PacketOffload::default(), frame: frame.clone() };
-        shared.send(self.frames.iter().map(packet));
+        self.frames.iter().map(packet)
+    }
+
+    /// The first announcement, of a side that has just won.
+    pub(super) fn announce(&self, shared: &Shared) {
+        shared.send(self.packets());
+    }
+
+    /// Another one. By now another side may have won: it waits for the fence.
+    pub(super) fn repeat(&self, way: &impl Way, doubt: &Doubt) {
+        self.packets().for_each(|packet| doubt.send(packet, Assurance::Stale, way));
     }
 
     /// Time to the next announcement, of those that are left.
@@ -48,36 +60,38 @@ impl Announcer {
         REPEATS.get(self.repeats).map(|due| due.saturating_sub(self.begun.elapsed()))
     }
 
-    fn announce_if_due(&mut self, shared: &Shared) {
+    fn repeat_if_due(&mut self, shared: &Shared, doubt: &Doubt) {
         if self.next_in().is_some_and(|left| left.is_zero()) {
             self.repeats += 1;
-            self.announce(shared);
+            self.repeat(shared, doubt);
         }
     }
 
     /// The link is a new one: everything is said again.
     #[expect(clippy::disallowed_methods, reason = "the rim repeats announcements in host time")]
-    fn begin_again(&mut self, shared: &Shared) {
+    fn begin_again(&mut self, shared: &Shared, doubt: &Doubt) {
         (self.begun, self.repeats) = (Instant::now(), 0);
-        self.announce(shared);
+        self.repeat(shared, doubt);
     }
 }
 
 /// Starts the thread; it ends when the port is dropped.
 pub(super) fn start(
     shared: Arc<Shared>,
+    doubt: Arc<Doubt>,
     announcer: Announcer,
     mailbox: Arc<Mailbox>,
 ) -> Result<(), NetError> {
     let wake = shared.wake.try_clone().map_err(NetError::Thread)?;
     mailbox.set_packet_bell(shared.wake.try_clone().map_err(NetError::Thread)?);
     let shared = Arc::downgrade(&shared);
-    let receiver = Receiver { shared, announcer, mailbox, wake, told: false, tried: None };
+    let receiver = Receiver { shared, doubt, announcer, mailbox, wake, told: false, tried: None };
     spawn("net", move || receiver.run())
 }
 
 struct Receiver {
     shared: Weak<Shared>,
+    doubt: Arc<Doubt>,
     announcer: Announcer,
     mailbox: Arc<Mailbox>,
     wake: EventFd,
@@ -93,7 +107,7 @@ impl Receiver {
         loop {
             // Between two looks nothing here keeps the port alive.
             let Some(shared) = self.shared.upgrade() else { return };
-            self.announcer.announce_if_due(&shared);
+            self.announcer.repeat_if_due(&shared, &self.doubt);
             if link.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= RETRY) {
                 link = self.open(&shared);
             }
@@ -128,7 +142,7 @@ impl Receiver {
             return None;
         }
         if is_new {
-            self.announcer.begin_again(shared);
+            self.announcer.begin_again(shared, &self.doubt);
         }
         if std::mem::take(&mut self.told) {
             tracing::info!("the guest's network is back");
