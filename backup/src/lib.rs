@@ -8,6 +8,7 @@ pub mod follower;
 pub mod following;
 pub mod identity;
 mod join;
+pub mod lag;
 pub mod live;
 pub mod policy;
 pub mod recorded;

@@ -23,9 +23,12 @@ pub trait LogSink: std::fmt::Debug + Send {
     /// # Errors
     /// As [`Self::append`].
     fn flush(&mut self) -> Result<(), std::io::Error>;
-    /// How long to hold the guest back before it runs on, so that its backup can keep up; called
-    /// once a slice. A log that nobody follows never does.
-    fn hold_back(&mut self) {}
+    /// Holds the guest back before it runs on, so that its backup can keep up; called once a slice.
+    /// False if it may not run on yet: then this is asked again, after what else there is to do. A log
+    /// that nobody follows never holds anybody back.
+    fn hold_back(&mut self) -> bool {
+        true
+    }
     /// True once nobody reads the log any more and recording is over.
     fn is_closed(&self) -> bool {
         false
@@ -179,10 +182,14 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             self.append(Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
         }
-        let step = self.live.next(boundary)?;
+        let step = loop {
+            let step = self.live.next(boundary)?;
+            if !matches!(step, Step::RunTo(_)) || self.log.hold_back() {
+                break step;
+            }
+        };
         match &step {
             Step::RunTo(bound) => {
-                self.log.hold_back();
                 let bound = self.mark_by.map_or(*bound, |by| by.min(*bound));
                 let bound = match self.live.scale().stops_anywhere {
                     true => bound.min(self.next_digest),
