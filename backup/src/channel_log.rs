@@ -1,6 +1,7 @@
 //! The channel as a log: where a primary records to, and a backup replays from.
 
 use crate::lag::{GRACE, LagBound, LagPolicy};
+use crate::nudges::Nudges;
 use crate::tell;
 use std::io;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use vmft_logging_channel::transport::{
     BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room, SessionEnd,
 };
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
+use vmft_vmm::machine::Machine;
 
 /// How long one wait for room may take before the session is looked at again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
@@ -30,12 +32,15 @@ pub struct ChannelLog {
     bound: LagBound,
     /// Since when the backup has been beyond the bound.
     beyond: Option<Instant>,
+    /// While the machine is recorded.
+    _nudges: Option<Nudges>,
 }
 
 impl ChannelLog {
     /// The log of the session that has just begun.
-    pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound) -> Self {
-        Self { channel, closed: false, last_check: Instant::now(), bound, beyond: None }
+    pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound, machine: &Machine) -> Self {
+        let _nudges = Nudges::begin(machine);
+        Self { channel, closed: false, last_check: Instant::now(), bound, beyond: None, _nudges }
     }
 
     /// The backup is behind by `lag`: what is to be done beyond slowing. True if the guest may run on.

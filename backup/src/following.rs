@@ -412,7 +412,9 @@ impl Side {
     ) -> Result<Followed, SideError> {
         let report = match &error {
             MachineError::Input(InputError::Divergence(divergence)) => divergence.to_string(),
-            MachineError::Delivery { .. } | MachineError::Engine(_) => error_chain(&error),
+            MachineError::Delivery { .. }
+            | MachineError::Adopt { .. }
+            | MachineError::Engine(_) => error_chain(&error),
             _ => return Err(error.into()),
         };
         let reproduce = " (to reproduce, record the same guest with `vmft record --log FILE` and run \

@@ -10,6 +10,7 @@ pub mod identity;
 mod join;
 pub mod lag;
 pub mod live;
+mod nudges;
 pub mod policy;
 pub mod recorded;
 pub mod requests;

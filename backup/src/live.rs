@@ -489,7 +489,7 @@ impl LiveSide<'_> {
 
     fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
-        let log = ChannelLog::new(Arc::clone(channel), self.max_lag);
+        let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
         let gate = Arc::clone(&self.doors.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
         Inputs::Recording(Box::new(recording))

@@ -1,9 +1,11 @@
 //! Inputs from the world, logged.
 
+use super::deltas;
 use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
+use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
@@ -49,6 +51,8 @@ pub struct Recording<S, L> {
     last_entry: ExecutionPoint,
     /// Exits that are in no entry yet.
     exits: ExitEncoder,
+    /// A place may be named by the machine's state.
+    named_by_state: bool,
 }
 
 impl<S: InputSource, L: LogSink> Recording<S, L> {
@@ -70,6 +74,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             next_digest,
             last_entry: point,
             exits: ExitEncoder::default(),
+            named_by_state: true,
         }
     }
 
@@ -176,6 +181,11 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
         }
+        if self.named_by_state && self.live.is_overdue(boundary) {
+            self.log_exits(boundary.point)?;
+            self.append(Entry::Progress { point: boundary.point })?;
+            return Ok(Step::Checkpoint);
+        }
         let window = self.live.scale().progress_window;
         if boundary.idle && boundary.point.since(self.last_entry) >= window {
             self.log_exits(boundary.point)?;
@@ -203,7 +213,13 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
             Step::Pause => self.log_exits(boundary.point)?,
-            Step::Digest | Step::Flush | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
+            Step::Digest
+            | Step::Flush
+            | Step::Checkpoint
+            | Step::Adopt(_)
+            | Step::Stop(_)
+            | Step::Halt
+            | Step::LogEnded => {}
         }
         Ok(step)
     }
@@ -217,6 +233,18 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         self.log_exits(point)?;
         self.append(Entry::Digest { point, digest })?;
         Ok(())
+    }
+
+    fn checkpoint(&mut self, delta: Option<Delta>) -> Result<(), InputError> {
+        let Some(delta) = delta else {
+            // Never agreed with anybody, so there is nothing to be short of.
+            self.named_by_state = false;
+            return Ok(());
+        };
+        for entry in deltas::pack(delta) {
+            self.append(entry)?;
+        }
+        self.log.flush().map_err(InputError::Log)
     }
 
     fn watches_exits(&self) -> bool {
