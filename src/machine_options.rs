@@ -1,6 +1,7 @@
 //! The options that say what the machine is, and how they become one.
 
 use crate::host_choice;
+use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
@@ -21,6 +22,7 @@ use vmft_vmm::engine::{EngineKind, PointKind};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
+use vmft_vmm::world::net::NetPort;
 use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
 
 /// What executes the guest.
@@ -152,6 +154,14 @@ pub struct MachineOptions {
     /// A disk image; may be given several times. Both sides of a pair name the same image
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     pub disk: Vec<DiskOption>,
+    /// The guest's network: a TAP device, or a socket where `passt` (or QEMU) listens. Each side of a
+    /// pair names its own
+    #[arg(
+        long,
+        value_name = "tap=NAME|tap-fd=N|socket=PATH[,mac=MAC][,offloads=on|off]",
+        help_heading = "Machine"
+    )]
+    pub net: Option<NetOption>,
     /// Start from a snapshot instead of booting; disks are given as when it was taken. With --engine,
     /// on that engine instead of the one it was taken on
     #[arg(long, value_name = "DIR",
@@ -226,7 +236,12 @@ pub fn fresh_id() -> Result<String> {
 }
 
 /// This process with what it has for its guest.
-pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Result<Side> {
+pub fn make_side(
+    options: &SideOptions,
+    disks: Vec<DiskFile>,
+    network: Option<Arc<NetPort>>,
+    role: &str,
+) -> Result<Side> {
     Ok(Side {
         who: Candidate {
             id: fresh_id()?,
@@ -238,6 +253,7 @@ pub fn make_side(options: &SideOptions, disks: Vec<DiskFile>, role: &str) -> Res
         console: ConsoleHub::open(&options.serial.0)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
+        network,
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
     })
@@ -269,6 +285,11 @@ impl MachineOptions {
         Ok(machine)
     }
 
+    /// The machine's connection to the network, open.
+    pub fn network(&self, machine: &Machine) -> Result<Option<Arc<NetPort>>> {
+        NetOption::port_of_machine(self.net.as_ref(), machine.config().board.net.as_ref())
+    }
+
     fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
         // Wrong options come before wrong files.
         self.engine.wanted(purpose)?;
@@ -278,6 +299,7 @@ impl MachineOptions {
             let machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
+            NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;
             host_choice::check(machine.config().engine, purpose, machine.kernel())?;
             return Ok(machine);
         }
@@ -290,6 +312,7 @@ impl MachineOptions {
                 clock_base: UnixSeconds(i64::try_from(now.as_secs())?),
                 disks: configs,
                 entropy: true,
+                net: self.net.as_ref().map(NetOption::config).transpose()?,
             },
             engine,
         };

@@ -66,18 +66,24 @@ pub enum OptionError {
     /// No place for the console.
     #[error("`{0}` is none of tty, null, file=PATH, socket=PATH")]
     Serial(String),
+    /// No network.
+    #[error("`{0}` names none or several of tap=NAME, tap-fd=NUMBER, socket=PATH")]
+    Net(String),
+    /// No network address.
+    #[error("`{0}` is no Ethernet address of one station, such as 52:54:00:12:34:56")]
+    Mac(String),
     /// No arbiter.
     #[error("`{0}` is no arbiter; give dir=PATH on storage that both hosts share")]
     Arbiter(String),
 }
 
 /// The `key=value` pairs of one option.
-struct Pairs<'a> {
+pub(crate) struct Pairs<'a> {
     pairs: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Pairs<'a> {
-    fn parse(text: &'a str, known: &[&str]) -> Result<Self, OptionError> {
+    pub(crate) fn parse(text: &'a str, known: &[&str]) -> Result<Self, OptionError> {
         let mut pairs: Vec<(&str, &str)> = Vec::new();
         for part in text.split(',') {
             let (key, value) =
@@ -94,7 +100,7 @@ impl<'a> Pairs<'a> {
         Ok(Self { pairs })
     }
 
-    fn get(&self, key: &str) -> Option<&'a str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a str> {
         self.pairs.iter().find(|(other, _)| *other == key).map(|(_, value)| *value)
     }
 
@@ -125,7 +131,7 @@ fn parse_time(text: &str) -> Result<Duration, OptionError> {
     number.checked_mul(unit).map(Duration::from_millis).ok_or_else(error)
 }
 
-fn parse_switch(text: &str) -> Result<bool, OptionError> {
+pub(crate) fn parse_switch(text: &str) -> Result<bool, OptionError> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),

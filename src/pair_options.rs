@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
 use vmft_backup::epoch::Protection;
-use vmft_backup::identity::{fingerprint, joining_fingerprint, protecting};
+use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
 use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
@@ -19,7 +19,7 @@ use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::sender::SenderConfig;
 use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig};
-use vmft_vmm::board::{Bytes, DiskConfig};
+use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig};
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::world::DiskFile;
 
@@ -150,14 +150,14 @@ pub fn begin_reign(
     directory: &Path,
     side: &Side,
     engine: EngineKind,
+    board: &BoardConfig,
     protection: Protection,
 ) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::create(directory)
         .remedy(|| "--arbiter dir=PATH names a directory on storage that both hosts share")?;
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
-    let fingerprint = fingerprint(engine, &disk_configs(&side.disks));
-    let fingerprint = protecting(fingerprint, protection);
+    let fingerprint = protecting(fingerprint(engine, board), protection);
     let identity = identity(directory, &name, generation, fingerprint)?;
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
@@ -169,18 +169,15 @@ pub fn begin_reign(
     Ok((arbiter, identity))
 }
 
-/// Finds the pair that a backup is to join, with any engine or only the one `wanted`. Changes
-/// nothing.
+/// Finds the pair that a backup is to join, as what it says of itself. Changes nothing.
 pub fn find_pair(
     directory: &Path,
-    side: &Side,
-    wanted: Option<EngineKind>,
+    joining: Joining<'_>,
     protection: Protection,
 ) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::open(directory)?;
     let name = arbiter.pair_name()?;
-    let fingerprint = joining_fingerprint(wanted, &disk_configs(&side.disks));
-    let fingerprint = protecting(fingerprint, protection);
+    let fingerprint = protecting(joining_fingerprint(joining), protection);
     let identity = identity(directory, &name, arbiter.latest()?, fingerprint)?;
     Ok((arbiter, identity))
 }

@@ -27,14 +27,17 @@ impl ReplayGate {
 
 impl OutputGate for ReplayGate {
     fn emit(&self, output: Output) {
-        let OutputKind::Console { offset, bytes } = &output.kind else {
-            return;
-        };
-        if self.show {
-            self.console.write(output.sequence, *offset, bytes.clone());
-        } else {
-            self.console.remember(*offset, bytes);
-            self.kept.emit(output);
+        match &output.kind {
+            OutputKind::Console { offset, bytes } if self.show => {
+                self.console.write(output.sequence, *offset, bytes.clone());
+            }
+            // Nobody will go live.
+            _ if self.show => {}
+            OutputKind::Console { offset, bytes } => {
+                self.console.remember(*offset, bytes);
+                self.kept.emit(output);
+            }
+            OutputKind::Packet(_) | OutputKind::Disk { .. } => self.kept.emit(output),
         }
     }
 }

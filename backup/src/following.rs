@@ -153,7 +153,7 @@ impl Side {
                     if let Some(config) = &mut listen {
                         let machine = machine.config();
                         config.identity.generation = generation;
-                        let fingerprint = fingerprint(machine.engine, &machine.board.disks);
+                        let fingerprint = fingerprint(machine.engine, &machine.board);
                         config.identity.fingerprint = protecting(fingerprint, duties.protection);
                     }
                     let live = LiveDuties {

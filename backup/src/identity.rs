@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
 use vmft_logging_channel::handshake::Nonce;
-use vmft_vmm::board::DiskConfig;
+use vmft_vmm::board::{BoardConfig, DiskConfig};
+use vmft_vmm::devices::virtio::net::addresses::MacAddress;
 use vmft_vmm::doctor::kvm_of_this_host;
 use vmft_vmm::engine::{EngineKind, kvm, soft};
 use vmft_vmm::machine::STATE_VERSION;
@@ -21,6 +22,8 @@ const ENGINE: &str = "engine";
 /// How the guest is protected.
 pub const PROTECTION: &str = "protection";
 const HOST_CPU: &str = "host cpu";
+const NETWORK: &str = "network";
+const MAC: &str = "network address";
 const SOFT_CPU: &str = "cpu model of soft";
 const KVM_CPU: &str = "cpu model of kvm";
 
@@ -67,21 +70,43 @@ fn disks(fingerprint: Fingerprint, disks: &[DiskConfig]) -> Fingerprint {
     })
 }
 
-/// The fingerprint of a machine on this host, with this engine and these disks. All else comes with
-/// the checkpoint.
-pub fn fingerprint(kind: EngineKind, configs: &[DiskConfig]) -> Fingerprint {
-    disks(engine(program(), kind), configs)
+/// Whether there is a network, and with which address, if that is known.
+fn network(fingerprint: Fingerprint, network: Option<Option<MacAddress>>) -> Fingerprint {
+    let fingerprint = fingerprint.with(NETWORK, if network.is_some() { "one" } else { "none" });
+    match network {
+        Some(Some(mac)) => fingerprint.with(MAC, mac),
+        Some(None) => fingerprint.with(MAC, ANY),
+        None => fingerprint.with(MAC, "none"),
+    }
 }
 
-/// The fingerprint of a side that is to get its machine from another: of this host, with these
-/// disks, and with any engine unless one is `wanted`.
-pub fn joining_fingerprint(wanted: Option<EngineKind>, configs: &[DiskConfig]) -> Fingerprint {
+/// The fingerprint of a machine on this host, with this engine and this board's disks and network.
+/// All else comes with the checkpoint.
+pub fn fingerprint(kind: EngineKind, board: &BoardConfig) -> Fingerprint {
+    let fingerprint = disks(engine(program(), kind), &board.disks);
+    network(fingerprint, board.net.map(|net| Some(net.mac)))
+}
+
+/// What a side that is to get its machine from another says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Joining<'a> {
+    /// The one engine it wants, if not any.
+    pub engine: Option<EngineKind>,
+    /// Its disks.
+    pub disks: &'a [DiskConfig],
+    /// Whether it has a network, and the one address it wants there, if not any.
+    pub network: Option<Option<MacAddress>>,
+}
+
+/// The fingerprint of a side that is to get its machine from another: of this host, with its disks
+/// and network, and with any engine unless one is wanted.
+pub fn joining_fingerprint(joining: Joining<'_>) -> Fingerprint {
     let program = program().with(HOST_CPU, host_cpu());
-    let program = match wanted {
+    let program = match joining.engine {
         Some(engine) => program.with(ENGINE, engine),
         None => program.with(ENGINE, ANY),
     };
-    disks(program, configs)
+    network(disks(program, joining.disks), joining.network)
 }
 
 /// A side of a pair that protects its guest like this.
@@ -118,20 +143,30 @@ pub fn nonce() -> io::Result<Nonce> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmft_vmm::board::{Bytes, NetConfig, UnixSeconds};
     use vmft_vmm::engine::PointKind;
+
+    fn board(net: Option<NetConfig>) -> BoardConfig {
+        let (memory, clock_base) = (Bytes(64 << 20), UnixSeconds(0));
+        BoardConfig { memory, clock_base, disks: vec![], entropy: true, net }
+    }
+
+    fn joining(engine: Option<EngineKind>) -> Fingerprint {
+        joining_fingerprint(Joining { engine, disks: &[], network: None })
+    }
 
     #[test]
     fn a_backup_that_names_no_engine_follows_any_and_one_that_does_only_that() {
         let kvm = |points| EngineKind::Kvm { points };
-        let primary = fingerprint(kvm(PointKind::Exit), &[]);
-        assert_eq!(primary.mismatch(&joining_fingerprint(None, &[])), None);
-        let same = joining_fingerprint(Some(kvm(PointKind::Exit)), &[]);
+        let primary = fingerprint(kvm(PointKind::Exit), &board(None));
+        assert_eq!(primary.mismatch(&joining(None)), None);
+        let same = joining(Some(kvm(PointKind::Exit)));
         assert_eq!(primary.mismatch(&same), None);
         for (other, text) in [
             (EngineKind::Soft, "\"soft\""),
             (kvm(PointKind::Step), "\"kvm, points at single steps\""),
         ] {
-            let mismatch = primary.mismatch(&joining_fingerprint(Some(other), &[]));
+            let mismatch = primary.mismatch(&joining(Some(other)));
             let told = mismatch.expect("another engine").to_string();
             let wanted = format!(
                 "engine is \"kvm, points at exits\" on the primary and {text} on the backup"
@@ -141,25 +176,41 @@ mod tests {
     }
 
     #[test]
+    fn a_network_on_one_side_only_or_with_another_address_is_refused() {
+        let [mac, other] = [7, 8].map(|last| MacAddress([2, 0, 0, 0, 0, last]));
+        let net = NetConfig { mac, offloads: true };
+        let with = fingerprint(EngineKind::Soft, &board(Some(net)));
+        let without = fingerprint(EngineKind::Soft, &board(None));
+        let side = |network| joining_fingerprint(Joining { engine: None, disks: &[], network });
+        for network in [Some(None), Some(Some(mac))] {
+            assert_eq!(with.mismatch(&side(network)), None);
+            assert_eq!(without.mismatch(&side(network)).expect("none").field, NETWORK);
+        }
+        assert_eq!(with.mismatch(&side(None)).expect("one").field, NETWORK);
+        assert_eq!(without.mismatch(&side(None)), None);
+        assert_eq!(with.mismatch(&side(Some(Some(other)))).expect("another").field, MAC);
+    }
+
+    #[test]
     fn the_hosts_cpu_counts_only_where_the_guest_runs_on_it() {
         let elsewhere = |engine| {
             let cpu = "GenuineElsewhere 6/1/1, microcode 0x1";
-            joining_fingerprint(engine, &[]).with(HOST_CPU, cpu)
+            joining(engine).with(HOST_CPU, cpu)
         };
-        let soft = fingerprint(EngineKind::Soft, &[]);
+        let soft = fingerprint(EngineKind::Soft, &board(None));
         assert_eq!(soft.mismatch(&elsewhere(None)), None);
-        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &[]);
+        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &board(None));
         assert_eq!(kvm.mismatch(&elsewhere(None)).expect("another CPU").field, HOST_CPU);
     }
 
     #[test]
     fn a_host_with_another_microcode_or_kvm_is_told_with_both_sides() {
-        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &[]);
+        let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &board(None));
         let ours = host_cpu();
         assert!(ours.contains("microcode ") && ours.contains("KVM "), "{ours}");
         for (word, other) in [("microcode ", "microcode 0x0"), ("KVM ", "KVM other_")] {
             let theirs = ours.replace(word, other);
-            let joining = joining_fingerprint(None, &[]).with(HOST_CPU, &theirs);
+            let joining = joining(None).with(HOST_CPU, &theirs);
             let told = kvm.mismatch(&joining).expect("another host").to_string();
             let wanted =
                 format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
@@ -169,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_log_of_another_engine_is_not_this_ones() {
-        let log = fingerprint(EngineKind::Soft, &[]);
+        let log = fingerprint(EngineKind::Soft, &board(None));
         assert_eq!(check_version(&log, EngineKind::Soft), Ok(()));
         let kvm = EngineKind::Kvm { points: PointKind::Step };
         assert_eq!(check_version(&log, kvm).expect_err("another engine").field, ENGINE);

@@ -22,7 +22,7 @@ use vmft_logging_channel::transport::{
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
-use vmft_vmm::outputs::{HeldOutputs, OutputGate, OutputKind};
+use vmft_vmm::outputs::{HeldOutputs, OutputGate};
 use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
 /// How long the goodbye may take at a stop.
@@ -166,6 +166,7 @@ impl Inputs {
 struct LiveSide<'a> {
     side: &'a Side,
     doors: Doors,
+    fence: Arc<dyn Fence>,
     policy: Arc<LossPolicy>,
     channel: Option<Arc<PrimaryChannel>>,
     protection: Protection,
@@ -226,7 +227,8 @@ impl Side {
         let arbiter = Arc::clone(&duties.arbiter);
         let fence = GenerationFence::new(arbiter, self.who.clone(), duties.generation, on_fenced);
         let fence = Arc::new(fence);
-        let doors = self.open_doors(&(Arc::clone(&fence) as Arc<dyn Fence>))?;
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let doors = self.open_doors(&dyn_fence)?;
         let policy = Arc::new(LossPolicy::new(
             duties.arbiter,
             self.who.clone(),
@@ -240,7 +242,8 @@ impl Side {
             duties.listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
         let (protection, max_lag) = (duties.protection, duties.max_lag);
         let epochs = Mutex::default();
-        Ok(LiveSide { side: self, doors, policy, channel, protection, max_lag, epochs })
+        let fence = dyn_fence;
+        Ok(LiveSide { side: self, doors, fence, policy, channel, protection, max_lag, epochs })
     }
 
     fn listen(
@@ -366,7 +369,8 @@ impl JoinHost for LiveHost<'_> {
 }
 
 impl LiveSide<'_> {
-    /// Opens this side to the world: console, kept outputs, requests that wait for an answer.
+    /// Opens this side to the world: console, network, kept outputs, requests that wait for an
+    /// answer.
     fn go_live(
         &self,
         machine: &Machine,
@@ -386,11 +390,11 @@ impl LiveSide<'_> {
                 let _ = channel.push(&Entry::Released { output });
             }
         };
-        side.console.go_live(Arc::clone(&side.mailbox), Some(Arc::new(on_out)));
+        self.doors.outside.go_live(Arc::clone(&side.mailbox), on_out);
+        side.attach_network(machine, &self.fence)?;
         if let Some(succession) = succession {
             side.status.update(|status| status.failover = Some(succession.report));
             for output in succession.kept {
-                debug_assert!(matches!(output.kind, OutputKind::Console { .. }));
                 self.doors.gate.emit(output);
             }
         }

@@ -13,6 +13,7 @@ use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, Recording};
 use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateError};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::world::console::ConsoleHub;
+use vmft_vmm::world::net::{NetError, NetPort};
 use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
 
 /// Why a side cannot go on.
@@ -24,6 +25,9 @@ pub enum SideError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskFileError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetError),
     /// The arbiter.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
@@ -61,6 +65,8 @@ pub struct Side {
     pub console: Arc<ConsoleHub>,
     /// The guest's disks.
     pub disks: Vec<DiskFile>,
+    /// Where the guest's network device is connected, if it has one.
+    pub network: Option<Arc<NetPort>>,
     /// For `vmft status`.
     pub status: Arc<StatusBoard>,
     /// What operators ask.
@@ -78,11 +84,27 @@ impl Side {
     /// Opens the way out: disks' threads and the gate, open.
     pub(crate) fn open_doors(&self, fence: &Arc<dyn Fence>) -> Result<Doors, SideError> {
         let console = Arc::clone(&self.console);
-        let outside = HostOutside::start(&self.disks, console, fence, &self.mailbox)?;
+        let network = self.network.clone();
+        let outside = HostOutside::start(&self.disks, console, network, fence, &self.mailbox)?;
         let outside = Arc::new(outside);
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>));
         self.status.set_gate(Arc::clone(&gate));
         Ok(Doors { outside, gate })
+    }
+
+    /// Connects `machine` to the network, before it or anyone for it says anything there.
+    pub(crate) fn attach_network(
+        &self,
+        machine: &Machine,
+        fence: &Arc<dyn Fence>,
+    ) -> Result<(), SideError> {
+        let config = machine.config().board.net;
+        if let (Some(port), Some(config)) = (&self.network, config) {
+            let addresses = machine.network_addresses().cloned().unwrap_or_default();
+            port.attach(&config, &addresses, fence, &self.mailbox)?;
+            self.status.set_network(Arc::clone(port));
+        }
+        Ok(())
     }
 
     /// Live inputs for `machine`, which goes on from where it is.
@@ -119,7 +141,9 @@ impl Side {
                 Effect::Entropy { request, len } => live
                     .wish(Wish::Entropy { request, len })
                     .map_err(|error| SideError::Machine(error.into()))?,
-                Effect::Console(_) => unreachable!("console bytes wait for no answer"),
+                Effect::Console(_) | Effect::Packet(_) => {
+                    unreachable!("console bytes and packets wait for no answer")
+                }
             }
         }
         Ok(count)
@@ -132,6 +156,7 @@ impl Side {
     pub fn run(&self, mut machine: Machine) -> Result<SideEnd, SideError> {
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
         let doors = self.open_doors(&fence)?;
+        self.attach_network(&machine, &fence)?;
         let mut live = self.live_inputs(&doors, &machine)?;
         self.console.go_live(Arc::clone(&self.mailbox), None);
         self.console.reveal(machine.console_offset());
@@ -150,6 +175,7 @@ impl Side {
         machine.check_lockstep()?;
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
         let doors = self.open_doors(&fence)?;
+        self.attach_network(&machine, &fence)?;
         let mut live = self.live_inputs(&doors, &machine)?;
         self.console.go_live(Arc::clone(&self.mailbox), None);
         self.reissue(&doors, &mut live, &machine)?;
@@ -197,7 +223,9 @@ impl Side {
     ) -> Result<(), SideError> {
         let fence =
             GenerationFence::new(Arc::clone(arbiter), self.who.clone(), generation, |_, _| {});
-        let doors = self.open_doors(&(Arc::new(fence) as Arc<dyn Fence>))?;
+        let fence: Arc<dyn Fence> = Arc::new(fence);
+        let doors = self.open_doors(&fence)?;
+        self.attach_network(machine, &fence)?;
         let mut live = self.live_inputs(&doors, machine)?;
         for output in left {
             doors.gate.emit(output);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Gauges;
+use vmft_vmm::world::net::{NetCounts, NetPort};
 
 /// What a side is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -136,6 +137,8 @@ pub struct SideStatus {
     pub outputs_marked: u64,
     /// The channel, if there is one.
     pub channel: Option<ChannelStatus>,
+    /// The guest's network, if this side is attached to one.
+    pub network: Option<NetworkStatus>,
     /// Backups that follow.
     pub followers: u64,
     /// The last join, if there was one.
@@ -157,6 +160,17 @@ pub struct SideStatus {
     pub reason: Option<String>,
 }
 
+/// Packets of the guest since this side was attached to its network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+    /// Not sent: there was no link, or it did not take them.
+    pub lost: u64,
+}
+
 type ChannelProbe = Arc<dyn Fn() -> Option<ChannelStatus> + Send + Sync>;
 
 #[derive(Default)]
@@ -164,6 +178,7 @@ struct Board {
     status: SideStatus,
     probe: Option<ChannelProbe>,
     gate: Option<Arc<HeldOutputs>>,
+    network: Option<Arc<NetPort>>,
     guest_memory: Vec<Range<usize>>,
 }
 
@@ -219,6 +234,11 @@ impl StatusBoard {
         self.lock().gate = Some(gate);
     }
 
+    /// The network this side is attached to.
+    pub fn set_network(&self, network: Arc<NetPort>) {
+        self.lock().network = Some(network);
+    }
+
     /// Where the guest's memory is in this process.
     pub fn set_guest_memory(&self, ranges: Vec<Range<usize>>) {
         self.lock().guest_memory = ranges;
@@ -236,7 +256,12 @@ impl StatusBoard {
         let board = self.lock();
         let (mut status, probe, gate) =
             (board.status.clone(), board.probe.clone(), board.gate.clone());
+        let network = board.network.clone();
         drop(board);
+        status.network = network.map(|network| {
+            let NetCounts { sent, received, lost } = network.counts();
+            NetworkStatus { sent, received, lost }
+        });
         status.point = self.gauges.point();
         status.guest_time_ms = self.gauges.guest_time_ns() / 1_000_000;
         status.guest_idle = self.gauges.is_idle();

@@ -1,7 +1,8 @@
 //! The default guest, and the host in a box: fetched and built once, then taken from the cache.
 //!
 //! Both are Debian's cloud kernel with an initramfs of busybox and some of its modules. What is in
-//! the two archives, and in what they differ, is said in `initramfs`.
+//! the archives, and in what they differ, is said in `initramfs`. A third is the default guest with
+//! servers of other packages, for tests of the network.
 
 use crate::cache::{Cache, CacheLock};
 use crate::debian::Debian;
@@ -9,6 +10,7 @@ use crate::error::GuestError;
 use crate::initramfs;
 use crate::manifest::{Manifest, PackageRecord, Sha256};
 use crate::modules::{Module, ModuleTree};
+use crate::programs::{self, Files};
 use crate::progress::Progress;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,16 +37,49 @@ struct Recipe {
     modules: &'static [&'static str],
     /// Files of our own that go into the initramfs.
     texts: &'static [&'static str],
-    /// Puts the initramfs together from busybox and the modules.
-    initramfs: fn(&[u8], &[Module]) -> Vec<u8>,
+    /// More packages, and the programs of them that go into the initramfs.
+    packages: &'static [&'static str],
+    programs: &'static [&'static str],
+    /// Puts the initramfs together from busybox, the modules and the programs.
+    initramfs: fn(&[u8], &[Module], &Files) -> Vec<u8>,
 }
 
 const DEFAULT_GUEST: Recipe = Recipe {
     prefix: "debian-cloud",
     version: "1",
-    modules: &["virtio_pci", "virtio_blk", "ext4", "virtio-rng"],
-    texts: &[initramfs::INIT, initramfs::PROFILE],
+    modules: &["virtio_pci", "virtio_blk", "ext4", "virtio-rng", "virtio_net"],
+    texts: &[initramfs::INIT, initramfs::PROFILE, initramfs::DHCP, initramfs::PATTERN],
+    packages: &[],
+    programs: &[],
     initramfs: initramfs::build,
+};
+
+const SERVER_GUEST: Recipe = Recipe {
+    prefix: "debian-servers",
+    version: "1",
+    texts: &[
+        initramfs::INIT,
+        initramfs::PROFILE,
+        initramfs::DHCP,
+        initramfs::PATTERN,
+        initramfs::SERVERS,
+    ],
+    packages: &[
+        "dropbear-bin",
+        "iperf3",
+        "libc6",
+        "libcrypt1",
+        "libgmp10",
+        "libiperf0",
+        "libsctp1",
+        "libssl3",
+        "libtomcrypt1",
+        "libtommath1",
+        "zlib1g",
+    ],
+    programs: &["usr/bin/iperf3", "usr/sbin/dropbear"],
+    initramfs: initramfs::build_with_servers,
+    ..DEFAULT_GUEST
 };
 
 const STOCK_KVM_HOST: Recipe = Recipe {
@@ -52,6 +87,8 @@ const STOCK_KVM_HOST: Recipe = Recipe {
     version: "1",
     modules: &["virtio_pci", "virtio_console", "ext4", "kvm_amd"],
     texts: &[],
+    packages: &[],
+    programs: &[],
     initramfs: initramfs::build_base,
 };
 
@@ -118,6 +155,15 @@ pub fn stock_kvm_host(cache: &Cache, progress: &mut dyn Progress) -> Result<Gues
     cached_or_built(&STOCK_KVM_HOST, cache, &mut Debian::new(cache), progress)
 }
 
+/// The default guest, with an SSH server (dropbear) that lets root in without a password, and with
+/// an iperf3 server: for tests and measurements of the network.
+///
+/// # Errors
+/// [`GuestError`]; the cache is then as it was.
+pub fn server_guest(cache: &Cache, progress: &mut dyn Progress) -> Result<Guest, GuestError> {
+    cached_or_built(&SERVER_GUEST, cache, &mut Debian::new(cache), progress)
+}
+
 /// The default guest, made again from the newest packages the package lists have.
 ///
 /// # Errors
@@ -154,7 +200,8 @@ impl Recipe {
     fn entry_name(&self) -> String {
         let mut recipe = String::new();
         let packages = [self.version, KERNEL_META_PACKAGE, BUSYBOX_PACKAGE];
-        for part in packages.iter().chain(self.modules).chain(self.texts) {
+        let parts = packages.iter().chain(self.modules).chain(self.texts);
+        for part in parts.chain(self.packages).chain(self.programs) {
             recipe.push_str(part);
             recipe.push('\0');
         }
@@ -182,9 +229,11 @@ fn build(
     let kernel_name = source.dependency(KERNEL_META_PACKAGE, KERNEL_PREFIX, progress)?;
     let kernel = source.fetch(&kernel_name, workspace.path(), progress)?;
     let busybox = source.fetch(BUSYBOX_PACKAGE, workspace.path(), progress)?;
+    let fetch = |name: &&str| source.fetch(name, workspace.path(), progress);
+    let more = recipe.packages.iter().map(fetch).collect::<Result<Vec<_>, _>>()?;
     progress.step("putting the initramfs together");
     let finished = workspace.path().join("entry");
-    let manifest = assemble(recipe, &kernel, &busybox, &finished)?;
+    let manifest = assemble(recipe, &kernel, &busybox, &more, &finished)?;
     let installed = lock.install(&finished, &recipe.entry_name())?;
     Ok(guest(&installed, manifest))
 }
@@ -194,6 +243,7 @@ fn assemble(
     recipe: &Recipe,
     kernel: &Unpacked,
     busybox: &Unpacked,
+    more: &[Unpacked],
     directory: &Path,
 ) -> Result<Manifest, GuestError> {
     fs::create_dir(directory).map_err(GuestError::file("making", directory))?;
@@ -201,13 +251,15 @@ fn assemble(
     let modules = ModuleTree::open(&module_directory)?.resolve(recipe.modules)?;
     let busybox_file = find_file(busybox, &BUSYBOX_FILES)?;
     let program = fs::read(&busybox_file).map_err(GuestError::file("reading", &busybox_file))?;
+    let programs = programs::collect(more, recipe.programs)?;
     let initramfs = directory.join(INITRAMFS_FILE);
-    fs::write(&initramfs, (recipe.initramfs)(&program, &modules))
+    fs::write(&initramfs, (recipe.initramfs)(&program, &modules, &programs))
         .map_err(GuestError::file("writing", &initramfs))?;
     let image = find_file(kernel, &[&format!("boot/vmlinuz-{release}")])?;
     let target = directory.join(KERNEL_FILE);
     fs::copy(&image, &target).map_err(GuestError::file("writing", &target))?;
-    let packages = vec![kernel.record.clone(), busybox.record.clone()];
+    let packages = [kernel, busybox].into_iter().chain(more);
+    let packages = packages.map(|package| package.record.clone()).collect();
     let names = modules.into_iter().map(|module| module.name).collect();
     let manifest = Manifest::describe(directory, release, packages, names, &FILES)?;
     manifest.write(directory)?;
@@ -281,6 +333,7 @@ mod tests {
                 ("virtio_pci", "virtio"),
                 ("virtio_blk", "virtio"),
                 ("virtio-rng", "virtio"),
+                ("virtio_net", "virtio"),
                 ("virtio_console", "virtio"),
                 ("irqbypass", ""),
                 ("kvm", "irqbypass"),
@@ -322,7 +375,7 @@ mod tests {
         assert_eq!(built.manifest.release, "9-cloud");
         assert_eq!(
             built.manifest.modules,
-            ["virtio", "virtio_pci", "virtio_blk", "virtio_rng"],
+            ["virtio", "virtio_pci", "virtio_blk", "virtio_rng", "virtio_net"],
             "ext4 is built in"
         );
         assert_eq!(fs::read(&built.kernel).unwrap(), b"0");

@@ -5,22 +5,66 @@
 
 use crate::cpio::Archive;
 use crate::modules::Module;
+use crate::programs::Files;
 
 /// First process of the guest.
 pub(crate) const INIT: &str = include_str!("../init/init");
 /// What every shell of the guest reads.
 pub(crate) const PROFILE: &str = include_str!("../init/profile");
 
+/// What the guest's DHCP client calls.
+pub(crate) const DHCP: &str = include_str!("../init/dhcp.script");
+/// What the guest's HTTP server runs for a body of any length.
+pub(crate) const PATTERN: &str = include_str!("../init/pattern");
+/// What starts the servers of the guest that has some.
+pub(crate) const SERVERS: &str = include_str!("../init/servers");
+/// What the guest's HTTP server shows.
+pub(crate) const INDEX: &str = "vmft\n";
+
 /// The default guest's archive.
-pub(crate) fn build(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
-    let mut archive = base(busybox, modules);
-    archive.file("etc/profile", 0o644, PROFILE.as_bytes());
-    archive.file("init", 0o755, INIT.as_bytes());
+pub(crate) fn build(busybox: &[u8], modules: &[Module], _: &Files) -> Vec<u8> {
+    default(busybox, modules).finish()
+}
+
+/// The default guest's archive with programs of other packages, which are servers.
+pub(crate) fn build_with_servers(busybox: &[u8], modules: &[Module], programs: &Files) -> Vec<u8> {
+    let mut archive = default(busybox, modules);
+    for directory in [
+        "etc/dropbear",
+        "lib/x86_64-linux-gnu",
+        "lib64",
+        "usr",
+        "usr/bin",
+        "usr/sbin",
+        "var",
+        "var/run",
+    ] {
+        archive.directory(directory);
+    }
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    archive.file("etc/shells", 0o644, b"/bin/sh\n");
+    archive.file("etc/rc.local", 0o644, SERVERS.as_bytes());
+    for (path, contents) in programs {
+        archive.file(path, 0o755, contents);
+    }
     archive.finish()
 }
 
+fn default(busybox: &[u8], modules: &[Module]) -> Archive {
+    let mut archive = base(busybox, modules);
+    archive.file("etc/profile", 0o644, PROFILE.as_bytes());
+    archive.file("etc/dhcp.script", 0o755, DHCP.as_bytes());
+    archive.directory("srv");
+    archive.directory("srv/cgi-bin");
+    archive.file("srv/index.html", 0o644, INDEX.as_bytes());
+    archive.file("srv/cgi-bin/pattern", 0o755, PATTERN.as_bytes());
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive
+}
+
 /// The same without anything of ours: a shell, and modules.
-pub(crate) fn build_base(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
+pub(crate) fn build_base(busybox: &[u8], modules: &[Module], _: &Files) -> Vec<u8> {
     base(busybox, modules).finish()
 }
 
@@ -56,15 +100,15 @@ mod tests {
             Module { name: "b".to_owned(), contents: vec![1; 5] },
             Module { name: "a".to_owned(), contents: vec![2; 7] },
         ];
-        let archive = build(b"busybox", &modules);
-        assert_eq!(archive, build(b"busybox", &modules));
+        let archive = build(b"busybox", &modules, &Files::new());
+        assert_eq!(archive, build(b"busybox", &modules, &Files::new()));
         let text = String::from_utf8_lossy(&archive);
         assert!(text.contains("b.ko\na.ko\n"), "the load order is kept");
     }
 
     #[test]
     fn the_scripts_are_good_shell() {
-        for script in [INIT, PROFILE] {
+        for script in [INIT, PROFILE, DHCP, PATTERN, SERVERS] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), script).unwrap();
             let checked = std::process::Command::new("sh").arg("-n").arg(file.path()).status();

@@ -31,13 +31,14 @@ mod manifest;
 mod modules;
 pub mod packages;
 pub mod probe;
+mod programs;
 mod progress;
 pub mod workload;
 
 pub use cache::Cache;
 pub use command::CommandError;
 pub use error::GuestError;
-pub use guest::{Guest, default_guest, refresh_default_guest, stock_kvm_host};
+pub use guest::{Guest, default_guest, refresh_default_guest, server_guest, stock_kvm_host};
 pub use lockstep::{build_lockstep_guest, lockstep_guest};
 pub use manifest::{Manifest, PackageRecord, Sha256};
 pub use packages::ensure_packages;

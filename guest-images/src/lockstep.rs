@@ -17,6 +17,7 @@ use crate::guest::{
 use crate::initramfs;
 use crate::manifest::{Manifest, PackageRecord, Sha256};
 use crate::packages::{HostPackage, ensure_packages};
+use crate::programs::Files;
 use crate::progress::Progress;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -109,7 +110,8 @@ pub fn build_lockstep_guest(
 fn entry_name() -> String {
     let mut recipe = format!("{VERSION}\0{SOURCE_PACKAGE}\0{BUSYBOX_PACKAGE}\0{CONFIGURATION}");
     let texts = PATCHES.iter().map(|(_, patch)| *patch);
-    for text in texts.chain([initramfs::INIT, initramfs::PROFILE]) {
+    let ours = [initramfs::INIT, initramfs::PROFILE, initramfs::DHCP, initramfs::PATTERN];
+    for text in texts.chain(ours) {
         recipe.push('\0');
         recipe.push_str(text);
     }
@@ -239,7 +241,9 @@ fn assemble(
     let release = fs::read_to_string(&release).map_err(GuestError::file("reading", &release))?;
     let program = find_file(busybox, &BUSYBOX_FILES)?;
     let program = fs::read(&program).map_err(GuestError::file("reading", &program))?;
-    for (name, contents) in FILES.into_iter().zip([image, initramfs::build(&program, &[])]) {
+    for (name, contents) in
+        FILES.into_iter().zip([image, initramfs::build(&program, &[], &Files::new())])
+    {
         let file = directory.join(name);
         fs::write(&file, contents).map_err(GuestError::file("writing", &file))?;
     }
@@ -255,6 +259,8 @@ fn make(tree: &Path, arguments: &[&str]) -> Command {
     make.env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
     make.env("KBUILD_BUILD_USER", "vmft").env("KBUILD_BUILD_HOST", "vmft");
     make.env("KBUILD_BUILD_VERSION", "1");
+    // Set, though empty: no sign of a git tree around the cache.
+    make.env("LOCALVERSION", "");
     // What the environment of this process holds is for others.
     for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CC", "CFLAGS", "LDFLAGS"] {
         make.env_remove(variable);

@@ -22,6 +22,13 @@ pub const E2FSPROGS: HostPackage = HostPackage { name: "e2fsprogs", program: "mk
 pub const QEMU: HostPackage =
     HostPackage { name: "qemu-system-x86", program: "qemu-system-x86_64" };
 
+/// Measure a network.
+pub const NETWORK_PACKAGES: &[HostPackage] = &[
+    HostPackage { name: "iperf3", program: "iperf3" },
+    HostPackage { name: "iproute2", program: "ip" },
+    HostPackage { name: "iputils-ping", program: "ping" },
+];
+
 /// Every package that is needed everywhere; [`QEMU`] is installed where it is first used.
 pub const HOST_PACKAGES: &[HostPackage] = &[E2FSPROGS];
 

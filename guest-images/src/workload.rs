@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 pub const RECORD_LEN: usize = 128;
 /// The demo's file of records, in the disk's file system.
 pub const RECORDS_FILE: &str = "/records";
+/// Where the guest's server answers with what it is told (RFC 862).
+pub const ECHO_PORT: u16 = 7;
 /// The prompt of the guest's shell in its first directory; whoever sees it may type. Busybox
 /// then asks the terminal for the cursor's position (`ESC [ 6 n`), and needs no answer.
 pub const SHELL_PROMPT: &str = "vmft:/# ";

@@ -11,7 +11,8 @@
 use crate::checkpoint::PieceKind;
 use crate::entry::{
     Arrival, Entry, EntrySequence, MAX_CHECKPOINT_PART, MAX_CONSOLE_INPUT, MAX_DISK_DATA,
-    MAX_ENTROPY, MAX_EXITS, OutputSequence, RequestId, StateDigest, StopReason,
+    MAX_ENTROPY, MAX_EXITS, MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet,
+    PacketOffload, RequestId, StateDigest, StopReason,
 };
 use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
@@ -46,6 +47,7 @@ mod kind {
     pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
     pub const CHECKPOINT_PART: u8 = 20;
+    pub const PACKETS: u8 = 16;
 }
 
 /// Why something cannot be put into the log or on the wire. Nothing was.
@@ -103,9 +105,84 @@ fn check(entry: &Entry, last: ExecutionPoint) -> Result<(), EncodeError> {
         Entry::CheckpointPart { bytes, .. } => {
             check_len("checkpoint piece", bytes.len(), MAX_CHECKPOINT_PART)
         }
+        Entry::Arrival { arrival: Arrival::Packets(packets), .. } => check_packets(packets),
         Entry::Exits { exits, .. } => check_len("exits", exits.len(), MAX_EXITS),
         _ => Ok(()),
     }
+}
+
+fn check_packets(packets: &[Packet]) -> Result<(), EncodeError> {
+    if packets.is_empty() {
+        return Err(EncodeError::Message(NO_PACKETS));
+    }
+    check_len("packets", packets.len(), MAX_PACKETS)?;
+    let total = packets.iter().map(|packet| packet.frame.len()).sum();
+    check_len("packet bytes", total, MAX_PACKET_BYTES)?;
+    packets.iter().try_for_each(|packet| check_len("packet", packet.frame.len(), MAX_PACKET))
+}
+
+const NO_PACKETS: DecodeError = DecodeError::Rule("no packet in a group of packets");
+
+/// A packet that is ready for the wire has a zero byte in front of its length, any other a one and
+/// the fields of what is left to do.
+fn encode_packet(packet: &Packet, out: &mut Vec<u8>) {
+    let PacketOffload {
+        flags,
+        gso_type,
+        header_len,
+        segment_size,
+        checksum_start,
+        checksum_offset,
+    } = packet.offload;
+    let plain = packet.offload == PacketOffload::default();
+    out.push(u8::from(!plain));
+    if !plain {
+        out.extend_from_slice(&[flags, gso_type]);
+        for word in [header_len, segment_size, checksum_start, checksum_offset] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    put_bytes(out, &packet.frame);
+}
+
+fn decode_packet(cursor: &mut Cursor<'_>) -> Result<Packet, DecodeError> {
+    let offload = match cursor.byte("packet offload")? {
+        0 => PacketOffload::default(),
+        1 => {
+            let offload = PacketOffload {
+                flags: cursor.byte("packet offload")?,
+                gso_type: cursor.byte("packet offload")?,
+                header_len: cursor.word16("packet offload")?,
+                segment_size: cursor.word16("packet offload")?,
+                checksum_start: cursor.word16("packet offload")?,
+                checksum_offset: cursor.word16("packet offload")?,
+            };
+            if offload == PacketOffload::default() {
+                return Err(DecodeError::Rule("packet offload without content"));
+            }
+            offload
+        }
+        tag => return Err(DecodeError::Tag { what: "packet offload", tag }),
+    };
+    Ok(Packet { offload, frame: cursor.bytes("packet", MAX_PACKET)?.to_vec() })
+}
+
+fn decode_packets(cursor: &mut Cursor<'_>) -> Result<Vec<Packet>, DecodeError> {
+    let count = cursor.bounded("packet count", MAX_PACKETS as u64)?;
+    if count == 0 {
+        return Err(NO_PACKETS);
+    }
+    let mut packets = Vec::new();
+    let mut total = 0;
+    for _ in 0..count {
+        let packet = decode_packet(cursor)?;
+        total += packet.frame.len();
+        if total > MAX_PACKET_BYTES {
+            return Err(DecodeError::Rule("more packet bytes than a group may have"));
+        }
+        packets.push(packet);
+    }
+    Ok(packets)
 }
 
 fn put_bytes(out: &mut Vec<u8>, data: &[u8]) {
@@ -150,6 +227,11 @@ pub fn encode_entry(
             Arrival::ConsoleInput(data) => {
                 start(out, kind::CONSOLE_INPUT);
                 put_bytes(out, data);
+            }
+            Arrival::Packets(packets) => {
+                start(out, kind::PACKETS);
+                put_varint(out, packets.len() as u64);
+                packets.iter().for_each(|packet| encode_packet(packet, out));
             }
         },
         Entry::OutputMark { output, .. } => {
@@ -234,6 +316,7 @@ fn decode_arrival(kind: u8, cursor: &mut Cursor<'_>) -> Result<Arrival, DecodeEr
         kind::CONSOLE_INPUT => {
             Arrival::ConsoleInput(cursor.bytes("console input", MAX_CONSOLE_INPUT)?.to_vec())
         }
+        kind::PACKETS => Arrival::Packets(decode_packets(cursor)?),
         tag => return Err(DecodeError::Tag { what: "entry kind", tag }),
     })
 }
@@ -254,7 +337,10 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::CHECKPOINT_PART {
         return decode_checkpoint_part(cursor);
     }
-    if !(kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind) && kind != kind::EXITS {
+    let is_known = (kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind)
+        || kind == kind::PACKETS
+        || kind == kind::EXITS;
+    if !is_known {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }
     let distance = cursor.varint("point")?;

@@ -41,6 +41,24 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
             vec![3, 0xAC, 0x02, 3, 1, 9],
         ),
         (arrival(Arrival::ConsoleInput(b"ls\n".to_vec())), b"\x04\xAC\x02\x03ls\n".to_vec()),
+        (
+            arrival(Arrival::Packets(vec![
+                Packet { offload: PacketOffload::default(), frame: vec![0xAA, 0xBB] },
+                Packet {
+                    offload: PacketOffload {
+                        flags: 1,
+                        gso_type: 4,
+                        header_len: 0x36,
+                        segment_size: 0x5A8,
+                        checksum_start: 0x22,
+                        checksum_offset: 0x10,
+                    },
+                    frame: vec![0xCC],
+                },
+            ])),
+            b"\x10\xAC\x02\x02\0\x02\xAA\xBB\x01\x01\x04\x36\0\xA8\x05\x22\0\x10\0\x01\xCC"
+                .to_vec(),
+        ),
         (Entry::OutputMark { point, output: OutputSequence(42) }, vec![5, 0xAC, 0x02, 42]),
         (Entry::Released { output: OutputSequence(41) }, vec![6, 41]),
         (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
@@ -162,6 +180,47 @@ fn the_largest_entry_fits_its_limit_and_its_frame() {
     .expect("within the limit of its kind");
 }
 
+fn any_packet() -> impl Strategy<Value = Packet> {
+    let offload = (any::<[u8; 2]>(), any::<[u16; 4]>());
+    (offload, proptest::collection::vec(any::<u8>(), 0..100)).prop_map(|((bytes, words), frame)| {
+        let offload = PacketOffload {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            header_len: words[0],
+            segment_size: words[1],
+            checksum_start: words[2],
+            checksum_offset: words[3],
+        };
+        Packet { offload, frame }
+    })
+}
+
+#[test]
+fn a_group_of_packets_beyond_its_limits_is_neither_written_nor_read() {
+    let point = ExecutionPoint::new(5);
+    let packet = |len| Packet { offload: PacketOffload::default(), frame: vec![0; len] };
+    let encode = |packets| {
+        let (mut out, mut last) = (Vec::new(), ExecutionPoint::START);
+        let entry = Entry::Arrival { point, arrival: Arrival::Packets(packets) };
+        encode_entry(&entry, &mut last, &mut out).map(|()| out)
+    };
+    let too_large = |what, len, limit| Err(EncodeError::TooLarge { what, len, limit });
+    assert_eq!(encode(vec![]), Err(EncodeError::Message(NO_PACKETS)));
+    assert_eq!(encode(vec![packet(1); 65]), too_large("packets", 65, 64));
+    let len = MAX_PACKET + 1;
+    assert_eq!(encode(vec![packet(len)]), too_large("packet", len, MAX_PACKET));
+    let (len, limit) = (4 * MAX_PACKET, MAX_PACKET_BYTES);
+    assert_eq!(encode(vec![packet(MAX_PACKET); 4]), too_large("packet bytes", len, limit));
+    encode(vec![packet(60); 64]).expect("within the limits");
+    encode(vec![packet(MAX_PACKET); 3]).expect("within the limits");
+    assert_eq!(decode_one(&[16, 0, 0]), Err(NO_PACKETS));
+    let found = DecodeError::Limit { what: "packet count", found: 65, limit: 64 };
+    assert_eq!(decode_one(&[16, 0, 65]), Err(found));
+    let empty_offload = [16, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let error = DecodeError::Rule("packet offload without content");
+    assert_eq!(decode_one(&empty_offload), Err(error));
+}
+
 pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
     let point = (0..1u64 << 40).prop_map(ExecutionPoint::new);
     let bytes = |len| proptest::collection::vec(any::<u8>(), 0..len);
@@ -181,6 +240,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
         (any::<u64>(), bytes(MAX_ENTROPY))
             .prop_map(|(request, data)| Arrival::Entropy { request: RequestId(request), data }),
         bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
+        proptest::collection::vec(any_packet(), 1..4).prop_map(Arrival::Packets),
     ];
     (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..7).prop_map(
         |(point, arrival, number, registers, pages, kind)| match kind {

@@ -14,6 +14,14 @@ pub const MAX_CONSOLE_INPUT: usize = 4096;
 
 /// Most bytes of one piece of a checkpoint in the log: a full batch of pages, none of them packed.
 pub const MAX_CHECKPOINT_PART: usize = 257 << 10;
+/// Most bytes of one network packet: the largest that segmentation offload makes, 64 KiB of IP behind
+/// an Ethernet header with a VLAN tag.
+pub const MAX_PACKET: usize = (64 << 10) + 18;
+/// Most packets of one entry.
+pub const MAX_PACKETS: usize = 64;
+/// Most bytes of all packets of one entry: far more than come while the guest takes one interrupt,
+/// and little beside a channel's buffer.
+pub const MAX_PACKET_BYTES: usize = 256 << 10;
 /// Most bytes of one entry of exits: a few hundred of them.
 pub const MAX_EXITS: usize = 64 << 10;
 
@@ -60,6 +68,33 @@ pub struct Generation(pub u64);
 )]
 pub struct RequestId(pub u64);
 
+/// What the sender of a packet has left to be done: the fields of `struct virtio_net_hdr`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PacketOffload {
+    /// `VIRTIO_NET_HDR_F_…`.
+    pub flags: u8,
+    /// `VIRTIO_NET_HDR_GSO_…`.
+    pub gso_type: u8,
+    /// Length of the headers in bytes, a hint.
+    pub header_len: u16,
+    /// Payload bytes of each segment.
+    pub segment_size: u16,
+    /// Where the checksummed bytes begin.
+    pub checksum_start: u16,
+    /// Where, from there, the checksum goes.
+    pub checksum_offset: u16,
+}
+
+/// An Ethernet frame.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Packet {
+    /// What is left to be done; the default for a packet that is ready for the wire.
+    pub offload: PacketOffload,
+    /// The frame from its destination address on, without a check sequence; at most [`MAX_PACKET`]
+    /// bytes.
+    pub frame: Vec<u8>,
+}
+
 /// An input from the outside world, which only the primary can place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Arrival {
@@ -91,6 +126,9 @@ pub enum Arrival {
     },
     /// Bytes typed at the console, at most [`MAX_CONSOLE_INPUT`].
     ConsoleInput(Vec<u8>),
+    /// Packets from the network, for one interrupt: 1 to [`MAX_PACKETS`] of them, together at most
+    /// [`MAX_PACKET_BYTES`].
+    Packets(Vec<Packet>),
 }
 
 /// A compact summary of the machine's state at one point.

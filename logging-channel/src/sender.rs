@@ -2,8 +2,8 @@
 //!
 //! Pure: it is told the time and handed frames, and asked what to send and when to look again.
 //! Entries are encoded as they are pushed, into the batch that will carry them, so that pushing
-//! is cheap; checksums are left to whoever sends. An output mark, a stop, or a clock
-//! correction makes its batch due at once; other entries wait a little for company.
+//! is cheap; checksums are left to whoever sends. A stop, a clock correction or packets make their
+//! batch due at once, and so does [`Sender::flush`]; other entries wait a little for company.
 //!
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
@@ -133,7 +133,7 @@ struct OpenBatch {
 impl OpenBatch {
     /// True if it goes out without waiting for company.
     const fn is_due(&self) -> bool {
-        self.is_due || self.urgent_at.is_some()
+        self.is_due
     }
 }
 
@@ -270,13 +270,18 @@ impl Sender {
             self.next.0 += 1;
             self.last_point = entry.point().unwrap_or(self.last_point);
             match entry {
-                Entry::OutputMark { .. }
-                | Entry::Stop { .. }
-                | Entry::CheckpointPart { piece: PieceKind::End, .. } => {
+                Entry::OutputMark { .. } => {
                     batch.urgent_at.get_or_insert(now);
+                }
+                Entry::Stop { .. } | Entry::CheckpointPart { piece: PieceKind::End, .. } => {
+                    batch.urgent_at.get_or_insert(now);
+                    batch.is_due = true;
                 }
                 // Of a guest that computes it is all that tells the backup how far it may run.
                 Entry::Arrival { arrival: Arrival::ClockSync { .. }, .. } => batch.is_due = true,
+                // Its sender will not hear of it if this side dies first, and waits long to send it
+                // again.
+                Entry::Arrival { arrival: Arrival::Packets(_), .. } => batch.is_due = true,
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::CheckpointPiece;
-use crate::entry::{Arrival, OutputSequence, RequestId, StopReason};
+use crate::entry::{Arrival, OutputSequence, Packet, RequestId, StopReason};
 use crate::frame::FrameDecoder;
 use crate::point::{ClockRate, VirtualTime};
 
@@ -52,12 +52,14 @@ fn disk_read(len: usize) -> Entry {
 }
 
 #[test]
-fn an_output_mark_is_sent_at_once_and_takes_the_rest_along() {
+fn an_output_mark_that_is_flushed_is_sent_at_once_and_takes_the_rest_along() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
     sender.push(at_us(10), &progress(1)).expect("room");
     assert!(transmit(&mut sender, at_us(20)).is_empty());
     assert!(!sender.has_due_entries());
     sender.push(at_us(30), &mark(2)).expect("room");
+    assert!(!sender.has_due_entries());
+    sender.flush();
     assert!(sender.has_due_entries());
     let frame = sender.poll_transmit(at_us(30)).expect("due at once");
     let mut decoder = FrameDecoder::new(session());
@@ -88,15 +90,18 @@ fn an_entry_nobody_waits_for_waits_for_company_and_no_longer() {
 }
 
 #[test]
-fn a_clock_correction_goes_out_at_once() {
-    let mut sender = sender(SenderConfig::default(), 1 << 20);
+fn a_clock_correction_and_packets_go_out_at_once() {
     let (time, rate) = (VirtualTime::from_ns(9), ClockRate::from_raw(7));
-    let (point, arrival) = (ExecutionPoint::new(4), Arrival::ClockSync { time, rate });
-    sender.push(at_us(1), &progress(3)).expect("room");
-    assert!(!sender.has_due_entries());
-    sender.push(at_us(2), &Entry::Arrival { point, arrival }).expect("room");
-    assert!(sender.has_due_entries());
-    assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
+    let packets = Arrival::Packets(vec![Packet { frame: vec![0; 60], ..Packet::default() }]);
+    for arrival in [Arrival::ClockSync { time, rate }, packets] {
+        let mut sender = sender(SenderConfig::default(), 1 << 20);
+        let point = ExecutionPoint::new(4);
+        sender.push(at_us(1), &progress(3)).expect("room");
+        assert!(!sender.has_due_entries());
+        sender.push(at_us(2), &Entry::Arrival { point, arrival }).expect("room");
+        assert!(sender.has_due_entries());
+        assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
+    }
 }
 
 #[test]
@@ -107,6 +112,7 @@ fn a_sender_is_never_silent_for_longer_than_an_interval_and_busy_ones_send_few_h
         // Entries every 8 ms for the first half, then none.
         if ms < 500 && ms % 8 == 0 {
             sender.push(at_us(ms * 1_000), &mark(ms + 1)).expect("room");
+            sender.flush();
         }
         for kind in transmit(&mut sender, at_us(ms * 1_000)) {
             heartbeats += u64::from(kind == FrameKind::Heartbeat);
@@ -122,6 +128,7 @@ fn a_sender_is_never_silent_for_longer_than_an_interval_and_busy_ones_send_few_h
 fn nothing_is_sent_beyond_the_window() {
     let mut sender = sender(SenderConfig::default(), 0);
     sender.push(at_us(1), &mark(1)).expect("room");
+    sender.flush();
     assert!(transmit(&mut sender, at_us(1)).is_empty());
     let cost = sender.stats(at_us(1)).buffered;
     acknowledge(&mut sender, at_us(2), 0, 0, cost - 1).expect("a window");
@@ -184,7 +191,9 @@ fn an_acknowledgement_of_what_was_not_sent_changes_nothing() {
 fn an_acknowledgement_taken_back_changes_nothing() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
     sender.push(at_us(1), &mark(1)).expect("room");
+    sender.flush();
     sender.push(at_us(1), &mark(1)).expect("room");
+    sender.flush();
     transmit(&mut sender, at_us(1));
     acknowledge(&mut sender, at_us(2), 2, 1, 2 << 20).expect("good");
     for (received, applied, window) in [(1, 1, 2 << 20), (2, 0, 2 << 20), (2, 1, 1 << 20)] {
@@ -224,6 +233,7 @@ fn the_round_trip_leaves_out_the_time_the_peer_held_the_heartbeat() {
 fn a_backup_that_lives_but_does_not_acknowledge_is_given_up() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
     sender.push(at_us(1_000), &mark(1)).expect("room");
+    sender.flush();
     transmit(&mut sender, at_us(1_000));
     sender.handle_timeout(at_us(2_000_999)).expect("patience");
     let (entry, waited) = (EntrySequence(1), Duration::from_secs(2));
@@ -255,6 +265,7 @@ fn latency_counts_from_the_mark_and_lag_from_the_oldest_entry_not_replayed() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
     sender.push(at_us(100), &progress(1)).expect("room");
     sender.push(at_us(150), &mark(1)).expect("room");
+    sender.flush();
     transmit(&mut sender, at_us(150));
     sender.push(at_us(170), &progress(1)).expect("room");
     acknowledge(&mut sender, at_us(350), 2, 0, 1 << 20).expect("good");

@@ -3,6 +3,7 @@
 use crate::api::ShutdownHook;
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side, open_disks};
+use crate::net_options::NetOption;
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
-use vmft_backup::identity::PROTECTION;
+use vmft_backup::identity::{Joining, PROTECTION};
 use vmft_backup::side::SideError;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
@@ -68,6 +69,9 @@ struct FollowOptions {
     /// A disk image, the same as the primary's; may be given several times
     #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
     disk: Vec<DiskOption>,
+    /// Where the guest's network is connected once this side is live; needed if the primary has one
+    #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
+    net: Option<NetOption>,
     /// Acknowledge so late, in milliseconds: to see that outputs wait
     #[arg(long, value_name = "MS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Experiments")]
@@ -110,9 +114,10 @@ fn follow(
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
     let disks = open_disks(&options.disk, false)?;
+    let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
-    let side = make_side(&options.side, disks, role)?;
+    let side = make_side(&options.side, disks, network, role)?;
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
     interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
@@ -123,7 +128,10 @@ fn follow(
     }
 
     let protection = options.pair.protection();
-    let find = || pair_options::find_pair(&directory, &side, wanted, protection);
+    let configs = pair_options::disk_configs(&side.disks);
+    let mac = options.net.as_ref().map(|net| net.mac);
+    let joining = Joining { engine: wanted, disks: &configs, network: mac };
+    let find = || pair_options::find_pair(&directory, joining, protection);
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -192,6 +200,10 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
                 "a guest on --engine kvm needs the same CPU, microcode and KVM on both hosts; --engine \
                  soft runs on different ones"
+            }
+            Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {
+                "name with --net where the guest's network is connected on this host, without mac=, \
+                 if the primary has one"
             }
             Refusal::Fingerprint(_) => "give both sides the same --disk options and the same vmft",
             Refusal::WrongGeneration { .. } => "name the side that is live now with --primary",

@@ -91,6 +91,13 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
             channel.acknowledgement_us, channel.acknowledgement_worst_us
         )?;
     }
+    if let Some(network) = &status.network {
+        writeln!(
+            text,
+            "network              {} packets sent, {} received, {} lost",
+            network.sent, network.received, network.lost
+        )?;
+    }
     if let Some(failover) = &status.failover {
         writeln!(
             text,

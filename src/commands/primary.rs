@@ -11,6 +11,7 @@ use std::sync::Arc;
 use vmft_backup::live::LiveDuties;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::PeerAddress;
+use vmft_vmm::machine::MachineConfig;
 
 /// Options of `vmft primary`.
 #[derive(Debug, Args)]
@@ -41,14 +42,16 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disk, true)?;
     let place = ListenPlace::take(&options.listen)?;
     let machine = options.machine.machine(&disks, options.pair.purpose())?;
-    let engine = machine.config().engine;
-    let side = make_side(&options.side, disks, "primary")?;
+    let MachineConfig { engine, board } = machine.config().clone();
+    let network = options.machine.network(&machine)?;
+    let side = make_side(&options.side, disks, network, "primary")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
 
     // Everything has been checked: now the shared storage may change.
     let protection = options.pair.protection();
-    let (arbiter, identity) = pair_options::begin_reign(&directory, &side, engine, protection)?;
+    let (arbiter, identity) =
+        pair_options::begin_reign(&directory, &side, engine, &board, protection)?;
     let generation = identity.generation;
     let address = place.listener.local_address();
     let backups = usize::from(options.backups);

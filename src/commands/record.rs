@@ -39,7 +39,8 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     }
     let mut machine = options.machine.machine(&disks, Purpose::Lockstep)?;
     let engine = machine.config().engine;
-    let side = make_side(&options.side, disks, "recorder")?;
+    let network = options.machine.network(&machine)?;
+    let side = make_side(&options.side, disks, network, "recorder")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
 
@@ -54,7 +55,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         identity: Identity {
             pair: format!("record-{}", fresh_id()?).parse()?,
             generation: Generation(0),
-            fingerprint: fingerprint(engine, &machine.config().board.disks),
+            fingerprint: fingerprint(engine, &machine.config().board),
         },
         metadata,
         nonce: nonce()?,

@@ -26,7 +26,8 @@ pub struct RunOptions {
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disk, true)?;
     let machine = options.machine.machine(&disks, Purpose::Alone)?;
-    let side = make_side(&options.side, disks, "machine")?;
+    let network = options.machine.network(&machine)?;
+    let side = make_side(&options.side, disks, network, "machine")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;

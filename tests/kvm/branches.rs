@@ -12,11 +12,11 @@ use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::{EngineKind, Kicker, KvmEngine, PointKind};
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
-    LogSource, PointScale, Recording, Replaying, Wish,
+    LogSource, PointScale, Recording, Replaying, Room, Wish,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
-use vmft_vmm::outputs::{HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
+use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
 
 const MEMORY: u64 = 64 << 20;
 const LINES: u32 = 5;
@@ -69,6 +69,7 @@ fn machine(late: u64, blind_at: Option<u64>) -> Machine {
             clock_base: UnixSeconds(1_288_000_000),
             disks: Vec::new(),
             entropy: false,
+            net: None,
         },
         engine: EngineKind::Kvm { points: PointKind::Pmu },
     };
@@ -97,12 +98,12 @@ impl InputSource for Typist {
     fn take_asked(&mut self) -> Option<Asked> {
         None
     }
-    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
+    fn take_arrival(&mut self, room: Room) -> Option<Arrival> {
         self.looked += 1;
-        (console_room > 0 && self.looked.is_multiple_of(5))
+        (room.console > 0 && self.looked.is_multiple_of(5))
             .then(|| Arrival::ConsoleInput(b"k".to_vec()))
     }
-    fn wait(&mut self, deadline: Option<HostTime>, _: usize) -> bool {
+    fn wait(&mut self, deadline: Option<HostTime>, _: Room) -> bool {
         let deadline = deadline.map_or(self.ns + 1_000_000, |deadline| deadline.0);
         self.ns = self.ns.max(deadline);
         // At a place between two exits: something is there.
@@ -125,7 +126,7 @@ impl InputSource for Typist {
 struct Screen(Mutex<Vec<u8>>);
 
 impl Outside for Screen {
-    fn let_out(&self, output: Output) {
+    fn let_out(&self, output: Output, _: Assurance) {
         if let OutputKind::Console { bytes, .. } = output.kind {
             self.0.lock().unwrap().extend(bytes);
         }

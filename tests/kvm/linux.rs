@@ -13,7 +13,7 @@ use vmft_vmm::doctor::Report;
 use vmft_vmm::doctor::verdict::{Choice, Purpose, Wanted};
 
 /// How long a boot may take on a busy host whose CPU is emulated.
-const LIMIT: Duration = Duration::from_secs(800);
+pub const LIMIT: Duration = Duration::from_secs(800);
 const LINES: u32 = 12;
 
 /// Why this host cannot run Linux on KVM, in the doctor's words; `None` if it can.

@@ -13,5 +13,7 @@ mod kernel_start;
 mod linux;
 mod linux_epochs;
 mod lockstep;
+mod network;
 mod per_exit;
 mod refusals;
+mod station;

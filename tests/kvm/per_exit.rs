@@ -99,6 +99,7 @@ impl Side {
             clock_base: UnixSeconds(1_288_000_000),
             disks: Vec::new(),
             entropy: true,
+            net: None,
         };
         let ram = GuestRam::new(memory).unwrap();
         let board = Board::new(&config, &ram).unwrap();
@@ -163,6 +164,7 @@ impl Side {
                     self.console.extend(bytes);
                     continue;
                 }
+                Effect::Packet(_) => unreachable!("this board has no network"),
                 Effect::Entropy { request, len } => {
                     Arrival::Entropy { request, data: vec![0x5A; len as usize] }
                 }

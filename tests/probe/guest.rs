@@ -194,6 +194,7 @@ pub fn machine() -> Machine {
             clock_base: UnixSeconds(1_288_000_000),
             disks: Vec::new(),
             entropy: false,
+            net: None,
         },
         engine: EngineKind::Soft,
     };

@@ -16,10 +16,10 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSource,
-    Recording, Replaying, Wish,
+    Recording, Replaying, Room, Wish,
 };
 use vmft_vmm::machine::{Machine, RunEnd};
-use vmft_vmm::outputs::{HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
+use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
 
 /// A host on which an instruction takes 3 ns, and where somebody types at set times.
 #[derive(Debug)]
@@ -58,14 +58,14 @@ impl InputSource for Script {
         self.stop_at.filter(|at| *at <= now).map(|_| Asked::Stop(StopReason::Operator))
     }
 
-    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
+    fn take_arrival(&mut self, room: Room) -> Option<Arrival> {
         let now = self.now();
-        self.typed.front().filter(|(due, bytes)| *due <= now && bytes.len() <= console_room)?;
+        self.typed.front().filter(|(due, bytes)| *due <= now && bytes.len() <= room.console)?;
         let (_, bytes) = self.typed.pop_front()?;
         Some(Arrival::ConsoleInput(bytes.to_vec()))
     }
 
-    fn wait(&mut self, deadline: Option<HostTime>, _: usize) -> bool {
+    fn wait(&mut self, deadline: Option<HostTime>, _: Room) -> bool {
         let deadline = deadline.expect("the timer always runs");
         let typed = self.typed.front().map(|(due, _)| *due).filter(|due| *due < deadline);
         let now = self.now();
@@ -87,7 +87,7 @@ impl InputSource for Script {
 struct Screen(Mutex<Vec<u8>>);
 
 impl Outside for Screen {
-    fn let_out(&self, output: Output) {
+    fn let_out(&self, output: Output, _: Assurance) {
         let OutputKind::Console { bytes, .. } = output.kind else {
             panic!("the probe guest has no disk");
         };
@@ -119,7 +119,7 @@ pub fn record_resting(
         identity: Identity {
             pair: "probe".parse().unwrap(),
             generation: Generation(0),
-            fingerprint: fingerprint(EngineKind::Soft, &[]),
+            fingerprint: fingerprint(EngineKind::Soft, &machine.config().board),
         },
         metadata: BTreeMap::new(),
         nonce: Nonce(*b"the probe guest!"),

@@ -42,6 +42,7 @@ fn machine() -> Machine {
             clock_base: UnixSeconds(1_700_000_000),
             disks: vec![],
             entropy: true,
+            net: None,
         },
         engine: EngineKind::Soft,
     };

@@ -16,11 +16,12 @@ use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::{EngineKind, PointKind};
 use vmft_vmm::inputs::{
-    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Inputs, Live, Recording, Wish,
+    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Inputs, Live, Recording,
+    Room, Wish,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, RunEnd};
 use vmft_vmm::memory::MIN_MEMORY;
-use vmft_vmm::outputs::{HeldOutputs, Output, Outside};
+use vmft_vmm::outputs::{Assurance, HeldOutputs, Output, Outside};
 
 /// Exits of one run.
 const COUNT: u64 = 20_000;
@@ -41,10 +42,10 @@ impl InputSource for Quiet {
     fn take_asked(&mut self) -> Option<Asked> {
         (self.point >= self.until).then_some(Asked::Stop(StopReason::Operator))
     }
-    fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+    fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
         None
     }
-    fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+    fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
         false
     }
     fn start(&mut self, _: Wish) -> Result<(), InputError> {
@@ -60,7 +61,7 @@ impl InputSource for Quiet {
 struct Nowhere;
 
 impl Outside for Nowhere {
-    fn let_out(&self, _: Output) {}
+    fn let_out(&self, _: Output, _: Assurance) {}
 }
 
 /// An ELF file of one segment: [`EXITS`].
@@ -88,6 +89,7 @@ fn machine() -> Result<Machine> {
             clock_base: UnixSeconds(0),
             disks: Vec::new(),
             entropy: false,
+            net: None,
         },
         engine: ENGINE,
     };
@@ -123,7 +125,7 @@ fn recorded() -> Result<Duration> {
             identity: Identity {
                 pair: "bench".parse()?,
                 generation: Generation(0),
-                fingerprint: fingerprint(ENGINE, &[]),
+                fingerprint: fingerprint(ENGINE, &machine.config().board),
             },
             metadata: BTreeMap::new(),
             nonce: nonce()?,

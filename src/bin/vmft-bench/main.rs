@@ -12,6 +12,7 @@ mod kvm;
 mod lab;
 mod measure;
 mod minimal;
+mod network;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -40,6 +41,13 @@ const NAMES: &[&str] = &[
     "output-delay",
     "memory-overhead",
     "kill-to-output",
+    "client-gap",
+    "protected-transmit",
+    "protected-receive",
+    "protected-http",
+    "log-per-byte-transmit",
+    "log-per-byte-receive",
+    "ping-added",
     "join-pause",
     "join-speed",
     "kill-to-protected",
@@ -138,6 +146,7 @@ const PARTS: &[Part] = &[
         |lab, effort, _| measure::steady(lab, effort),
     ),
     (&["kill-to-output"], |lab, effort, _| measure::failover(lab, effort)),
+    (network::NAMES, |lab, effort, wanted| network::figures(lab.program(), effort, wanted)),
     (&["join-pause"], |lab, effort, _| joins::pause(lab, effort)),
     (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
     (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),

@@ -1,6 +1,7 @@
 //! `vmft demo`: a guest survives the loss of its primary, before the user's eyes.
 
 mod ledger;
+mod network;
 mod probe;
 mod report;
 mod rounds;
@@ -8,11 +9,13 @@ mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
 use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
+use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use ledger::Ledger;
+use network::Client;
 use report::{RecordVerdicts, Report, Verdicts};
 use std::ffi::OsString;
 use std::io::Write;
@@ -57,6 +60,10 @@ pub struct DemoOptions {
     /// Kill the primary after this record, or the probe's line; default: in the middle
     #[arg(long, value_name = "N")]
     kill_after: Option<u32>,
+    /// Give the guest a network, and let a client keep a TCP connection to it open across the kill;
+    /// needs root
+    #[arg(long, conflicts_with = "rounds")]
+    net: bool,
     /// Kill so many times, one live side after the other: a standby takes each one's place
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "kill_after",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -115,47 +122,75 @@ struct Stage {
     primary: SideProcess,
     backup: SideProcess,
     console: PairConsole,
+    /// Talks to the guest, if it has a network.
+    client: Option<Client>,
 }
 
 impl Stage {
-    /// Starts both sides, `both` on the command lines of both, `primary` on that of one.
+    /// Starts both sides, `both` on the command lines of both, `primary` on that of one; in the
+    /// network if there is one.
     fn set(
         workplace: &Path,
         both: &[OsString],
         primary: impl IntoIterator<Item = OsString>,
+        network: Option<&PrivateNetwork>,
     ) -> Result<Self> {
+        let net = |tap: &str| {
+            let words = network.map(|_| ["--net".to_owned(), format!("tap={tap}")]);
+            words.into_iter().flatten().map(OsString::from)
+        };
+        let start = |program: &Path, which, arguments: &[OsString]| {
+            let start = || SideProcess::start(program, which, workplace, arguments);
+            network.map_or_else(start, |network| network.within(start))
+        };
         let program = std::env::current_exe().context("finding this program")?;
         let mut arguments: Vec<OsString> = vec!["--listen".into(), "tcp:127.0.0.1:0".into()];
-        arguments.extend(both.iter().cloned().chain(primary));
-        let mut primary = SideProcess::start(&program, Which::Primary, workplace, &arguments)?;
+        arguments.extend(both.iter().cloned().chain(primary).chain(net(network::TAPS[0])));
+        let mut primary = start(&program, Which::Primary, &arguments)?;
         let status = primary.wait_status(EXIT_LIMIT, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
         let mut arguments: Vec<OsString> =
             vec!["--primary".into(), format!("tcp:{address}").into()];
-        arguments.extend(both.iter().cloned());
-        let mut backup = SideProcess::start(&program, Which::Backup, workplace, &arguments)?;
+        arguments.extend(both.iter().cloned().chain(net(network::TAPS[1])));
+        let mut backup = start(&program, Which::Backup, &arguments)?;
         let mut console = PairConsole::default();
         console.attach(&mut primary)?;
         console.attach(&mut backup)?;
-        Ok(Self { primary, backup, console })
+        let client = network.map(Client::start).transpose()?;
+        Ok(Self { primary, backup, console, client })
     }
 
     /// Starts the default guest on a fresh disk.
     fn set_linux(disk: &Path, options: &DemoOptions, workload: Workload) -> Result<Self> {
         make_disk(disk, DiskSize::DEMO, "vmft-demo")?;
         let workplace = disk.parent().expect("a file in the workplace");
+        let network = if options.net { make_network() } else { None };
+        let mut cmdline = workload.cmdline();
+        if network.is_some() {
+            cmdline = format!("{cmdline} {}", private_network::cmdline());
+        }
         let words = [
             "--memory".to_owned(),
             format!("size={}", options.memory.size),
             "--cmdline".to_owned(),
-            workload.cmdline(),
+            cmdline,
         ];
         let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
         let kernel = engine.trusts_the_guest().then_some("--lockstep-kernel");
         let engine = kernel.into_iter().chain(options.engine.arguments()).map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
-        Self::set(workplace, &["--disk".into(), prefixed("path=", disk)], primary)
+        let both = ["--disk".into(), prefixed("path=", disk)];
+        Self::set(workplace, &both, primary, network.as_ref())
     }
+}
+
+/// The demo's network; if there can be none, says why.
+fn make_network() -> Option<PrivateNetwork> {
+    let made = PrivateNetwork::make(&network::TAPS);
+    if let Err(error) = &made {
+        eprintln!("vmft: {error:#}; the demo goes on without a network, which takes root to make");
+    }
+    made.ok()
 }
 
 /// What came of a guest whose primary was killed.
@@ -173,6 +208,9 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
     if options.rounds > 1 && options.guest != DemoGuest::Records {
         bail!("--rounds is for the guest with records: leave --guest away");
+    }
+    if options.net && options.guest == DemoGuest::Probe {
+        bail!("the probe guest has no network: leave --net or --guest probe away");
     }
     if options.guest != DemoGuest::Probe {
         let mut bar = progress::terminal();
@@ -250,9 +288,13 @@ fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result
             }
             Look::Closed => break,
         }
-        if kill.is_none() && due(&ledger) {
+        let connected = stage.client.as_ref().is_none_or(Client::is_connected);
+        if kill.is_none() && connected && due(&ledger) {
             let status = stage.primary.status().context("asking the primary before its end")?;
             stage.primary.kill()?;
+            if let Some(client) = &stage.client {
+                client.primary_killed();
+            }
             kill = Some((Instant::now(), status));
             eprintln!("\r\nvmft: primary (process {}) killed with SIGKILL", stage.primary.pid());
         }
@@ -279,6 +321,7 @@ fn finish(
         records,
         bytes_repeated_to_readers: stage.console.merger().repeated(),
         bytes_missing: stage.console.merger().missing(),
+        client: stage.client.as_ref().map(Client::report),
     };
     let report = Report::new(&ledger, verdicts, &before, survivor, first_output, elapsed);
     report.print();

@@ -22,7 +22,7 @@ pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> 
     let both = ["--arbiter".into(), prefixed("dir=", &workplace.join("arbiter"))];
     let primary = ["--kernel".into(), kernel.into(), "--memory".into(), "size=64M".into()];
     let engine = options.engine.arguments().into_iter().map(OsString::from);
-    let stage = Stage::set(workplace, &both, primary.into_iter().chain(engine))?;
+    let stage = Stage::set(workplace, &both, primary.into_iter().chain(engine), None)?;
     let played = kill_in_the_middle(stage, |ledger| ledger.printed() >= kill_after)?;
     finish(options, played, None, started.elapsed())
 }

@@ -1,6 +1,7 @@
 //! The demo's last words.
 
 use super::ledger::{Gaps, Ledger};
+use super::network::ClientReport;
 use serde::Serialize;
 use std::time::Duration;
 use vmft_backup::status::{FailoverReport, SideStatus};
@@ -17,6 +18,8 @@ pub struct Verdicts {
     pub bytes_repeated_to_readers: u64,
     /// Console bytes that came from neither.
     pub bytes_missing: u64,
+    /// What the client on the network saw, if there was one.
+    pub(super) client: Option<ClientReport>,
 }
 
 /// What was found on the disk.
@@ -70,6 +73,7 @@ pub struct Report {
     console_bytes_merged: u64,
     failover: Option<FailoverReport>,
     kill_to_first_new_output_ms: Option<f64>,
+    client: Option<ClientReport>,
     log_mbit_s: f64,
     log_bytes: u64,
     output_delay_us: f64,
@@ -94,6 +98,7 @@ impl Report {
         let channel = primary.channel.clone().unwrap_or_default();
         let good = lines == Gaps::default()
             && records.as_ref().is_none_or(|records| records.good)
+            && verdicts.client.is_none_or(|client| client.is_good())
             && ledger.is_done()
             && verdicts.bytes_missing == 0;
         Self {
@@ -105,6 +110,7 @@ impl Report {
             console_bytes_merged: verdicts.bytes_repeated_to_readers,
             failover: survivor.and_then(|status| status.failover),
             kill_to_first_new_output_ms: first_output.map(|time| time.as_secs_f64() * 1e3),
+            client: verdicts.client,
             log_mbit_s: channel.log_mbit_s,
             log_bytes: channel.log_bytes,
             output_delay_us: primary.output_delay_us,
@@ -148,6 +154,16 @@ impl Report {
             );
         }
         println!("  kill to first output  {}", ms(self.kill_to_first_new_output_ms));
+        if let Some(client) = &self.client {
+            println!(
+                "  client                {} answers over one connection, {} after the kill",
+                client.answers, client.answers_after_kill
+            );
+            println!(
+                "  client's longest gap  {:.1} ms (median of an answer {:.2} ms)",
+                client.longest_gap_ms, client.median_ms
+            );
+        }
         println!(
             "  log                   {:.3} Mbit/s, {} KiB in all",
             self.log_mbit_s,

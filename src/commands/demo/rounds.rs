@@ -173,6 +173,7 @@ pub(super) fn play(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
         records: Some(records),
         bytes_repeated_to_readers: rounds.console.merger().repeated(),
         bytes_missing: rounds.console.merger().missing(),
+        client: None,
     };
     let failover = survivor.as_ref().and_then(|status| status.failover.as_ref());
     let first = failover.and_then(|failover| failover.first_output_ms);

@@ -2,8 +2,9 @@
 
 use super::{Board, DiskOperation, Effect, SERIAL_LINE};
 use crate::devices::virtio::block::DiskStatus;
+use crate::devices::virtio::net::addresses::Addresses;
 use crate::devices::virtio::{DeviceName, Surroundings};
-use vmft_logging_channel::entry::{Arrival, RequestId};
+use vmft_logging_channel::entry::{Arrival, Packet, RequestId};
 use vmft_logging_channel::point::VirtualTime;
 
 /// An arrival that fits nothing the devices have asked for: the log is not of this machine,
@@ -51,12 +52,25 @@ pub enum DeliveryError {
         /// Bytes allowed.
         room: usize,
     },
+    /// Packets came although [`Board::network_has_room`] said otherwise.
+    #[error("packets came before there was room for them")]
+    Packets,
     /// Clock corrections concern the machine's clock, not its devices.
     #[error("a clock correction is not for the board")]
     ClockSync,
 }
 
 impl Board {
+    /// True if a group of packets may come.
+    pub fn network_has_room(&self) -> bool {
+        self.functions.net.as_ref().is_some_and(|net| net.device().has_room())
+    }
+
+    /// The addresses the guest was seen to use on the network; `None` without a network.
+    pub fn network_addresses(&self) -> Option<&Addresses> {
+        self.functions.net.as_ref().map(|net| net.device().addresses())
+    }
+
     /// Applies an arrival: data into guest memory, used ring, interrupt.
     ///
     /// # Errors
@@ -66,6 +80,7 @@ impl Board {
             Arrival::ClockSync { .. } => Err(DeliveryError::ClockSync),
             Arrival::ConsoleInput(bytes) => self.deliver_input(now, bytes),
             Arrival::Entropy { request, data } => self.deliver_entropy(now, *request, data),
+            Arrival::Packets(packets) => self.deliver_packets(now, packets),
             Arrival::DiskCompletion { disk, request, status, data } => {
                 let device = DeviceName::Disk(*disk);
                 let status = DiskStatus::from_byte(*status).ok_or(DeliveryError::UnknownStatus {
@@ -138,6 +153,27 @@ impl Board {
         functions.disks[index].with_queues(&mut around, |block, access| {
             block.complete(request, status, data, access)
         });
+        self.update_pci_lines();
+        Ok(())
+    }
+
+    fn deliver_packets(
+        &mut self,
+        now: VirtualTime,
+        packets: &[Packet],
+    ) -> Result<(), DeliveryError> {
+        if self.functions.net.is_none() {
+            return Err(DeliveryError::NoDevice(DeviceName::Network));
+        }
+        if !self.network_has_room() {
+            return Err(DeliveryError::Packets);
+        }
+        self.advance(now);
+        let Self { ram, functions, effects, faults, .. } = self;
+        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        if let Some(net) = &mut functions.net {
+            net.with_queues(&mut around, |net, access| net.receive(packets, access));
+        }
         self.update_pci_lines();
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::MAX_DISKS;
 use crate::devices::InvalidState;
 use crate::devices::virtio::block::{SECTOR_SIZE, SERIAL_LEN};
+use crate::devices::virtio::net::addresses::MacAddress;
 use serde::{Deserialize, Serialize};
 
 /// Seconds since 1970-01-01 00:00 UTC.
@@ -24,6 +25,16 @@ pub struct DiskConfig {
     pub serial: String,
 }
 
+/// The network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+    /// The guest may leave checksums and the cutting of large packets to the outside world, and takes
+    /// packets that are left so.
+    pub offloads: bool,
+}
+
 /// Everything about a board that both sides of a pair must agree on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoardConfig {
@@ -35,6 +46,8 @@ pub struct BoardConfig {
     pub disks: Vec<DiskConfig>,
     /// Whether there is an entropy device.
     pub entropy: bool,
+    /// The network device, if there is one.
+    pub net: Option<NetConfig>,
 }
 
 /// Why a board cannot be built or restored.
@@ -59,6 +72,12 @@ pub enum BoardError {
     DiskSerial {
         /// Which disk.
         disk: usize,
+    },
+    /// The network device's address is no station's.
+    #[error("{mac} is no Ethernet address of one station")]
+    NetAddress {
+        /// The address.
+        mac: MacAddress,
     },
     /// The memory given is not the memory configured.
     #[error("the board is configured for {} bytes of memory, but is given {}", configured.0, given.0)]
@@ -92,6 +111,9 @@ impl BoardConfig {
                 return Err(BoardError::DiskSerial { disk });
             }
         }
-        Ok(())
+        match self.net {
+            Some(NetConfig { mac, .. }) if !mac.is_station() => Err(BoardError::NetAddress { mac }),
+            _ => Ok(()),
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! What devices ask of the world outside the machine.
 
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::entry::RequestId;
+use vmft_logging_channel::entry::{Packet, RequestId};
 
 /// One thing a device asks of the world outside the machine, in the order asked.
 ///
-/// Outputs (console bytes, disk writes and flushes) wait at the output gate; a disk read or a
+/// Outputs (console bytes, packets, disk writes and flushes) wait at the output gate; a disk read or a
 /// wish for entropy is no output, since nobody outside can see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
@@ -20,6 +20,8 @@ pub enum Effect {
         /// What to do.
         operation: DiskOperation,
     },
+    /// A packet for the network.
+    Packet(Packet),
     /// So many random bytes are wanted.
     Entropy {
         /// The device's name for the request.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | 0 | host bridge | none |
 //! | 1 to 16 | disks, in command-line order | 11, 9, 5, 10, 11, … |
+//! | 30 | network | 9 |
 //! | 31 | entropy | 5 |
 //!
 //! The windows are 16 KiB each from [`WINDOWS`] on, by slot: in the hole below 4 GiB, clear of
@@ -13,6 +14,7 @@ use super::{BoardConfig, MAX_DISKS};
 use crate::devices::pci::{ConfigSpaceState, HostBridge, PciFunction, SLOTS, Slot};
 use crate::devices::virtio::block::{Block, SECTOR_SIZE, requests::RequestsState};
 use crate::devices::virtio::entropy::{Entropy, EntropyState};
+use crate::devices::virtio::net::{Net, NetState};
 use crate::devices::virtio::transport::WINDOW_SIZE;
 use crate::devices::virtio::{VirtioPci, VirtioPciState};
 use crate::devices::{InvalidState, IrqLine, require};
@@ -25,6 +27,7 @@ const BRIDGE: u8 = 0;
 const FIRST_DISK: u8 = 1;
 const LAST_DISK: u8 = FIRST_DISK + MAX_DISKS as u8 - 1;
 const ENTROPY: u8 = SLOTS - 1;
+const NETWORK: u8 = ENTROPY - 1;
 
 /// The lines of INTA# by slot modulo 4.
 const LINES: [IrqLine; 4] = [IrqLine::new(10), IrqLine::new(11), IrqLine::new(9), IrqLine::new(5)];
@@ -40,6 +43,8 @@ pub struct FunctionsState {
     pub disks: Vec<VirtioPciState<RequestsState>>,
     /// The entropy device, if there is one.
     pub entropy: Option<VirtioPciState<EntropyState>>,
+    /// The network device, if there is one.
+    pub net: Option<VirtioPciState<NetState>>,
 }
 
 /// The functions on the bus.
@@ -48,6 +53,7 @@ pub(super) struct Functions {
     bridge: HostBridge,
     pub(super) disks: Vec<VirtioPci<Block>>,
     pub(super) entropy: Option<VirtioPci<Entropy>>,
+    pub(super) net: Option<VirtioPci<Net>>,
 }
 
 fn window(slot: u8) -> u32 {
@@ -76,6 +82,10 @@ impl Functions {
             entropy: config
                 .entropy
                 .then(|| VirtioPci::new(Entropy::new(), window(ENTROPY), line(ENTROPY))),
+            net: config.net.map(|net| {
+                let device = Net::new(net.mac, net.offloads);
+                VirtioPci::new(device, window(NETWORK), line(NETWORK))
+            }),
         }
     }
 
@@ -87,6 +97,9 @@ impl Functions {
         if let Some(entropy) = &mut self.entropy {
             entropy.power_on_reset(window(ENTROPY), line(ENTROPY));
         }
+        if let Some(net) = &mut self.net {
+            net.power_on_reset(window(NETWORK), line(NETWORK));
+        }
     }
 
     /// The function in a slot.
@@ -94,6 +107,7 @@ impl Functions {
         match slot.0 {
             BRIDGE => Some(&mut self.bridge),
             ENTROPY => self.entropy.as_mut().map(|entropy| entropy as &mut dyn PciFunction),
+            NETWORK => self.net.as_mut().map(|net| net as &mut dyn PciFunction),
             number @ FIRST_DISK..=LAST_DISK => self
                 .disks
                 .get_mut(usize::from(number - FIRST_DISK))
@@ -119,6 +133,11 @@ impl Functions {
                 return Some((disk, offset));
             }
         }
+        if let Some(net) = &mut self.net
+            && let Some(offset) = claim(net)
+        {
+            return Some((net, offset));
+        }
         let entropy = self.entropy.as_mut()?;
         let offset = claim(entropy)?;
         Some((entropy, offset))
@@ -133,15 +152,19 @@ impl Functions {
         if let Some(entropy) = &self.entropy {
             levels[line_index(ENTROPY)].1 |= entropy.interrupt();
         }
+        if let Some(net) = &self.net {
+            levels[line_index(NETWORK)].1 |= net.interrupt();
+        }
         levels
     }
 
     pub(super) fn save(&self) -> FunctionsState {
-        let Self { bridge, disks, entropy } = self;
+        let Self { bridge, disks, entropy, net } = self;
         FunctionsState {
             bridge: bridge.save(),
             disks: disks.iter().map(VirtioPci::save).collect(),
             entropy: entropy.as_ref().map(VirtioPci::save),
+            net: net.as_ref().map(VirtioPci::save),
         }
     }
 
@@ -150,7 +173,7 @@ impl Functions {
         state: &FunctionsState,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, InvalidState> {
-        let FunctionsState { bridge, disks, entropy } = state;
+        let FunctionsState { bridge, disks, entropy, net } = state;
         let mut restored = Self::new(config);
         restored.bridge = HostBridge::restore(bridge)?;
         let same_disks = disks.len() == restored.disks.len();
@@ -162,6 +185,11 @@ impl Functions {
             (Some(device), Some(saved)) => device.restore(saved, memory)?,
             (None, None) => {}
             _ => require("PCI bus", false, "an entropy device on one side only")?,
+        }
+        match (&mut restored.net, net) {
+            (Some(device), Some(saved)) => device.restore(saved, memory)?,
+            (None, None) => {}
+            _ => require("PCI bus", false, "a network device on one side only")?,
         }
         Ok(restored)
     }

@@ -13,7 +13,7 @@
 //!   │         16550 ─IRQ4┼─► two 8259s ─► interrupt_pending          │
 //!   │ guest clock ─IRQ0┤                                            │
 //!   │         RTC ──IRQ8─┤                                           │
-//!   │         PCI: host bridge, disks, entropy ─INTA#, lines 5 9 10 11│
+//!   │         PCI: host bridge, disks, network, entropy ─INTA#, lines …│
 //!   └────────────────┬───────────────────────────────────────────────┘
 //!                    ▼ effects
 //! ```
@@ -48,7 +48,7 @@ use functions::Functions;
 use vmft_logging_channel::point::VirtualTime;
 
 pub use arrivals::DeliveryError;
-pub use config::{BoardConfig, BoardError, Bytes, DiskConfig, UnixSeconds};
+pub use config::{BoardConfig, BoardError, Bytes, DiskConfig, NetConfig, UnixSeconds};
 pub use effect::{DiskOperation, Effect, EffectQueue};
 pub use functions::FunctionsState;
 pub use state::BoardState;
@@ -74,6 +74,7 @@ const CLOCK_LINE: IrqLine = IrqLine::new(8);
 ///     clock_base: UnixSeconds(1_700_000_000),
 ///     disks: vec![],
 ///     entropy: true,
+///     net: None,
 /// };
 /// let mut board = Board::new(&config, &ram)?;
 /// for byte in *b"hi" {
@@ -188,6 +189,12 @@ impl Board {
     /// are no input and no output: both sides see the same, and neither depends on it.
     pub fn take_faults(&mut self) -> Vec<DeviceFault> {
         std::mem::take(&mut self.faults)
+    }
+
+    /// True if [`Self::take_faults`] has something to give.
+    #[inline]
+    pub fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
     }
 
     /// When [`Self::advance`] must be called at the latest; `None` if no timer runs.

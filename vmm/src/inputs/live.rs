@@ -1,7 +1,7 @@
 //! Inputs from the world.
 
 use super::clock::HostTime;
-use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Step, Wish};
+use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -33,10 +33,10 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn now(&mut self) -> HostTime;
     /// Takes what the operator asks, if anything.
     fn take_asked(&mut self) -> Option<Asked>;
-    /// Takes the next arrival; console input at most `console_room` bytes at a time.
-    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival>;
+    /// Takes the next arrival that there is room for.
+    fn take_arrival(&mut self, room: Room) -> Option<Arrival>;
     /// Waits until there is something to take, or until `deadline`; true if there is.
-    fn wait(&mut self, deadline: Option<HostTime>, console_room: usize) -> bool;
+    fn wait(&mut self, deadline: Option<HostTime>, room: Room) -> bool;
     /// Starts what will become an arrival.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl<S: InputSource> Live<S> {
         let host = self.source.now();
         let timer = boundary.next_timer.map(|time| self.clock.due(time));
         let waits = timer.is_some_and(|due| host >= due)
-            || self.source.wait(Some(HostTime(0)), boundary.console_room);
+            || self.source.wait(Some(HostTime(0)), boundary.room);
         if !waits {
             self.waits_since = None;
             return false;
@@ -119,7 +119,7 @@ impl<S: InputSource> Live<S> {
         let Some(nearest) = boundary.nearest else { return self.slice(boundary) };
         if self.stop_at.is_none() {
             let due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
-            if due || self.source.wait(Some(HostTime(0)), boundary.console_room) {
+            if due || self.source.wait(Some(HostTime(0)), boundary.room) {
                 self.stop_at = Some(nearest.after(self.clock.points_in(GRACE_NS)));
             }
         }
@@ -138,10 +138,10 @@ impl<S: InputSource> Live<S> {
                 self.clock.waited(host, boundary.point);
                 return self.sync(host, boundary);
             }
-            if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+            if let Some(arrival) = self.source.take_arrival(boundary.room) {
                 return Step::Deliver(arrival);
             }
-            if self.source.wait(next_timer, boundary.console_room) {
+            if self.source.wait(next_timer, boundary.room) {
                 // An arrival comes at the present, not at the time the guest went to sleep.
                 self.must_sync = true;
             }
@@ -176,7 +176,7 @@ impl<S: InputSource> Inputs for Live<S> {
         if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
         }
-        if let Some(arrival) = self.source.take_arrival(boundary.console_room) {
+        if let Some(arrival) = self.source.take_arrival(boundary.room) {
             return Ok(Step::Deliver(arrival));
         }
         Ok(Step::RunTo(self.slice(boundary)))
@@ -208,10 +208,10 @@ mod tests {
         fn take_asked(&mut self) -> Option<Asked> {
             self.0.take()
         }
-        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
             Some(Arrival::ConsoleInput(b"x".to_vec()))
         }
-        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             true
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
@@ -233,7 +233,7 @@ mod tests {
             // Long due on the host.
             next_timer: Some(VirtualTime::from_ns(1_000)),
             outputs: OutputSequence(0),
-            console_room: 16,
+            room: Room { console: 16, packets: false },
         }
     }
 

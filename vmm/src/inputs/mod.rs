@@ -47,8 +47,17 @@ pub struct Boundary {
     pub next_timer: Option<VirtualTime>,
     /// Outputs produced so far.
     pub outputs: OutputSequence,
-    /// Bytes of console input the serial port can take now.
-    pub console_room: usize,
+    /// What the devices can take now.
+    pub room: Room,
+}
+
+/// What the devices can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Bytes of console input.
+    pub console: usize,
+    /// Whether a group of packets.
+    pub packets: bool,
 }
 
 /// What the machine does next.

@@ -11,6 +11,13 @@ use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
+/// Whether a mark waits for company in the log, for as long as the log makes its batches wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    AtOnce,
+    WithCompany,
+}
+
 /// Where entries go: a log file, or the channel to a backup.
 pub trait LogSink: std::fmt::Debug + Send {
     /// Appends an entry and returns its place. Waits while the log's buffer is full, which stops
@@ -129,7 +136,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             return Ok(());
         }
         if outputs != self.marked {
-            self.mark(point, outputs)?;
+            self.mark(point, outputs, Haste::AtOnce)?;
         }
         self.log_exits(point)?;
         self.append(Entry::Stop { point, reason })?;
@@ -146,7 +153,12 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
     }
 
     /// Marks the outputs produced so far: from here on they wait only for an acknowledgement.
-    fn mark(&mut self, point: ExecutionPoint, output: OutputSequence) -> Result<(), InputError> {
+    fn mark(
+        &mut self,
+        point: ExecutionPoint,
+        output: OutputSequence,
+        haste: Haste,
+    ) -> Result<(), InputError> {
         // A mark that nobody gets releases nothing: the outputs stay held until the owner of the log
         // has found out whether this side may go on.
         let begun = self.gate.begin_mark();
@@ -155,7 +167,10 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         }
         self.marked = output;
         self.mark_by = None;
-        self.log.flush().map_err(InputError::Log)
+        match haste {
+            Haste::AtOnce => self.log.flush().map_err(InputError::Log),
+            Haste::WithCompany => Ok(()),
+        }
     }
 
     fn mark_if_due(&mut self, boundary: &Boundary) -> Result<(), InputError> {
@@ -166,7 +181,12 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         let by = *self.mark_by.get_or_insert(boundary.point.after(window));
         // A mark holds also where there is no point: outputs are made on the way to one.
         if boundary.idle || boundary.point >= by || self.gate.has_urgent() {
-            self.mark(boundary.point, boundary.outputs)?;
+            // Without a window every byte of a console has a mark, and the log makes the batches.
+            let haste = match boundary.idle || window > 0 || self.gate.has_urgent() {
+                true => Haste::AtOnce,
+                false => Haste::WithCompany,
+            };
+            self.mark(boundary.point, boundary.outputs, haste)?;
         }
         Ok(())
     }
@@ -272,8 +292,8 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inputs::{Asked, ClockControl, HostTime, PointScale};
-    use crate::outputs::{Output, OutputGate, OutputKind, Outside};
+    use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
+    use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
     use vmft_logging_channel::entry::Arrival;
     use vmft_logging_channel::point::{VirtualClock, VirtualTime};
@@ -289,10 +309,10 @@ mod tests {
         fn take_asked(&mut self) -> Option<Asked> {
             Some(Asked::Pause)
         }
-        fn take_arrival(&mut self, _: usize) -> Option<Arrival> {
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
             None
         }
-        fn wait(&mut self, _: Option<HostTime>, _: usize) -> bool {
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
@@ -325,7 +345,7 @@ mod tests {
     struct Seen(Mutex<Vec<u64>>);
 
     impl Outside for Seen {
-        fn let_out(&self, output: Output) {
+        fn let_out(&self, output: Output, _: Assurance) {
             self.0.lock().expect("not poisoned").push(output.sequence.0);
         }
     }
@@ -345,7 +365,7 @@ mod tests {
             idle: true,
             next_timer: None,
             outputs: OutputSequence(outputs),
-            console_room: 0,
+            room: Room::default(),
         }
     }
 

@@ -43,7 +43,7 @@ fn boundary(point: u64) -> Boundary {
         idle: false,
         next_timer: None,
         outputs: OutputSequence(0),
-        console_room: 0,
+        room: crate::inputs::Room::default(),
     }
 }
 

@@ -22,10 +22,11 @@ pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateErr
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
 use crate::boot::{BootError, GateError};
+use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
 };
-use crate::inputs::{Boundary, InputError, Inputs, PointScale, Step, Wish};
+use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::memory::{GuestRam, MemoryError, WriteView};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use memory_sum::MemorySum;
@@ -289,6 +290,11 @@ impl Machine {
         self.board.outstanding()
     }
 
+    /// The addresses the guest was seen to use on the network; `None` without a network.
+    pub fn network_addresses(&self) -> Option<&Addresses> {
+        self.board.network_addresses()
+    }
+
     fn time(&self) -> VirtualTime {
         self.clock.time_at(self.engine.point())
     }
@@ -308,7 +314,10 @@ impl Machine {
             idle: self.is_idle(),
             next_timer: self.board.next_timer(),
             outputs: self.outputs,
-            console_room: self.board.console_input_room(),
+            room: Room {
+                console: self.board.console_input_room(),
+                packets: self.board.network_has_room(),
+            },
         }
     }
 
@@ -325,6 +334,7 @@ impl Machine {
         let mut exits = Vec::new();
         loop {
             self.board.advance(self.time());
+            self.report_faults();
             self.emit_effects(inputs, gate)?;
             if self.engine.is_off() {
                 return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
@@ -445,6 +455,15 @@ impl Machine {
             .map_err(|source| MachineError::Delivery { point, source })
     }
 
+    /// Tells the operator of devices that stopped because the guest broke their rules.
+    fn report_faults(&mut self) {
+        if self.board.has_faults() {
+            for fault in self.board.take_faults() {
+                tracing::error!("{fault}: {}", fault.fault);
+            }
+        }
+    }
+
     /// Hands what the devices asked for to the two doors.
     fn emit_effects(
         &mut self,
@@ -472,6 +491,7 @@ impl Machine {
                 Effect::Disk { disk, request, operation } => {
                     OutputKind::Disk { disk, request, operation }
                 }
+                Effect::Packet(packet) => OutputKind::Packet(packet),
                 Effect::Entropy { request, len } => {
                     inputs.wish(Wish::Entropy { request, len })?;
                     continue;

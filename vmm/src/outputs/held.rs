@@ -8,10 +8,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{EntrySequence, OutputSequence};
 
+/// How old the evidence is that this side may still speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Assurance {
+    /// The backup has heard from this side so recently that it cannot have taken silence for its
+    /// end; or nobody else is there.
+    Fresh,
+    /// What is let out was sent to the backup long ago. It may have gone live since.
+    Stale,
+}
+
+/// Evidence younger than this is fresh: less than the shortest silence after which a backup may
+/// suspect its primary (40 ms), with room for the way from here to the wire.
+const FRESH: Duration = Duration::from_millis(25);
+
+/// Bytes of packets held; what comes beyond is lost, as in a network that is too slow. Far more than
+/// is on its way within a round trip.
+const PACKET_BYTES_LIMIT: usize = 32 << 20;
+
 /// Lets outputs out into the world. Must not block.
 pub trait Outside: fmt::Debug + Send + Sync {
     /// The output may be seen from now on.
-    fn let_out(&self, output: Output);
+    fn let_out(&self, output: Output, assurance: Assurance);
+    /// Everything that can be let out now was.
+    fn all_let_out(&self) {}
 }
 
 /// How long outputs waited between mark and release, in nanoseconds.
@@ -55,6 +75,8 @@ pub struct MarkBegun(Instant);
 struct Held {
     mode: Mode,
     waiting: VecDeque<Output>,
+    /// Bytes of the packets among them.
+    packet_bytes: usize,
     marks: VecDeque<Mark>,
     /// The last entry acknowledged. An acknowledgement can be quicker than its mark.
     acknowledged: EntrySequence,
@@ -80,6 +102,7 @@ impl HeldOutputs {
             held: Mutex::new(Held {
                 mode: Mode::Open,
                 waiting: VecDeque::new(),
+                packet_bytes: 0,
                 marks: VecDeque::new(),
                 acknowledged: EntrySequence(0),
                 delays: VecDeque::new(),
@@ -135,9 +158,11 @@ impl HeldOutputs {
         held.mode = Mode::Open;
         held.marks.clear();
         self.urgent.store(false, Ordering::Relaxed);
+        held.packet_bytes = 0;
         while let Some(output) = held.waiting.pop_front() {
-            self.outside.let_out(output);
+            self.outside.let_out(output, Assurance::Fresh);
         }
+        self.outside.all_let_out();
     }
 
     /// This side has lost its generation: nothing leaves any more.
@@ -145,11 +170,12 @@ impl HeldOutputs {
         let mut held = self.lock();
         held.mode = Mode::Shut;
         held.waiting.clear();
+        held.packet_bytes = 0;
         held.marks.clear();
     }
 
-    /// True if an output waits that the guest itself waits for (a disk request): it is marked
-    /// without waiting for company.
+    /// True if an output waits that somebody waits for (the guest itself for a disk request, a peer for
+    /// a packet): it is marked without waiting for company.
     pub fn has_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed)
     }
@@ -185,7 +211,8 @@ impl HeldOutputs {
         let mut covered = None;
         while held.marks.front().is_some_and(|mark| mark.entry <= held.acknowledged) {
             let mark = held.marks.pop_front().expect("just seen");
-            covered = Some(mark.output);
+            // What this mark covers, the backup had heard of when its time began.
+            covered = Some((mark.output, mark.begun));
             let delay = u64::try_from(mark.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             held.measured += 1;
             held.worst_ns = held.worst_ns.max(delay);
@@ -194,11 +221,17 @@ impl HeldOutputs {
             }
             held.delays.push_back(delay);
         }
-        let Some(covered) = covered else { return };
+        let Some((covered, begun)) = covered else { return };
         while held.waiting.front().is_some_and(|output| output.sequence <= covered) {
             let output = held.waiting.pop_front().expect("just seen");
-            self.outside.let_out(output);
+            if let OutputKind::Packet(packet) = &output.kind {
+                held.packet_bytes -= packet.frame.len();
+            }
+            let assurance =
+                if begun.elapsed() < FRESH { Assurance::Fresh } else { Assurance::Stale };
+            self.outside.let_out(output, assurance);
         }
+        self.outside.all_let_out();
     }
 
     /// The outputs after `after` that wait: those an epoch has to tell of.
@@ -242,10 +275,21 @@ impl OutputGate for HeldOutputs {
     fn emit(&self, output: Output) {
         let mut held = self.lock();
         match held.mode {
-            Mode::Open => self.outside.let_out(output),
+            Mode::Open => {
+                self.outside.let_out(output, Assurance::Fresh);
+                self.outside.all_let_out();
+            }
             Mode::Protecting | Mode::Holding => {
-                if matches!(output.kind, OutputKind::Disk { .. }) {
-                    self.urgent.store(true, Ordering::Relaxed);
+                match &output.kind {
+                    OutputKind::Console { .. } => {}
+                    OutputKind::Disk { .. } => self.urgent.store(true, Ordering::Relaxed),
+                    OutputKind::Packet(packet) => {
+                        if held.packet_bytes + packet.frame.len() > PACKET_BYTES_LIMIT {
+                            return;
+                        }
+                        held.packet_bytes += packet.frame.len();
+                        self.urgent.store(true, Ordering::Relaxed);
+                    }
                 }
                 held.waiting.push_back(output);
                 self.arrived.notify_all();
@@ -258,12 +302,13 @@ impl OutputGate for HeldOutputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmft_logging_channel::entry::Packet;
 
     #[derive(Debug, Default)]
     struct Seen(Mutex<Vec<u64>>);
 
     impl Outside for Seen {
-        fn let_out(&self, output: Output) {
+        fn let_out(&self, output: Output, _: Assurance) {
             self.0.lock().expect("not poisoned").push(output.sequence.0);
         }
     }
@@ -320,6 +365,55 @@ mod tests {
         let delays = gate.delays();
         assert_eq!(delays.marks, 1);
         assert!(u128::from(delays.median_ns) >= before.as_nanos(), "{delays:?}");
+    }
+
+    /// What was let out on fresh evidence.
+    #[derive(Debug, Default)]
+    struct Fresh(Mutex<Vec<bool>>);
+
+    impl Outside for Fresh {
+        fn let_out(&self, _: Output, assurance: Assurance) {
+            self.0.lock().expect("not poisoned").push(assurance == Assurance::Fresh);
+        }
+    }
+
+    #[test]
+    fn evidence_is_as_old_as_the_newest_mark_that_was_acknowledged() {
+        let outside = Arc::new(Fresh::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.protect();
+        let ago = |begun: MarkBegun, time| {
+            MarkBegun(begun.0.checked_sub(time).expect("the host has run for longer"))
+        };
+        let old = FRESH + Duration::from_millis(1);
+        for (sequence, age) in [(1, old), (2, old), (3, Duration::ZERO)] {
+            gate.emit(output(sequence));
+            let begun = ago(gate.begin_mark(), age);
+            gate.mark(begun, EntrySequence(sequence), OutputSequence(sequence));
+        }
+        gate.acknowledged(EntrySequence(1));
+        gate.acknowledged(EntrySequence(3));
+        assert_eq!(*outside.0.lock().expect("not poisoned"), [false, true, true]);
+    }
+
+    #[test]
+    fn packets_beyond_the_limit_are_lost_and_make_room_when_they_leave() {
+        let outside = Arc::new(Seen::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.protect();
+        let packet = |sequence| {
+            let frame = vec![0; PACKET_BYTES_LIMIT / 2];
+            let kind = OutputKind::Packet(Packet { frame, ..Packet::default() });
+            Output { sequence: OutputSequence(sequence), kind }
+        };
+        (1..=3).for_each(|sequence| gate.emit(packet(sequence)));
+        assert!(gate.has_urgent());
+        gate.mark(gate.begin_mark(), EntrySequence(1), OutputSequence(3));
+        gate.acknowledged(EntrySequence(1));
+        gate.emit(packet(4));
+        gate.mark(gate.begin_mark(), EntrySequence(2), OutputSequence(4));
+        gate.acknowledged(EntrySequence(2));
+        assert_eq!(seen(&outside), [1, 2, 4]);
     }
 
     #[test]

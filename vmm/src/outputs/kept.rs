@@ -2,35 +2,120 @@
 
 use super::{Output, OutputGate, OutputKind};
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use vmft_logging_channel::entry::OutputSequence;
 
-/// Console outputs replayed but not known to be out. Disk requests need no keeping: the board
-/// knows which are outstanding, and re-issues them at a go-live.
+/// Bytes of packets kept; beyond it the oldest are forgotten, which are most likely out. More than a
+/// primary holds.
+const PACKET_BYTES_LIMIT: usize = 48 << 20;
+
+#[derive(Debug, Default)]
+struct Kept {
+    console: VecDeque<Output>,
+    packets: VecDeque<Output>,
+    packet_bytes: usize,
+}
+
+fn frame_len(output: &Output) -> usize {
+    match &output.kind {
+        OutputKind::Packet(packet) => packet.frame.len(),
+        _ => 0,
+    }
+}
+
+/// Console outputs and packets replayed but not known to be out. Disk requests need no keeping: the
+/// board knows which are outstanding, and re-issues them at a go-live.
 #[derive(Debug, Default)]
 pub struct KeptOutputs {
-    kept: Mutex<VecDeque<Output>>,
+    kept: Mutex<Kept>,
 }
 
 impl KeptOutputs {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("no holder of this lock panics")
+    }
+
     /// Every output up to `output` is out.
     pub fn released(&self, output: OutputSequence) {
-        let mut kept = self.kept.lock().expect("no holder of this lock panics");
-        while kept.front().is_some_and(|first| first.sequence <= output) {
-            kept.pop_front();
+        let mut kept = self.lock();
+        let is_out = |first: &Output| first.sequence <= output;
+        while kept.console.front().is_some_and(is_out) {
+            kept.console.pop_front();
+        }
+        while kept.packets.front().is_some_and(is_out) {
+            kept.forget_packet();
         }
     }
 
     /// Takes what is left, in order, to be emitted at a go-live.
     pub fn take(&self) -> Vec<Output> {
-        self.kept.lock().expect("no holder of this lock panics").drain(..).collect()
+        let Kept { console, packets, packet_bytes: _ } = std::mem::take(&mut *self.lock());
+        let mut left: Vec<Output> = console.into_iter().chain(packets).collect();
+        left.sort_by_key(|output| output.sequence);
+        left
+    }
+}
+
+impl Kept {
+    fn forget_packet(&mut self) {
+        if let Some(packet) = self.packets.pop_front() {
+            self.packet_bytes -= frame_len(&packet);
+        }
     }
 }
 
 impl OutputGate for KeptOutputs {
     fn emit(&self, output: Output) {
-        if matches!(output.kind, OutputKind::Console { .. }) {
-            self.kept.lock().expect("no holder of this lock panics").push_back(output);
+        let mut kept = self.lock();
+        match output.kind {
+            OutputKind::Console { .. } => kept.console.push_back(output),
+            OutputKind::Packet(_) => {
+                kept.packet_bytes += frame_len(&output);
+                kept.packets.push_back(output);
+                while kept.packet_bytes > PACKET_BYTES_LIMIT {
+                    kept.forget_packet();
+                }
+            }
+            OutputKind::Disk { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmft_logging_channel::entry::Packet;
+
+    fn packet(sequence: u64, len: usize) -> Output {
+        let kind = OutputKind::Packet(Packet { frame: vec![0; len], ..Packet::default() });
+        Output { sequence: OutputSequence(sequence), kind }
+    }
+
+    fn console(sequence: u64) -> Output {
+        let kind = OutputKind::Console { offset: sequence, bytes: vec![b'x'] };
+        Output { sequence: OutputSequence(sequence), kind }
+    }
+
+    fn taken(kept: &KeptOutputs) -> Vec<u64> {
+        kept.take().iter().map(|output| output.sequence.0).collect()
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_out_is_left_in_order() {
+        let kept = KeptOutputs::default();
+        for output in [packet(1, 60), console(2), packet(3, 60), console(4), packet(5, 60)] {
+            kept.emit(output);
+        }
+        kept.released(OutputSequence(2));
+        assert_eq!(taken(&kept), [3, 4, 5]);
+        assert_eq!(taken(&kept), [0u64; 0]);
+    }
+
+    #[test]
+    fn packets_nobody_says_are_out_do_not_pile_up() {
+        let kept = KeptOutputs::default();
+        kept.emit(console(1));
+        (2..=5).for_each(|sequence| kept.emit(packet(sequence, PACKET_BYTES_LIMIT / 2)));
+        assert_eq!(taken(&kept), [1, 4, 5]);
     }
 }

@@ -8,12 +8,12 @@
 mod held;
 mod kept;
 
-pub use held::{DelayStatistics, HeldOutputs, MarkBegun, Outside};
+pub use held::{Assurance, DelayStatistics, HeldOutputs, MarkBegun, Outside};
 pub use kept::KeptOutputs;
 
 use crate::board::DiskOperation;
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::entry::{OutputSequence, RequestId};
+use vmft_logging_channel::entry::{OutputSequence, Packet, RequestId};
 
 /// Something the outside world will see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub enum OutputKind {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// A packet to the network.
+    Packet(Packet),
     /// A disk write or flush.
     Disk {
         /// Which disk.

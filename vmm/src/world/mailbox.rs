@@ -1,20 +1,30 @@
 //! Where the world leaves what it has for the guest.
 
 use crate::engine::Kicker;
-use crate::inputs::Asked;
+use crate::inputs::{Asked, Room};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
-use vmft_logging_channel::entry::Arrival;
+use vmft_logging_channel::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Console input kept for a guest that does not read it, in bytes. More is refused.
 const CONSOLE_INPUT_LIMIT: usize = 64 << 10;
+
+/// Packets kept for a guest that does not take them, in packets and in bytes: two groups. More stay
+/// in the network, which knows what to do about a slow receiver.
+const PACKET_LIMIT: usize = 2 * MAX_PACKETS;
+const PACKET_BYTES_LIMIT: usize = 2 * MAX_PACKET_BYTES;
 
 #[derive(Debug, Default)]
 struct Mail {
     arrivals: VecDeque<Arrival>,
     console_input: VecDeque<u8>,
+    packets: VecDeque<Packet>,
+    packet_bytes: usize,
+    /// Rung when there is room for packets again.
+    packet_bell: Option<EventFd>,
     asked: Option<Asked>,
     /// Makes the running machine look here.
     bell: Option<Bell>,
@@ -29,10 +39,33 @@ struct Bell {
 }
 
 impl Mail {
-    fn something_to_take(&self, console_room: usize) -> bool {
+    fn something_to_take(&self, room: Room) -> bool {
         !self.arrivals.is_empty()
             || self.asked.is_some()
-            || (console_room > 0 && !self.console_input.is_empty())
+            || (room.console > 0 && !self.console_input.is_empty())
+            || (room.packets && !self.packets.is_empty())
+    }
+
+    fn has_packet_room(&self) -> bool {
+        self.packets.len() < PACKET_LIMIT && self.packet_bytes < PACKET_BYTES_LIMIT
+    }
+
+    /// Takes packets for one interrupt.
+    fn take_packets(&mut self) -> Vec<Packet> {
+        let was_full = !self.has_packet_room();
+        let mut bytes = 0;
+        let count = self.packets.iter().take(MAX_PACKETS).take_while(|packet| {
+            bytes += packet.frame.len();
+            bytes <= MAX_PACKET_BYTES
+        });
+        let count = count.count();
+        let group: Vec<Packet> = self.packets.drain(..count).collect();
+        self.packet_bytes -= group.iter().map(|packet| packet.frame.len()).sum::<usize>();
+        if let Some(bell) = self.packet_bell.as_ref().filter(|_| was_full) {
+            // A bell that rings already is as good.
+            let _ = bell.write(1);
+        }
+        group
     }
 }
 
@@ -72,6 +105,24 @@ impl Mailbox {
         let mut mail = self.lock();
         mail.arrivals.push_back(arrival);
         self.rouse(mail);
+    }
+
+    /// Leaves packets from the network; to be called when there is room ([`Self::has_packet_room`]).
+    pub fn push_packets(&self, packets: Vec<Packet>) {
+        let mut mail = self.lock();
+        mail.packet_bytes += packets.iter().map(|packet| packet.frame.len()).sum::<usize>();
+        mail.packets.extend(packets);
+        self.rouse(mail);
+    }
+
+    /// True if packets may be left here.
+    pub fn has_packet_room(&self) -> bool {
+        self.lock().has_packet_room()
+    }
+
+    /// From now on `bell` is rung when there is room for packets again.
+    pub fn set_packet_bell(&self, bell: EventFd) {
+        self.lock().packet_bell = Some(bell);
     }
 
     /// Leaves console input; returns how many of the bytes there was room for.
@@ -122,7 +173,7 @@ impl Mailbox {
         }
     }
 
-    pub(super) fn take_arrival(&self, console_room: usize) -> Option<Arrival> {
+    pub(super) fn take_arrival(&self, room: Room) -> Option<Arrival> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
@@ -130,11 +181,14 @@ impl Mailbox {
         if let Some(arrival) = mail.arrivals.pop_front() {
             return Some(arrival);
         }
-        let typed = mail.console_input.len().min(console_room);
+        let typed = mail.console_input.len().min(room.console);
         if typed > 0 {
             return Some(Arrival::ConsoleInput(mail.console_input.drain(..typed).collect()));
         }
-        if mail.asked.is_none() && mail.console_input.is_empty() {
+        if room.packets && !mail.packets.is_empty() {
+            return Some(Arrival::Packets(mail.take_packets()));
+        }
+        if mail.asked.is_none() && mail.console_input.is_empty() && mail.packets.is_empty() {
             self.any.store(false, Ordering::Release);
         }
         None
@@ -142,9 +196,9 @@ impl Mailbox {
 
     /// Waits until there is something to take, or until `deadline`; true if there is.
     #[expect(clippy::disallowed_methods, reason = "the rim waits in host time")]
-    pub(super) fn wait(&self, deadline: Option<Instant>, console_room: usize) -> bool {
+    pub(super) fn wait(&self, deadline: Option<Instant>, room: Room) -> bool {
         let mut mail = self.lock();
-        while !mail.something_to_take(console_room) {
+        while !mail.something_to_take(room) {
             let Some(deadline) = deadline else {
                 mail = self.wake.wait(mail).expect("no holder of the mailbox's lock panics");
                 continue;
@@ -177,13 +231,38 @@ mod tests {
         for request in [1, 2] {
             mailbox.push(Arrival::Entropy { request: RequestId(request), data: vec![] });
         }
-        let next = || mailbox.take_arrival(2);
+        let room = |console| Room { console, packets: false };
+        let next = || mailbox.take_arrival(room(2));
         assert_eq!(next(), Some(Arrival::Entropy { request: RequestId(1), data: vec![] }));
         assert_eq!(next(), Some(Arrival::Entropy { request: RequestId(2), data: vec![] }));
         assert_eq!(next(), Some(Arrival::ConsoleInput(b"he".to_vec())));
-        assert_eq!(mailbox.take_arrival(0), None);
-        assert_eq!(mailbox.take_arrival(9), Some(Arrival::ConsoleInput(b"llo".to_vec())));
+        assert_eq!(mailbox.take_arrival(room(0)), None);
+        assert_eq!(mailbox.take_arrival(room(9)), Some(Arrival::ConsoleInput(b"llo".to_vec())));
         assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn packets_come_in_groups_within_the_limits_and_a_full_box_rings_when_it_has_room() {
+        let mailbox = Mailbox::default();
+        let bell = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).expect("an event");
+        mailbox.set_packet_bell(bell.try_clone().expect("an event"));
+        let packets = |count, len| vec![Packet { frame: vec![0; len], ..Packet::default() }; count];
+        let room = Room { console: 0, packets: true };
+        let group = || match mailbox.take_arrival(room) {
+            Some(Arrival::Packets(packets)) => packets.len(),
+            other => panic!("{other:?}"),
+        };
+        mailbox.push_packets(packets(100, 60));
+        assert!(mailbox.has_packet_room());
+        assert_eq!(mailbox.take_arrival(Room { packets: false, ..room }), None);
+        mailbox.push_packets(packets(28, 60_000));
+        assert!(!mailbox.has_packet_room());
+        assert!(bell.read().is_err());
+        assert_eq!(group(), MAX_PACKETS);
+        assert_eq!(bell.read().ok(), Some(1));
+        assert_eq!(group(), 36 + 4, "all small ones, and 60,000 bytes four times");
+        while mailbox.take_arrival(room).is_some() {}
+        assert!(mailbox.has_packet_room());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The world outside a live machine: the host's clock, disks, random numbers, console.
+//! The world outside a live machine: the host's clock, disks, random numbers, console, network.
 //!
 //! Everything here is nondeterministic, and none of it touches guest memory. What it has for
 //! the guest goes into a [`Mailbox`]; the run loop takes it from there at a point of its choosing.
@@ -7,11 +7,19 @@ pub mod console;
 mod disk;
 mod file_lock;
 mod mailbox;
+pub mod net;
 mod outside;
 mod source;
+mod watermark;
 
 pub use disk::{DiskFile, DiskFileError, Fence, FenceError, NoFence};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
 pub use outside::HostOutside;
 pub use source::{Gauges, HostSource};
+
+/// An error with its causes, in one line.
+fn error_text(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

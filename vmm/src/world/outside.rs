@@ -1,20 +1,26 @@
-//! Where released outputs go: the disks' threads and the console.
+//! Where released outputs go: the disks' threads, the console and the network.
 
 use super::console::ConsoleHub;
 use super::disk::DiskJob;
+use super::net::NetPort;
+use super::watermark::Watermark;
 use super::{DiskFile, DiskFileError, Fence, Mailbox};
 use crate::board::DiskOperation;
-use crate::outputs::{Output, OutputKind, Outside};
-use std::sync::Arc;
-use std::sync::Mutex;
+use crate::outputs::{Assurance, Output, OutputKind, Outside};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use vmft_logging_channel::entry::RequestId;
+use std::sync::{Arc, Mutex};
+use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
-/// The host's disks and console.
+/// The host's disks, console and network.
 #[derive(Debug)]
 pub struct HostOutside {
     disks: Vec<Mutex<Sender<DiskJob>>>,
     console: Arc<ConsoleHub>,
+    network: Option<Arc<NetPort>>,
+    watermark: Arc<Watermark>,
+    /// A packet was let out since the watermark was told of.
+    packets: AtomicBool,
 }
 
 impl HostOutside {
@@ -25,6 +31,7 @@ impl HostOutside {
     pub fn start(
         disks: &[DiskFile],
         console: Arc<ConsoleHub>,
+        network: Option<Arc<NetPort>>,
         fence: &Arc<dyn Fence>,
         mailbox: &Arc<Mailbox>,
     ) -> Result<Self, DiskFileError> {
@@ -34,7 +41,20 @@ impl HostOutside {
                 disk.start(index, Arc::clone(fence), Arc::clone(mailbox)).map(Mutex::new)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { disks, console })
+        let watermark = Arc::default();
+        Ok(Self { disks, console, network, watermark, packets: AtomicBool::new(false) })
+    }
+
+    /// This side is live: the console's input goes to `mailbox`, and `on_out` is told up to which
+    /// output everything is out.
+    pub fn go_live(
+        &self,
+        mailbox: Arc<Mailbox>,
+        on_out: impl Fn(OutputSequence) + Send + Sync + 'static,
+    ) {
+        self.watermark.report_to(Box::new(on_out));
+        let watermark = Arc::clone(&self.watermark);
+        self.console.go_live(mailbox, Some(Arc::new(move |output| watermark.written(output))));
     }
 
     /// The console.
@@ -70,14 +90,28 @@ impl HostOutside {
 }
 
 impl Outside for HostOutside {
-    fn let_out(&self, output: Output) {
+    fn let_out(&self, output: Output, assurance: Assurance) {
+        let is_console = matches!(output.kind, OutputKind::Console { .. });
+        self.watermark.let_out(output.sequence, is_console);
         match output.kind {
             OutputKind::Console { offset, bytes } => {
                 self.console.write(output.sequence, offset, bytes);
             }
+            OutputKind::Packet(packet) => {
+                if let Some(network) = &self.network {
+                    network.send(packet, assurance);
+                }
+                self.packets.store(true, Ordering::Relaxed);
+            }
             OutputKind::Disk { disk, request, operation } => {
                 self.start_disk(disk, request, operation);
             }
+        }
+    }
+
+    fn all_let_out(&self) {
+        if self.packets.swap(false, Ordering::Relaxed) {
+            self.watermark.tell();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The host as the source of live inputs.
 
 use super::{Mailbox, outside::HostOutside};
-use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Wish};
+use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Room, Wish};
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
@@ -101,14 +101,14 @@ impl InputSource for HostSource {
         self.mailbox.take_asked()
     }
 
-    fn take_arrival(&mut self, console_room: usize) -> Option<Arrival> {
-        self.mailbox.take_arrival(console_room)
+    fn take_arrival(&mut self, room: Room) -> Option<Arrival> {
+        self.mailbox.take_arrival(room)
     }
 
-    fn wait(&mut self, deadline: Option<HostTime>, console_room: usize) -> bool {
+    fn wait(&mut self, deadline: Option<HostTime>, room: Room) -> bool {
         let deadline =
             deadline.and_then(|HostTime(ns)| self.live_since.checked_add(Duration::from_nanos(ns)));
-        self.mailbox.wait(deadline, console_room)
+        self.mailbox.wait(deadline, room)
     }
 
     fn start(&mut self, wish: Wish) -> Result<(), InputError> {

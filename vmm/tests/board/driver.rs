@@ -7,6 +7,7 @@ use vmft_vmm::engine::PortWidth;
 pub const FIRST_DISK: u8 = 1;
 pub const SECOND_DISK: u8 = 2;
 pub const ENTROPY: u8 = 31;
+pub const NETWORK: u8 = 30;
 
 pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_INDEX: u64 = 1 << 29;
@@ -25,7 +26,10 @@ const RINGS: u64 = 0x10_0000;
 /// A piece of guest memory.
 pub type Buffer = (u64, u32);
 
+#[derive(Clone)]
 pub struct Driver {
+    /// Which queue of the device.
+    pub queue: u16,
     pub common: u64,
     pub isr: u64,
     pub device: u64,
@@ -64,6 +68,7 @@ impl Driver {
         };
         let rings = RINGS + u64::from(slot) * 0x4000;
         Self {
+            queue: 0,
             common: at(machine, 1).unwrap(),
             notify: at(machine, 2).unwrap(),
             isr: at(machine, 3).unwrap(),
@@ -78,6 +83,28 @@ impl Driver {
         }
     }
 
+    /// Sets a device with two queues up, and returns a driver for each.
+    pub fn start_two(machine: &mut Machine, slot: u8, wanted: u64) -> [Self; 2] {
+        let mut first = Self::probe(machine, slot);
+        let mut second = first.clone();
+        second.queue = 1;
+        for address in [&mut second.descriptors, &mut second.available, &mut second.used] {
+            *address += 0x10_0000;
+        }
+        first.restart_two(&mut second, machine, wanted);
+        [first, second]
+    }
+
+    /// Resets a device with two queues and sets it up again.
+    pub fn restart_two(&mut self, second: &mut Self, machine: &mut Machine, wanted: u64) {
+        self.begin_set_up(machine, wanted);
+        second.forget(machine);
+        self.enable_queue(machine);
+        second.enable_queue(machine);
+        self.set_status(machine, DRIVER_OK);
+        assert_eq!(self.status(machine), DRIVER_OK);
+    }
+
     /// Sets the device up with the features offered that are also in `wanted`.
     pub fn start(machine: &mut Machine, slot: u8, wanted: u64) -> Self {
         let mut driver = Self::probe(machine, slot);
@@ -85,20 +112,28 @@ impl Driver {
         driver
     }
 
-    pub fn set_up(&mut self, machine: &mut Machine, wanted: u64) {
-        self.set_status(machine, 0);
-        assert_eq!(self.status(machine), 0);
+    fn forget(&mut self, machine: &Machine) {
         (self.next_descriptor, self.available_index, self.used_index) = (0, 0, 0);
         machine.poke_bytes(self.descriptors, &[0; 0x3000]);
+    }
+
+    pub fn set_up(&mut self, machine: &mut Machine, wanted: u64) {
+        self.begin_set_up(machine, wanted);
+        self.enable_queue(machine);
+        self.set_status(machine, DRIVER_OK);
+        assert_eq!(self.status(machine), DRIVER_OK);
+    }
+
+    fn begin_set_up(&mut self, machine: &mut Machine, wanted: u64) {
+        self.set_status(machine, 0);
+        assert_eq!(self.status(machine), 0);
+        self.forget(machine);
         self.set_status(machine, 0x01);
         self.set_status(machine, 0x03);
         let features = self.offered(machine) & (wanted | VERSION_1);
         self.accept(machine, features);
         self.set_status(machine, 0x0B);
         assert_eq!(self.status(machine), 0x0B);
-        self.enable_queue(machine);
-        self.set_status(machine, DRIVER_OK);
-        assert_eq!(self.status(machine), DRIVER_OK);
     }
 
     pub fn offered(&self, machine: &mut Machine) -> u64 {
@@ -117,7 +152,7 @@ impl Driver {
     }
 
     pub fn enable_queue(&self, machine: &mut Machine) {
-        machine.store(self.common + 0x16, &0u16.to_le_bytes());
+        machine.store(self.common + 0x16, &self.queue.to_le_bytes());
         machine.store(self.common + 0x18, &self.size.to_le_bytes());
         for (offset, address) in
             [(0x20, self.descriptors), (0x28, self.available), (0x30, self.used)]
@@ -177,7 +212,8 @@ impl Driver {
     }
 
     pub fn kick(&self, machine: &mut Machine) {
-        machine.store(self.notify, &0u16.to_le_bytes());
+        let place = self.notify + 4 * u64::from(self.queue);
+        machine.store(place, &self.queue.to_le_bytes());
     }
 
     pub fn submit(

@@ -226,7 +226,7 @@ fn end_one(machine: &mut Machine, status: u8) {
         Effect::Entropy { request, len } => {
             Arrival::Entropy { request, data: vec![0x5A; len as usize] }
         }
-        Effect::Console(_) => unreachable!("console output is never outstanding"),
+        Effect::Console(_) | Effect::Packet(_) => unreachable!("never outstanding"),
     };
     machine.board.deliver(machine.now, &arrival).unwrap();
 }

@@ -3,7 +3,10 @@
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 use vmft_logging_channel::entry::{Arrival, RequestId};
 use vmft_logging_channel::point::VirtualTime;
-use vmft_vmm::board::{Board, BoardConfig, Bytes, DiskConfig, DiskOperation, Effect, UnixSeconds};
+use vmft_vmm::board::{
+    Board, BoardConfig, Bytes, DiskConfig, DiskOperation, Effect, NetConfig, UnixSeconds,
+};
+use vmft_vmm::devices::virtio::net::addresses::MacAddress;
 use vmft_vmm::engine::PortWidth;
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
@@ -16,7 +19,7 @@ pub struct Machine {
     pub now: VirtualTime,
 }
 
-/// Two disks, the second read-only, and an entropy device.
+/// Two disks, the second read-only, an entropy device and a network device.
 pub fn config() -> BoardConfig {
     let disk = |serial: &str, read_only| DiskConfig {
         capacity: Bytes(DISK_BYTES),
@@ -28,6 +31,7 @@ pub fn config() -> BoardConfig {
         clock_base: UnixSeconds(1_700_000_000),
         disks: vec![disk("first", false), disk("second", true)],
         entropy: true,
+        net: Some(NetConfig { mac: MacAddress([2, 0, 0, 0, 0, 7]), offloads: true }),
     }
 }
 

@@ -8,6 +8,7 @@ mod driver;
 mod entropy;
 mod hostile;
 mod machine;
+mod net;
 mod pci;
 mod saving;
 mod time;

@@ -1,6 +1,6 @@
 //! Finding devices as Linux does.
 
-use crate::driver::{Driver, ENTROPY, FIRST_DISK, SECOND_DISK};
+use crate::driver::{Driver, ENTROPY, FIRST_DISK, NETWORK, SECOND_DISK};
 use crate::machine::{DISK_BYTES, Machine};
 use vmft_vmm::engine::PortWidth::{Byte, Long, Word};
 
@@ -17,19 +17,21 @@ fn configuration_mechanism_one_is_recognised() {
 }
 
 #[test]
-fn a_scan_finds_the_bridge_the_disks_and_the_entropy_device() {
+fn a_scan_finds_the_bridge_and_every_device() {
     let mut machine = Machine::new();
     let found: Vec<(u8, u32)> = (0..32)
         .map(|slot| (slot, machine.config_read(slot, 0, Long)))
         .filter(|(_, id)| *id != 0xFFFF_FFFF)
         .collect();
-    assert_eq!(found, [(0, 0x0D57_8086), (1, 0x1042_1AF4), (2, 0x1042_1AF4), (31, 0x1044_1AF4)]);
+    let disks = [1, 2].map(|slot| (slot, 0x1042_1AF4));
+    let [bridge, network, entropy] = [(0, 0x0D57_8086), (30, 0x1041_1AF4), (31, 0x1044_1AF4)];
+    assert_eq!(found, [bridge, disks[0], disks[1], network, entropy]);
 }
 
 #[test]
 fn absent_functions_and_buses_read_as_all_ones() {
     let mut machine = Machine::new();
-    for address in [0x8000_0900, 0x8001_0800, 0x0000_0800, 0x8000_F000] {
+    for address in [0x8000_0900, 0x8001_0800, 0x0000_0800, 0x8000_E800] {
         machine.out32(0xCF8, address);
         assert_eq!(machine.in32(0xCFC), 0xFFFF_FFFF, "{address:#x}");
         machine.out32(0xCFC, 0);
@@ -74,7 +76,7 @@ fn windows_are_sized_and_moved_as_linux_does() {
 fn interrupt_lines_are_noted_and_level_triggered() {
     let mut machine = Machine::new();
     let level = u16::from_le_bytes([machine.in8(0x4D0), machine.in8(0x4D1)]);
-    for (slot, line) in [(FIRST_DISK, 11), (SECOND_DISK, 9), (ENTROPY, 5)] {
+    for (slot, line) in [(FIRST_DISK, 11), (SECOND_DISK, 9), (NETWORK, 9), (ENTROPY, 5)] {
         assert_eq!(machine.config_read(slot, 0x3C, Word), 0x0100 | line, "pin A");
         assert_ne!(level & 1 << line, 0);
     }

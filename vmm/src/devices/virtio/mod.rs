@@ -12,6 +12,7 @@
 
 pub mod block;
 pub mod entropy;
+pub mod net;
 pub mod queue;
 pub mod transport;
 
@@ -43,6 +44,8 @@ pub enum DeviceName {
     Disk(u8),
     /// The entropy source.
     Entropy,
+    /// The network device.
+    Network,
 }
 
 impl fmt::Display for DeviceName {
@@ -50,6 +53,7 @@ impl fmt::Display for DeviceName {
         match self {
             Self::Disk(disk) => write!(f, "disk {disk}"),
             Self::Entropy => f.write_str("entropy device"),
+            Self::Network => f.write_str("network device"),
         }
     }
 }

@@ -90,6 +90,14 @@ pub enum QueueFault {
         /// Where the buffer starts.
         address: u64,
     },
+    /// A chain has more bytes than its device takes.
+    #[error("the chain at descriptor {head} of queue {queue} is too long for a request")]
+    LongChain {
+        /// Which queue.
+        queue: usize,
+        /// First descriptor.
+        head: u16,
+    },
     /// A chain lacks the parts its device needs.
     #[error("the chain at descriptor {head} of queue {queue} is too short for a request")]
     ShortChain {
@@ -185,6 +193,8 @@ pub struct QueueAccess<'a> {
     effects: &'a mut EffectQueue,
     /// The driver has finished setting the device up.
     live: bool,
+    /// What it has accepted.
+    features: u64,
     /// Chains taken since the access began: a bound on the work of one exit.
     taken: u32,
     interrupt: bool,
@@ -196,8 +206,30 @@ impl<'a> QueueAccess<'a> {
         queues: &'a mut [Queue],
         effects: &'a mut EffectQueue,
         live: bool,
+        features: u64,
     ) -> Self {
-        Self { memory, queues, effects, live, taken: 0, interrupt: false }
+        Self { memory, queues, effects, live, features, taken: 0, interrupt: false }
+    }
+
+    /// The features that device and driver have agreed on.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// True if chains can be taken from the queue, when there are any.
+    pub fn is_ready(&self, queue: usize) -> bool {
+        self.live && self.queues[queue].ready()
+    }
+
+    /// Where in the queue the next chain is taken from.
+    pub fn position(&self, queue: usize) -> u16 {
+        self.queues[queue].next_avail()
+    }
+
+    /// Gives the last `chains` chains, taken since `position` and not used, back to be taken again.
+    pub fn rewind(&mut self, queue: usize, position: u16, chains: usize) {
+        self.queues[queue].set_next_avail(position);
+        self.taken -= chains as u32;
     }
 
     /// True if the driver wants to hear of what was used.

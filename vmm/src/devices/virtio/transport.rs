@@ -141,7 +141,9 @@ impl<D: VirtioDevice> VirtioPci<D> {
         work: impl FnOnce(&mut D, &mut QueueAccess<'_>) -> Result<(), QueueFault>,
     ) {
         let live = self.is_live();
-        let mut access = QueueAccess::new(around.memory, &mut self.queues, around.effects, live);
+        let features = self.registers.driver_features;
+        let mut access =
+            QueueAccess::new(around.memory, &mut self.queues, around.effects, live, features);
         let result = work(&mut self.device, &mut access);
         if access.wants_interrupt() {
             self.registers.interrupt_status |= ISR_QUEUE;

@@ -1,0 +1,326 @@
+//! The network's figures: what a client sees at a kill, and what protection costs.
+//!
+//! A guest with servers is booted once and saved; each guest has a network of its own, so that one
+//! alone and a pair can take turns. Needs root, for the networks; without it there are no such figures.
+
+use crate::figure::{Figure, Goal, median};
+use crate::lab::INTERRUPTED;
+use crate::measure::Effort;
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmft::api_client;
+use vmft::pair::{SideProcess, Which, prefixed};
+use vmft::private_network::{GUEST, PrivateNetwork, cmdline};
+use vmft_backup::status::Role;
+use vmft_guest_images::packages::{NETWORK_PACKAGES, ensure_packages};
+use vmft_guest_images::workload::ECHO_PORT;
+use vmft_guest_images::{Cache, cmdline as kernel, server_guest};
+
+/// The figures made here.
+pub const NAMES: &[&str] = &[
+    "client-gap",
+    "protected-transmit",
+    "protected-receive",
+    "protected-http",
+    "log-per-byte-transmit",
+    "log-per-byte-receive",
+    "ping-added",
+];
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const TAPS: [&str; 2] = ["primary0", "backup0"];
+const IPERF_PORT: u16 = 5201;
+const HTTP_PORT: u16 = 80;
+/// How long a client watches before and after a kill.
+const BEFORE_KILL: Duration = Duration::from_millis(300);
+const AFTER_KILL: Duration = Duration::from_millis(1_500);
+/// Pings of one round.
+const PINGS: u32 = 200;
+
+/// Where the guests are started.
+struct Place {
+    directory: tempfile::TempDir,
+    program: PathBuf,
+    snapshot: PathBuf,
+    guests: u32,
+}
+
+/// A guest in its network.
+struct Guest {
+    network: PrivateNetwork,
+    sides: Vec<SideProcess>,
+}
+
+impl Place {
+    /// Boots the guest with servers, and saves it when all of them answer.
+    fn open(program: &Path) -> Result<Self> {
+        let mut progress = vmft::progress::terminal();
+        let guest = server_guest(&Cache::from_environment()?, &mut progress)?;
+        drop(progress);
+        let directory = tempfile::Builder::new().prefix("vmft-bench").tempdir()?;
+        let words = format!("{} vmft.run=idle {}", kernel::DEFAULT, cmdline());
+        let arguments: [OsString; 8] = [
+            "--kernel".into(),
+            guest.kernel.into(),
+            "--initramfs".into(),
+            guest.initramfs.into(),
+            "--cmdline".into(),
+            words.into(),
+            "--memory".into(),
+            "size=160M".into(),
+        ];
+        let network = PrivateNetwork::make(&TAPS)?;
+        let start = || start(program, "run", Which::Primary, directory.path(), &arguments);
+        let side = network.within(start)?;
+        let booted = Guest { network, sides: vec![side] };
+        let deadline = Instant::now() + PATIENCE;
+        for port in [ECHO_PORT, HTTP_PORT, IPERF_PORT] {
+            while !booted.serves(port) {
+                if Instant::now() > deadline {
+                    bail!("the guest does not get ready: {}", booted.sides[0].messages());
+                }
+            }
+        }
+        let snapshot = directory.path().join("snapshot");
+        api_client::snapshot(&booted.sides[0].api(), &snapshot)?;
+        Ok(Self { directory, program: program.to_owned(), snapshot, guests: 0 })
+    }
+
+    fn new_directory(&mut self) -> Result<PathBuf> {
+        self.guests += 1;
+        let path = self.directory.path().join(self.guests.to_string());
+        std::fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    fn alone(&mut self) -> Result<Guest> {
+        let directory = self.new_directory()?;
+        let network = PrivateNetwork::make(&TAPS)?;
+        let arguments: [OsString; 2] = ["--restore".into(), self.snapshot.clone().into()];
+        let start = || start(&self.program, "run", Which::Primary, &directory, &arguments);
+        let side = network.within(start)?;
+        Ok(Guest { network, sides: vec![side] })
+    }
+
+    fn pair(&mut self) -> Result<Guest> {
+        let directory = self.new_directory()?;
+        let network = PrivateNetwork::make(&TAPS)?;
+        let arbiter = prefixed("dir=", &directory.join("arbiter"));
+        let program = &self.program;
+        let arguments: Vec<OsString> = vec![
+            "--restore".into(),
+            self.snapshot.clone().into(),
+            "--listen".into(),
+            "tcp:127.0.0.1:0".into(),
+            "--arbiter".into(),
+            arbiter.clone(),
+        ];
+        let start_one = |which: Which, arguments: &[OsString]| {
+            network.within(|| start(program, which.name(), which, &directory, arguments))
+        };
+        let mut primary = start_one(Which::Primary, &arguments)?;
+        let status = primary.wait_status(PATIENCE, |status| status.listening.is_some())?;
+        let address = status.listening.expect("just seen");
+        let arguments: Vec<OsString> =
+            vec!["--primary".into(), format!("tcp:{address}").into(), "--arbiter".into(), arbiter];
+        let mut backup = start_one(Which::Backup, &arguments)?;
+        backup.wait_status(PATIENCE, |status| status.role == Role::Backup)?;
+        primary.wait_status(PATIENCE, |status| status.role == Role::Primary)?;
+        Ok(Guest { network, sides: vec![primary, backup] })
+    }
+}
+
+fn start(
+    program: &Path,
+    subcommand: &str,
+    which: Which,
+    directory: &Path,
+    arguments: &[OsString],
+) -> Result<SideProcess> {
+    let tap = TAPS[usize::from(which == Which::Backup)];
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--net".into(), format!("tap={tap}").into()]);
+    SideProcess::start_as(program, subcommand, which, directory, &arguments)
+}
+
+impl Guest {
+    fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(std::io::ErrorKind::Interrupted.into());
+        }
+        let connect = || TcpStream::connect_timeout(&(GUEST, port).into(), Duration::from_secs(1));
+        let stream = self.network.within(connect)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(stream)
+    }
+
+    /// True if a server at this port takes a connection, and has seen its end: one of which it has
+    /// not would be open for ever in a guest that is saved now.
+    fn serves(&self, port: u16) -> bool {
+        let Ok(mut stream) = self.connect(port) else { return false };
+        let ended = stream.shutdown(Shutdown::Write);
+        ended.and_then(|()| stream.read_to_end(&mut Vec::new())).is_ok()
+    }
+
+    /// Bytes of log so far.
+    fn log_bytes(&self) -> Result<u64> {
+        Ok(self.sides[0].status()?.channel.unwrap_or_default().log_bytes)
+    }
+
+    /// Runs iperf3: bits a second that came through, and payload bytes.
+    fn iperf(&self, seconds: Duration, reverse: bool) -> Result<(f64, f64)> {
+        let mut command = Command::new("iperf3");
+        let seconds = seconds.as_secs().max(1).to_string();
+        command.args(["-J", "-c", &GUEST.to_string(), "-t", &seconds]);
+        if reverse {
+            command.arg("-R");
+        }
+        let output = self.network.within(|| command.output()).context("running iperf3")?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let received = &report["end"]["sum_received"];
+        let number = |name: &str| received[name].as_f64();
+        number("bits_per_second")
+            .zip(number("bytes"))
+            .with_context(|| format!("iperf3 says {}", report["error"]))
+    }
+
+    /// HTTP requests a second, one after the other.
+    fn http(&self, time: Duration) -> Result<f64> {
+        let started = Instant::now();
+        let mut requests = 0;
+        while started.elapsed() < time {
+            let mut stream = self.connect(HTTP_PORT)?;
+            stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            if !answer.ends_with(b"vmft\n") {
+                bail!("the guest's HTTP server answers something else");
+            }
+            requests += 1;
+        }
+        Ok(f64::from(requests) / started.elapsed().as_secs_f64())
+    }
+
+    /// The median round trip of pings, in milliseconds.
+    fn ping(&self) -> Result<f64> {
+        let mut command = Command::new("ping");
+        command.args(["-n", "-i", "0.01", "-c", &PINGS.to_string(), &GUEST.to_string()]);
+        let output = self.network.within(|| command.output()).context("running ping")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let times: Vec<f64> = text
+            .lines()
+            .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
+            .collect();
+        if times.len() < PINGS as usize / 2 {
+            bail!("ping hears too little: {text}");
+        }
+        Ok(median(&times))
+    }
+
+    /// Kills the primary under a client's eyes; the longest time without an answer.
+    fn client_gap(&mut self) -> Result<Duration> {
+        let stream = self.connect(ECHO_PORT)?;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| longest_wait(stream, &stop));
+            std::thread::sleep(BEFORE_KILL);
+            let killed = self.sides[0].kill();
+            std::thread::sleep(AFTER_KILL);
+            stop.store(true, Ordering::Relaxed);
+            let gap = client.join().expect("it does not panic");
+            killed?;
+            gap.context("the client's connection is lost")
+        })
+    }
+}
+
+fn longest_wait(mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<Duration> {
+    let mut longest = Duration::ZERO;
+    let mut number = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        stream.write_all(&number.to_be_bytes())?;
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer)?;
+        if answer != number.to_be_bytes() {
+            return Err(std::io::Error::other("another answer"));
+        }
+        longest = longest.max(asked.elapsed());
+        number += 1;
+    }
+    Ok(longest)
+}
+
+/// The figures that are wanted; none where this user may not make networks, which is said.
+pub fn figures(program: &Path, effort: &Effort, wanted: &[&str]) -> Result<Vec<Figure>> {
+    if let Err(error) = PrivateNetwork::make(&[]) {
+        println!("no figures of the network: {error:#}; only root can make one");
+        return Ok(Vec::new());
+    }
+    ensure_packages(NETWORK_PACKAGES, &mut vmft::progress::terminal())?;
+    measure(program, effort, wanted)
+}
+
+fn measure(program: &Path, effort: &Effort, wanted: &[&str]) -> Result<Vec<Figure>> {
+    let mut place = Place::open(program)?;
+    let mut figures = Vec::new();
+    if wanted.contains(&"client-gap") {
+        let mut gaps = Vec::new();
+        for _ in 0..effort.kills {
+            gaps.push(place.pair()?.client_gap()?.as_secs_f64() * 1e3);
+        }
+        let goal = Goal::AtMostWorst { median: 200.0, worst: 600.0 };
+        let note = "longest wait for an answer around SIGKILL".to_owned();
+        figures.push(Figure::new("client-gap", "ms", goal, gaps, note));
+    }
+    let others = |name: &&str| NAMES[1..].contains(name);
+    if !wanted.iter().any(others) {
+        return Ok(figures);
+    }
+    let (alone, pair) = (place.alone()?, place.pair()?);
+    alone.connect(ECHO_PORT)?;
+    figures.extend(transfers(&alone, &pair, effort)?);
+    let (mut ratios, mut added, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        let rate = alone.http(effort.round)?;
+        ratios.push(pair.http(effort.round)? / rate);
+        rates.push(rate);
+        added.push(pair.ping()? - alone.ping()?);
+    }
+    let note = format!("unprotected {:.0} a second", median(&rates));
+    figures.push(Figure::new("protected-http", "ratio", Goal::AtLeast(0.80), ratios, note));
+    figures.push(Figure::new("ping-added", "ms", Goal::AtMost(0.5), added, String::new()));
+    figures.retain(|figure| wanted.contains(&figure.name));
+    Ok(figures)
+}
+
+/// Ratios and log bytes of transfers in both directions.
+fn transfers(alone: &Guest, pair: &Guest, effort: &Effort) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (reverse, ratio, ratio_goal, log, log_goal) in [
+        (true, "protected-transmit", 0.90, "log-per-byte-transmit", 0.05),
+        (false, "protected-receive", 0.85, "log-per-byte-receive", 1.1),
+    ] {
+        let (mut ratios, mut logged, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            let (rate, _) = alone.iperf(effort.round, reverse)?;
+            let before = pair.log_bytes()?;
+            let (pair_rate, bytes) = pair.iperf(effort.round, reverse)?;
+            ratios.push(pair_rate / rate);
+            logged.push((pair.log_bytes()? - before) as f64 / bytes);
+            rates.push(rate / 1e6);
+        }
+        let note = format!("unprotected {:.0} Mbit/s", median(&rates));
+        figures.push(Figure::new(ratio, "ratio", Goal::AtLeast(ratio_goal), ratios, note));
+        let goal = Goal::AtMost(log_goal);
+        figures.push(Figure::new(log, "bytes", goal, logged, String::new()));
+    }
+    Ok(figures)
+}
