@@ -44,8 +44,8 @@ pub enum OptionError {
     Number(String),
     /// More or fewer than one CPU.
     #[error(
-        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; \
-         give --cpus boot=1"
+        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; several \
+         would need --protect checkpoint, for which the board has no local APICs; give --cpus boot=1"
     )]
     Cpus(u64),
     /// No way to protect a guest.
