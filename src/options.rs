@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use vmft_backup::epoch::{Interval, IntervalError, Protection};
+use vmft_backup::lag::{LagBound, LagError, LagPolicy};
 use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
 use vmft_vmm::world::console::ConsoleTarget;
 
@@ -43,13 +44,19 @@ pub enum OptionError {
     Number(String),
     /// More or fewer than one CPU.
     #[error(
-        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; \
-         give --cpus boot=1"
+        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; several \
+         would need --protect checkpoint, for which the board has no local APICs; give --cpus boot=1"
     )]
     Cpus(u64),
     /// No way to protect a guest.
     #[error("`{0}` is none of lockstep, checkpoint, checkpoint,interval=25ms")]
     Protection(String),
+    /// No bound for a lag.
+    #[error("`{0}` is no bound such as 200ms, 200ms,then=slow, 1s,then=unprotect, 1s,then=stop")]
+    Lag(String),
+    /// A bound that no lag can have.
+    #[error(transparent)]
+    LagBound(#[from] LagError),
     /// No time.
     #[error("`{0}` is no time such as 25ms or 1s")]
     Time(String),
@@ -214,6 +221,27 @@ impl FromStr for ProtectOption {
     }
 }
 
+/// `--max-lag 200ms[,then=slow|unprotect|stop]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LagOption(pub LagBound);
+
+impl FromStr for LagOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let (limit, policy) = match text.split_once(',') {
+            None => (text, LagPolicy::Slow),
+            Some((limit, rest)) => match Pairs::parse(rest, &["then"])?.need("then")? {
+                "slow" => (limit, LagPolicy::Slow),
+                "unprotect" => (limit, LagPolicy::Unprotect),
+                "stop" => (limit, LagPolicy::Stop),
+                _ => return Err(OptionError::Lag(text.to_owned())),
+            },
+        };
+        Ok(Self(LagBound::new(parse_time(limit)?, policy)?))
+    }
+}
+
 /// `--serial tty|null|file=PATH|socket=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SerialOption(pub ConsoleTarget);
@@ -297,6 +325,21 @@ mod tests {
         }
         let error = parse("checkpoint,interval=1ms").expect_err("too short").to_string();
         assert!(error.contains("at least 2 ms"), "{error}");
+    }
+
+    #[test]
+    fn a_lag_has_a_bound_and_something_that_happens_beyond_it() {
+        let parse = |text: &str| text.parse::<LagOption>().map(|option| option.0);
+        let bound = |ms, policy| {
+            Ok(LagBound::new(Duration::from_millis(ms), policy).expect("within the bounds"))
+        };
+        assert_eq!(parse("200ms"), bound(200, LagPolicy::Slow));
+        assert_eq!(parse("200ms,then=slow"), bound(200, LagPolicy::Slow));
+        assert_eq!(parse("1s,then=unprotect"), bound(1000, LagPolicy::Unprotect));
+        assert_eq!(parse("1s,then=stop"), bound(1000, LagPolicy::Stop));
+        for wrong in ["", "1s,then=halt", "1s,stop", "200", "10ms", "2000s"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::machine_options::Purpose;
 use crate::machine_options::fresh_id;
-use crate::options::{ArbiterOption, DiskOption, ProtectOption};
+use crate::options::{ArbiterOption, DiskOption, LagOption, ProtectOption};
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
 use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
+use vmft_backup::lag::LagBound;
 use vmft_backup::side::Side;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
@@ -43,12 +44,32 @@ pub struct PairOptions {
         help_heading = "Pair"
     )]
     pub protect: ProtectOption,
+    /// How far a backup that replays may be behind: its primary is slowed, to half its speed there.
+    /// Where that is not enough: slow it further, go on unprotected with a warning, or stop the guest until
+    /// the backup is within the bound again. 50ms to 60s; default 120ms,then=slow
+    #[arg(long, value_name = "TIME[,then=slow|unprotect|stop]", help_heading = "Pair")]
+    pub max_lag: Option<LagOption>,
 }
 
 impl PairOptions {
     /// How the guest is protected.
     pub fn protection(&self) -> Protection {
         self.protect.0
+    }
+
+    /// How far a backup may be behind.
+    ///
+    /// # Errors
+    /// In checkpoint mode there is nothing to be bounded.
+    pub fn max_lag(&self) -> Result<LagBound> {
+        match self.max_lag {
+            Some(_) if self.protection() != Protection::Lockstep => bail!(
+                "--max-lag is for --protect lockstep; by checkpoints a backup is never further behind than an \
+                 epoch, whose interval= is the bound"
+            ),
+            Some(LagOption(bound)) => Ok(bound),
+            None => Ok(LagBound::default()),
+        }
     }
 
     /// What its machine is for.

@@ -1,5 +1,8 @@
 //! The channel as a log: where a primary records to, and a backup replays from.
 
+use crate::lag::{GRACE, LagBound, LagPolicy};
+use crate::nudges::Nudges;
+use crate::tell;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,26 +13,15 @@ use vmft_logging_channel::transport::{
     BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room, SessionEnd,
 };
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
+use vmft_vmm::machine::Machine;
 
 /// How long one wait for room may take before the session is looked at again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 /// How long one wait for an entry may take before the session is looked at again.
 const ENTRY_WAIT: Duration = Duration::from_millis(500);
 
-/// Execution lag up to which the primary runs freely, and at which it runs at half speed. The lag is
-/// what a failover has to replay, so it is kept well below the 100 ms that §2.4 of the paper finds
-/// typical; a backup slower than its primary by a few percent settles a little above the first.
-const FREE_LAG: Duration = Duration::from_millis(18);
-const HALF_SPEED_LAG: Duration = Duration::from_millis(120);
 /// How often the lag is looked at.
 const LAG_CHECK: Duration = Duration::from_millis(5);
-
-/// The share of its time, in percent, that a primary waits for a backup behind by `lag`.
-fn held_back_percent(lag: Duration) -> u32 {
-    let over = lag.saturating_sub(FREE_LAG).as_millis();
-    let range = HALF_SPEED_LAG.saturating_sub(FREE_LAG).as_millis();
-    u32::try_from((over * 50 / range).min(90)).expect("at most 90")
-}
 
 /// The log of a protected primary.
 #[derive(Debug)]
@@ -37,12 +29,52 @@ pub struct ChannelLog {
     channel: Arc<PrimaryChannel>,
     closed: bool,
     last_check: Instant,
+    bound: LagBound,
+    /// Since when the backup has been beyond the bound.
+    beyond: Option<Instant>,
+    /// While the machine is recorded.
+    _nudges: Option<Nudges>,
 }
 
 impl ChannelLog {
     /// The log of the session that has just begun.
-    pub fn new(channel: Arc<PrimaryChannel>) -> Self {
-        Self { channel, closed: false, last_check: Instant::now() }
+    pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound, machine: &Machine) -> Self {
+        let _nudges = Nudges::begin(machine);
+        Self { channel, closed: false, last_check: Instant::now(), bound, beyond: None, _nudges }
+    }
+
+    /// The backup is behind by `lag`: what is to be done beyond slowing. True if the guest may run on.
+    fn mind_bound(&mut self, lag: Duration) -> bool {
+        let (limit, policy) = (self.bound.limit(), self.bound.policy());
+        if lag <= limit {
+            if self.beyond.take().is_some_and(|since| since.elapsed() > GRACE) {
+                tell!("the backup is within {} ms of its primary again", limit.as_millis());
+            }
+            return true;
+        }
+        let is_first = self.beyond.is_none();
+        let since = *self.beyond.get_or_insert_with(Instant::now);
+        match policy {
+            LagPolicy::Slow => true,
+            LagPolicy::Stop => {
+                if is_first {
+                    tracing::warn!(?lag, "the guest waits for its backup");
+                }
+                self.channel.wait_lag(limit, ROOM_WAIT)
+            }
+            LagPolicy::Unprotect => {
+                if since.elapsed() > GRACE {
+                    let why = format!(
+                        "it was more than {} ms behind for a second, and its primary is to go on \
+                         without it then",
+                        limit.as_millis()
+                    );
+                    self.channel.give_up_behind(limit, &why);
+                    self.beyond = None;
+                }
+                true
+            }
+        }
     }
 }
 
@@ -74,18 +106,24 @@ impl LogSink for ChannelLog {
         Ok(())
     }
 
-    fn hold_back(&mut self) {
+    fn hold_back(&mut self) -> bool {
         let ran = self.last_check.elapsed();
         if ran < LAG_CHECK {
-            return;
+            return true;
         }
-        while self.channel.wait_room(ROOM_WAIT) == Room::Full {}
+        if self.channel.wait_room(ROOM_WAIT) == Room::Full {
+            return false;
+        }
         let lag = self.channel.execution_lag();
-        let percent = held_back_percent(lag);
+        let percent = self.bound.held_back_percent(lag);
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));
         }
+        if !self.mind_bound(lag) {
+            return false;
+        }
         self.last_check = Instant::now();
+        true
     }
 
     fn is_closed(&self) -> bool {
@@ -148,20 +186,5 @@ impl LogSource for ChannelSource {
                 Delivery::TimedOut => {}
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_primary_is_slowed_gradually_and_never_quite_stopped_by_lag() {
-        let percent = |ms| held_back_percent(Duration::from_millis(ms));
-        assert_eq!(percent(0), 0);
-        assert_eq!(percent(18), 0);
-        assert_eq!(percent(69), 25);
-        assert_eq!(percent(120), 50);
-        assert_eq!(percent(60_000), 90);
     }
 }

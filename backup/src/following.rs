@@ -6,6 +6,7 @@ use crate::checkpoint::MachineSink;
 use crate::epoch::Protection;
 use crate::follower::ReplayGate;
 use crate::identity::{fingerprint, protecting};
+use crate::lag::LagBound;
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
@@ -45,6 +46,8 @@ pub struct BackupDuties {
     pub patience: Patience,
     /// How the pair protects its guest.
     pub protection: Protection,
+    /// How far the next backup may be behind after a go-live.
+    pub max_lag: LagBound,
     /// Where the next backup may join after a go-live; without it this side stays alone.
     pub listen: Option<PrimaryConfig>,
 }
@@ -159,6 +162,7 @@ impl Side {
                         listen,
                         wait_for_backups: 0,
                         protection: duties.protection,
+                        max_lag: duties.max_lag,
                     };
                     return self.run_live_from(machine, live, Some(succession));
                 }
@@ -408,7 +412,9 @@ impl Side {
     ) -> Result<Followed, SideError> {
         let report = match &error {
             MachineError::Input(InputError::Divergence(divergence)) => divergence.to_string(),
-            MachineError::Delivery { .. } | MachineError::Engine(_) => error_chain(&error),
+            MachineError::Delivery { .. }
+            | MachineError::Adopt { .. }
+            | MachineError::Engine(_) => error_chain(&error),
             _ => return Err(error.into()),
         };
         let reproduce = " (to reproduce, record the same guest with `vmft record --log FILE` and run \

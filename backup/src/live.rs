@@ -4,6 +4,7 @@ use crate::arbiter::{Arbiter, GenerationFence};
 use crate::channel_log::ChannelLog;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::join::JoinStream;
+use crate::lag::LagBound;
 use crate::policy::{LossPolicy, Standing};
 use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
@@ -44,6 +45,8 @@ pub struct LiveDuties {
     pub wait_for_backups: usize,
     /// How backups follow.
     pub protection: Protection,
+    /// How far one that replays may be behind.
+    pub max_lag: LagBound,
 }
 
 /// What a side that has just won its peer's succession brings along.
@@ -167,6 +170,7 @@ struct LiveSide<'a> {
     policy: Arc<LossPolicy>,
     channel: Option<Arc<PrimaryChannel>>,
     protection: Protection,
+    max_lag: LagBound,
     /// In checkpoint mode, while somebody follows.
     epochs: Mutex<Option<Epochs>>,
 }
@@ -236,8 +240,10 @@ impl Side {
         policy_slot.set(Arc::downgrade(&policy)).expect("set once");
         let channel =
             duties.listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
-        let (protection, epochs) = (duties.protection, Mutex::default());
-        Ok(LiveSide { side: self, doors, fence: dyn_fence, policy, channel, protection, epochs })
+        let (protection, max_lag) = (duties.protection, duties.max_lag);
+        let epochs = Mutex::default();
+        let fence = dyn_fence;
+        Ok(LiveSide { side: self, doors, fence, policy, channel, protection, max_lag, epochs })
     }
 
     fn listen(
@@ -487,7 +493,7 @@ impl LiveSide<'_> {
 
     fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
-        let log = ChannelLog::new(Arc::clone(channel));
+        let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
         let gate = Arc::clone(&self.doors.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
         Inputs::Recording(Box::new(recording))

@@ -1,6 +1,7 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, GenerationFence};
+use crate::nudges::Nudges;
 use crate::requests::{NoBackups, Requests};
 use crate::status::{Role, StatusBoard};
 use std::io;
@@ -180,6 +181,7 @@ impl Side {
         self.reissue(&doors, &mut live, &machine)?;
         self.status.set_role(Role::Unprotected, Generation(0));
         let gate = Arc::clone(&doors.gate);
+        let _nudges = Nudges::begin(&machine);
         let mut inputs = Recording::new(live, log, gate, machine.point(), machine.outputs());
         let end = self.run_inputs(&mut machine, &mut inputs, &*doors.gate);
         if let Ok(SideEnd::Stopped(reason)) = end {

@@ -329,6 +329,15 @@ impl Sender {
         }
     }
 
+    /// Leaves the session without sending what is left: the goodbye is next, and nothing more can be
+    /// pushed.
+    pub fn leave_at_once(&mut self, reason: GoodbyeReason) {
+        self.open = None;
+        self.closed.clear();
+        self.buffered = 0;
+        self.leave(reason);
+    }
+
     /// The primary has won `generation`: the backup is told at once.
     pub const fn reign(&mut self, generation: Generation) {
         self.reign = Some(generation);

@@ -110,6 +110,7 @@ fn follow(
     listen: Option<&PeerAddress>,
     patience: Patience,
 ) -> Result<ExitCode> {
+    let max_lag = options.pair.max_lag()?;
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
     let disks = open_disks(&options.disk, false)?;
@@ -147,7 +148,8 @@ fn follow(
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let arbiter = Arc::new(arbiter);
-    let duties = BackupDuties { arbiter, channel, primaries, patience, protection, listen };
+    let duties =
+        BackupDuties { arbiter, channel, primaries, patience, protection, max_lag, listen };
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
     Ok(super::run::report(&end?))

@@ -37,6 +37,7 @@ pub struct PrimaryOptions {
 
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
+    let max_lag = options.pair.max_lag()?;
     let directory = options.pair.arbiter_directory(&options.machine.disk)?;
     let disks = open_disks(&options.machine.disk, true)?;
     let place = ListenPlace::take(&options.listen)?;
@@ -73,6 +74,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
         listen: Some(listen),
         wait_for_backups: if options.no_wait { 0 } else { backups },
         protection,
+        max_lag,
     };
     let end = side.run_live(machine, duties);
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;

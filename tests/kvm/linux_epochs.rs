@@ -1,7 +1,7 @@
 //! Guests on the host's KVM that runs freely, protected by their state: an unmodified Debian kernel
 //! where the doctor says that it can run, and the probe guest on every KVM.
 
-use crate::engines::{LINES, kvm_is_here, probe, take_turn, write_probe};
+use crate::engines::{kvm_is_here, probe, take_turn, write_probe};
 use crate::linux::{assert_clean, obstacle};
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,6 +14,9 @@ use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, Workload, count_record
 /// How long a boot may take on a busy host whose CPU is emulated.
 const LIMIT: Duration = Duration::from_secs(400);
 
+/// Lines of the probe guest: enough to be joined before the half of them.
+const PROBE_LINES: u32 = 80;
+
 /// A pair on KVM in checkpoint mode, and what its console has shown.
 struct Pair {
     primary: SideProcess,
@@ -23,44 +26,57 @@ struct Pair {
     shown: Vec<DemoLine>,
 }
 
-/// Both sides get `both`; the primary also what its guest is.
+/// Both sides get `both`; the primary also what its guest is. The backup joins once the guest has printed
+/// its first line: an emulated CPU has enough to do with a boot alone.
 fn start(directory: &Path, guest: &[OsString], both: &[OsString]) -> Pair {
     let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
-    let words = ["--protect", "checkpoint,interval=40ms", "--suspect-after", "5000", "--listen"];
+    let words = ["--protect", "checkpoint,interval=100ms", "--suspect-after", "5000", "--listen"];
     let mut common: Vec<OsString> = words.iter().map(OsString::from).collect();
     common.push("tcp:127.0.0.1:0".into());
     common.extend_from_slice(both);
-    let mut words: Vec<OsString> = vec!["--engine".into(), "kvm".into()];
+    let mut words: Vec<OsString> = ["--engine", "kvm", "--no-wait"].map(OsString::from).into();
     words.extend(guest.iter().chain(&common).cloned());
     let mut primary = SideProcess::start(program, Which::Primary, directory, &words).unwrap();
     let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
     let mut console = PairConsole::default();
     console.attach(&mut primary).unwrap();
+    let (mut lines, mut shown) = (Lines::default(), Vec::new());
+    read(&mut console, &mut lines, &mut shown, Some(DemoLine::Line(1)));
     let mut words: Vec<OsString> = vec!["--primary".into()];
     words.push(format!("tcp:{}", status.listening.unwrap()).into());
     words.extend(common);
     let mut backup = SideProcess::start(program, Which::Backup, directory, &words).unwrap();
     console.attach(&mut backup).unwrap();
     primary.wait_status(LIMIT, |status| status.role == Role::Primary).unwrap();
-    Pair { primary, backup, console, lines: Lines::default(), shown: Vec::new() }
+    Pair { primary, backup, console, lines, shown }
+}
+
+/// Reads the console until it shows `wanted`, or to its end.
+fn read(
+    console: &mut PairConsole,
+    lines: &mut Lines,
+    shown: &mut Vec<DemoLine>,
+    wanted: Option<DemoLine>,
+) {
+    let deadline = Instant::now() + LIMIT;
+    while wanted.as_ref().is_none_or(|wanted| !shown.contains(wanted)) {
+        match console.look(Duration::from_secs(1)) {
+            Look::Bytes(bytes) => {
+                let lines = lines.add(&bytes);
+                shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
+            }
+            Look::Nothing => {}
+            Look::Closed if wanted.is_none() => return,
+            Look::Closed => panic!("the console closed; {shown:?}"),
+        }
+        assert!(Instant::now() < deadline, "{shown:?}");
+    }
 }
 
 impl Pair {
-    /// Reads the console until it shows `wanted`, or to its end.
     fn read(&mut self, wanted: Option<DemoLine>) {
-        let deadline = Instant::now() + LIMIT;
-        while wanted.as_ref().is_none_or(|wanted| !self.shown.contains(wanted)) {
-            match self.console.look(Duration::from_secs(1)) {
-                Look::Bytes(bytes) => {
-                    let lines = self.lines.add(&bytes);
-                    self.shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
-                }
-                Look::Nothing => {}
-                Look::Closed if wanted.is_none() => return,
-                Look::Closed => panic!("the console closed; {}", self.said()),
-            }
-            assert!(Instant::now() < deadline, "{:?}; {}", self.shown, self.said());
-        }
+        let Self { console, lines, shown, .. } = self;
+        read(console, lines, shown, wanted);
     }
 
     fn said(&self) -> String {
@@ -70,8 +86,8 @@ impl Pair {
 
     /// Kills the primary `epochs` epochs after `line` is out; the guest must end on the backup.
     fn kill_after(&mut self, line: u32, epochs: u64) {
-        println!("killing the primary {epochs} epochs after line {line}");
         self.read(Some(DemoLine::Line(line)));
+        println!("killing the primary {epochs} epochs after line {line}");
         let count = |status: &vmft_backup::status::SideStatus| {
             status.epochs.as_ref().map_or(0, |report| report.epochs)
         };
@@ -86,16 +102,16 @@ impl Pair {
 
 #[test]
 fn an_unmodified_linux_on_kvm_survives_its_primary_killed_between_and_inside_epochs() {
-    const RECORDS: u32 = 10;
+    const RECORDS: u32 = 40;
     if !kvm_is_here() || obstacle().is_some() {
         return;
     }
     let _turn = take_turn();
-    for (line, epochs) in [(2, 1), (6, 0)] {
+    for (line, epochs) in [(12, 0), (20, 2)] {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("disk.img");
         make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
-        let words = Workload::Demo { lines: RECORDS, pause_ms: 5 }.cmdline();
+        let words = Workload::Demo { lines: RECORDS, pause_ms: 20 }.cmdline();
         let guest = ["--cmdline", &words, "--memory", "size=96M"].map(OsString::from);
         let both = ["--disk".into(), prefixed("path=", &disk)];
         let mut pair = start(directory.path(), &guest, &both);
@@ -117,10 +133,11 @@ fn a_guest_that_runs_freely_on_kvm_survives_its_primary() {
     let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let arbiter = prefixed("dir=", &directory.path().join("arbiter"));
-    let kernel = write_probe(directory.path(), &probe(LINES, 1_000)).into();
+    let kernel = write_probe(directory.path(), &probe(PROBE_LINES, 1_000)).into();
     let guest = ["--memory".into(), "size=64M".into(), "--kernel".into(), kernel];
     let mut pair = start(directory.path(), &guest, &["--arbiter".into(), arbiter]);
-    pair.kill_after(LINES / 2, 1);
-    let wanted: Vec<DemoLine> = (1..=LINES).map(DemoLine::Line).chain([DemoLine::Done]).collect();
+    pair.kill_after(PROBE_LINES / 2, 1);
+    let wanted: Vec<DemoLine> =
+        (1..=PROBE_LINES).map(DemoLine::Line).chain([DemoLine::Done]).collect();
     assert_eq!(pair.shown, wanted, "{}", pair.said());
 }

@@ -8,6 +8,7 @@
 mod branches;
 mod checkpoints;
 mod engines;
+mod exit_checkpoints;
 mod kernel_start;
 mod linux;
 mod linux_epochs;

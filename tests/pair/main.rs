@@ -8,6 +8,7 @@
 mod checkpoint_mode;
 mod ending;
 mod kill;
+mod lag;
 mod output_rule;
 mod partition;
 mod proxy;

@@ -173,6 +173,10 @@ pub enum EndCause {
     /// This side said goodbye or closed the channel. No failure.
     #[error("this side left")]
     Left,
+    /// This side goes on without the peer, which was too far behind. It was told goodbye, but may not
+    /// have heard it.
+    #[error("{0}")]
+    GivenUp(String),
     /// The peer is silent or gone.
     #[error("the peer is lost: {0}")]
     Lost(Suspicion),

@@ -87,7 +87,7 @@ impl JoinTicket {
         let sender = Sender::new(self.sender, joining.session, position, clock::now());
         let wake = Arc::clone(&joining.wake);
         let first = state.sessions.is_empty();
-        let session = Session { sender, complete: false, protected: false, wake };
+        let session = Session { sender, complete: false, protected: false, given_up: None, wake };
         state.sessions.insert(self.key, session);
         Ok(Begun { position, first })
     }
@@ -159,6 +159,8 @@ pub(super) struct Session {
     pub(super) complete: bool,
     /// The backup has said that it has it all.
     pub(super) protected: bool,
+    /// Why this side goes on without it, if it does.
+    pub(super) given_up: Option<String>,
     /// There is something to send.
     pub(super) wake: Arc<Notify>,
 }
@@ -435,6 +437,37 @@ impl PrimaryChannel {
         let now = clock::now();
         let lags = state.senders().map(|sender| sender.execution_lag(now));
         lags.max().unwrap_or(Duration::ZERO)
+    }
+
+    /// Waits until no backup is further behind than `limit`, for at most `patience`; says whether that
+    /// is so.
+    pub fn wait_lag(&self, limit: Duration, patience: Duration) -> bool {
+        let behind = |state: &mut State| {
+            let now = clock::now();
+            state.senders().any(|sender| sender.execution_lag(now) > limit)
+        };
+        self.wait(patience, behind, |state| !behind(state))
+    }
+
+    /// Goes on without the backups that are further behind than `limit`: they are told goodbye, and
+    /// their sessions end with [`EndCause::GivenUp`](super::EndCause::GivenUp) and `why`.
+    pub fn give_up_behind(&self, limit: Duration, why: &str) {
+        let mut state = self.shared.lock();
+        let now = clock::now();
+        let mut any = false;
+        for session in state.sessions.values_mut() {
+            if session.given_up.is_none() && session.sender.execution_lag(now) > limit {
+                session.given_up = Some(why.to_owned());
+                session.sender.leave_at_once(GoodbyeReason::Fault(why.to_owned()));
+                session.wake.notify_one();
+                any = true;
+            }
+        }
+        if any {
+            // Nobody begins before the generation of whoever was given up is won.
+            state.closed_because =
+                Some("it goes on without a backup that was too far behind".to_owned());
+        }
     }
 
     /// Figures of the session with the backup that is furthest behind, or of the last one.

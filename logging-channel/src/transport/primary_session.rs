@@ -329,6 +329,8 @@ impl<'a> PrimarySide<'a> {
         state.joining.remove(&self.key);
         let session = state.sessions.remove(&self.key);
         let protected = session.as_ref().is_some_and(|session| session.complete);
+        let given_up = session.as_ref().and_then(|session| session.given_up.clone());
+        let cause = given_up.map_or(cause, EndCause::GivenUp);
         if let Some(session) = session {
             state.last_stats = session.sender.stats(ended_at);
         }

@@ -130,14 +130,21 @@ impl Lab {
 
     /// A guest from the snapshot, protected.
     pub fn pair(&mut self) -> Result<Guest> {
+        self.pair_with(&[])
+    }
+
+    /// The same, with `more` on both sides' command lines.
+    pub fn pair_with(&mut self, more: &[&str]) -> Result<Guest> {
         let directory = self.new_directory()?;
         let (disk, mut options) = self.restored(&directory)?;
+        let more = more.iter().map(OsString::from);
         options.extend(["--listen".into(), "tcp:127.0.0.1:0".into()]);
+        options.extend(more.clone());
         let mut primary = SideProcess::start(&self.program, Which::Primary, &directory, &options)?;
         let status = primary.wait_status(PATIENCE, |status| status.listening.is_some())?;
         let address = status.listening.expect("just seen");
-        let options: [OsString; 4] =
-            ["--primary".into(), format!("tcp:{address}").into(), "--disk".into(), disk];
+        let options = ["--primary".into(), format!("tcp:{address}").into(), "--disk".into(), disk];
+        let options: Vec<OsString> = options.into_iter().chain(more).collect();
         let backup = SideProcess::start(&self.program, Which::Backup, &directory, &options)?;
         let mut guest = Guest::new(directory, primary, Some(backup))?;
         guest.sides[1].wait_status(PATIENCE, |status| status.role == Role::Backup)?;

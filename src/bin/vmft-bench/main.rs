@@ -3,6 +3,7 @@
 //! It starts the `vmft` beside it, with the default guest (on `kvm`, with the probe), as a user would. Everything it starts it
 //! ends. Its verdict is the table's: a figure that misses its goal is no error.
 
+mod epochs;
 mod exits;
 mod figure;
 mod host;
@@ -52,6 +53,8 @@ const NAMES: &[&str] = &[
     "kill-to-protected",
     "snapshot-save",
     "snapshot-restore",
+    "checkpoint-fork",
+    "checkpoint-bytes",
     "kvm-exit-cost",
     "kvm-recording",
     "kvm-protected-compute",
@@ -148,6 +151,7 @@ const PARTS: &[Part] = &[
     (&["join-speed"], |lab, effort, _| joins::speed(lab, effort)),
     (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
     (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
+    (&["checkpoint-fork", "checkpoint-bytes"], |lab, effort, _| epochs::epochs(lab, effort)),
     (&["kvm-exit-cost", "kvm-recording"], |_, effort, _| exits::exits(effort)),
     (&["kvm-protected-compute", "kvm-protected-exits"], |lab, effort, _| {
         kvm::probe(lab.program(), effort)

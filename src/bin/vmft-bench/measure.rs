@@ -94,7 +94,7 @@ pub fn compute_speed(lab: &mut Lab, effort: &Effort) -> Result<Vec<Figure>> {
 }
 
 /// How often `function` must run to take about `wanted`.
-fn calibrate(guest: &mut Guest, function: &str, wanted: Duration) -> Result<u32> {
+pub fn calibrate(guest: &mut Guest, function: &str, wanted: Duration) -> Result<u32> {
     let mut count = 4;
     loop {
         let took = guest.command(&format!("{function} {count}"))?;
@@ -151,7 +151,7 @@ pub fn ratios(lab: &mut Lab, effort: &Effort, wanted: &[&str]) -> Result<Vec<Fig
 }
 
 /// Host seconds and CPU seconds of the live side that a command takes.
-fn timed(guest: &mut Guest, command: &str) -> Result<(f64, f64)> {
+pub fn timed(guest: &mut Guest, command: &str) -> Result<(f64, f64)> {
     let cpu = guest.live_cpu();
     let took = guest.command(command)?;
     Ok((took.as_secs_f64(), (guest.live_cpu() - cpu).as_secs_f64()))

@@ -355,9 +355,11 @@ fn meaning(facts: &Facts, purpose: Purpose, choice: Choice) -> String {
         Choice::Exit if purpose == Purpose::Probe => {
             "arrivals wait for the next exit that both sides reach".to_owned()
         }
-        Choice::Exit => "arrivals wait for the next exit that both sides reach; a program that \
-                         computes without ever entering its kernel keeps them waiting"
-            .to_owned(),
+        Choice::Exit => {
+            "arrivals wait for the next exit that both sides reach; where none comes for \
+                         10 ms, a checkpoint names the place"
+                .to_owned()
+        }
         Choice::Step => "arrivals at any instruction, slowly".to_owned(),
         Choice::Soft => "the CPU in user space: exact on every host, slower".to_owned(),
     }

@@ -12,6 +12,10 @@ const SLICE_NS: u64 = 500_000;
 /// host nanoseconds: an exit costs nothing, stopping between two takes the backup about as long.
 const GRACE_NS: u64 = 200_000;
 
+/// How long something may wait for a guest that computes without exiting, in host nanoseconds, before its
+/// place is named by its state: that costs as much as the guest has written.
+const OVERDUE_NS: u64 = 10_000_000;
+
 /// What the operator asks of a live machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
@@ -51,12 +55,14 @@ pub struct Live<S> {
     must_sync: bool,
     /// Where the guest is to be stopped although it does not exit.
     stop_at: Option<ExecutionPoint>,
+    /// Since when something waits for a guest that does not exit.
+    waits_since: Option<HostTime>,
 }
 
 impl<S: InputSource> Live<S> {
     /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
     pub fn new(source: S, clock: ClockControl) -> Self {
-        Self { source, clock, must_sync: true, stop_at: None }
+        Self { source, clock, must_sync: true, stop_at: None, waits_since: None }
     }
 
     /// What a point is worth.
@@ -67,6 +73,25 @@ impl<S: InputSource> Live<S> {
     /// The world.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
+    }
+
+    /// True if something has waited for too long, at a place without a name that the engine cannot stop
+    /// near.
+    pub(super) fn is_overdue(&mut self, boundary: &Boundary) -> bool {
+        if boundary.is_point || boundary.nearest.is_some() || boundary.idle {
+            self.waits_since = None;
+            return false;
+        }
+        let host = self.source.now();
+        let timer = boundary.next_timer.map(|time| self.clock.due(time));
+        let waits = timer.is_some_and(|due| host >= due)
+            || self.source.wait(Some(HostTime(0)), boundary.room);
+        if !waits {
+            self.waits_since = None;
+            return false;
+        }
+        let HostTime(since) = *self.waits_since.get_or_insert(host);
+        host.0 - since >= OVERDUE_NS
     }
 
     fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Step {

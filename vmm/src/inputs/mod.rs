@@ -5,6 +5,7 @@
 //! them, [`Replaying`] takes them from the log. The run loop cannot tell them apart.
 
 mod clock;
+mod deltas;
 mod exits;
 mod live;
 mod recording;
@@ -20,6 +21,7 @@ pub use scale::{Pace, PointScale};
 
 use crate::board::DiskOperation;
 use crate::engine::ExitRecord;
+use crate::machine::Delta;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -71,6 +73,11 @@ pub enum Step {
     /// Forget what is cached of memory here, as the side did that logged it: a backup started from
     /// here. Never answered where there is no point.
     Flush,
+    /// Give this place a name by its state, and hand that to [`Inputs::checkpoint`]: something waits
+    /// for the guest, and no point comes.
+    Checkpoint,
+    /// Become the machine that this was taken of.
+    Adopt(Box<Delta>),
     /// Return to the caller, who may save the machine and call `run` again.
     Pause,
     /// Stop for good.
@@ -136,6 +143,15 @@ pub trait Inputs {
     /// # Errors
     /// [`InputError::Divergence`] if the log says something else.
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError>;
+
+    /// What was asked for by [`Step::Checkpoint`]; `None` if there was nothing to take. The machine is
+    /// at a point now, unless there was nothing.
+    ///
+    /// # Errors
+    /// [`InputError::Log`] if it cannot be written.
+    fn checkpoint(&mut self, _delta: Option<Delta>) -> Result<(), InputError> {
+        Ok(())
+    }
 
     /// True if [`Self::exits`] wants to know what the guest exits for.
     fn watches_exits(&self) -> bool {

@@ -1,9 +1,11 @@
 //! Inputs from the world, logged.
 
+use super::deltas;
 use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
+use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
@@ -30,9 +32,12 @@ pub trait LogSink: std::fmt::Debug + Send {
     /// # Errors
     /// As [`Self::append`].
     fn flush(&mut self) -> Result<(), std::io::Error>;
-    /// How long to hold the guest back before it runs on, so that its backup can keep up; called
-    /// once a slice. A log that nobody follows never does.
-    fn hold_back(&mut self) {}
+    /// Holds the guest back before it runs on, so that its backup can keep up; called once a slice.
+    /// False if it may not run on yet: then this is asked again, after what else there is to do. A log
+    /// that nobody follows never holds anybody back.
+    fn hold_back(&mut self) -> bool {
+        true
+    }
     /// True once nobody reads the log any more and recording is over.
     fn is_closed(&self) -> bool {
         false
@@ -53,6 +58,8 @@ pub struct Recording<S, L> {
     last_entry: ExecutionPoint,
     /// Exits that are in no entry yet.
     exits: ExitEncoder,
+    /// A place may be named by the machine's state.
+    named_by_state: bool,
 }
 
 impl<S: InputSource, L: LogSink> Recording<S, L> {
@@ -74,6 +81,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             next_digest,
             last_entry: point,
             exits: ExitEncoder::default(),
+            named_by_state: true,
         }
     }
 
@@ -193,16 +201,25 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
         }
+        if self.named_by_state && self.live.is_overdue(boundary) {
+            self.log_exits(boundary.point)?;
+            self.append(Entry::Progress { point: boundary.point })?;
+            return Ok(Step::Checkpoint);
+        }
         let window = self.live.scale().progress_window;
         if boundary.idle && boundary.point.since(self.last_entry) >= window {
             self.log_exits(boundary.point)?;
             self.append(Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
         }
-        let step = self.live.next(boundary)?;
+        let step = loop {
+            let step = self.live.next(boundary)?;
+            if !matches!(step, Step::RunTo(_)) || self.log.hold_back() {
+                break step;
+            }
+        };
         match &step {
             Step::RunTo(bound) => {
-                self.log.hold_back();
                 let bound = self.mark_by.map_or(*bound, |by| by.min(*bound));
                 let bound = match self.live.scale().stops_anywhere {
                     true => bound.min(self.next_digest),
@@ -216,7 +233,13 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
             Step::Pause => self.log_exits(boundary.point)?,
-            Step::Digest | Step::Flush | Step::Stop(_) | Step::Halt | Step::LogEnded => {}
+            Step::Digest
+            | Step::Flush
+            | Step::Checkpoint
+            | Step::Adopt(_)
+            | Step::Stop(_)
+            | Step::Halt
+            | Step::LogEnded => {}
         }
         Ok(step)
     }
@@ -230,6 +253,18 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         self.log_exits(point)?;
         self.append(Entry::Digest { point, digest })?;
         Ok(())
+    }
+
+    fn checkpoint(&mut self, delta: Option<Delta>) -> Result<(), InputError> {
+        let Some(delta) = delta else {
+            // Never agreed with anybody, so there is nothing to be short of.
+            self.named_by_state = false;
+            return Ok(());
+        };
+        for entry in deltas::pack(delta) {
+            self.append(entry)?;
+        }
+        self.log.flush().map_err(InputError::Log)
     }
 
     fn watches_exits(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Inputs from the log.
 
+use super::deltas::Assembly;
 use super::exits::{self, ExitDifference};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
@@ -82,8 +83,8 @@ pub enum Difference {
     Stopped(String),
     /// An input fits no request of this side's devices.
     Arrival(String),
-    /// The log goes on by checkpoints.
-    Checkpoint,
+    /// A checkpoint in the log is none.
+    Checkpoint(String),
 }
 
 pub(super) const REGISTER_NAMES: [&str; 18] = [
@@ -131,8 +132,8 @@ impl fmt::Display for Difference {
             Self::Past { next } => write!(f, "the guest is already past the next entry at {next}"),
             Self::Stopped(why) => write!(f, "the guest stopped ({why}), the log goes on"),
             Self::Arrival(why) => write!(f, "a logged input fits nothing here: {why}"),
-            Self::Checkpoint => {
-                f.write_str("the log goes on by checkpoints, and this side replays")
+            Self::Checkpoint(why) => {
+                write!(f, "a checkpoint in the log cannot be taken over: {why}")
             }
         }
     }
@@ -161,6 +162,8 @@ pub struct Replaying<L> {
     /// Exits of the guest that the log's have not been compared with yet.
     exits: Vec<ExitRecord>,
     exits_agreed: u64,
+    /// A checkpoint on its way in.
+    assembly: Assembly,
 }
 
 impl<L: LogSource> Replaying<L> {
@@ -176,6 +179,7 @@ impl<L: LogSource> Replaying<L> {
             log_stopped: None,
             exits: Vec::new(),
             exits_agreed: 0,
+            assembly: Assembly::default(),
         }
     }
 
@@ -299,8 +303,22 @@ impl<L: LogSource> Inputs for Replaying<L> {
             };
             let Some(point) = entry.point() else {
                 match entry {
+                    Entry::CheckpointPart { piece, bytes } => {
+                        match self.assembly.add(piece, &bytes) {
+                            Ok(None) => {}
+                            Ok(Some(delta)) => {
+                                // Those behind the last point are no exits of this side's.
+                                self.exits.clear();
+                                return Ok(Step::Adopt(Box::new(delta)));
+                            }
+                            Err(why) => {
+                                let what = Difference::Checkpoint(why);
+                                return Err(self.diverged(boundary.point, what).into());
+                            }
+                        }
+                    }
                     Entry::Released { output } => self.kept.released(output),
-                    _ => return Err(self.diverged(boundary.point, Difference::Checkpoint).into()),
+                    _ => {}
                 }
                 continue;
             };

@@ -12,10 +12,12 @@
 //! place that no log can name. The loop serves an operator there, who only looks; nothing reaches
 //! the guest before the next point.
 
+mod delta;
 mod digest;
 mod memory_sum;
 mod state;
 
+pub use delta::Delta;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
@@ -25,7 +27,7 @@ use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
 };
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, MemoryError, WriteView};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use memory_sum::MemorySum;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
@@ -110,6 +112,15 @@ pub enum MachineError {
         #[source]
         source: DeliveryError,
     },
+    /// A checkpoint in the log is none of this machine.
+    #[error("a checkpoint in the log at point {point} does not fit")]
+    Adopt {
+        /// Where.
+        point: ExecutionPoint,
+        /// Why.
+        #[source]
+        source: StateError,
+    },
     /// The machine could not start again after a reset.
     #[error("restarting after a reset")]
     Reset(#[source] Box<SetupError>),
@@ -129,6 +140,8 @@ pub struct Machine {
     /// Console bytes written by the guest so far.
     console_offset: u64,
     memory_sum: MemorySum,
+    /// Pages written since both sides last agreed on all of memory, where that may be needed.
+    delta_view: Option<WriteView>,
 }
 
 /// The board as the CPU sees it: guest time is computed where it is asked for.
@@ -199,6 +212,7 @@ impl Machine {
             outputs: OutputSequence(0),
             console_offset: 0,
             memory_sum: MemorySum::default(),
+            delta_view: None,
         })
     }
 
@@ -341,6 +355,16 @@ impl Machine {
                 Step::Flush => {
                     assert!(self.at_point, "a flush at a place without a name");
                     self.checkpoint();
+                    continue;
+                }
+                Step::Checkpoint => {
+                    let delta = self.take_delta();
+                    inputs.checkpoint(delta)?;
+                    continue;
+                }
+                Step::Adopt(delta) => {
+                    let point = self.engine.point();
+                    self.adopt(*delta).map_err(|source| MachineError::Adopt { point, source })?;
                     continue;
                 }
                 Step::Pause => return Ok(RunEnd::Paused),

@@ -82,16 +82,16 @@ impl BootSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
     version: u32,
-    config: MachineConfig,
+    pub(super) config: MachineConfig,
     /// Left out of a snapshot's `state.json`: it has files of its own.
     #[serde(skip)]
     source: BootSource,
-    cpu: CpuState,
-    point: ExecutionPoint,
-    board: BoardState,
-    clock: VirtualClock,
-    outputs: OutputSequence,
-    console_offset: u64,
+    pub(super) cpu: CpuState,
+    pub(super) point: ExecutionPoint,
+    pub(super) board: BoardState,
+    pub(super) clock: VirtualClock,
+    pub(super) outputs: OutputSequence,
+    pub(super) console_offset: u64,
 }
 
 impl MachineState {
@@ -204,6 +204,9 @@ pub enum StateError {
         /// The engine it was to change to.
         engine: EngineKind,
     },
+    /// It is another machine's.
+    #[error("it is the state of another machine")]
+    OtherMachine,
     /// A value no CPU can have.
     #[error(transparent)]
     Cpu(#[from] InvalidState),
@@ -235,6 +238,7 @@ impl Machine {
     pub fn checkpoint(&mut self) -> MachineState {
         self.engine.flush_caches();
         self.fold_written();
+        self.begin_delta();
         self.state()
     }
 
@@ -274,6 +278,7 @@ impl Machine {
             console_offset,
             // Of memory, which is not part of the state.
             memory_sum: _,
+            delta_view: _,
         } = self;
         MachineState {
             version: STATE_VERSION,
@@ -317,6 +322,7 @@ impl Machine {
         engine.restore(&cpu, point)?;
         Ok(Self {
             memory_sum,
+            delta_view: None,
             config,
             source,
             engine,
@@ -357,9 +363,10 @@ impl From<StateError> for SetupError {
             StateError::Cpu(error) => Self::Cpu(error),
             StateError::Board(error) => Self::Board(error),
             StateError::Engine { source, .. } => Self::Engine(source),
-            StateError::Version { .. } | StateError::Encoding(_) | StateError::TimeStamp { .. } => {
-                Self::State(error)
-            }
+            StateError::Version { .. }
+            | StateError::Encoding(_)
+            | StateError::OtherMachine
+            | StateError::TimeStamp { .. } => Self::State(error),
         }
     }
 }

@@ -1,0 +1,102 @@
+//! How far a backup may be behind, and what is done about it.
+//!
+//! The lag is what a failover has to replay before the guest goes on, so it is kept short: a primary is
+//! slowed, the more the further its backup falls behind (§2.4 of the paper), long before a full buffer
+//! would stop it.
+
+use std::time::Duration;
+
+/// The shortest bound that may be asked for: acknowledgements tell of the lag some fifty times a second.
+pub const MIN_LAG: Duration = Duration::from_millis(50);
+/// The longest.
+pub const MAX_LAG: Duration = Duration::from_secs(60);
+/// How long a backup may be beyond the bound before it is given up, where it is.
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
+/// The share of the bound, in percent, up to which the primary runs freely.
+const FREE_PERCENT: u32 = 15;
+
+/// No bound for a backup's lag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a lag of {} ms: at least {} ms, at most {} ms", .0.as_millis(), MIN_LAG.as_millis(), MAX_LAG.as_millis())]
+pub struct LagError(pub Duration);
+
+/// What happens when slowing the primary does not keep its backup within the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LagPolicy {
+    /// It is slowed further, to a tenth of its speed at most. Only a full buffer stops it.
+    #[default]
+    Slow,
+    /// The primary goes on without a backup that has been beyond the bound for a second, and says so.
+    Unprotect,
+    /// The guest waits until the backup is within the bound again.
+    Stop,
+}
+
+/// How far a backup may be behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LagBound {
+    limit: Duration,
+    policy: LagPolicy,
+}
+
+impl Default for LagBound {
+    /// 120 ms, by slowing: the paper finds a lag below 100 ms typical.
+    fn default() -> Self {
+        Self { limit: Duration::from_millis(120), policy: LagPolicy::Slow }
+    }
+}
+
+impl LagBound {
+    /// A bound between [`MIN_LAG`] and [`MAX_LAG`].
+    ///
+    /// # Errors
+    /// [`LagError`].
+    pub fn new(limit: Duration, policy: LagPolicy) -> Result<Self, LagError> {
+        let fits = (MIN_LAG..=MAX_LAG).contains(&limit);
+        if fits { Ok(Self { limit, policy }) } else { Err(LagError(limit)) }
+    }
+
+    /// The bound.
+    pub const fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// What happens beyond it.
+    pub const fn policy(&self) -> LagPolicy {
+        self.policy
+    }
+
+    /// The share of its time, in percent, that a primary waits for a backup behind by `lag`: none at
+    /// first, half at the bound, nine tenths far beyond it.
+    pub(crate) fn held_back_percent(&self, lag: Duration) -> u32 {
+        let free = self.limit * FREE_PERCENT / 100;
+        let (over, range) = (lag.saturating_sub(free).as_micros(), (self.limit - free).as_micros());
+        u32::try_from((over * 50 / range).min(90)).expect("at most 90")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_is_slowed_gradually_and_never_quite_stopped_by_slowing() {
+        let percent = |ms| LagBound::default().held_back_percent(Duration::from_millis(ms));
+        assert_eq!(percent(0), 0);
+        assert_eq!(percent(18), 0);
+        assert_eq!(percent(69), 25);
+        assert_eq!(percent(120), 50);
+        assert_eq!(percent(60_000), 90);
+    }
+
+    #[test]
+    fn the_operators_bound_is_where_the_primary_has_half_its_speed() {
+        let second = Duration::from_secs(1);
+        let bound = LagBound::new(second, LagPolicy::Stop).expect("within the bounds");
+        assert_eq!(bound.held_back_percent(Duration::from_millis(150)), 0);
+        assert_eq!(bound.held_back_percent(second), 50);
+        for wrong in [Duration::from_millis(49), Duration::from_secs(61)] {
+            assert_eq!(LagBound::new(wrong, LagPolicy::Slow), Err(LagError(wrong)));
+        }
+    }
+}

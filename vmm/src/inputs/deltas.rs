@@ -1,0 +1,81 @@
+//! Checkpoints in the log: packed by who records, put together by who replays.
+
+use crate::machine::{Delta, MachineState};
+use std::collections::VecDeque;
+use vmft_logging_channel::checkpoint::{
+    CheckpointHeader, CheckpointPiece, CheckpointReader, CheckpointSink, CheckpointWriter,
+    MemoryBase, Page, PageEncoder, PageNumber, PieceKind, SinkRefusal,
+};
+use vmft_logging_channel::entry::{Entry, EntrySequence, LogPosition};
+
+/// The entries that carry `delta`.
+pub(super) fn pack(mut delta: Delta) -> Vec<Entry> {
+    // The receiver has replayed since the last one, so nothing is known of its pages.
+    let encoder = PageEncoder::for_earlier(0);
+    let (mut writer, mut pieces) =
+        CheckpointWriter::begin(MemoryBase::Earlier, delta.page_limit, &[], encoder)
+            .expect("there is no fixed part");
+    while let Some(piece) = writer.next_pages(&mut delta, false) {
+        pieces.push(piece);
+    }
+    let position = LogPosition { entry: EntrySequence(0), point: delta.state.point() };
+    let (last, _) = writer
+        .finish(position, &delta.state.encode())
+        .expect("devices are bounded far below a checkpoint's limit");
+    pieces.extend(last);
+    let entry = |piece: CheckpointPiece| Entry::CheckpointPart {
+        piece: piece.kind(),
+        bytes: piece.encode(Vec::new()),
+    };
+    pieces.into_iter().map(entry).collect()
+}
+
+/// Puts pages aside.
+#[derive(Debug, Default)]
+struct Aside {
+    page_limit: Option<PageNumber>,
+    pages: VecDeque<(PageNumber, Box<Page>)>,
+}
+
+impl CheckpointSink for Aside {
+    fn begin(&mut self, header: &CheckpointHeader) -> Result<(), SinkRefusal> {
+        if header.base != MemoryBase::Earlier {
+            return Err(SinkRefusal("it is a whole machine".to_owned()));
+        }
+        *self = Self { page_limit: Some(header.page_limit), pages: VecDeque::new() };
+        Ok(())
+    }
+
+    fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
+        // Each page once, so no more than the memory has.
+        if self.pages.back().is_some_and(|(last, _)| *last >= number) {
+            return Err(SinkRefusal("its pages are out of order".to_owned()));
+        }
+        self.pages.push_back((number, Box::new(*data)));
+        Ok(())
+    }
+
+    fn read(&self, _: PageNumber, _: &mut Page) -> Result<(), SinkRefusal> {
+        Err(SinkRefusal("it changes what is not known here".to_owned()))
+    }
+}
+
+/// A checkpoint in the log, on its way in.
+#[derive(Debug, Default)]
+pub(super) struct Assembly {
+    reader: CheckpointReader,
+    aside: Aside,
+}
+
+impl Assembly {
+    /// Takes the next piece; what it makes whole. The text of an error is for the report.
+    pub(super) fn add(&mut self, piece: PieceKind, bytes: &[u8]) -> Result<Option<Delta>, String> {
+        let piece = CheckpointPiece::decode(piece, bytes).map_err(|error| error.to_string())?;
+        let whole = self.reader.handle_piece(piece, &mut self.aside);
+        let Some(whole) = whole.map_err(|error| error.to_string())? else { return Ok(None) };
+        let state = MachineState::decode(&whole.state).map_err(|error| error.to_string())?;
+        let Aside { page_limit, pages } = std::mem::take(&mut self.aside);
+        let page_limit = page_limit.expect("a whole checkpoint has begun");
+        Ok(Some(Delta { state, page_limit, pages }))
+    }
+}
