@@ -74,10 +74,7 @@ impl PairOptions {
 
     /// What its machine is for.
     pub fn purpose(&self) -> Purpose {
-        match self.protection() {
-            Protection::Lockstep => Purpose::Lockstep,
-            Protection::Checkpoint(_) => Purpose::Checkpoint,
-        }
+        self.protection().into()
     }
 
     /// Where the arbiter is.

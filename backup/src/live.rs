@@ -68,6 +68,8 @@ struct Handler {
     policy: Arc<LossPolicy>,
     status: Arc<StatusBoard>,
     channel: Arc<OnceLock<Weak<PrimaryChannel>>>,
+    /// Backups that left because they had diverged, and that nobody has come for yet.
+    unmended: u32,
 }
 
 impl Handler {
@@ -98,6 +100,11 @@ impl PrimaryHandler for Handler {
             0 | 1 => tell!("protected: a backup follows"),
             count => tell!("protected: {count} backups follow"),
         }
+        if self.unmended > 0 {
+            self.unmended -= 1;
+            self.status.update(|status| status.divergences_mended += 1);
+            tell!("the divergence is mended: a backup has joined from a checkpoint");
+        }
         // A machine that waits for its backups looks whether they are complete.
         self.mailbox.ask(Asked::Pause);
     }
@@ -113,6 +120,10 @@ impl PrimaryHandler for Handler {
                 self.policy.join_failed();
             }
             return;
+        }
+        if let EndCause::Departed(GoodbyeReason::Diverged(notice)) = &end.cause {
+            self.status.diverged(notice);
+            self.unmended += 1;
         }
         // A session this side has left was left at a stop: nobody is lost.
         if end.cause != EndCause::Left {
@@ -260,6 +271,7 @@ impl Side {
             policy: Arc::clone(policy),
             status: Arc::clone(&self.status),
             channel: Arc::clone(&slot),
+            unmended: 0,
         };
         let channel = Arc::new(PrimaryChannel::listen(config, handler)?);
         slot.set(Arc::downgrade(&channel)).expect("set once");

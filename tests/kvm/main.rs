@@ -7,6 +7,7 @@
 
 mod branches;
 mod checkpoints;
+mod diverged;
 mod engines;
 mod exit_checkpoints;
 mod kernel_start;

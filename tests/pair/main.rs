@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod checkpoint_mode;
+mod diverged;
 mod ending;
 mod kill;
 mod lag;

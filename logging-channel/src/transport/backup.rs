@@ -167,6 +167,17 @@ impl BackupChannel {
         self.shared.lock().end.clone()
     }
 
+    /// Waits until the session has ended, for at most `limit`; says whether it has.
+    pub fn wait_end(&self, limit: Duration) -> bool {
+        let state = self.shared.lock();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, limit, |state| state.end.is_none())
+            .expect("no thread panics while it holds the channel's lock");
+        state.end.is_some()
+    }
+
     /// True when the primary has said goodbye. A session that ended by a `Stop` entry and a closed
     /// connection ended in order too, but without one.
     pub fn peer_has_left(&self) -> bool {
@@ -188,13 +199,7 @@ impl BackupChannel {
     pub fn leave(&self, reason: GoodbyeReason, limit: Duration) -> bool {
         self.shared.lock().receiver.leave(reason);
         self.shared.wake.notify_one();
-        let state = self.shared.lock();
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, |state| state.end.is_none())
-            .expect("no thread panics while it holds the channel's lock");
-        state.end.is_some()
+        self.wait_end(limit)
     }
 
     /// Figures of the session.

@@ -4,6 +4,8 @@ use super::deltas::Assembly;
 use super::exits::{self, ExitDifference};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
+use crate::machine::differing_page;
+use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
@@ -87,6 +89,16 @@ pub enum Difference {
     Checkpoint(String),
 }
 
+impl Difference {
+    /// The page of memory that differs, where it is known to be one alone.
+    pub fn page(&self) -> Option<PageNumber> {
+        match self {
+            Self::Digest { logged, replayed } => differing_page(logged, replayed),
+            _ => None,
+        }
+    }
+}
+
 pub(super) const REGISTER_NAMES: [&str; 18] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip", "rflags",
@@ -110,13 +122,20 @@ impl fmt::Display for Difference {
                     ("memory", logged.memory, replayed.memory),
                     ("pages in use", logged.pages.into(), replayed.pages.into()),
                 ];
+                let page = differing_page(logged, replayed);
                 for (name, log, here) in hashes {
                     if log != here {
                         write!(f, "{separator}{name} is {here:#x}, logged {log:#x}")?;
                         separator = "; ";
                     }
                 }
-                Ok(())
+                match page {
+                    Some(page) => write!(f, "; of memory, the page at {:#x}", page.address().0),
+                    None if logged.memory != replayed.memory => {
+                        f.write_str("; of memory, several pages")
+                    }
+                    None => Ok(()),
+                }
             }
             Self::Exits(difference) => difference.fmt(f),
             Self::MalformedExits => f.write_str("the log's exits are no exits"),

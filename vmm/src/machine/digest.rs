@@ -39,7 +39,8 @@ impl Machine {
         registers[17] = cpu.rflags;
         let devices = hash_of(&(self.board.save(), self.clock, self.outputs, self.console_offset));
         let (memory, pages) = (self.memory_sum.sum(), self.memory_sum.used());
-        StateDigest { registers, cpu: hash_of(&cpu), devices, memory, pages }
+        let places = self.memory_sum.places();
+        StateDigest { registers, cpu: hash_of(&cpu), devices, memory, places, pages }
     }
 
     /// Brings the running hash of memory up to date.

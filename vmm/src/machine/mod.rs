@@ -18,6 +18,7 @@ mod memory_sum;
 mod state;
 
 pub use delta::Delta;
+pub use memory_sum::differing_page;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
