@@ -237,6 +237,18 @@ impl FromStr for ProtectOption {
     }
 }
 
+/// `--bound-replay 200ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeOption(pub Duration);
+
+impl FromStr for TimeOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        parse_time(text).map(Self)
+    }
+}
+
 /// `--max-lag 200ms[,then=slow|unprotect|stop]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LagOption(pub LagBound);

@@ -431,6 +431,17 @@ impl vmft_vmm::inputs::LogSource for Watched {
         self.source.next(at)
     }
 
+    fn skip_to_checkpoint(
+        &mut self,
+        may: &dyn Fn(&[u8]) -> bool,
+    ) -> Option<Vec<vmft_logging_channel::entry::Entry>> {
+        self.source.skip_to_checkpoint(may)
+    }
+
+    fn skipped(&mut self, points: u64) {
+        self.gauges.add_skipped(points);
+    }
+
     fn agreed(&mut self, digests: u64, exits: u64) {
         self.gauges.add_agreed(digests, exits);
     }

@@ -204,6 +204,9 @@ impl Side {
         if duties.protection == Protection::Lockstep {
             machine.check_lockstep()?;
         }
+        if duties.max_lag.replay_bound().is_some() {
+            machine.keep_deltas();
+        }
         let wait = duties.wait_for_backups;
         let live_side = self.open_live_side(duties)?;
         let mut live = live_side.go_live(&machine, succession)?;
@@ -393,7 +396,9 @@ impl LiveSide<'_> {
         let status = Arc::clone(&side.status);
         let last_contact = succession.as_ref().map(|succession| succession.last_contact);
         let first = Once::new();
+        let gate = Arc::clone(&self.doors.gate);
         let on_out = move |output: OutputSequence| {
+            gate.recent().released(output);
             if let Some(since) = last_contact {
                 first.call_once(|| report_first_output(&status, since));
             }
@@ -508,6 +513,10 @@ impl LiveSide<'_> {
         let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
         let gate = Arc::clone(&self.doors.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
+        let recording = match self.max_lag.replay_bound() {
+            Some(_) => recording.with_jumps(),
+            None => recording,
+        };
         Inputs::Recording(Box::new(recording))
     }
 

@@ -175,6 +175,12 @@ pub struct SideStatus {
     pub digests_agreed: u64,
     /// Exits that agreed, on a backup whose engine has its points there.
     pub exits_agreed: u64,
+    /// How often a backup went on from a checkpoint in the log instead of replaying up to it.
+    #[serde(default)]
+    pub replay_skips: u64,
+    /// Points it has spared itself by that.
+    #[serde(default)]
+    pub points_skipped: u64,
     /// Divergences: of this side, or told of by its backups.
     #[serde(default)]
     pub divergences: u64,
@@ -304,6 +310,8 @@ impl StatusBoard {
         status.guest_idle = self.gauges.is_idle();
         status.digests_agreed = self.gauges.digests_agreed();
         status.exits_agreed = self.gauges.exits_agreed();
+        status.replay_skips = self.gauges.skips();
+        status.points_skipped = self.gauges.points_skipped();
         status.channel = probe.and_then(|probe| probe());
         if let Some(gate) = gate {
             let delays = gate.delays();

@@ -134,6 +134,13 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
                 .map_or_else(|| "none yet".to_owned(), |time| format!("after {time:.1} ms")),
         )?;
     }
+    if status.replay_skips > 0 {
+        writeln!(
+            text,
+            "replay spared        {} points, by {} checkpoints in the log",
+            status.points_skipped, status.replay_skips
+        )?;
+    }
     if let Some(divergence) = &status.divergence {
         writeln!(
             text,

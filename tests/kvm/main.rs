@@ -7,9 +7,10 @@
 
 mod branches;
 mod checkpoints;
-mod diverged;
+
 mod engines;
 mod exit_checkpoints;
+mod faults;
 mod kernel_start;
 mod linux;
 mod linux_epochs;

@@ -154,6 +154,21 @@ impl BackupChannel {
         state.end.clone().map_or(Delivery::TimedOut, Delivery::Ended)
     }
 
+    /// As [`Receiver::skip_to_checkpoint`]; with what was passed over comes the number of the last entry
+    /// handed out.
+    pub fn skip_to_checkpoint(
+        &self,
+        may: impl FnOnce(&[u8]) -> bool,
+    ) -> Option<(EntrySequence, Vec<Entry>)> {
+        let mut state = self.shared.lock();
+        let was_due = state.receiver.has_due_acknowledgement();
+        let skipped = state.receiver.skip_to_checkpoint(may)?;
+        if !was_due && state.receiver.has_due_acknowledgement() {
+            self.shared.wake.notify_one();
+        }
+        Some((state.receiver.delivered(), skipped))
+    }
+
     /// Says that every entry up to `entry` was replayed, and where the guest is.
     ///
     /// # Panics

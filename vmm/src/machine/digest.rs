@@ -32,7 +32,6 @@ impl Machine {
         let cpu = self.engine.save();
         self.fold_written();
         self.engine.renew_write_tracking();
-        self.begin_delta();
         let mut registers = [0; 18];
         registers[..16].copy_from_slice(&cpu.general);
         registers[16] = cpu.rip;
