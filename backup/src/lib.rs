@@ -14,6 +14,7 @@ pub mod live;
 mod mending;
 mod nudges;
 pub mod policy;
+mod rate_probe;
 pub mod recorded;
 pub mod requests;
 pub mod side;

@@ -6,9 +6,10 @@ use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::join::JoinStream;
 use crate::lag::LagBound;
 use crate::policy::{LossPolicy, Standing};
+use crate::rate_probe::RateProbe;
 use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
-use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
@@ -285,45 +286,6 @@ impl Side {
         let channel_status = move || probed.upgrade().map(|channel| probe.status(&channel));
         self.status.set_channel(Some(Arc::new(channel_status)));
         Ok(channel)
-    }
-}
-
-/// Turns counters into a rate.
-#[derive(Debug, Default)]
-struct RateProbe(Mutex<Option<(Instant, u64, f64)>>);
-
-impl RateProbe {
-    fn status(&self, channel: &PrimaryChannel) -> ChannelStatus {
-        let stats = channel.stats();
-        let latency = stats.acknowledge_latency;
-        ChannelStatus {
-            log_bytes: stats.log_bytes,
-            log_entries: stats.entries,
-            log_mbit_s: self.rate(stats.log_bytes),
-            acknowledgement_us: latency.map_or(0.0, |summary| ms(summary.median) * 1e3),
-            acknowledgement_worst_us: latency.map_or(0.0, |summary| ms(summary.max) * 1e3),
-            buffered_bytes: stats.buffered,
-            execution_lag_ms: ms(stats.execution_lag),
-        }
-    }
-
-    /// Megabits a second since the last look, if that was long enough ago to tell.
-    fn rate(&self, bytes: u64) -> f64 {
-        let mut last = self.0.lock().expect("no holder of this lock panics");
-        let now = Instant::now();
-        let rate = match *last {
-            Some((then, before, rate)) if now - then < Duration::from_millis(500) => {
-                let _ = before;
-                return rate;
-            }
-            Some((then, before, _)) => {
-                let bits = bytes.saturating_sub(before) as f64 * 8.0;
-                bits / (now - then).as_secs_f64() / 1e6
-            }
-            None => 0.0,
-        };
-        *last = Some((now, bytes, rate));
-        rate
     }
 }
 

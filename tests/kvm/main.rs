@@ -7,7 +7,6 @@
 
 mod branches;
 mod checkpoints;
-
 mod engines;
 mod exit_checkpoints;
 mod faults;
