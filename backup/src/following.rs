@@ -223,6 +223,9 @@ impl Side {
         let channel = Arc::new(channel);
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
+        // What this side remembers of an earlier session ends before what was shown since: its console
+        // begins anew here, without a gap.
+        self.console.remember(machine.console_offset(), &[]);
         control.attend(&channel);
         self.status.set_guest_memory(machine.ram().host_ranges());
         self.watch_channel(&channel);

@@ -381,12 +381,12 @@ fn a_stranger_of_another_version_is_told_so() {
     let mut other = stranger(&primary);
     other.write_all(b"vmf\x09 a hello of version nine").expect("it listens");
     other.shutdown(std::net::Shutdown::Write).expect("it listens");
-    assert!(wait_for_refusal(&told).contains("protocol version 9 is spoken there, 2 here"));
+    assert!(wait_for_refusal(&told).contains("protocol version 9 is spoken there, 3 here"));
     let mut answer = Vec::new();
     other.read_to_end(&mut answer).expect("an answer");
     let mut decoder = FrameDecoder::new(SessionId::HANDSHAKE);
     decoder.feed(&answer);
-    let told = Frame::Refusal(Refusal::Version { ours: 2, theirs: 9 });
+    let told = Frame::Refusal(Refusal::Version { ours: 3, theirs: 9 });
     assert_eq!(decoder.next_frame(), Ok(Some(told)));
 }
 

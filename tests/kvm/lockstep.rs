@@ -94,6 +94,10 @@ fn the_probe_recorded_at_single_steps_replays_to_its_end() {
 
 /// The demo with the probe guest: its exit code says whether anything is missing or repeated.
 fn survive(engine: Engine, kill_after: u32) {
+    survive_with(engine, engine.options(), kill_after);
+}
+
+fn survive_with(engine: Engine, options: &[&str], kill_after: u32) {
     if !engine.is_here() {
         return;
     }
@@ -101,7 +105,7 @@ fn survive(engine: Engine, kill_after: u32) {
     let lines = LINES.to_string();
     let mut words = arguments(&["demo", "--guest", "probe", "--lines", &lines, "--pause", "20"]);
     words.extend(arguments(&["--json", "--kill-after", &kill_after.to_string()]));
-    words.extend(arguments(engine.options()));
+    words.extend(arguments(options));
     let shown = succeed(words);
     let json = &shown[shown.find("{\n").unwrap()..];
     let report: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -114,6 +118,15 @@ fn survive(engine: Engine, kill_after: u32) {
 #[test]
 fn the_probe_on_soft_survives_its_primary() {
     survive(Engine::Soft, LINES / 2);
+}
+
+#[test]
+fn the_probe_protected_by_checkpoints_survives_its_primary_on_any_engine() {
+    let protect = ["--protect", "checkpoint,interval=10ms", "--engine"];
+    for (engine, name) in [(Engine::Soft, "soft"), (Engine::KvmExit, "kvm")] {
+        let options: Vec<&str> = protect.into_iter().chain([name]).collect();
+        survive_with(engine, &options, LINES / 2);
+    }
 }
 
 #[test]

@@ -81,6 +81,11 @@ impl EpochFollower {
         &self.ram
     }
 
+    /// Console bytes written by the guest so far.
+    pub(super) fn console_offset(&self) -> u64 {
+        self.state.console_offset()
+    }
+
     pub(super) fn point(&self) -> ExecutionPoint {
         self.state.point()
     }

@@ -40,6 +40,8 @@ impl Side {
         let channel = Arc::new(channel);
         let mut follower = EpochFollower::new(&checkpoint, sink.into_ram())?;
         drop(checkpoint);
+        // As in lockstep: no gap after an earlier session.
+        self.console.remember(follower.console_offset(), &[]);
         control.attend(&channel);
         self.status.set_guest_memory(follower.ram().host_ranges());
         self.watch_channel(&channel);
