@@ -5,6 +5,7 @@
 //! | `GET /api/v1/vm.info` | the side's status as JSON |
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
+//! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, or `{"hold-replay": {"ms": N}}`: plants a fault at the next point, and answers `{"point": N}` |
 
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
+use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
 use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
@@ -33,6 +35,8 @@ pub struct Api {
     pub mailbox: Arc<Mailbox>,
     /// Where a snapshot request goes.
     pub requests: Arc<Requests>,
+    /// Where a fault goes.
+    pub faults: Arc<Faults>,
     /// What to do beside asking the machine to stop.
     pub on_shutdown: Arc<dyn ShutdownHook>,
 }
@@ -67,6 +71,7 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
         .route("/api/v1/vm.info", get(info))
         .route("/api/v1/vm.shutdown", put(shutdown))
         .route("/api/v1/vm.snapshot", put(snapshot))
+        .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
     let serve = move || {
         runtime.block_on(async move {
@@ -95,14 +100,32 @@ async fn shutdown(State(api): State<Api>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+/// Why a side whose role this is writes no snapshot; `None` if it may.
+fn no_snapshot(role: Role, faults: &Faults) -> Option<&'static str> {
+    match role {
+        Role::Starting | Role::Joining | Role::Backup => {
+            Some("this side does not run the guest; ask the one that does")
+        }
+        Role::Deciding if faults.has_replay() => Some(
+            "the primary is lost, and this side is about to take over; ask again once it is live",
+        ),
+        // A live side that has lost its backup runs the guest, and its snapshot is the guest's.
+        Role::Deciding
+        | Role::Unprotected
+        | Role::WaitingForBackup
+        | Role::Primary
+        | Role::Alone
+        | Role::Halted
+        | Role::Stopped => None,
+    }
+}
+
 async fn snapshot(
     State(api): State<Api>,
     Json(request): Json<SnapshotRequest>,
 ) -> Result<StatusCode, (StatusCode, String)> {
-    if let Role::Starting | Role::Joining | Role::Backup | Role::Deciding = api.status.status().role
-    {
-        let why = "this side does not run the guest; ask the one that does".to_owned();
-        return Err((StatusCode::CONFLICT, why));
+    if let Some(why) = no_snapshot(api.status.status().role, &api.faults) {
+        return Err((StatusCode::CONFLICT, why.to_owned()));
     }
     let result = api.requests.snapshot(request.directory, &api.mailbox);
     let waited = tokio::task::spawn_blocking(move || result.recv()).await;
@@ -112,5 +135,18 @@ async fn snapshot(
             Err((StatusCode::CONFLICT, format!("{:#}", anyhow::Error::from(error))))
         }
         _ => Err((StatusCode::GONE, "the guest is over".to_owned())),
+    }
+}
+
+async fn fault(
+    State(api): State<Api>,
+    Json(order): Json<FaultOrder>,
+) -> Result<Json<Planted>, (StatusCode, String)> {
+    let Api { status, mailbox, requests, faults, .. } = api;
+    let desk = FaultDesk { faults, requests, mailbox, status };
+    match tokio::task::spawn_blocking(move || desk.plant(order)).await {
+        Ok(Ok(planted)) => Ok(Json(planted)),
+        Ok(Err(error)) => Err((StatusCode::CONFLICT, error.to_string())),
+        Err(_) => Err((StatusCode::GONE, "the guest is over".to_owned())),
     }
 }

@@ -9,10 +9,12 @@ use hyper_util::rt::TokioIo;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use vmft_backup::fault::{FaultOrder, Planted};
 use vmft_backup::status::SideStatus;
 
-/// How long a side may take to answer. A snapshot writes gigabytes.
+/// How long a side may take to answer. A fault waits for a point, a snapshot writes gigabytes.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+const FAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Largest answer taken, in bytes.
@@ -34,6 +36,13 @@ pub fn snapshot(socket: &Path, directory: &Path) -> Result<()> {
     let directory = std::path::absolute(directory)?;
     let body = serde_json::to_vec(&crate::api::SnapshotRequest { directory })?;
     ask(socket, Method::PUT, "/api/v1/vm.snapshot", body, SNAPSHOT_TIMEOUT).map(|_| ())
+}
+
+/// Plants a fault on the side at `socket`.
+pub fn fault(socket: &Path, order: FaultOrder) -> Result<Planted> {
+    let body = serde_json::to_vec(&order)?;
+    let answer = ask(socket, Method::PUT, "/api/v1/vm.fault", body, FAULT_TIMEOUT)?;
+    serde_json::from_slice(&answer).context("the side's answer names no point")
 }
 
 fn ask(

@@ -101,6 +101,16 @@ Example:
 
 The snapshot has memory and devices, not the disks: copy them while the guest rests.";
 
+/// For `vmft fault`.
+pub const FAULT: &str = "\
+Examples:
+  vmft backup ... --api-socket backup.sock
+  vmft fault --api-socket backup.sock flip-bit=0x50123    the backup diverges, and is mended
+  vmft fault --api-socket backup.sock hold-replay=5s      the backup falls behind
+  vmft status --api-socket backup.sock                    what came of it
+
+A flipped bit is noticed at the next digest: after a third of a second of computing on soft.";
+
 /// For `vmft console`.
 pub const CONSOLE: &str = "\
 Example:

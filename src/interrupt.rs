@@ -39,6 +39,7 @@ pub fn serve_side_with(
             status: Arc::clone(&side.status),
             mailbox: Arc::clone(&side.mailbox),
             requests: Arc::clone(&side.requests),
+            faults: Arc::clone(&side.faults),
             on_shutdown: Arc::clone(&on_shutdown),
         };
         api::serve(path, api)?;

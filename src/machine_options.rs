@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmft_backup::arbiter::Candidate;
+use vmft_backup::epoch::Protection;
 use vmft_backup::requests::Requests;
 use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
@@ -91,6 +92,15 @@ pub enum Purpose {
     Checkpoint,
     /// Its run is recorded, or a backup replays it.
     Lockstep,
+}
+
+impl From<Protection> for Purpose {
+    fn from(protection: Protection) -> Self {
+        match protection {
+            Protection::Lockstep => Self::Lockstep,
+            Protection::Checkpoint(_) => Self::Checkpoint,
+        }
+    }
 }
 
 impl EngineOptions {
@@ -256,6 +266,7 @@ pub fn make_side(
         network,
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
+        faults: Arc::default(),
     })
 }
 

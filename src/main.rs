@@ -60,6 +60,9 @@ enum Command {
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
+    /// Let something go wrong on a side, to see what the pair does about it
+    #[command(after_help = examples::FAULT)]
+    Fault(commands::fault::FaultOptions),
     /// Attach to the console of one or both sides
     #[command(after_help = examples::CONSOLE)]
     Console(commands::console::ConsoleOptions),
@@ -110,6 +113,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
+        Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
         Command::TlsInit(options) => commands::tls_init::tls_init(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),

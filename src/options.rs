@@ -69,6 +69,9 @@ pub enum OptionError {
     /// No network.
     #[error("`{0}` names none or several of tap=NAME, tap-fd=NUMBER, socket=PATH")]
     Net(String),
+    /// No fault.
+    #[error("`{0}` is none of flip-bit=ADDRESS, flip-bit=ADDRESS,bit=0..7,live=on, hold-replay=2s")]
+    Fault(String),
     /// No network address.
     #[error("`{0}` is no Ethernet address of one station, such as 52:54:00:12:34:56")]
     Mac(String),
@@ -121,7 +124,7 @@ fn parse_size(text: &str) -> Result<u64, OptionError> {
     number.checked_mul(1 << shift).ok_or_else(error)
 }
 
-fn parse_time(text: &str) -> Result<Duration, OptionError> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, OptionError> {
     let error = || OptionError::Time(text.to_owned());
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, 1),
@@ -200,6 +203,19 @@ impl FromStr for DiskOption {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProtectOption(pub Protection);
 
+impl ProtectOption {
+    /// The option as it is given on a command line.
+    pub fn arguments(self) -> [String; 2] {
+        let value = match self.0 {
+            Protection::Lockstep => "lockstep".to_owned(),
+            Protection::Checkpoint(interval) => {
+                format!("checkpoint,interval={}ms", interval.get().as_millis())
+            }
+        };
+        ["--protect".to_owned(), value]
+    }
+}
+
 impl FromStr for ProtectOption {
     type Err = OptionError;
 
@@ -218,6 +234,18 @@ impl FromStr for ProtectOption {
             }
             _ => Err(OptionError::Protection(text.to_owned())),
         }
+    }
+}
+
+/// `--bound-replay 200ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeOption(pub Duration);
+
+impl FromStr for TimeOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        parse_time(text).map(Self)
     }
 }
 
@@ -319,6 +347,10 @@ mod tests {
         assert_eq!(parse("checkpoint"), Ok(every(25).expect("the default")));
         assert_eq!(parse("checkpoint,interval=50ms"), Ok(every(50).expect("within the bounds")));
         assert_eq!(parse("checkpoint,interval=1s"), Ok(every(1000).expect("the longest")));
+        for text in ["lockstep", "checkpoint,interval=50ms"] {
+            let option: ProtectOption = text.parse().expect("as above");
+            assert_eq!(option.arguments(), ["--protect", text]);
+        }
         for wrong in ["", "remus", "lockstep,interval=5ms", "checkpoint,", "checkpoint,interval=5"]
         {
             assert!(parse(wrong).is_err(), "{wrong:?}");

@@ -2,7 +2,7 @@
 
 use crate::machine_options::Purpose;
 use crate::machine_options::fresh_id;
-use crate::options::{ArbiterOption, DiskOption, LagOption, ProtectOption};
+use crate::options::{ArbiterOption, DiskOption, LagOption, ProtectOption, TimeOption};
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -49,6 +49,11 @@ pub struct PairOptions {
     /// the backup is within the bound again. 50ms to 60s; default 120ms,then=slow
     #[arg(long, value_name = "TIME[,then=slow|unprotect|stop]", help_heading = "Pair")]
     pub max_lag: Option<LagOption>,
+    /// Bound what a backup has to replay: while it is further behind than this, checkpoints go into the log
+    /// as often, and it goes on from the newest instead of replaying up to it. 20ms to 60s; without it,
+    /// everything is replayed
+    #[arg(long, value_name = "TIME", help_heading = "Pair")]
+    pub bound_replay: Option<TimeOption>,
 }
 
 impl PairOptions {
@@ -62,22 +67,28 @@ impl PairOptions {
     /// # Errors
     /// In checkpoint mode there is nothing to be bounded.
     pub fn max_lag(&self) -> Result<LagBound> {
-        match self.max_lag {
-            Some(_) if self.protection() != Protection::Lockstep => bail!(
-                "--max-lag is for --protect lockstep; by checkpoints a backup is never further behind than an \
+        let given = [
+            ("--max-lag", self.max_lag.is_some()),
+            ("--bound-replay", self.bound_replay.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given)
+            && self.protection() != Protection::Lockstep
+        {
+            bail!(
+                "{option} is for --protect lockstep; by checkpoints a backup is never further behind than an \
                  epoch, whose interval= is the bound"
-            ),
-            Some(LagOption(bound)) => Ok(bound),
-            None => Ok(LagBound::default()),
+            );
+        }
+        let bound = self.max_lag.map_or_else(LagBound::default, |LagOption(bound)| bound);
+        match self.bound_replay {
+            Some(TimeOption(replay)) => bound.with_replay_bound(replay).context("--bound-replay"),
+            None => Ok(bound),
         }
     }
 
     /// What its machine is for.
     pub fn purpose(&self) -> Purpose {
-        match self.protection() {
-            Protection::Lockstep => Purpose::Lockstep,
-            Protection::Checkpoint(_) => Purpose::Checkpoint,
-        }
+        self.protection().into()
     }
 
     /// Where the arbiter is.

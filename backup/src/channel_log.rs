@@ -20,6 +20,10 @@ const ROOM_WAIT: Duration = Duration::from_millis(50);
 /// How long one wait for an entry may take before the session is looked at again.
 const ENTRY_WAIT: Duration = Duration::from_millis(500);
 
+/// With more than so many bytes of log that cannot be sent, no checkpoint is added to them: the buffer would
+/// soon be full of them, and stop the guest.
+const MAX_UNSENT: u64 = 2 << 20;
+
 /// How often the lag is looked at.
 const LAG_CHECK: Duration = Duration::from_millis(5);
 
@@ -32,6 +36,9 @@ pub struct ChannelLog {
     bound: LagBound,
     /// Since when the backup has been beyond the bound.
     beyond: Option<Instant>,
+    /// It was so far behind, when that was last looked at, that checkpoints are to help it.
+    far_behind: bool,
+    last_checkpoint: Option<Instant>,
     /// While the machine is recorded.
     _nudges: Option<Nudges>,
 }
@@ -40,7 +47,16 @@ impl ChannelLog {
     /// The log of the session that has just begun.
     pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound, machine: &Machine) -> Self {
         let _nudges = Nudges::begin(machine);
-        Self { channel, closed: false, last_check: Instant::now(), bound, beyond: None, _nudges }
+        Self {
+            channel,
+            closed: false,
+            last_check: Instant::now(),
+            bound,
+            beyond: None,
+            far_behind: false,
+            last_checkpoint: None,
+            _nudges,
+        }
     }
 
     /// The backup is behind by `lag`: what is to be done beyond slowing. True if the guest may run on.
@@ -115,6 +131,7 @@ impl LogSink for ChannelLog {
             return false;
         }
         let lag = self.channel.execution_lag();
+        self.far_behind = self.bound.replay_bound().is_some_and(|bound| lag > bound);
         let percent = self.bound.held_back_percent(lag);
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));
@@ -124,6 +141,23 @@ impl LogSink for ChannelLog {
         }
         self.last_check = Instant::now();
         true
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        let Some(every) = self.bound.replay_bound().filter(|_| self.far_behind) else {
+            return false;
+        };
+        if self.last_checkpoint.is_some_and(|last| last.elapsed() < every)
+            || self.channel.stats().buffered > MAX_UNSENT
+        {
+            return false;
+        }
+        self.last_checkpoint = Some(Instant::now());
+        true
+    }
+
+    fn is_far_behind(&self) -> bool {
+        self.far_behind
     }
 
     fn is_closed(&self) -> bool {
@@ -163,6 +197,15 @@ impl ChannelSource {
 }
 
 impl LogSource for ChannelSource {
+    fn skip_to_checkpoint(&mut self, may: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        if self.may_go_live == Some(false) {
+            return None;
+        }
+        let (last, skipped) = self.channel.skip_to_checkpoint(may)?;
+        self.last = last;
+        Some(skipped)
+    }
+
     fn next(&mut self, at: ExecutionPoint) -> Result<Entry, LogEnd> {
         if self.last > EntrySequence(0) {
             self.channel.report_applied(self.last, at);

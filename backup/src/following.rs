@@ -4,10 +4,12 @@ use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::epoch::Protection;
+use crate::fault::Faulty;
 use crate::follower::ReplayGate;
 use crate::identity::{fingerprint, protecting};
 use crate::lag::LagBound;
 use crate::live::{LiveDuties, Succession, error_chain};
+use crate::mending::Divergences;
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
 use crate::tell;
@@ -22,7 +24,7 @@ use vmft_logging_channel::transport::{
     BackupChannel, BackupConfig, EndCause, Joined, PeerAddress, PrimaryConfig, SessionEnd,
     TransportError, now,
 };
-use vmft_vmm::inputs::{InputError, Replaying};
+use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::KeptOutputs;
 
@@ -30,8 +32,6 @@ use vmft_vmm::outputs::KeptOutputs;
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to try to reach the primary without a word about it.
 const QUIET_CONNECT: Duration = Duration::from_secs(1);
-/// How often a backup that diverged may join again before it gives up.
-const MAX_DIVERGENCES: u32 = 3;
 
 /// What a backup is to do.
 #[derive(Debug)]
@@ -124,11 +124,14 @@ impl Side {
         mut duties: BackupDuties,
         control: &Arc<BackupControl>,
     ) -> Result<SideEnd, SideError> {
-        let mut divergences = 0;
+        let mut divergences = Divergences::default();
         loop {
             let Some(joined) = self.join(&duties, control)? else {
                 return Ok(SideEnd::Stopped(StopReason::Operator));
             };
+            if divergences.joined() {
+                self.mended(joined.checkpoint.position.point);
+            }
             let known = &mut duties.channel.identity.generation;
             *known = joined.terms.generation.max(*known);
             let followed = match duties.protection {
@@ -141,11 +144,11 @@ impl Side {
             };
             match followed? {
                 Followed::End(end) => return Ok(end),
-                Followed::Again if divergences >= MAX_DIVERGENCES => {
-                    let why = format!("diverged {divergences} times; see the messages above");
-                    return Ok(SideEnd::Halted(why));
+                Followed::Again => {
+                    if let Some(why) = divergences.give_up() {
+                        return Ok(SideEnd::Halted(why));
+                    }
                 }
-                Followed::Again => {}
                 Followed::Won(won) => {
                     let (machine, succession) = *won;
                     let generation = Generation(succession.report.generation);
@@ -214,7 +217,7 @@ impl Side {
         joined: Joined<MachineSink>,
         duties: &BackupDuties,
         control: &Arc<BackupControl>,
-        divergences: &mut u32,
+        divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
         let Joined { channel, terms, checkpoint, sink } = joined;
         let channel = Arc::new(channel);
@@ -232,8 +235,13 @@ impl Side {
         let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
         let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
-        let mut inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
-        let end = match machine.run(&mut inputs, &gate) {
+        let inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
+        let open = self.faults.lockstep();
+        let mut faulty = Faulty::new(inputs, &self.faults, machine.ram().clone(), &channel);
+        let end = machine.run(&mut faulty, &gate);
+        drop(open);
+        let inputs = faulty.inputs();
+        let end = match end {
             Ok(RunEnd::Stopped(reason)) => inputs
                 .stopped(machine.point(), machine.outputs(), reason)
                 .map_err(MachineError::from)
@@ -255,7 +263,10 @@ impl Side {
                 Ok(Followed::Won(Box::new((machine, succession))))
             }
             Ok(_) => Ok(self.not_won(&channel, &race, duties.patience)),
-            Err(error) => self.diverged(error, &channel, divergences),
+            Err(error) => {
+                let (won, digests) = (inputs.log().source.won(), inputs.digests());
+                self.diverged(error, won, &channel, divergences, digests)
+            }
         }
     }
 
@@ -402,40 +413,6 @@ impl Side {
         }
         Ok(())
     }
-
-    /// This side is not where the log says: reports it, and joins anew from a checkpoint.
-    fn diverged(
-        &self,
-        error: MachineError,
-        channel: &BackupChannel,
-        divergences: &mut u32,
-    ) -> Result<Followed, SideError> {
-        let report = match &error {
-            MachineError::Input(InputError::Divergence(divergence)) => divergence.to_string(),
-            MachineError::Delivery { .. }
-            | MachineError::Adopt { .. }
-            | MachineError::Engine(_) => error_chain(&error),
-            _ => return Err(error.into()),
-        };
-        let reproduce = " (to reproduce, record the same guest with `vmft record --log FILE` and run \
-                         `vmft replay FILE`)";
-        Ok(self.join_again(report, reproduce, channel, divergences))
-    }
-
-    /// What this side has is not what the primary sends: says so, and joins anew from a checkpoint.
-    pub(crate) fn join_again(
-        &self,
-        report: String,
-        advice: &str,
-        channel: &BackupChannel,
-        divergences: &mut u32,
-    ) -> Followed {
-        *divergences += 1;
-        tell!("{report}; joining again from a checkpoint{advice}");
-        self.status.update(|status| status.divergence = Some(report));
-        channel.leave(GoodbyeReason::Fault("the backup diverged".to_owned()), LEAVE_PATIENCE);
-        Followed::Again
-    }
 }
 
 /// The channel, with the gauges of the guest that replays it.
@@ -452,6 +429,17 @@ impl vmft_vmm::inputs::LogSource for Watched {
     ) -> Result<vmft_logging_channel::entry::Entry, vmft_vmm::inputs::LogEnd> {
         self.gauges.set_point(at);
         self.source.next(at)
+    }
+
+    fn skip_to_checkpoint(
+        &mut self,
+        may: &dyn Fn(&[u8]) -> bool,
+    ) -> Option<Vec<vmft_logging_channel::entry::Entry>> {
+        self.source.skip_to_checkpoint(may)
+    }
+
+    fn skipped(&mut self, points: u64) {
+        self.gauges.add_skipped(points);
     }
 
     fn agreed(&mut self, digests: u64, exits: u64) {

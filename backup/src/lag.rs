@@ -20,6 +20,14 @@ const FREE_PERCENT: u32 = 15;
 #[error("a lag of {} ms: at least {} ms, at most {} ms", .0.as_millis(), MIN_LAG.as_millis(), MAX_LAG.as_millis())]
 pub struct LagError(pub Duration);
 
+/// The shortest bound of a replay: a checkpoint costs as much as the guest has written since the last.
+pub const MIN_REPLAY: Duration = Duration::from_millis(20);
+
+/// No bound for a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a replay of {} ms: at least {} ms, at most {} ms", .0.as_millis(), MIN_REPLAY.as_millis(), MAX_LAG.as_millis())]
+pub struct ReplayBoundError(pub Duration);
+
 /// What happens when slowing the primary does not keep its backup within the bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LagPolicy {
@@ -37,12 +45,14 @@ pub enum LagPolicy {
 pub struct LagBound {
     limit: Duration,
     policy: LagPolicy,
+    /// Beyond this, checkpoints in the log spare it the replay.
+    replay: Option<Duration>,
 }
 
 impl Default for LagBound {
     /// 120 ms, by slowing: the paper finds a lag below 100 ms typical.
     fn default() -> Self {
-        Self { limit: Duration::from_millis(120), policy: LagPolicy::Slow }
+        Self { limit: Duration::from_millis(120), policy: LagPolicy::Slow, replay: None }
     }
 }
 
@@ -53,7 +63,22 @@ impl LagBound {
     /// [`LagError`].
     pub fn new(limit: Duration, policy: LagPolicy) -> Result<Self, LagError> {
         let fits = (MIN_LAG..=MAX_LAG).contains(&limit);
-        if fits { Ok(Self { limit, policy }) } else { Err(LagError(limit)) }
+        if fits { Ok(Self { limit, policy, replay: None }) } else { Err(LagError(limit)) }
+    }
+
+    /// The same, and what a backup that is more than `replay` behind has to replay is bounded too: as
+    /// often, there is a checkpoint in the log for it.
+    ///
+    /// # Errors
+    /// [`ReplayBoundError`].
+    pub fn with_replay_bound(self, replay: Duration) -> Result<Self, ReplayBoundError> {
+        let fits = (MIN_REPLAY..=MAX_LAG).contains(&replay);
+        if fits { Ok(Self { replay: Some(replay), ..self }) } else { Err(ReplayBoundError(replay)) }
+    }
+
+    /// How far a backup may be behind before checkpoints in the log spare it the replay.
+    pub const fn replay_bound(&self) -> Option<Duration> {
+        self.replay
     }
 
     /// The bound.

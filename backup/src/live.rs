@@ -6,9 +6,10 @@ use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::join::JoinStream;
 use crate::lag::LagBound;
 use crate::policy::{LossPolicy, Standing};
+use crate::rate_probe::RateProbe;
 use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
-use crate::status::{ChannelStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
@@ -68,6 +69,8 @@ struct Handler {
     policy: Arc<LossPolicy>,
     status: Arc<StatusBoard>,
     channel: Arc<OnceLock<Weak<PrimaryChannel>>>,
+    /// Backups that left because they had diverged, and that nobody has come for yet.
+    unmended: u32,
 }
 
 impl Handler {
@@ -98,6 +101,11 @@ impl PrimaryHandler for Handler {
             0 | 1 => tell!("protected: a backup follows"),
             count => tell!("protected: {count} backups follow"),
         }
+        if self.unmended > 0 {
+            self.unmended -= 1;
+            self.status.update(|status| status.divergences_mended += 1);
+            tell!("the divergence is mended: a backup has joined from a checkpoint");
+        }
         // A machine that waits for its backups looks whether they are complete.
         self.mailbox.ask(Asked::Pause);
     }
@@ -113,6 +121,10 @@ impl PrimaryHandler for Handler {
                 self.policy.join_failed();
             }
             return;
+        }
+        if let EndCause::Departed(GoodbyeReason::Diverged(notice)) = &end.cause {
+            self.status.diverged(notice);
+            self.unmended += 1;
         }
         // A session this side has left was left at a stop: nobody is lost.
         if end.cause != EndCause::Left {
@@ -193,6 +205,9 @@ impl Side {
         if duties.protection == Protection::Lockstep {
             machine.check_lockstep()?;
         }
+        if duties.max_lag.replay_bound().is_some() {
+            machine.keep_deltas();
+        }
         let wait = duties.wait_for_backups;
         let live_side = self.open_live_side(duties)?;
         let mut live = live_side.go_live(&machine, succession)?;
@@ -260,6 +275,7 @@ impl Side {
             policy: Arc::clone(policy),
             status: Arc::clone(&self.status),
             channel: Arc::clone(&slot),
+            unmended: 0,
         };
         let channel = Arc::new(PrimaryChannel::listen(config, handler)?);
         slot.set(Arc::downgrade(&channel)).expect("set once");
@@ -270,45 +286,6 @@ impl Side {
         let channel_status = move || probed.upgrade().map(|channel| probe.status(&channel));
         self.status.set_channel(Some(Arc::new(channel_status)));
         Ok(channel)
-    }
-}
-
-/// Turns counters into a rate.
-#[derive(Debug, Default)]
-struct RateProbe(Mutex<Option<(Instant, u64, f64)>>);
-
-impl RateProbe {
-    fn status(&self, channel: &PrimaryChannel) -> ChannelStatus {
-        let stats = channel.stats();
-        let latency = stats.acknowledge_latency;
-        ChannelStatus {
-            log_bytes: stats.log_bytes,
-            log_entries: stats.entries,
-            log_mbit_s: self.rate(stats.log_bytes),
-            acknowledgement_us: latency.map_or(0.0, |summary| ms(summary.median) * 1e3),
-            acknowledgement_worst_us: latency.map_or(0.0, |summary| ms(summary.max) * 1e3),
-            buffered_bytes: stats.buffered,
-            execution_lag_ms: ms(stats.execution_lag),
-        }
-    }
-
-    /// Megabits a second since the last look, if that was long enough ago to tell.
-    fn rate(&self, bytes: u64) -> f64 {
-        let mut last = self.0.lock().expect("no holder of this lock panics");
-        let now = Instant::now();
-        let rate = match *last {
-            Some((then, before, rate)) if now - then < Duration::from_millis(500) => {
-                let _ = before;
-                return rate;
-            }
-            Some((then, before, _)) => {
-                let bits = bytes.saturating_sub(before) as f64 * 8.0;
-                bits / (now - then).as_secs_f64() / 1e6
-            }
-            None => 0.0,
-        };
-        *last = Some((now, bytes, rate));
-        rate
     }
 }
 
@@ -381,7 +358,9 @@ impl LiveSide<'_> {
         let status = Arc::clone(&side.status);
         let last_contact = succession.as_ref().map(|succession| succession.last_contact);
         let first = Once::new();
+        let gate = Arc::clone(&self.doors.gate);
         let on_out = move |output: OutputSequence| {
+            gate.recent().released(output);
             if let Some(since) = last_contact {
                 first.call_once(|| report_first_output(&status, since));
             }
@@ -496,6 +475,10 @@ impl LiveSide<'_> {
         let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
         let gate = Arc::clone(&self.doors.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
+        let recording = match self.max_lag.replay_bound() {
+            Some(_) => recording.with_jumps(),
+            None => recording,
+        };
         Inputs::Recording(Box::new(recording))
     }
 

@@ -1,6 +1,7 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, GenerationFence};
+use crate::fault::Faults;
 use crate::nudges::Nudges;
 use crate::requests::{NoBackups, Requests};
 use crate::status::{Role, StatusBoard};
@@ -71,6 +72,8 @@ pub struct Side {
     pub status: Arc<StatusBoard>,
     /// What operators ask.
     pub requests: Arc<Requests>,
+    /// What is to go wrong.
+    pub faults: Arc<Faults>,
 }
 
 /// A live machine's two doors.
@@ -171,19 +174,19 @@ impl Side {
     ///
     /// # Errors
     /// See [`SideError`].
-    pub fn record(&self, mut machine: Machine, log: impl LogSink) -> Result<SideEnd, SideError> {
+    pub fn record(&self, machine: &mut Machine, log: impl LogSink) -> Result<SideEnd, SideError> {
         machine.check_lockstep()?;
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
         let doors = self.open_doors(&fence)?;
-        self.attach_network(&machine, &fence)?;
-        let mut live = self.live_inputs(&doors, &machine)?;
+        self.attach_network(machine, &fence)?;
+        let mut live = self.live_inputs(&doors, machine)?;
         self.console.go_live(Arc::clone(&self.mailbox), None);
-        self.reissue(&doors, &mut live, &machine)?;
+        self.reissue(&doors, &mut live, machine)?;
         self.status.set_role(Role::Unprotected, Generation(0));
         let gate = Arc::clone(&doors.gate);
-        let _nudges = Nudges::begin(&machine);
+        let _nudges = Nudges::begin(machine);
         let mut inputs = Recording::new(live, log, gate, machine.point(), machine.outputs());
-        let end = self.run_inputs(&mut machine, &mut inputs, &*doors.gate);
+        let end = self.run_inputs(machine, &mut inputs, &*doors.gate);
         if let Ok(SideEnd::Stopped(reason)) = end {
             inputs
                 .stopped(machine.point(), machine.outputs(), reason)

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
+use vmft_logging_channel::session::DivergenceNotice;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Gauges;
 use vmft_vmm::world::net::{NetCounts, NetPort};
@@ -85,6 +86,15 @@ pub struct EpochReport {
     pub worst_pause_ms: f64,
     /// How long packing and sending the last one took, in milliseconds.
     pub sending_ms: f64,
+    /// From the beginning of the one before to that of the last, in milliseconds.
+    #[serde(default)]
+    pub interval_ms: Option<f64>,
+    /// Bytes of the pages written in the last one.
+    #[serde(default)]
+    pub last_dirty_bytes: u64,
+    /// What it came to in the log, with the machine's state, in bytes.
+    #[serde(default)]
+    pub last_sent_bytes: u64,
     /// Bytes of the pages written, in all epochs.
     pub dirty_bytes: u64,
     /// What they came to in the log, with the machine's state, in bytes.
@@ -108,6 +118,19 @@ pub struct FailoverReport {
     pub first_output_ms: Option<f64>,
     /// The instruction at which this side went live.
     pub point: u64,
+}
+
+/// A divergence, as the side says that found it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DivergenceReport {
+    /// The last point at which the two sides agreed, if a comparison found it.
+    pub agreed: Option<u64>,
+    /// The point at which they were seen to differ.
+    pub found: Option<u64>,
+    /// The first address of the page of memory that differs, if it is known to be one alone.
+    pub page: Option<u64>,
+    /// The whole report.
+    pub text: String,
 }
 
 /// A side, for `vmft status`.
@@ -152,8 +175,20 @@ pub struct SideStatus {
     pub digests_agreed: u64,
     /// Exits that agreed, on a backup whose engine has its points there.
     pub exits_agreed: u64,
+    /// How often a backup went on from a checkpoint in the log instead of replaying up to it.
+    #[serde(default)]
+    pub replay_skips: u64,
+    /// Points it has spared itself by that.
+    #[serde(default)]
+    pub points_skipped: u64,
+    /// Divergences: of this side, or told of by its backups.
+    #[serde(default)]
+    pub divergences: u64,
+    /// Of these, those after which a backup has joined from a checkpoint.
+    #[serde(default)]
+    pub divergences_mended: u64,
     /// The last divergence, if there was one.
-    pub divergence: Option<String>,
+    pub divergence: Option<DivergenceReport>,
     /// Memory of this process beyond the guest's, in bytes, if the host says.
     pub overhead_bytes: Option<u64>,
     /// Why it halted or stopped.
@@ -224,6 +259,14 @@ impl StatusBoard {
         tracing::info!(?role, generation = generation.0, "role");
     }
 
+    /// A divergence of this side, or of its backup.
+    pub(crate) fn diverged(&self, notice: &DivergenceNotice) {
+        self.update(|status| {
+            status.divergences += 1;
+            status.divergence = Some(notice.into());
+        });
+    }
+
     /// From now on the channel is asked through `probe`.
     pub fn set_channel(&self, probe: Option<ChannelProbe>) {
         self.lock().probe = probe;
@@ -267,6 +310,8 @@ impl StatusBoard {
         status.guest_idle = self.gauges.is_idle();
         status.digests_agreed = self.gauges.digests_agreed();
         status.exits_agreed = self.gauges.exits_agreed();
+        status.replay_skips = self.gauges.skips();
+        status.points_skipped = self.gauges.points_skipped();
         status.channel = probe.and_then(|probe| probe());
         if let Some(gate) = gate {
             let delays = gate.delays();

@@ -272,7 +272,7 @@ fn encode_digest(digest: &StateDigest, out: &mut Vec<u8>) {
     for word in digest.registers {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    for word in [digest.cpu, digest.devices, digest.memory] {
+    for word in [digest.cpu, digest.devices, digest.memory, digest.places] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     put_varint(out, u64::from(digest.pages));
@@ -288,6 +288,7 @@ fn decode_digest(cursor: &mut Cursor<'_>) -> Result<StateDigest, DecodeError> {
         cpu: cursor.word64("digest")?,
         devices: cursor.word64("digest")?,
         memory: cursor.word64("digest")?,
+        places: cursor.word64("digest")?,
         pages: decode_u32(cursor, "digest page count")?,
     })
 }

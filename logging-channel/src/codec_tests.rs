@@ -13,12 +13,14 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
     digest_bytes.extend_from_slice(&[0xC1, 0, 0, 0, 0, 0, 0, 0]);
     digest_bytes.extend_from_slice(&[0xD2, 0, 0, 0, 0, 0, 0, 0]);
     digest_bytes.extend_from_slice(&[0xE3, 0, 0, 0, 0, 0, 0, 0]);
+    digest_bytes.extend_from_slice(&[0xF4, 0, 0, 0, 0, 0, 0, 0]);
     digest_bytes.push(77);
     let mut registers = [0; 18];
     for (register, value) in registers.iter_mut().zip(1..) {
         *register = value;
     }
-    let digest = StateDigest { registers, cpu: 0xC1, devices: 0xD2, memory: 0xE3, pages: 77 };
+    let (memory, places) = (0xE3, 0xF4);
+    let digest = StateDigest { registers, cpu: 0xC1, devices: 0xD2, memory, places, pages: 77 };
     vec![
         (
             arrival(Arrival::ClockSync {
@@ -255,6 +257,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
                     cpu: number,
                     devices: !number,
                     memory: number.rotate_left(7),
+                    places: number.rotate_left(9),
                     pages,
                 },
             },

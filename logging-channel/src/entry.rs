@@ -141,8 +141,10 @@ pub struct StateDigest {
     pub cpu: u64,
     /// Hash of all device state.
     pub devices: u64,
-    /// Hash of all memory.
+    /// Hash of all memory: the sum of its pages' hashes.
     pub memory: u64,
+    /// The same sum, each page's hash times its place: together they name a page that differs alone.
+    pub places: u64,
     /// How many pages are not all zero.
     pub pages: u32,
 }

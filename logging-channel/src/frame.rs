@@ -20,7 +20,7 @@ use crate::wire::DecodeError;
 use std::fmt;
 
 /// The version of everything in this crate that is written to a wire or a file.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = 20;
 /// How every frame begins.

@@ -5,7 +5,7 @@ use crate::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Nonce, Role};
 use crate::point::ExecutionPoint;
-use crate::session::HeartbeatEcho;
+use crate::session::{DivergenceNotice, HeartbeatEcho};
 use crate::time::MonotonicTime;
 use proptest::prelude::*;
 
@@ -28,6 +28,11 @@ fn every_frame() -> Vec<Frame> {
         Frame::HelloConfirm(HelloConfirm { echo }),
         Frame::Refusal(Refusal::HasBackup),
         Frame::Goodbye(GoodbyeReason::Stopped),
+        Frame::Goodbye(GoodbyeReason::Diverged(DivergenceNotice {
+            window: Some((ExecutionPoint::new(300), ExecutionPoint::new(301))),
+            page: Some(0x5000),
+            text: "differs".to_owned(),
+        })),
         Frame::Heartbeat(Heartbeat {
             number: 7,
             sent_at: MonotonicTime::from_ns(300),
@@ -133,9 +138,9 @@ fn every_damaged_byte_of_every_frame_is_found() {
 
 #[test]
 fn a_frame_of_another_version_is_refused_before_anything_else_is_read() {
-    let expected = Err(FrameError::Version { found: 3 });
-    assert_eq!(decode(SESSION, b"vmf\x03"), expected);
-    assert_eq!(decode(SESSION, b"vmf\x03 whatever version three may put here"), expected);
+    let expected = Err(FrameError::Version { found: 4 });
+    assert_eq!(decode(SESSION, b"vmf\x04"), expected);
+    assert_eq!(decode(SESSION, b"vmf\x04 whatever version four may put here"), expected);
 }
 
 #[test]
@@ -179,7 +184,7 @@ fn a_stranger_can_only_send_what_opens_a_stream() {
 }
 
 fn raw_header(kind: u8, len: u32) -> Vec<u8> {
-    let mut header = Vec::from(*b"vmf\x02");
+    let mut header = Vec::from(*b"vmf\x03");
     header.push(kind);
     header.extend_from_slice(&len.to_le_bytes()[..3]);
     header.extend_from_slice(&SESSION.0.to_le_bytes());

@@ -22,4 +22,5 @@ pub mod sender;
 pub mod session;
 pub mod time;
 pub mod transport;
+mod waiting_checkpoints;
 pub mod wire;

@@ -13,6 +13,7 @@ use crate::session::{
     Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
 use crate::time::MonotonicTime;
+use crate::waiting_checkpoints::WaitingCheckpoints;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -144,6 +145,7 @@ pub struct Receiver {
     delivered: EntrySequence,
     applied: (EntrySequence, ExecutionPoint),
     queue: VecDeque<CostedEntry>,
+    checkpoints: WaitingCheckpoints,
     /// Total cost received, and taken out again.
     cost_received: u64,
     cost_taken: u64,
@@ -182,6 +184,7 @@ impl Receiver {
             delivered: start.entry,
             applied: (start.entry, start.point),
             queue: VecDeque::new(),
+            checkpoints: WaitingCheckpoints::default(),
             cost_received: 0,
             cost_taken: 0,
             log_bytes: 0,
@@ -270,6 +273,9 @@ impl Receiver {
             Entry::Stop { reason, .. } => Some(reason),
             _ => None,
         });
+        for (sequence, costed) in (batch.first.0..).map(EntrySequence).zip(&batch.entries) {
+            self.checkpoints.add(sequence, &costed.entry);
+        }
         self.queue.extend(batch.entries);
         self.withheld.push_back((now.after(self.config.acknowledge_delay), last));
         Ok(ReceiverEvent::Entries { last, stop })
@@ -284,6 +290,22 @@ impl Receiver {
         // Small grants would only make traffic: an eighth at a time keeps the primary going.
         self.acknowledge_now |= ungranted >= self.config.capacity / 8;
         Some((self.delivered, entry))
+    }
+
+    /// Goes on with the first whole checkpoint that waits, if `may` says so of its fixed part: the next
+    /// entry is its first piece. What was passed over comes back; it counts as handed out.
+    pub fn skip_to_checkpoint(&mut self, may: impl FnOnce(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        let checkpoint = self.checkpoints.after(self.delivered)?;
+        if !may(&checkpoint.fixed) {
+            return None;
+        }
+        let before = checkpoint.first.0 - 1;
+        let mut skipped = Vec::new();
+        while self.delivered.0 < before {
+            let (_, entry) = self.poll_entry().expect("the checkpoint was received after it");
+            skipped.push(entry);
+        }
+        Some(skipped)
     }
 
     /// Says that every entry up to `entry` was replayed, and where the guest is. Reported to the

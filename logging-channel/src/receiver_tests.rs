@@ -199,3 +199,37 @@ fn leaving_sends_a_goodbye_and_no_acknowledgement() {
     assert_eq!(transmit(&mut receiver, at_us(1)), [Frame::Goodbye(GoodbyeReason::Leaving)]);
     assert!(receiver.has_ended());
 }
+
+#[test]
+fn what_lies_before_a_checkpoint_is_passed_over_only_with_leave_and_counts_as_handed_out() {
+    use crate::checkpoint::{
+        CheckpointPiece, CheckpointWriter, MemoryBase, PageEncoder, PageNumber,
+    };
+    let mut receiver = receiver(ReceiverConfig::default());
+    receiver.handle_frame(at_us(1), batch(1, 5)).expect("in order");
+    receiver.poll_entry().expect("there are five");
+    assert_eq!(receiver.skip_to_checkpoint(|_| true), None, "there is no checkpoint");
+    let encoder = PageEncoder::for_earlier(0);
+    let (writer, mut pieces) =
+        CheckpointWriter::begin(MemoryBase::Earlier, PageNumber(9), b"base", encoder)
+            .expect("small");
+    let position = LogPosition::start_of_log(ExecutionPoint::new(5));
+    pieces.extend(writer.finish(position, b"state").expect("small").0);
+    let part = |piece: &CheckpointPiece| {
+        let (piece, bytes) = (piece.kind(), piece.encode(Vec::new()));
+        let cost = 9 + bytes.len() as u64 + ENTRY_OVERHEAD;
+        CostedEntry { entry: Entry::CheckpointPart { piece, bytes }, cost }
+    };
+    let entries: Vec<CostedEntry> = pieces.iter().map(part).collect();
+    let header = entries[0].entry.clone();
+    let (first, base) = (EntrySequence(6), ExecutionPoint::new(5));
+    let frame = Frame::Entries(EntryBatch { first, base, entries });
+    receiver.handle_frame(at_us(2), frame).expect("in order");
+    assert_eq!(receiver.skip_to_checkpoint(|fixed| fixed == b"another"), None);
+    assert_eq!(receiver.delivered(), EntrySequence(1), "nothing was passed over");
+    let skipped = receiver.skip_to_checkpoint(|fixed| fixed == b"base").expect("it is whole");
+    assert_eq!((skipped.len(), receiver.delivered()), (4, EntrySequence(5)));
+    receiver.report_applied(EntrySequence(5), ExecutionPoint::new(1));
+    assert_eq!(receiver.poll_entry(), Some((EntrySequence(6), header)));
+    assert_eq!(receiver.skip_to_checkpoint(|_| true), None, "it is being taken");
+}

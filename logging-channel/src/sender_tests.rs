@@ -295,6 +295,7 @@ fn an_idle_guest_stays_below_a_fifth_of_a_megabit_a_second() {
                 cpu: u64::MAX,
                 devices: u64::MAX,
                 memory: u64::MAX,
+                places: u64::MAX,
                 pages: 900,
             };
             sender.push(now, &Entry::Digest { point, digest }).expect("room");

@@ -48,6 +48,21 @@ pub enum GoodbyeReason {
     /// The sender cannot go on with this session.
     #[error("the peer ended the session: {0}")]
     Fault(String),
+    /// A backup whose state is not what the log says: it joins again, from a checkpoint.
+    #[error("it diverged, and has to join again: {}", .0.text)]
+    Diverged(DivergenceNotice),
+}
+
+/// What a backup that diverged tells its primary.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DivergenceNotice {
+    /// The last point at which the two agreed, and the first at which they were seen to differ; nothing
+    /// for a difference that no comparison found.
+    pub window: Option<(ExecutionPoint, ExecutionPoint)>,
+    /// The first address of the page of memory that differs, if it is known to be one alone.
+    pub page: Option<u64>,
+    /// The whole report, for people.
+    pub text: String,
 }
 
 impl GoodbyeReason {
@@ -55,6 +70,9 @@ impl GoodbyeReason {
     pub(crate) fn clipped(self) -> Self {
         match self {
             Self::Fault(text) => Self::Fault(clip_text(text)),
+            Self::Diverged(notice) => {
+                Self::Diverged(DivergenceNotice { text: clip_text(notice.text), ..notice })
+            }
             other => other,
         }
     }
@@ -237,6 +255,7 @@ impl Control for GoodbyeReason {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
             Self::Fault(text) => check_text("goodbye text", text),
+            Self::Diverged(notice) => check_text("divergence", &notice.text),
             Self::Stopped | Self::Leaving => Ok(()),
         }
     }

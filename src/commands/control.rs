@@ -7,7 +7,7 @@ use clap::Args;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmft_backup::status::SideStatus;
+use vmft_backup::status::{EpochReport, SideStatus};
 
 /// Options of `vmft status`.
 #[derive(Debug, Args)]
@@ -62,6 +62,24 @@ pub fn snapshot(options: &SnapshotOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The epochs of checkpoint mode; a backup knows only how many it has applied.
+fn describe_epochs(text: &mut String, epochs: &EpochReport) -> fmt::Result {
+    write!(text, "epochs               {}", epochs.epochs)?;
+    if let Some(interval) = epochs.interval_ms {
+        write!(
+            text,
+            "; the last after {interval:.1} ms: {} KiB written, {} KiB sent, pause {:.2} ms (worst \
+             {:.2} ms), sending {:.2} ms",
+            epochs.last_dirty_bytes >> 10,
+            epochs.last_sent_bytes >> 10,
+            epochs.pause_ms,
+            epochs.worst_pause_ms,
+            epochs.sending_ms,
+        )?;
+    }
+    writeln!(text)
+}
+
 /// The status for people, a line a fact.
 fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
     let mut text = String::new();
@@ -98,6 +116,9 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
             network.sent, network.received, network.lost
         )?;
     }
+    if let Some(epochs) = &status.epochs {
+        describe_epochs(&mut text, epochs)?;
+    }
     if let Some(failover) = &status.failover {
         writeln!(
             text,
@@ -113,8 +134,19 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
                 .map_or_else(|| "none yet".to_owned(), |time| format!("after {time:.1} ms")),
         )?;
     }
+    if status.replay_skips > 0 {
+        writeln!(
+            text,
+            "replay spared        {} points, by {} checkpoints in the log",
+            status.points_skipped, status.replay_skips
+        )?;
+    }
     if let Some(divergence) = &status.divergence {
-        writeln!(text, "divergence           {divergence}")?;
+        writeln!(
+            text,
+            "divergences          {}, {} mended; the last: {}",
+            status.divergences, status.divergences_mended, divergence.text
+        )?;
     }
     if let Some(bytes) = status.overhead_bytes {
         writeln!(text, "memory overhead      {} MiB", bytes >> 20)?;

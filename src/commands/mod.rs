@@ -5,6 +5,7 @@ pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;
+pub mod fault;
 pub mod guest;
 pub mod primary;
 pub mod record;

@@ -64,10 +64,11 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         .with_context(|| format!("writing log {}", options.log.display()))?;
 
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let end = side.record(machine, log.clone());
+    let end = side.record(&mut machine, log.clone());
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;
     drop(terminal);
     log.finish().with_context(|| format!("writing log {}", options.log.display()))?;
-    tell!("recorded to {}", options.log.display());
+    let (point, state) = (machine.point(), machine.full_digest());
+    tell!("recorded to {}, to point {point}; state {state:016x}", options.log.display());
     Ok(super::run::report(&end))
 }

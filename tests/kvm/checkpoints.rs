@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmft::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use vmft_backup::status::Role;
 
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 /// Lines of these guests, and rounds of computing before each: long against what is done to them.
 const LINES: u32 = 6;
 
@@ -28,7 +28,7 @@ fn guest(directory: &Path, engine: Engine) -> Vec<OsString> {
     words
 }
 
-fn read_until(console: &mut PairConsole, text: &mut String, wanted: &str) {
+pub fn read_until(console: &mut PairConsole, text: &mut String, wanted: &str) {
     let deadline = Instant::now() + LIMIT;
     while !text.contains(wanted) {
         if let Look::Bytes(bytes) = console.look(Duration::from_secs(1)) {
@@ -38,8 +38,8 @@ fn read_until(console: &mut PairConsole, text: &mut String, wanted: &str) {
     }
 }
 
-/// Starts the probe with `subcommand`, and returns it when it computes for its third line.
-fn start(
+/// Starts a guest with `subcommand`, and returns it when it computes for its third line.
+pub fn start(
     directory: &Path,
     subcommand: &str,
     arguments: &[OsString],

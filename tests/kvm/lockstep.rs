@@ -1,7 +1,7 @@
 //! What a guest shows is the same whoever runs it, and whoever dies.
 
 use crate::engines::{
-    Engine, LINES, expected, kvm_is_here, probe, succeed, take_turn, write_probe,
+    Engine, LINES, expected, kvm_is_here, probe, said, succeed, take_turn, vmft, write_probe,
 };
 use std::ffi::OsString;
 use std::path::Path;
@@ -55,8 +55,8 @@ fn record_and_replay(engine: Engine, lines: u32, rounds: u32) {
     words.push(place("log").into());
     words.extend(guest(&kernel, &place("recorded")));
     words.extend(arguments(engine.options()));
-    succeed(words);
-    assert_eq!(std::fs::read_to_string(place("recorded")).unwrap(), expected(lines));
+    let recorded = said(&vmft(words));
+    assert_eq!(std::fs::read_to_string(place("recorded")).unwrap(), expected(lines), "{recorded}");
 
     let mut states = Vec::new();
     for console in ["first", "second"] {
@@ -71,7 +71,8 @@ fn record_and_replay(engine: Engine, lines: u32, rounds: u32) {
         assert!(!replayed.contains(" 0 digests agree"), "nothing was compared: {replayed}");
         states.push(replayed.lines().find(|line| line.starts_with("state ")).map(str::to_owned));
     }
-    assert!(states[0].is_some() && states[0] == states[1], "{states:?}");
+    let state = states[0].clone().unwrap();
+    assert!(states[0] == states[1] && recorded.contains(&state), "{states:?}: {recorded}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod branches;
 mod checkpoints;
 mod engines;
 mod exit_checkpoints;
+mod faults;
 mod kernel_start;
 mod linux;
 mod linux_epochs;

@@ -82,7 +82,7 @@ pub fn finish(pair: &mut Pair, survivor: Which, records: u32) {
 
 impl Pair {
     /// Waits for a side's end, and reads its console meanwhile.
-    fn wait_exit_reading(&mut self, which: Which) -> std::process::ExitStatus {
+    pub fn wait_exit_reading(&mut self, which: Which) -> std::process::ExitStatus {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Look::Bytes(bytes) = self.console.look(Duration::from_millis(5)) {

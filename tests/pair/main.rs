@@ -5,7 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bounded_replay;
 mod checkpoint_mode;
+mod diverged;
 mod ending;
 mod kill;
 mod lag;

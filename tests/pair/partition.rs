@@ -143,6 +143,11 @@ fn both_waiting() -> (Pair, Away) {
 #[test]
 fn while_the_arbiter_is_away_both_wait_and_then_one_goes_on() {
     let (mut pair, away) = both_waiting();
+    let directory = pair.directory.path().join("snapshot");
+    let refusal = vmft::api_client::snapshot(&pair.backup.api(), &directory).unwrap_err();
+    assert!(refusal.to_string().contains("about to take over"), "{refusal:#}");
+    // The primary's guest runs; only what it says waits.
+    vmft::api_client::snapshot(&pair.primary.api(), &directory).unwrap();
     away.back();
     let winner = wait_winner(&mut pair);
     check_winner(&mut pair, winner);

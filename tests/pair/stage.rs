@@ -92,12 +92,17 @@ pub fn read_until(console: &mut PairConsole, text: &mut Vec<u8>, wanted: impl Fn
 /// What the guest of a pair does, typed at its shell: mounts the disk; then for each number a line,
 /// a record and its fsync, a line that says so, some computing, some idling; then switches off.
 pub fn records_script(records: u32) -> String {
+    computing_script(records, 100)
+}
+
+/// The same, with so many rounds of computing for each record.
+pub fn computing_script(records: u32, rounds: u32) -> String {
     format!(
         "$bb mount -t ext4 /dev/vda $disk; n=0; while [ $n -lt {records} ]; do n=$((n+1)); \
          printf 'vmft-line %06d\\n' $n; \
          printf 'vmft-record %06d %0108d\\n' $n $n >>$disk/records; \
          sync $disk/records; printf 'vmft-record %06d synced\\n' $n; \
-         c=0; while [ $c -lt 100 ]; do c=$((c+1)); done; read -r -t 0.02 -u 9 _; done; \
+         c=0; while [ $c -lt {rounds} ]; do c=$((c+1)); done; read -r -t 0.02 -u 9 _; done; \
          echo vmft-done; poweroff\n"
     )
 }

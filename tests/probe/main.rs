@@ -5,6 +5,7 @@
 
 mod divergence;
 mod guest;
+mod jumps;
 mod recording;
 mod vector;
 mod watching;

@@ -15,8 +15,8 @@ use vmft_logging_channel::log_file::LogHeader;
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
-    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSource,
-    Recording, Replaying, Room, Wish,
+    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
+    LogSource, Recording, Replaying, Room, Wish,
 };
 use vmft_vmm::machine::{Machine, RunEnd};
 use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
@@ -112,9 +112,24 @@ pub fn record(log: &Path) -> Outcome {
 pub fn record_resting(
     log: &Path,
     rests: Option<u64>,
+    at_rest: impl FnMut(&mut Machine),
+) -> Outcome {
+    record_into(log, rests, at_rest, |log| log, false)
+}
+
+/// The same, to whatever `sink` makes of the log file; with `jumps`, what checkpoints it asks for are ones that
+/// a replay may go on from.
+pub fn record_into<L: LogSink>(
+    log: &Path,
+    rests: Option<u64>,
     mut at_rest: impl FnMut(&mut Machine),
+    sink: impl FnOnce(FileLog) -> L,
+    jumps: bool,
 ) -> Outcome {
     let mut machine = guest::machine();
+    if jumps {
+        machine.keep_deltas();
+    }
     let header = LogHeader {
         identity: Identity {
             pair: "probe".parse().unwrap(),
@@ -124,19 +139,23 @@ pub fn record_resting(
         metadata: BTreeMap::new(),
         nonce: Nonce(*b"the probe guest!"),
     };
-    let log = FileLog::create(File::create(log).unwrap(), header, &mut machine).unwrap();
+    let file = FileLog::create(File::create(log).unwrap(), header, &mut machine).unwrap();
+    let log = sink(file.clone());
     let screen = Arc::new(Screen::default());
     let gate = Arc::new(HeldOutputs::open(Arc::clone(&screen) as Arc<dyn Outside>));
     let clock = ClockControl::new(&machine.clock(), machine.point(), machine.scale());
     let live = Live::new(Script { rests, ..Script::new() }, clock);
     let (point, outputs) = (machine.point(), machine.outputs());
-    let mut inputs = Recording::new(live, log.clone(), Arc::clone(&gate), point, outputs);
+    let mut inputs = Recording::new(live, log, Arc::clone(&gate), point, outputs);
+    if jumps {
+        inputs = inputs.with_jumps();
+    }
     while machine.run(&mut inputs, &*gate).unwrap() == RunEnd::Paused {
         at_rest(&mut machine);
     }
     at_rest(&mut machine);
     inputs.stopped(machine.point(), machine.outputs(), StopReason::GuestPowerOff).unwrap();
-    log.finish().unwrap();
+    file.finish().unwrap();
     let shown = screen.0.lock().unwrap();
     let shown = String::from_utf8(shown.clone()).unwrap();
     assert_eq!(shown.len(), TICKS + b"vmft!.".len(), "{shown}");
@@ -224,7 +243,7 @@ struct Lost {
     limit: u64,
 }
 
-impl vmft_vmm::inputs::LogSink for Lost {
+impl LogSink for Lost {
     fn append(&mut self, _: Entry) -> std::io::Result<Option<EntrySequence>> {
         if self.is_closed() {
             return Ok(None);

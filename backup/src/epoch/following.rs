@@ -7,11 +7,13 @@ use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
 use crate::following::{BackupControl, BackupDuties, Followed, Race, succession};
 use crate::live::error_chain;
+use crate::mending::Divergences;
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{EpochReport, Role};
 use crate::tell;
 use std::sync::{Arc, Mutex};
 use vmft_logging_channel::entry::{Entry, StopReason};
+use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::transport::Joined;
 use vmft_vmm::inputs::{LogEnd, LogSource};
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
@@ -32,7 +34,7 @@ impl Side {
         joined: Joined<MachineSink>,
         duties: &BackupDuties,
         control: &Arc<BackupControl>,
-        divergences: &mut u32,
+        divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
         let Joined { channel, terms, checkpoint, sink } = joined;
         let channel = Arc::new(channel);
@@ -49,7 +51,9 @@ impl Side {
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
         let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
         let mut source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
+        let open = self.faults.epochs();
         let over = self.apply_epochs(&mut follower, &mut source, &gate, &kept);
+        drop(open);
         control.set(None);
         match over {
             LogOver::Stopped(reason) => {
@@ -64,8 +68,10 @@ impl Side {
             }
             LogOver::Ended => Ok(self.not_won(&channel, &race, duties.patience)),
             LogOver::Broken(why) => {
-                let report = format!("an epoch is refused: {why}");
-                Ok(self.join_again(report, "", &channel, divergences))
+                let text = format!("an epoch is refused: {why}");
+                let notice = DivergenceNotice { text, ..DivergenceNotice::default() };
+                let epochs = follower.epochs();
+                Ok(self.join_again(notice, "", &channel, divergences, epochs))
             }
         }
     }

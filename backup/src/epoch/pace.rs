@@ -33,6 +33,13 @@ impl Default for Interval {
     }
 }
 
+impl Interval {
+    /// The time.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
 impl TryFrom<Duration> for Interval {
     type Error = IntervalError;
 

@@ -157,6 +157,7 @@ impl Pacer {
         let mut report = EpochReport::default();
         while self.wait_due(&sender, began, cost) {
             self.turn.give_way();
+            let interval = began.elapsed();
             began = Instant::now();
             let (turn, view, gate) =
                 (Arc::clone(&self.turn), Arc::clone(&self.view), Arc::clone(sender.gate()));
@@ -173,7 +174,7 @@ impl Pacer {
             self.turn.under_way.store(false, Ordering::Release);
             let Ok(sent) = sent else { break };
             cost = sent.cost;
-            report.add(&sent);
+            report.add(&sent, (report.epochs > 0).then_some(interval));
             let now = report.clone();
             self.status.update(|status| status.epochs = Some(now));
         }
@@ -199,12 +200,14 @@ impl Pacer {
 const LOOK: Duration = Duration::from_millis(50);
 
 impl EpochReport {
-    fn add(&mut self, sent: &Sent) {
+    fn add(&mut self, sent: &Sent, interval: Option<Duration>) {
         let Sent { cost, dirty_bytes, sent_bytes } = sent;
         self.epochs += 1;
         self.pause_ms = ms(cost.rest);
         self.worst_pause_ms = self.worst_pause_ms.max(self.pause_ms);
         self.sending_ms = ms(cost.sending);
+        self.interval_ms = interval.map(ms);
+        (self.last_dirty_bytes, self.last_sent_bytes) = (*dirty_bytes, *sent_bytes);
         self.dirty_bytes += dirty_bytes;
         self.sent_bytes += sent_bytes;
     }

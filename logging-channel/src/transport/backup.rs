@@ -154,6 +154,21 @@ impl BackupChannel {
         state.end.clone().map_or(Delivery::TimedOut, Delivery::Ended)
     }
 
+    /// As [`Receiver::skip_to_checkpoint`]; with what was passed over comes the number of the last entry
+    /// handed out.
+    pub fn skip_to_checkpoint(
+        &self,
+        may: impl FnOnce(&[u8]) -> bool,
+    ) -> Option<(EntrySequence, Vec<Entry>)> {
+        let mut state = self.shared.lock();
+        let was_due = state.receiver.has_due_acknowledgement();
+        let skipped = state.receiver.skip_to_checkpoint(may)?;
+        if !was_due && state.receiver.has_due_acknowledgement() {
+            self.shared.wake.notify_one();
+        }
+        Some((state.receiver.delivered(), skipped))
+    }
+
     /// Says that every entry up to `entry` was replayed, and where the guest is.
     ///
     /// # Panics
@@ -165,6 +180,17 @@ impl BackupChannel {
     /// How the session ended, if it has. Entries may be left to take.
     pub fn end(&self) -> Option<SessionEnd> {
         self.shared.lock().end.clone()
+    }
+
+    /// Waits until the session has ended, for at most `limit`; says whether it has.
+    pub fn wait_end(&self, limit: Duration) -> bool {
+        let state = self.shared.lock();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, limit, |state| state.end.is_none())
+            .expect("no thread panics while it holds the channel's lock");
+        state.end.is_some()
     }
 
     /// True when the primary has said goodbye. A session that ended by a `Stop` entry and a closed
@@ -188,13 +214,7 @@ impl BackupChannel {
     pub fn leave(&self, reason: GoodbyeReason, limit: Duration) -> bool {
         self.shared.lock().receiver.leave(reason);
         self.shared.wake.notify_one();
-        let state = self.shared.lock();
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, |state| state.end.is_none())
-            .expect("no thread panics while it holds the channel's lock");
-        state.end.is_some()
+        self.wait_end(limit)
     }
 
     /// Figures of the session.

@@ -8,6 +8,7 @@ mod rounds;
 mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
+use crate::options::ProtectOption;
 use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
@@ -22,11 +23,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use vmft_backup::epoch::Protection;
 use vmft_backup::status::SideStatus;
 use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
 use vmft_guest_images::{Cache, Workload, default_guest, lockstep_guest};
+use vmft_vmm::engine::EngineKind;
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -70,6 +73,9 @@ pub struct DemoOptions {
     rounds: u32,
     #[command(flatten)]
     engine: EngineOptions,
+    /// How the guest is protected: the backup replays it, or is sent what has changed
+    #[arg(long, value_name = "lockstep|checkpoint[,interval=25ms]", default_value = "lockstep")]
+    protect: ProtectOption,
     /// Guest memory
     #[arg(long, value_name = "size=SIZE", default_value = "size=256M")]
     memory: crate::options::MemoryOption,
@@ -82,6 +88,21 @@ pub struct DemoOptions {
 }
 
 impl DemoOptions {
+    /// What the pair's machine is for.
+    fn purpose(&self) -> Purpose {
+        self.protect.0.into()
+    }
+
+    /// The words for both sides that say how they protect.
+    fn protect(&self) -> impl Iterator<Item = OsString> + use<> {
+        self.protect.arguments().into_iter().map(OsString::from)
+    }
+
+    /// True if the guest's kernel must be the lockstep kernel.
+    fn needs_lockstep_kernel(&self, engine: EngineKind) -> bool {
+        self.protect.0 == Protection::Lockstep && engine.trusts_the_guest()
+    }
+
     /// After which line or record to kill.
     fn kill_after(&self) -> Result<u32> {
         let kill_after = self.kill_after.unwrap_or(self.lines / 2);
@@ -175,11 +196,12 @@ impl Stage {
             "--cmdline".to_owned(),
             cmdline,
         ];
-        let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
-        let kernel = engine.trusts_the_guest().then_some("--lockstep-kernel");
+        let engine = options.engine.wanted(options.purpose())?.unwrap_or_default();
+        let kernel = options.needs_lockstep_kernel(engine).then_some("--lockstep-kernel");
         let engine = kernel.into_iter().chain(options.engine.arguments()).map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
-        let both = ["--disk".into(), prefixed("path=", disk)];
+        let disk = ["--disk".into(), prefixed("path=", disk)];
+        let both: Vec<OsString> = disk.into_iter().chain(options.protect()).collect();
         Self::set(workplace, &both, primary, network.as_ref())
     }
 }
@@ -205,7 +227,7 @@ struct Played {
 
 /// Runs the demo.
 pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
-    let engine = options.engine.wanted(Purpose::Lockstep)?.unwrap_or_default();
+    let engine = options.engine.wanted(options.purpose())?.unwrap_or_default();
     if options.rounds > 1 && options.guest != DemoGuest::Records {
         bail!("--rounds is for the guest with records: leave --guest away");
     }
@@ -215,7 +237,7 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     if options.guest != DemoGuest::Probe {
         let mut bar = progress::terminal();
         let cache = Cache::from_environment()?;
-        if engine.trusts_the_guest() {
+        if options.needs_lockstep_kernel(engine) {
             // Nobody waits minutes for a demo without having asked for it.
             lockstep_guest(&cache).remedy(|| "or show the probe guest, with --guest probe")?;
         } else {

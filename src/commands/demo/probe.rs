@@ -19,7 +19,8 @@ pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> 
     std::fs::write(&kernel, guest.image())
         .with_context(|| format!("writing {}", kernel.display()))?;
     let started = Instant::now();
-    let both = ["--arbiter".into(), prefixed("dir=", &workplace.join("arbiter"))];
+    let arbiter = ["--arbiter".into(), prefixed("dir=", &workplace.join("arbiter"))];
+    let both: Vec<OsString> = arbiter.into_iter().chain(options.protect()).collect();
     let primary = ["--kernel".into(), kernel.into(), "--memory".into(), "size=64M".into()];
     let engine = options.engine.arguments().into_iter().map(OsString::from);
     let stage = Stage::set(workplace, &both, primary.into_iter().chain(engine), None)?;

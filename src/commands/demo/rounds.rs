@@ -25,6 +25,8 @@ struct Rounds {
     live: SideProcess,
     follower: SideProcess,
     waiting: SideProcess,
+    /// The words for every side that say how they protect.
+    protect: Vec<OsString>,
     started: u32,
     heard: Instant,
 }
@@ -44,14 +46,16 @@ impl Rounds {
         let words = ["--listen", "tcp:127.0.0.1:0", "--memory", &memory, "--cmdline"];
         let mut arguments: Vec<OsString> = words.map(Into::into).into();
         arguments.extend([workload.cmdline().into(), "--disk".into(), prefixed("path=", disk)]);
+        let protect: Vec<OsString> = options.protect().collect();
+        arguments.extend(protect.iter().cloned());
         let mut live = SideProcess::start(&program, Which::Primary, &workplace, &arguments)?;
         let mut console = PairConsole::default();
         console.attach(&mut live)?;
         let addresses = [address(&mut live)?];
-        let mut follower = standby(&program, &workplace, disk, 1, &addresses)?;
+        let mut follower = standby(&program, &workplace, disk, (1, &addresses), &protect)?;
         console.attach(&mut follower)?;
         let addresses = [address(&mut live)?, address(&mut follower)?];
-        let mut waiting = standby(&program, &workplace, disk, 2, &addresses)?;
+        let mut waiting = standby(&program, &workplace, disk, (2, &addresses), &protect)?;
         console.attach(&mut waiting)?;
         let (disk, ledger) = (disk.to_owned(), Ledger::default());
         let heard = Instant::now();
@@ -64,6 +68,7 @@ impl Rounds {
             live,
             follower,
             waiting,
+            protect,
             started: 2,
             heard,
         })
@@ -108,8 +113,8 @@ impl Rounds {
         eprintln!("\r\nvmft: round {number}: live side (process {process}) killed with SIGKILL");
         self.started += 1;
         let addresses = [address(&mut self.follower)?, address(&mut self.waiting)?];
-        let mut new =
-            standby(&self.program, &self.workplace, &self.disk, self.started, &addresses)?;
+        let place = (self.started, &addresses[..]);
+        let mut new = standby(&self.program, &self.workplace, &self.disk, place, &self.protect)?;
         self.console.attach(&mut new)?;
         let follower = std::mem::replace(&mut self.waiting, new);
         self.live = std::mem::replace(&mut self.follower, follower);
@@ -126,13 +131,14 @@ fn standby(
     program: &Path,
     workplace: &Path,
     disk: &Path,
-    number: u32,
-    addresses: &[OsString],
+    (number, addresses): (u32, &[OsString]),
+    protect: &[OsString],
 ) -> Result<SideProcess> {
     let mut arguments: Vec<OsString> = vec!["--join".into()];
     arguments.extend(addresses.iter().cloned());
     arguments.extend(["--listen".into(), "tcp:127.0.0.1:0".into(), "--disk".into()]);
     arguments.push(prefixed("path=", disk));
+    arguments.extend(protect.iter().cloned());
     let name = (Which::Backup, &*format!("standby-{number}"));
     SideProcess::start_named(program, "standby", name, workplace, &arguments)
 }

@@ -1,6 +1,8 @@
 //! Checkpoints in the log: packed by who records, put together by who replays.
 
-use crate::machine::{Delta, MachineState};
+use crate::machine::{Delta, DeltaBase, MachineState};
+use crate::outputs::Output;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vmft_logging_channel::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointReader, CheckpointSink, CheckpointWriter,
@@ -8,20 +10,42 @@ use vmft_logging_channel::checkpoint::{
 };
 use vmft_logging_channel::entry::{Entry, EntrySequence, LogPosition};
 
+/// The state part of a checkpoint in the log.
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    /// The machine, encoded, without its memory and what it boots from.
+    machine: Vec<u8>,
+    outputs: Vec<Output>,
+}
+
+/// The base that the fixed part of a checkpoint names.
+pub(super) fn base_of(fixed: &[u8]) -> Option<DeltaBase> {
+    match postcard::take_from_bytes(fixed) {
+        Ok((base, [])) => Some(base),
+        _ => None,
+    }
+}
+
 /// The entries that carry `delta`.
 pub(super) fn pack(mut delta: Delta) -> Vec<Entry> {
     // The receiver has replayed since the last one, so nothing is known of its pages.
     let encoder = PageEncoder::for_earlier(0);
+    // Without outputs it is for its own place alone, and has no fixed part.
+    let base = postcard::to_stdvec(&delta.base).expect("plain state always encodes");
+    let fixed = if delta.outputs.is_some() { &base[..] } else { &[] };
     let (mut writer, mut pieces) =
-        CheckpointWriter::begin(MemoryBase::Earlier, delta.page_limit, &[], encoder)
-            .expect("there is no fixed part");
+        CheckpointWriter::begin(MemoryBase::Earlier, delta.page_limit, fixed, encoder)
+            .expect("the fixed part is small");
     while let Some(piece) = writer.next_pages(&mut delta, false) {
         pieces.push(piece);
     }
     let position = LogPosition { entry: EntrySequence(0), point: delta.state.point() };
+    let outputs = delta.outputs.unwrap_or_default();
+    let content = Content { machine: delta.state.encode(), outputs };
+    let content = postcard::to_stdvec(&content).expect("plain state always encodes");
     let (last, _) = writer
-        .finish(position, &delta.state.encode())
-        .expect("devices are bounded far below a checkpoint's limit");
+        .finish(position, &content)
+        .expect("devices and outputs are bounded far below a checkpoint's limit");
     pieces.extend(last);
     let entry = |piece: CheckpointPiece| Entry::CheckpointPart {
         piece: piece.kind(),
@@ -73,9 +97,22 @@ impl Assembly {
         let piece = CheckpointPiece::decode(piece, bytes).map_err(|error| error.to_string())?;
         let whole = self.reader.handle_piece(piece, &mut self.aside);
         let Some(whole) = whole.map_err(|error| error.to_string())? else { return Ok(None) };
-        let state = MachineState::decode(&whole.state).map_err(|error| error.to_string())?;
+        let content: Content = match postcard::take_from_bytes(&whole.state) {
+            Ok((content, [])) => content,
+            Ok(_) => return Err("its state goes on after its end".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let state = MachineState::decode(&content.machine).map_err(|error| error.to_string())?;
+        let here = DeltaBase { point: state.point(), is_checkpoint: false };
+        let (base, outputs) = match whole.fixed.is_empty() {
+            true => (here, None),
+            false => {
+                let base = base_of(&whole.fixed).ok_or("its base is none")?;
+                (base, Some(content.outputs))
+            }
+        };
         let Aside { page_limit, pages } = std::mem::take(&mut self.aside);
         let page_limit = page_limit.expect("a whole checkpoint has begun");
-        Ok(Some(Delta { state, page_limit, pages }))
+        Ok(Some(Delta { state, page_limit, pages, base, outputs }))
     }
 }

@@ -74,7 +74,7 @@ pub enum Step {
     /// here. Never answered where there is no point.
     Flush,
     /// Give this place a name by its state, and hand that to [`Inputs::checkpoint`]: something waits
-    /// for the guest, and no point comes.
+    /// for the guest, and no point comes; or whoever follows is far behind.
     Checkpoint,
     /// Become the machine that this was taken of.
     Adopt(Box<Delta>),
@@ -143,6 +143,12 @@ pub trait Inputs {
     /// # Errors
     /// [`InputError::Divergence`] if the log says something else.
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError>;
+
+    /// True if the digest just given is where the next checkpoint in the log may begin from: whoever has
+    /// passed it agrees on all of memory.
+    fn is_base(&self) -> bool {
+        true
+    }
 
     /// What was asked for by [`Step::Checkpoint`]; `None` if there was nothing to take. The machine is
     /// at a point now, unless there was nothing.

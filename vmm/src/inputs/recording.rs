@@ -40,6 +40,14 @@ pub trait LogSink: std::fmt::Debug + Send {
     fn hold_back(&mut self) -> bool {
         true
     }
+    /// True if the log wants a checkpoint here, for a reader that is far behind. Asked at every point.
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+    /// True if whoever reads the log is too far behind to have come to what is appended now.
+    fn is_far_behind(&self) -> bool {
+        false
+    }
     /// True once nobody reads the log any more and recording is over.
     fn is_closed(&self) -> bool {
         false
@@ -62,6 +70,10 @@ pub struct Recording<S, L> {
     exits: ExitEncoder,
     /// A place may be named by the machine's state.
     named_by_state: bool,
+    /// The point of the last checkpoint in the log, or of the digest that the next begins from.
+    base: ExecutionPoint,
+    /// Checkpoints say what the guest has put out, so that a reader may go on from them.
+    for_jumps: bool,
 }
 
 impl<S: InputSource, L: LogSink> Recording<S, L> {
@@ -84,7 +96,17 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             last_entry: point,
             exits: ExitEncoder::default(),
             named_by_state: true,
+            base: point,
+            for_jumps: false,
         }
+    }
+
+    /// Checkpoints are taken when the log wants them, for readers that are far behind. The machine must
+    /// keep deltas.
+    pub fn with_jumps(mut self) -> Self {
+        self.gate.recent().begin();
+        self.for_jumps = true;
+        self
     }
 
     /// Gives the live inputs and the log back: recording is over.
@@ -203,7 +225,11 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
         }
-        if self.named_by_state && self.live.is_overdue(boundary) {
+        // Two bases are never at one point, which names them.
+        let wanted = self.for_jumps && boundary.is_point && boundary.point > self.base;
+        if wanted && self.log.wants_checkpoint()
+            || self.named_by_state && self.live.is_overdue(boundary)
+        {
             self.log_exits(boundary.point)?;
             self.append(Entry::Progress { point: boundary.point })?;
             return Ok(Step::Checkpoint);
@@ -260,15 +286,29 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         self.next_digest = point.after(self.live.scale().digest_interval);
         self.log_exits(point)?;
         self.append(Entry::Digest { point, digest })?;
+        if self.is_base() {
+            self.base = point;
+            self.gate.recent().forget();
+        }
         Ok(())
     }
 
+    fn is_base(&self) -> bool {
+        // Else a reader would have to come this far by replaying before a checkpoint could help it.
+        !(self.for_jumps && self.log.is_far_behind())
+    }
+
     fn checkpoint(&mut self, delta: Option<Delta>) -> Result<(), InputError> {
-        let Some(delta) = delta else {
+        let Some(mut delta) = delta else {
             // Never agreed with anybody, so there is nothing to be short of.
             self.named_by_state = false;
             return Ok(());
         };
+        self.base = delta.state.point();
+        if self.for_jumps {
+            delta.outputs = Some(self.gate.recent().all());
+            self.gate.recent().forget();
+        }
         for entry in deltas::pack(delta) {
             self.append(entry)?;
         }

@@ -1,12 +1,15 @@
 //! Inputs from the log.
 
-use super::deltas::Assembly;
+use super::deltas::{Assembly, base_of};
 use super::exits::{self, ExitDifference};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
+use crate::machine::differing_page;
+use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
+use vmft_logging_channel::checkpoint::PieceKind;
 use vmft_logging_channel::entry::{Entry, OutputSequence, StateDigest, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -28,6 +31,19 @@ pub trait LogSource: std::fmt::Debug + Send {
     /// # Errors
     /// [`LogEnd`] once there will be no more.
     fn next(&mut self, at: ExecutionPoint) -> Result<Entry, LogEnd>;
+
+    /// Goes on with the first whole checkpoint that has come, if `may` says so of its fixed part: the next
+    /// entry is its first piece. What was passed over comes back. A log that is there for its own sake,
+    /// such as a file, has nothing to pass over.
+    fn skip_to_checkpoint(&mut self, may: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        let _ = may;
+        None
+    }
+
+    /// This side has gone on from a checkpoint, `points` ahead of where it was.
+    fn skipped(&mut self, points: u64) {
+        let _ = points;
+    }
 
     /// So many more digests and exits have agreed with the log's, for whoever watches.
     fn agreed(&mut self, digests: u64, exits: u64) {
@@ -87,6 +103,16 @@ pub enum Difference {
     Checkpoint(String),
 }
 
+impl Difference {
+    /// The page of memory that differs, where it is known to be one alone.
+    pub fn page(&self) -> Option<PageNumber> {
+        match self {
+            Self::Digest { logged, replayed } => differing_page(logged, replayed),
+            _ => None,
+        }
+    }
+}
+
 pub(super) const REGISTER_NAMES: [&str; 18] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip", "rflags",
@@ -110,13 +136,20 @@ impl fmt::Display for Difference {
                     ("memory", logged.memory, replayed.memory),
                     ("pages in use", logged.pages.into(), replayed.pages.into()),
                 ];
+                let page = differing_page(logged, replayed);
                 for (name, log, here) in hashes {
                     if log != here {
                         write!(f, "{separator}{name} is {here:#x}, logged {log:#x}")?;
                         separator = "; ";
                     }
                 }
-                Ok(())
+                match page {
+                    Some(page) => write!(f, "; of memory, the page at {:#x}", page.address().0),
+                    None if logged.memory != replayed.memory => {
+                        f.write_str("; of memory, several pages")
+                    }
+                    None => Ok(()),
+                }
             }
             Self::Exits(difference) => difference.fmt(f),
             Self::MalformedExits => f.write_str("the log's exits are no exits"),
@@ -164,6 +197,8 @@ pub struct Replaying<L> {
     exits_agreed: u64,
     /// A checkpoint on its way in.
     assembly: Assembly,
+    /// The point of the last one.
+    last_checkpoint: Option<ExecutionPoint>,
 }
 
 impl<L: LogSource> Replaying<L> {
@@ -180,6 +215,7 @@ impl<L: LogSource> Replaying<L> {
             exits: Vec::new(),
             exits_agreed: 0,
             assembly: Assembly::default(),
+            last_checkpoint: None,
         }
     }
 
@@ -260,6 +296,46 @@ impl<L: LogSource> Replaying<L> {
         }
     }
 
+    /// Passes over what is to be replayed, as far as a checkpoint that has come stands for it. What this
+    /// side has written since the checkpoint's base is part of what the primary had, so it is covered.
+    fn skip(&mut self, boundary: &Boundary) {
+        let (point, last) = (boundary.point, self.last_checkpoint);
+        let may = |fixed: &[u8]| base_of(fixed).is_some_and(|base| base.is_passed(point, last));
+        let Some(skipped) = self.log.skip_to_checkpoint(&may) else { return };
+        self.next = None;
+        for entry in skipped {
+            if let Entry::Released { output } = entry {
+                self.kept.released(output);
+            }
+        }
+    }
+
+    /// A piece of a checkpoint; the step that takes it over, if it is the last.
+    fn add_piece(
+        &mut self,
+        piece: PieceKind,
+        bytes: &[u8],
+        boundary: &Boundary,
+    ) -> Result<Option<Step>, InputError> {
+        match self.assembly.add(piece, bytes) {
+            Ok(None) => Ok(None),
+            Ok(Some(delta)) => {
+                // Those behind the last point are no exits of this side's.
+                self.exits.clear();
+                let point = delta.state.point();
+                self.last_checkpoint = Some(point);
+                if point > boundary.point {
+                    self.log.skipped(point.since(boundary.point));
+                }
+                Ok(Some(Step::Adopt(Box::new(delta))))
+            }
+            Err(why) => {
+                let what = Difference::Checkpoint(why);
+                Err(self.diverged(boundary.point, what).into())
+            }
+        }
+    }
+
     /// The step for an entry at the boundary itself; `None` if it asks nothing of the machine.
     fn apply(&mut self, entry: Entry, boundary: &Boundary) -> Result<Option<Step>, InputError> {
         match entry {
@@ -293,6 +369,7 @@ impl<L: LogSource> Replaying<L> {
 
 impl<L: LogSource> Inputs for Replaying<L> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
+        self.skip(boundary);
         loop {
             let entry = match self.next.take() {
                 Some(entry) => entry,
@@ -304,17 +381,8 @@ impl<L: LogSource> Inputs for Replaying<L> {
             let Some(point) = entry.point() else {
                 match entry {
                     Entry::CheckpointPart { piece, bytes } => {
-                        match self.assembly.add(piece, &bytes) {
-                            Ok(None) => {}
-                            Ok(Some(delta)) => {
-                                // Those behind the last point are no exits of this side's.
-                                self.exits.clear();
-                                return Ok(Step::Adopt(Box::new(delta)));
-                            }
-                            Err(why) => {
-                                let what = Difference::Checkpoint(why);
-                                return Err(self.diverged(boundary.point, what).into());
-                            }
+                        if let Some(step) = self.add_piece(piece, &bytes, boundary)? {
+                            return Ok(step);
                         }
                     }
                     Entry::Released { output } => self.kept.released(output),

@@ -134,7 +134,7 @@ fn an_exit_too_few_or_too_many_is_a_divergence() {
 }
 
 fn digest() -> StateDigest {
-    StateDigest { registers: [0; 18], cpu: 0, devices: 0, memory: 0, pages: 0 }
+    StateDigest { registers: [0; 18], cpu: 0, devices: 0, memory: 0, places: 0, pages: 0 }
 }
 
 #[test]

@@ -1,16 +1,24 @@
-//! A checkpoint in the log: what names a place at which no point is.
+//! A checkpoint in the log: a place that is named by its state, pages written since both sides last agreed on
+//! all of memory, registers, devices.
 //!
-//! A machine that is at a place without a name gives it one by its state: pages written since both sides
-//! last agreed on all of memory, registers, devices. A replaying side that has come to the point before
-//! takes all that over, and is where the primary is.
+//! **Where no point is.** A machine that is at a place without a name gives it one. A replaying side that has
+//! come to the point before takes all that over, and is where the primary is.
+//!
+//! **Instead of replaying.** What a replaying side has written since its base is part of what the primary has,
+//! as long as it is between the two. So it may take the checkpoint over from any place behind the base: every
+//! page in which it differs from the primary is in it. It bounds how far a backup has to replay. What the guest
+//! has put out on the way comes along, because nobody produces it here.
 
 use super::{Machine, MachineState, StateError};
 use crate::board::Board;
 use crate::engine::{EngineKind, PointKind};
-use crate::memory::{PAGE_SIZE, PageNumber};
+use crate::memory::{PAGE_SIZE, PageNumber, WriteView};
+use crate::outputs::Output;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vm_memory::{Address, Bytes};
 use vmft_logging_channel::checkpoint::{self, PAGE_BYTES, Page, PageSource};
+use vmft_logging_channel::point::ExecutionPoint;
 
 /// A machine's state, and what of its memory has changed since the last one, or the last digest: both are
 /// places at which the two sides agree.
@@ -20,6 +28,28 @@ pub struct Delta {
     pub(crate) page_limit: checkpoint::PageNumber,
     /// In ascending order.
     pub(crate) pages: VecDeque<(checkpoint::PageNumber, Box<Page>)>,
+    /// From where on it may be taken over.
+    pub(crate) base: DeltaBase,
+    /// Where it may be taken over from elsewhere than its own place: what the guest has put out since the
+    /// base, but for disk requests, and packets known to be out.
+    pub(crate) outputs: Option<Vec<Output>>,
+}
+
+/// Where both sides agreed on all of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaBase {
+    /// The point.
+    pub(crate) point: ExecutionPoint,
+    /// It is a checkpoint of the log. At any other base there may be more at the same point, so only what
+    /// lies behind it has passed it.
+    pub(crate) is_checkpoint: bool,
+}
+
+impl DeltaBase {
+    /// True if a side at `point`, whose last checkpoint of the log was at `last`, has passed the base.
+    pub(crate) fn is_passed(self, point: ExecutionPoint, last: Option<ExecutionPoint>) -> bool {
+        point > self.point || self.is_checkpoint && last.is_some_and(|last| last >= self.point)
+    }
 }
 
 impl PageSource for Delta {
@@ -36,28 +66,48 @@ pub(super) const fn may_need_delta(engine: EngineKind) -> bool {
     matches!(engine, EngineKind::Kvm { points: PointKind::Exit })
 }
 
+/// What has been written since a base.
+#[derive(Debug)]
+pub(super) struct SinceBase {
+    view: WriteView,
+    base: DeltaBase,
+}
+
 impl Machine {
+    /// From now on checkpoints can be taken for the log wherever both sides agree, whether or not the engine
+    /// needs them.
+    pub fn keep_deltas(&mut self) {
+        self.keeps_deltas = true;
+    }
+
     /// Both sides agree on all of memory here: what is written from here on is what a delta has.
     pub(super) fn begin_delta(&mut self) {
-        if !may_need_delta(self.config.engine) {
+        self.begin_delta_at(false);
+    }
+
+    fn begin_delta_at(&mut self, is_checkpoint: bool) {
+        if !self.keeps_deltas && !may_need_delta(self.config.engine) {
             return;
         }
-        match self.delta_view.take() {
-            Some(view) => {
+        let base = DeltaBase { point: self.engine.point(), is_checkpoint };
+        let view = match self.since_base.take() {
+            Some(SinceBase { view, .. }) => {
                 self.take_written(&view);
-                self.delta_view = Some(view);
+                view
             }
-            None => self.delta_view = Some(self.watch_writes()),
-        }
+            None => self.watch_writes(),
+        };
+        self.since_base = Some(SinceBase { view, base });
     }
 
     /// Gives the place a name by its state: from here on it is a point. `None` if nobody has agreed with
     /// this machine on anything yet.
     pub(super) fn take_delta(&mut self) -> Option<Delta> {
-        let view = self.delta_view.take()?;
+        let SinceBase { view, base } = self.since_base.take()?;
         self.engine.flush_caches();
         let written = self.take_written(&view);
-        self.delta_view = Some(view);
+        let here = DeltaBase { point: self.engine.point(), is_checkpoint: true };
+        self.since_base = Some(SinceBase { view, base: here });
         let ram = self.engine.ram();
         let copy = |number: PageNumber| {
             let mut page = Box::new([0; PAGE_BYTES]);
@@ -71,18 +121,26 @@ impl Machine {
         let page_limit = checkpoint::PageNumber(end / PAGE_SIZE);
         let state = self.state();
         self.at_point = true;
-        Some(Delta { state, page_limit, pages })
+        Some(Delta { state, page_limit, pages, base, outputs: None })
     }
 
-    /// Becomes the machine that `delta` was taken of.
+    /// Becomes the machine that `delta` was taken of. The outputs it makes by that come back.
     ///
     /// # Errors
     /// [`StateError`]; nothing has changed then, unless the host's KVM refuses what it should take.
-    pub(super) fn adopt(&mut self, delta: Delta) -> Result<(), StateError> {
-        let Delta { state, page_limit: _, pages } = delta;
-        if state.config != self.config {
+    pub(super) fn adopt(&mut self, delta: Delta) -> Result<Vec<Output>, StateError> {
+        let Delta { state, page_limit: _, pages, base: _, outputs } = delta;
+        let mut outputs = outputs.unwrap_or_default();
+        let is_ahead = state.point >= self.engine.point() && state.outputs >= self.outputs;
+        if state.config != self.config || !is_ahead {
             return Err(StateError::OtherMachine);
         }
+        if !outputs.is_sorted_by_key(|output| output.sequence)
+            || outputs.last().is_some_and(|last| last.sequence > state.outputs)
+        {
+            return Err(StateError::OtherMachine);
+        }
+        outputs.retain(|output| output.sequence > self.outputs);
         let ram = self.engine.ram().clone();
         let inside = |number: &checkpoint::PageNumber| {
             number.0.checked_mul(PAGE_SIZE).is_some_and(|address| {
@@ -106,7 +164,7 @@ impl Machine {
         self.outputs = state.outputs;
         self.console_offset = state.console_offset;
         self.at_point = true;
-        self.begin_delta();
-        Ok(())
+        self.begin_delta_at(true);
+        Ok(outputs)
     }
 }

@@ -32,14 +32,14 @@ impl Machine {
         let cpu = self.engine.save();
         self.fold_written();
         self.engine.renew_write_tracking();
-        self.begin_delta();
         let mut registers = [0; 18];
         registers[..16].copy_from_slice(&cpu.general);
         registers[16] = cpu.rip;
         registers[17] = cpu.rflags;
         let devices = hash_of(&(self.board.save(), self.clock, self.outputs, self.console_offset));
         let (memory, pages) = (self.memory_sum.sum(), self.memory_sum.used());
-        StateDigest { registers, cpu: hash_of(&cpu), devices, memory, pages }
+        let places = self.memory_sum.places();
+        StateDigest { registers, cpu: hash_of(&cpu), devices, memory, places, pages }
     }
 
     /// Brings the running hash of memory up to date.

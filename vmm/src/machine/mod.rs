@@ -17,7 +17,8 @@ mod digest;
 mod memory_sum;
 mod state;
 
-pub use delta::Delta;
+pub use delta::{Delta, DeltaBase};
+pub use memory_sum::differing_page;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
@@ -27,8 +28,9 @@ use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
 };
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
-use crate::memory::{GuestRam, MemoryError, WriteView};
+use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
+use delta::SinceBase;
 use memory_sum::MemorySum;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
@@ -141,7 +143,9 @@ pub struct Machine {
     console_offset: u64,
     memory_sum: MemorySum,
     /// Pages written since both sides last agreed on all of memory, where that may be needed.
-    delta_view: Option<WriteView>,
+    since_base: Option<SinceBase>,
+    /// It may be needed although the engine does without.
+    keeps_deltas: bool,
 }
 
 /// The board as the CPU sees it: guest time is computed where it is asked for.
@@ -212,7 +216,8 @@ impl Machine {
             outputs: OutputSequence(0),
             console_offset: 0,
             memory_sum: MemorySum::default(),
-            delta_view: None,
+            since_base: None,
+            keeps_deltas: false,
         })
     }
 
@@ -350,6 +355,9 @@ impl Machine {
                     assert!(self.at_point, "a digest of a place without a name");
                     let digest = self.digest();
                     inputs.digest(self.engine.point(), digest)?;
+                    if inputs.is_base() {
+                        self.begin_delta();
+                    }
                     continue;
                 }
                 Step::Flush => {
@@ -364,7 +372,10 @@ impl Machine {
                 }
                 Step::Adopt(delta) => {
                     let point = self.engine.point();
-                    self.adopt(*delta).map_err(|source| MachineError::Adopt { point, source })?;
+                    let adopted = self.adopt(*delta);
+                    let outputs =
+                        adopted.map_err(|source| MachineError::Adopt { point, source })?;
+                    outputs.into_iter().for_each(|output| gate.emit(output));
                     continue;
                 }
                 Step::Pause => return Ok(RunEnd::Paused),

@@ -278,7 +278,8 @@ impl Machine {
             console_offset,
             // Of memory, which is not part of the state.
             memory_sum: _,
-            delta_view: _,
+            since_base: _,
+            keeps_deltas: _,
         } = self;
         MachineState {
             version: STATE_VERSION,
@@ -322,7 +323,8 @@ impl Machine {
         engine.restore(&cpu, point)?;
         Ok(Self {
             memory_sum,
-            delta_view: None,
+            since_base: None,
+            keeps_deltas: false,
             config,
             source,
             engine,

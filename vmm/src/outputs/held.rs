@@ -1,6 +1,6 @@
 //! The gate of a live side.
 
-use super::{Output, OutputGate, OutputKind};
+use super::{Output, OutputGate, OutputKind, RecentOutputs};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +90,7 @@ struct Held {
 pub struct HeldOutputs {
     held: Mutex<Held>,
     outside: Arc<dyn Outside>,
+    recent: RecentOutputs,
     urgent: AtomicBool,
     /// An output has begun to wait.
     arrived: Condvar,
@@ -110,6 +111,7 @@ impl HeldOutputs {
                 worst_ns: 0,
             }),
             outside,
+            recent: RecentOutputs::default(),
             urgent: AtomicBool::new(false),
             arrived: Condvar::new(),
         }
@@ -117,6 +119,11 @@ impl HeldOutputs {
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no holder of the gate's lock panics")
+    }
+
+    /// What was put out since the last checkpoint in the log, where that is remembered.
+    pub fn recent(&self) -> &RecentOutputs {
+        &self.recent
     }
 
     /// From now on outputs wait for their acknowledgement, in a log that begins with entry 1.
@@ -156,6 +163,7 @@ impl HeldOutputs {
             return;
         }
         held.mode = Mode::Open;
+        self.recent.end();
         held.marks.clear();
         self.urgent.store(false, Ordering::Relaxed);
         held.packet_bytes = 0;
@@ -273,6 +281,7 @@ impl HeldOutputs {
 
 impl OutputGate for HeldOutputs {
     fn emit(&self, output: Output) {
+        self.recent.add(&output);
         let mut held = self.lock();
         match held.mode {
             Mode::Open => {

@@ -14,6 +14,8 @@ struct Kept {
     console: VecDeque<Output>,
     packets: VecDeque<Output>,
     packet_bytes: usize,
+    /// Everything up to here is out.
+    out: OutputSequence,
 }
 
 fn frame_len(output: &Output) -> usize {
@@ -38,6 +40,7 @@ impl KeptOutputs {
     /// Every output up to `output` is out.
     pub fn released(&self, output: OutputSequence) {
         let mut kept = self.lock();
+        kept.out = kept.out.max(output);
         let is_out = |first: &Output| first.sequence <= output;
         while kept.console.front().is_some_and(is_out) {
             kept.console.pop_front();
@@ -49,7 +52,7 @@ impl KeptOutputs {
 
     /// Takes what is left, in order, to be emitted at a go-live.
     pub fn take(&self) -> Vec<Output> {
-        let Kept { console, packets, packet_bytes: _ } = std::mem::take(&mut *self.lock());
+        let Kept { console, packets, .. } = std::mem::take(&mut *self.lock());
         let mut left: Vec<Output> = console.into_iter().chain(packets).collect();
         left.sort_by_key(|output| output.sequence);
         left
@@ -67,6 +70,10 @@ impl Kept {
 impl OutputGate for KeptOutputs {
     fn emit(&self, output: Output) {
         let mut kept = self.lock();
+        if output.sequence <= kept.out {
+            // This side has come to it late, from a checkpoint.
+            return;
+        }
         match output.kind {
             OutputKind::Console { .. } => kept.console.push_back(output),
             OutputKind::Packet(_) => {
@@ -109,6 +116,15 @@ mod tests {
         kept.released(OutputSequence(2));
         assert_eq!(taken(&kept), [3, 4, 5]);
         assert_eq!(taken(&kept), [0u64; 0]);
+    }
+
+    #[test]
+    fn an_output_that_comes_after_word_that_it_is_out_is_not_kept() {
+        let kept = KeptOutputs::default();
+        kept.emit(console(1));
+        kept.released(OutputSequence(3));
+        [packet(2, 60), console(3), packet(4, 60)].into_iter().for_each(|output| kept.emit(output));
+        assert_eq!(taken(&kept), [4]);
     }
 
     #[test]

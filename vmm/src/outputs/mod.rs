@@ -7,9 +7,11 @@
 
 mod held;
 mod kept;
+mod recent;
 
 pub use held::{Assurance, DelayStatistics, HeldOutputs, MarkBegun, Outside};
 pub use kept::KeptOutputs;
+pub use recent::RecentOutputs;
 
 use crate::board::DiskOperation;
 use serde::{Deserialize, Serialize};

@@ -18,6 +18,8 @@ pub struct Gauges {
     idle: AtomicBool,
     digests_agreed: AtomicU64,
     exits_agreed: AtomicU64,
+    skips: AtomicU64,
+    points_skipped: AtomicU64,
 }
 
 impl Gauges {
@@ -37,6 +39,22 @@ impl Gauges {
     pub fn add_agreed(&self, digests: u64, exits: u64) {
         self.digests_agreed.fetch_add(digests, Ordering::Relaxed);
         self.exits_agreed.fetch_add(exits, Ordering::Relaxed);
+    }
+
+    /// A replaying side has gone on from a checkpoint, so many points ahead.
+    pub fn add_skipped(&self, points: u64) {
+        self.skips.fetch_add(1, Ordering::Relaxed);
+        self.points_skipped.fetch_add(points, Ordering::Relaxed);
+    }
+
+    /// How often that was.
+    pub fn skips(&self) -> u64 {
+        self.skips.load(Ordering::Relaxed)
+    }
+
+    /// The points it has not replayed.
+    pub fn points_skipped(&self) -> u64 {
+        self.points_skipped.load(Ordering::Relaxed)
     }
 
     /// Digests that agreed with the log's.
