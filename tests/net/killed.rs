@@ -85,8 +85,8 @@ impl Shell {
     }
 }
 
-fn sessions_go_on(which: Which) {
-    let mut pair = Pair::start(&Setup::default());
+fn sessions_go_on(setup: &Setup, which: Which) {
+    let mut pair = Pair::start(setup);
     let mut shell = Shell::start(&pair);
     shell.type_in("kept=$((6 * 7)); echo kept is $kept", "kept is 42");
     let mut ping = pair.client("ping");
@@ -114,7 +114,7 @@ fn every_session_goes_on_when_the_primary_is_killed() {
     if lab::is_missing() {
         return;
     }
-    sessions_go_on(Which::Primary);
+    sessions_go_on(&Setup::default(), Which::Primary);
 }
 
 #[test]
@@ -122,14 +122,23 @@ fn every_session_goes_on_when_the_backup_is_killed() {
     if lab::is_missing() {
         return;
     }
-    sessions_go_on(Which::Backup);
+    sessions_go_on(&Setup::default(), Which::Backup);
+}
+
+#[test]
+fn every_session_goes_on_when_the_primary_is_killed_in_checkpoint_mode() {
+    if lab::is_missing() {
+        return;
+    }
+    let both = vec!["--protect", "checkpoint,interval=20ms"];
+    sessions_go_on(&Setup { both, ..Setup::default() }, Which::Primary);
 }
 
 /// Seconds of each measurement.
 const SECONDS: u32 = 6;
 
-/// Runs iperf3 for [`SECONDS`] seconds, and kills the primary after two.
-fn iperf_goes_on(reverse: bool) {
+/// Runs iperf3 for [`SECONDS`] seconds, and kills a side after two.
+fn iperf_goes_on(reverse: bool, which: Which) {
     let mut pair = Pair::start(&Setup::default());
     let mut command = pair.client("iperf3");
     command.args(["-c", GUEST, "--forceflush", "-i", "1", "-f", "k", "-t", &SECONDS.to_string()]);
@@ -142,7 +151,7 @@ fn iperf_goes_on(reverse: bool) {
     while !text.contains("2.00   sec") && !text.contains("2.00-") {
         assert_ne!(output.read_line(&mut text).unwrap(), 0, "{text}");
     }
-    pair.kill(Which::Primary);
+    pair.kill(which);
     text.push_str(&String::from_utf8_lossy(&read_all(output)));
     let errors = String::from_utf8_lossy(&read_all(child.stderr.take().unwrap())).into_owned();
     assert!(child.wait().unwrap().success(), "{text}{errors}{}", pair.report());
@@ -160,7 +169,7 @@ fn a_transfer_to_the_guest_goes_on_when_the_primary_is_killed() {
     if lab::is_missing() {
         return;
     }
-    iperf_goes_on(false);
+    iperf_goes_on(false, Which::Primary);
 }
 
 #[test]
@@ -168,5 +177,21 @@ fn a_transfer_from_the_guest_goes_on_when_the_primary_is_killed() {
     if lab::is_missing() {
         return;
     }
-    iperf_goes_on(true);
+    iperf_goes_on(true, Which::Primary);
+}
+
+#[test]
+fn a_transfer_to_the_guest_goes_on_when_the_backup_is_killed() {
+    if lab::is_missing() {
+        return;
+    }
+    iperf_goes_on(false, Which::Backup);
+}
+
+#[test]
+fn a_transfer_from_the_guest_goes_on_when_the_backup_is_killed() {
+    if lab::is_missing() {
+        return;
+    }
+    iperf_goes_on(true, Which::Backup);
 }
