@@ -6,7 +6,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::kvm::BranchCounter;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
-use vmft_vmm::engine::{Bus, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::engine::{Bus, CpuCount, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 pub const CODE: u64 = 0x10_0000;
@@ -207,7 +207,7 @@ impl Guest {
             ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
         }
         let mut engine =
-            engine.open(ram).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+            engine.open(ram, CpuCount::ONE).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
         engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }
     }

@@ -182,6 +182,22 @@ impl KvmState {
         }
     }
 
+    /// Where the local APIC is, and whether it is on.
+    pub(super) fn apic_base(&self) -> u64 {
+        self.sregs.apic_base
+    }
+
+    /// The same with the local APIC there.
+    pub(super) fn with_apic_base(mut self, apic_base: u64) -> Self {
+        self.sregs.apic_base = apic_base;
+        self
+    }
+
+    /// What is on its way into the guest.
+    pub(super) fn events(&self) -> &kvm_vcpu_events {
+        &self.events
+    }
+
     /// The task priority.
     pub(super) fn cr8(&self) -> u64 {
         self.sregs.cr8
