@@ -52,6 +52,7 @@ pub use arrivals::DeliveryError;
 pub use config::{BoardConfig, BoardError, Bytes, DiskConfig, NetConfig, UnixSeconds};
 pub use effect::{DiskOperation, Effect, EffectQueue};
 pub use functions::FunctionsState;
+pub(crate) use functions::{PCI_WINDOWS, line as interrupt_of_slot};
 pub(crate) use ports::POWER_MANAGEMENT_PORT;
 pub use state::BoardState;
 

@@ -3,14 +3,17 @@
 //!
 //! They name the local APICs, and the little of ACPI's fixed hardware that goes with being an ACPI machine.
 //! There is no I/O APIC, so that a kernel leaves the interrupt controllers as they are ("virtual wire
-//! mode"): devices interrupt the CPU that boots. The namespace has nothing but the way to switch off.
+//! mode"): devices interrupt the CPU that boots. The namespace has the PCI bus with its lines, because a kernel
+//! that believes in ACPI looks for it there, and the way to switch off.
 //!
 //! ```text
 //! 0xE0000 RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT, FACS
 //!                      └▶ MADT
 //! ```
 
-use crate::board::POWER_MANAGEMENT_PORT;
+use super::aml;
+use crate::board::{PCI_WINDOWS, POWER_MANAGEMENT_PORT, interrupt_of_slot};
+use crate::devices::pci::SLOTS;
 use crate::devices::power_management::{CONTROL_OFFSET, OFF};
 use crate::engine::CpuCount;
 use crate::memory::GuestRam;
@@ -61,10 +64,43 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The namespace: `Name (\_S5, Package () { OFF, OFF, 0, 0 })`, the sleep type that is off.
+/// What belongs to the bus: bus 0, and the addresses of its windows (ACPI 6.4, §6.4.3.5).
+fn bus_resources() -> Vec<u8> {
+    const FIXED: u8 = 0x0C;
+    const READ_WRITE: u8 = 0x01;
+    let (first, last) = (PCI_WINDOWS.start, PCI_WINDOWS.end - 1);
+    let mut bytes = vec![0x88, 13, 0, 2, FIXED, 0];
+    // Granularity, first, last, translation, count.
+    bytes.extend([0u16, 0, 0, 0, 1].iter().flat_map(|word| word.to_le_bytes()));
+    bytes.extend([0x87, 23, 0, 0, FIXED, READ_WRITE]);
+    bytes.extend([0, first, last, 0, last - first + 1].iter().flat_map(|word| word.to_le_bytes()));
+    bytes.extend([0x79, 0]);
+    bytes
+}
+
+/// Which line the first pin of each slot pulls.
+fn routing() -> Vec<u8> {
+    let slots = (1..SLOTS).map(|slot| {
+        let (address, pin, source) = (u32::from(slot) << 16 | 0xFFFF, 0, 0);
+        let line = u32::from(interrupt_of_slot(slot).number());
+        aml::package(&[address, pin, source, line].map(aml::integer))
+    });
+    aml::package(&slots.collect::<Vec<_>>())
+}
+
+/// The namespace: the PCI bus, and the sleep type that is off.
 fn dsdt() -> Vec<u8> {
-    let s5 = [0x08, b'_', b'S', b'5', b'_', 0x12, 0x08, 4, 0x0A, OFF, 0x0A, OFF, 0x00, 0x00];
-    table(b"DSDT", 2, &s5)
+    /// `EISAID ("PNP0A03")`: a PCI host bridge.
+    const HOST_BRIDGE: u32 = 0x030A_D041;
+    let bridge = [
+        aml::name(b"_HID", &aml::integer(HOST_BRIDGE)),
+        aml::name(b"_CRS", &aml::buffer(&bus_resources())),
+        aml::name(b"_PRT", &routing()),
+    ];
+    let off = aml::integer(OFF.into());
+    let s5 = aml::package(&[off.clone(), off, aml::integer(0), aml::integer(0)]);
+    let bus = aml::scope(b"_SB_", &aml::device(b"PCI0", &bridge.concat()));
+    table(b"DSDT", 2, &[bus, aml::name(b"_S5_", &s5)].concat())
 }
 
 /// What firmware and kernel share; nothing here.
@@ -194,7 +230,11 @@ mod tests {
         let fadt = at(&all, number(&xsdt[36..44]));
         assert_eq!((&fadt[..4], fadt.len()), (&b"FACP"[..], FADT_LENGTH));
         assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]), "one DSDT");
-        assert_eq!(&at(&all, number(&fadt[40..44]))[36..41], b"\x08_S5_");
+        let dsdt = at(&all, number(&fadt[40..44]));
+        assert!(dsdt.windows(5).any(|bytes| bytes == b"\x08_S5_"));
+        // Slot 1 pulls line 11.
+        let entry = [0x0C, 0xFF, 0xFF, 1, 0, 0, 0, 0x0A, 11];
+        assert!(dsdt.windows(entry.len()).any(|bytes| bytes == entry));
         let facs = number(&fadt[36..40]);
         assert!(facs.is_multiple_of(64));
         assert_eq!(&all[facs - TABLES.0 as usize..][..4], b"FACS");

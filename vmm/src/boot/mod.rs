@@ -17,6 +17,7 @@
 //! Reading files is not done here, nor is choosing a command line.
 
 mod acpi;
+mod aml;
 mod elf;
 mod entry;
 mod image;
