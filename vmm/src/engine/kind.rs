@@ -1,7 +1,7 @@
 //! Which engine a machine has, and opening it.
 
-use super::soft::SoftEngine;
 use super::kvm::GroupEngine;
+use super::soft::SoftEngine;
 use super::{CpuCount, Engine, KvmEngine, KvmError, PointKind};
 use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};

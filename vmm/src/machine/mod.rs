@@ -532,7 +532,8 @@ impl Machine {
         let ram = self.engine.ram();
         state::clear_memory(ram);
         let failed = |error: SetupError| MachineError::Reset(Box::new(error));
-        let cpu = self.source.load(ram, self.config.cpus()).map_err(|error| failed(error.into()))?;
+        let cpu =
+            self.source.load(ram, self.config.cpus()).map_err(|error| failed(error.into()))?;
         self.engine.restore(&cpu, self.engine.point()).map_err(|error| failed(error.into()))?;
         self.board.reset();
         Ok(())

@@ -147,7 +147,9 @@ impl MachineState {
         if from == engine {
             return Ok(self);
         }
-        engine.check_cpus(self.config.cpus()).map_err(|source| StateError::Engine { engine, source })?;
+        engine
+            .check_cpus(self.config.cpus())
+            .map_err(|source| StateError::Engine { engine, source })?;
         if from == EngineKind::Soft && !boot::is_vouched_for(&self.source.kernel) {
             return Err(StateError::TimeStamp { engine });
         }

@@ -206,8 +206,9 @@ impl Guest {
         for (address, bytes) in extras {
             ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
         }
-        let mut engine =
-            engine.open(ram, CpuCount::ONE).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        let mut engine = engine
+            .open(ram, CpuCount::ONE)
+            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
         engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }
     }

@@ -11,9 +11,10 @@ use crate::engine::cpu_model::{self, TimeStamp};
 use crate::engine::msr;
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
-    KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
@@ -117,8 +118,7 @@ impl Vm {
     }
 
     fn open_cpu(&self, kvm: &Kvm, number: u8, cpus: CpuCount) -> Result<Vcpu, KvmError> {
-        let vcpu =
-            self.fd.create_vcpu(number.into()).map_err(KvmError::refused("create a CPU"))?;
+        let vcpu = self.fd.create_vcpu(number.into()).map_err(KvmError::refused("create a CPU"))?;
         set_up_cpuid(&vcpu, cpus.is_several().then_some(number))?;
         // SAFETY: the descriptor is open, and outlives this borrow of it.
         let descriptor = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };

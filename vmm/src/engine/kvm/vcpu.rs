@@ -29,7 +29,8 @@ use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
-    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run,
+    kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::ExecutionPoint;

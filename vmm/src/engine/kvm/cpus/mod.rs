@@ -155,8 +155,7 @@ impl GroupEngine {
     ) -> Outcome {
         let Self { cpus, vm, point, .. } = self;
         let cpu = &mut cpus[usize::from(number)];
-        let mut around =
-            Surroundings { at: *point, bus, registers: &mut cpu.own, ram: vm.ram() };
+        let mut around = Surroundings { at: *point, bus, registers: &mut cpu.own, ram: vm.ram() };
         let outcome = vcpu.serve_one(exited, &mut around);
         cpu.unfinished = matches!(outcome, Outcome::Access | Outcome::Register { .. });
         cpu.ready = !cpu.unfinished && vcpu.was_ready();

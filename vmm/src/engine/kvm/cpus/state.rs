@@ -220,8 +220,7 @@ mod tests {
 
     #[test]
     fn every_activity_is_a_state_of_kvms() {
-        for one in
-            [Activity::Running, Activity::Halted, Activity::Unstarted, Activity::Initialised]
+        for one in [Activity::Running, Activity::Halted, Activity::Unstarted, Activity::Initialised]
         {
             assert_eq!(activity(mp_state(one)), one);
         }
