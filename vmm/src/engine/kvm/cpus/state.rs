@@ -39,7 +39,8 @@ impl PowerOn {
         stopped.mp_state()?;
         stopped.set_state(&self.state)?;
         if let Some(cpu) = cpu {
-            stopped.set_state(&self.state.with(cpu))?;
+            let apic_base = self.state.apic_base();
+            stopped.set_state(&self.state.with(cpu).with_apic_base(apic_base))?;
         }
         stopped.set_lapic(&self.lapic)?;
         stopped.set_mp_state(self.mp_state)
