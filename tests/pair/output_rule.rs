@@ -50,11 +50,11 @@ pub fn nothing_is_seen_while_the_backup_is_stopped(more: &[&'static str]) {
     pair.read_text("mounted");
     pair.read_text("vmft:/# ");
     pair.type_in("read -r go; echo se''en; echo kept >$disk/file; sync $disk; echo syn''ced\n");
-    pair.read_text("read -r go");
+    // The shell echoes the line to its end, over two lines of its terminal, and then waits.
+    pair.read_until(|text| contains(text, "read -r go") && text.ends_with(b"d\r\n"));
     pair.primary
         .wait_status(LIMIT, |status| status.guest_idle && status.outputs_waiting == 0)
         .unwrap();
-    pair.read_now();
     let (shown, disk) = (pair.text.len(), disk_bytes(&pair));
 
     pair.signal(Which::Backup, Signal::SIGSTOP);

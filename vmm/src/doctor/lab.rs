@@ -288,6 +288,8 @@ impl Lab {
         sregs.cr3 = layout::PML4;
         sregs.cr4 = CR4 | program.cr4;
         sregs.efer = EFER;
+        // While this enables an APIC, KVM shows one in CPUID.
+        sregs.apic_base = 0;
         sregs
     }
 

@@ -8,7 +8,9 @@ use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
-use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
+use vmft_logging_channel::entry::{
+    Arrival, Entry, EntrySequence, OutputSequence, StateDigest, StopReason,
+};
 use vmft_logging_channel::point::ExecutionPoint;
 
 /// Whether a mark waits for company in the log, for as long as the log makes its batches wait.
@@ -229,7 +231,13 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             }
             Step::Deliver(arrival) => {
                 let arrival = arrival.clone();
+                // A packet that dies with this host must be sent again, and whoever sent it waits for
+                // long before he does.
+                let is_packet = matches!(arrival, Arrival::Packets(_));
                 self.append(Entry::Arrival { point: boundary.point, arrival })?;
+                if is_packet {
+                    self.log.flush().map_err(InputError::Log)?;
+                }
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
             Step::Pause => self.log_exits(boundary.point)?,
@@ -295,7 +303,6 @@ mod tests {
     use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
     use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
-    use vmft_logging_channel::entry::Arrival;
     use vmft_logging_channel::point::{VirtualClock, VirtualTime};
 
     /// A world that the guest is stopped in, so that it need not be waited for.
@@ -395,6 +402,69 @@ mod tests {
     fn an_output_whose_mark_nobody_got_waits_until_this_side_may_go_on_alone() {
         assert_eq!(let_out(1), (vec![], vec![1, 2]));
         assert_eq!(let_out(2), (vec![1], vec![1, 2]));
+    }
+
+    /// A world in which something has arrived.
+    #[derive(Debug)]
+    struct Arrived(Option<Arrival>);
+
+    impl InputSource for Arrived {
+        fn now(&mut self) -> HostTime {
+            HostTime(0)
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            None
+        }
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
+            self.0.take()
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
+            self.0.is_some()
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    /// What was appended, and how much of it is sent.
+    #[derive(Debug, Default)]
+    struct SendingLog {
+        appended: Vec<Entry>,
+        sent: usize,
+    }
+
+    impl LogSink for SendingLog {
+        fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, std::io::Error> {
+            self.appended.push(entry);
+            Ok(Some(EntrySequence(self.appended.len() as u64)))
+        }
+        fn flush(&mut self) -> Result<(), std::io::Error> {
+            self.sent = self.appended.len();
+            Ok(())
+        }
+    }
+
+    /// Delivers `arrival`: true if it is on its way to the backup before the guest has it.
+    fn is_sent_at_once(arrival: Arrival) -> bool {
+        let seen: Arc<dyn Outside> = Arc::new(Seen::default());
+        let point = ExecutionPoint::START;
+        let clock = ClockControl::new(&boundary(0).clock, point, PointScale::SOFT);
+        let live = Live::new(Arrived(Some(arrival.clone())), clock);
+        let gate = Arc::new(HeldOutputs::open(seen));
+        let log = SendingLog::default();
+        let mut inputs = Recording::new(live, log, gate, point, OutputSequence(0));
+        let running = Boundary { idle: false, ..boundary(0) };
+        while inputs.next(&running).expect("the log takes all") != Step::Deliver(arrival.clone()) {}
+        let log = inputs.log();
+        let entry = Entry::Arrival { point, arrival };
+        log.appended[..log.sent].contains(&entry)
+    }
+
+    #[test]
+    fn packets_are_on_their_way_to_the_backup_before_the_guest_has_them() {
+        assert!(is_sent_at_once(Arrival::Packets(vec![])));
+        assert!(!is_sent_at_once(Arrival::ConsoleInput(b"x".to_vec())), "it waits for company");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use crate::guest::{DATA, Guest, assemble, has_kvm};
 use iced_x86::code_asm::*;
+use vmft_vmm::doctor::Examination;
+use vmft_vmm::doctor::facts::KvmKind;
 use vmft_vmm::engine::state::CpuState;
 use vmft_vmm::engine::{Exit, PointKind};
 
@@ -102,6 +104,49 @@ fn the_engines_agree_at_every_exit() {
     assert_eq!(kvm.bus.accesses(), soft.bus.accesses());
     for word in 0..48 {
         assert_eq!(kvm.word(DATA + 8 * word), soft.word(DATA + 8 * word));
+    }
+}
+
+/// Asks for a leaf at every exit.
+fn cpuid_program(leaves: &[u32]) -> Vec<u8> {
+    assemble(|a| {
+        for leaf in leaves {
+            a.mov(eax, *leaf).unwrap();
+            a.xor(ecx, ecx).unwrap();
+            a.cpuid().unwrap();
+            a.out(0x80, al).unwrap();
+        }
+        a.hlt().unwrap();
+    })
+}
+
+/// True where guests are shown the CPU they are given.
+fn obeys_cpuid() -> bool {
+    let report = Examination::of_this_host().examine(|_| {});
+    let facts = report.facts.probes.expect("KVM runs the doctor's probes").cpuid;
+    let odd: Vec<_> = facts.iter().filter(|fact| !fact.is_obeyed()).collect();
+    assert!(
+        odd.is_empty() || report.facts.device.kind == KvmKind::Pvm,
+        "this KVM should show the CPU it is given: {odd:?}"
+    );
+    odd.iter().for_each(|fact| println!("not compared: the doctor finds {fact:?}"));
+    odd.is_empty()
+}
+
+/// KVM sets some bits as it sees fit: the APIC's says whether IA32_APIC_BASE enables one.
+#[test]
+fn the_engines_show_the_same_cpu() {
+    if !has_kvm() || !obeys_cpuid() {
+        return;
+    }
+    let leaves: Vec<u32> =
+        (0..0x10).chain(0x4000_0000..0x4000_0004).chain(0x8000_0000..0x8000_000A).collect();
+    let code = cpuid_program(&leaves);
+    let (mut kvm, mut soft) = (Guest::kvm(PointKind::Exit, &code), Guest::soft_as_kvm(&code));
+    let (states, expected) = (kvm.states_at_exits(), soft.states_at_exits());
+    assert_eq!(states.len(), leaves.len() + 1);
+    for ((leaf, (_, state)), (_, expected)) in leaves.iter().zip(&states).zip(&expected) {
+        assert_eq!(essence(state), essence(expected), "behind leaf {leaf:#x}");
     }
 }
 

@@ -224,6 +224,11 @@ impl Guest {
         Self::on(Box::new(SoftEngine::new(prepared_ram(code))))
     }
 
+    /// On `soft`, as the CPU that `kvm` shows.
+    pub fn soft_as_kvm(code: &[u8]) -> Self {
+        Self::on(Box::new(SoftEngine::with_cpu_model_of_kvm(prepared_ram(code))))
+    }
+
     fn on(mut engine: Box<dyn Engine>) -> Self {
         engine.restore(&initial_state(), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }

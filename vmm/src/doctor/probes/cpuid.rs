@@ -21,6 +21,7 @@ type Part = (&'static str, u32, Register, u32);
 const PARTS: &[Part] = &[
     ("leaf 0x80000002, name", NAME_LEAF, Register::Eax, u32::MAX),
     ("leaf 1, TSC", 1, Register::Edx, 1 << 4),
+    ("leaf 1, APIC", 1, Register::Edx, 1 << 9),
     ("leaf 1, RDRAND", 1, Register::Ecx, 1 << 30),
     ("leaf 1, XSAVE and AVX", 1, Register::Ecx, 1 << 26 | 1 << 28),
     ("leaf 7, all of EBX", 7, Register::Ebx, u32::MAX),
@@ -130,7 +131,7 @@ mod tests {
         };
         let one = find(1, 0).unwrap();
         assert_eq!((one.eax, one.ebx), (u32::MAX, u32::MAX));
-        assert_eq!(one.edx, !(1 << 4));
+        assert_eq!(one.edx, !(1 << 4 | 1 << 9));
         assert_eq!(one.ecx, !(1 << 30 | 1 << 26 | 1 << 28));
         assert_eq!(find(7, 1), Some(entry(7, 1, 5)));
         assert_eq!(find(NAME_LEAF, 0).unwrap().eax, MARKER);

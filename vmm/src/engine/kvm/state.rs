@@ -266,6 +266,8 @@ fn set_sregs(sregs: &mut kvm_sregs, state: &CpuState) {
     sregs.cr4 = state.cr4;
     sregs.cr8 = state.cr8;
     sregs.efer = state.msrs.efer;
+    // There is no APIC. As long as this enables one, KVM says in CPUID that there is.
+    sregs.apic_base = 0;
     sregs.interrupt_bitmap = [0; 4];
 }
 
