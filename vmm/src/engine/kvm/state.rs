@@ -266,7 +266,7 @@ fn set_sregs(sregs: &mut kvm_sregs, state: &CpuState) {
     sregs.cr4 = state.cr4;
     sregs.cr8 = state.cr8;
     sregs.efer = state.msrs.efer;
-    // There is no APIC. As long as this enables one, KVM says in CPUID that there is.
+    // There is no APIC, unless the caller says so. As long as this enables one, KVM shows it in CPUID.
     sregs.apic_base = 0;
     sregs.interrupt_bitmap = [0; 4];
 }
