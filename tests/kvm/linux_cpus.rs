@@ -18,7 +18,7 @@ fn start(directory: &Path, words: &[OsString]) -> (SideProcess, PairConsole) {
 }
 
 /// Two loops at once; the guest says how many CPUs it has, and how many of them have run programs since.
-const WORK: &[u8] = b"spin() { n=0; while [ $n -lt 40000 ]; do n=$((n+1)); done; }; \
+const WORK: &[u8] = b"spin() { n=0; while [ $n -lt 8000 ]; do n=$((n+1)); done; }; \
     spin & spin & wait; echo cpus $(nproc) at wo''rk $(awk '/^cpu[0-9]/ && $2 > 4' /proc/stat | wc -l)\n";
 
 #[test]

@@ -80,7 +80,7 @@ fn pending_of(events: &kvm_vcpu_events) -> PendingEvents {
             error: (exception.has_error_code != 0).then_some(exception.error_code),
             soft: false,
         }),
-        interrupt: (interrupt.injected != 0).then(|| Delivery {
+        interrupt: (interrupt.injected != 0).then_some(Delivery {
             vector: interrupt.nr,
             error: None,
             soft: interrupt.soft != 0,
