@@ -9,10 +9,11 @@ use vmft::pair::{PairConsole, SideProcess, Which, prefixed};
 use vmft_guest_images::disk::{DiskSize, make_disk};
 use vmft_guest_images::workload::{SHELL_PROMPT, Workload};
 
-fn start(directory: &Path, words: &[OsString]) -> (SideProcess, PairConsole) {
+/// A side whose console has shown so much before.
+fn start(directory: &Path, words: &[OsString], shown: u64) -> (SideProcess, PairConsole) {
     let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
     let mut side = SideProcess::start_as(program, "run", Which::Primary, directory, words).unwrap();
-    let mut console = PairConsole::default();
+    let mut console = PairConsole::starting_at(shown);
     console.attach(&mut side).unwrap();
     (side, console)
 }
@@ -34,7 +35,7 @@ fn an_unmodified_linux_with_two_cpus_works_on_both_is_restored_from_a_snapshot_a
     let words = ["--engine", "kvm", "--cpus", "boot=2", "--cmdline", &cmdline, "--disk"];
     let mut words: Vec<OsString> = words.iter().map(OsString::from).collect();
     words.push(prefixed("path=", &disk));
-    let (mut side, mut console) = start(directory.path(), &words);
+    let (mut side, mut console) = start(directory.path(), &words, 0);
     read_until(&mut console, SHELL_PROMPT);
     console.type_in(WORK);
     read_until(&mut console, "cpus 2 at work 2");
@@ -54,8 +55,11 @@ fn an_unmodified_linux_with_two_cpus_works_on_both_is_restored_from_a_snapshot_a
     assert!(!refused.status.success());
     let text = said(&refused);
     assert!(text.contains("2 CPUs need --engine kvm"), "{text}");
+    let state = std::fs::read(snapshot.join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let shown = state["console_offset"].as_u64().unwrap();
     let words = ["--restore".into(), snapshot.into(), "--disk".into(), prefixed("path=", &disk)];
-    let (mut side, mut console) = start(&place, &words);
+    let (mut side, mut console) = start(&place, &words, shown);
     console.type_in(b"echo again $((6 * 7)) of $(nproc)\n");
     read_until(&mut console, "again 42 of 2");
     console.type_in(b"poweroff\n");
