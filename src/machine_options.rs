@@ -19,7 +19,7 @@ use vmft_backup::status::StatusBoard;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
-use vmft_vmm::engine::{EngineKind, PointKind};
+use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
@@ -155,9 +155,10 @@ pub struct MachineOptions {
     /// vmft.run=shell|idle
     #[arg(long, value_name = "WORDS", help_heading = "Machine")]
     pub cmdline: Option<String>,
-    /// Guest CPUs; one
-    #[arg(long, value_name = "boot=1", default_value = "boot=1", help_heading = "Machine")]
-    pub cpus: CpusOption,
+    /// Guest CPUs, 1 to 4. More than one on --engine kvm, where the guest runs freely: unprotected, or
+    /// with --protect checkpoint. Default: boot=1
+    #[arg(long, value_name = "boot=N", help_heading = "Machine")]
+    pub cpus: Option<CpusOption>,
     /// Guest memory, 64M to 4G
     #[arg(long, value_name = "size=SIZE", default_value = "size=256M", help_heading = "Machine")]
     pub memory: MemoryOption,
@@ -175,7 +176,8 @@ pub struct MachineOptions {
     /// Start from a snapshot instead of booting; disks are given as when it was taken. With --engine,
     /// on that engine instead of the one it was taken on
     #[arg(long, value_name = "DIR",
-          conflicts_with_all = ["kernel", "lockstep_kernel", "initramfs", "cmdline", "memory"],
+          conflicts_with_all =
+              ["kernel", "lockstep_kernel", "initramfs", "cmdline", "cpus", "memory"],
           help_heading = "Machine")]
     pub restore: Option<PathBuf>,
     #[command(flatten)]
@@ -282,9 +284,15 @@ impl MachineOptions {
         } else {
             (default_guest(&cache, &mut crate::progress::terminal())?, cmdline::DEFAULT)
         };
+        let own = cmdline::for_cpus(own, self.cpus().is_several());
         let words = self.cmdline.clone().unwrap_or_else(|| Workload::Shell.cmdline());
         let cmdline = format!("{own} {words}");
         BootFiles::read(&guest.kernel, Some(&guest.initramfs), cmdline)
+    }
+
+    /// How many CPUs the guest is to have.
+    fn cpus(&self) -> CpuCount {
+        self.cpus.map_or(CpuCount::ONE, |CpusOption(cpus)| cpus)
     }
 
     /// The machine, ready to run, on `disks`.
@@ -301,12 +309,28 @@ impl MachineOptions {
         NetOption::port_of_machine(self.net.as_ref(), machine.config().board.net.as_ref())
     }
 
+    /// Several CPUs are refused here where no engine could have them, before anything is looked at.
+    fn check_cpus(&self, wanted: Option<EngineKind>, purpose: Purpose) -> Result<()> {
+        let cpus = self.cpus();
+        if cpus.is_several() && purpose == Purpose::Lockstep {
+            bail!(
+                "a guest of {cpus} CPUs cannot be replayed, because it is more than one stream of \
+                 instructions; a pair protects it with --engine kvm --protect checkpoint"
+            );
+        }
+        let named = self.engine.engine != Some(EngineChoice::Auto);
+        match wanted.or_else(|| named.then(EngineKind::default)) {
+            Some(engine) if self.restore.is_none() => Ok(engine.check_cpus(cpus)?),
+            _ => Ok(()),
+        }
+    }
+
     fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
         // Wrong options come before wrong files.
-        self.engine.wanted(purpose)?;
+        let wanted = self.engine.wanted(purpose)?;
+        self.check_cpus(wanted, purpose)?;
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
-            let wanted = self.engine.wanted(purpose)?;
             let machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
@@ -317,6 +341,7 @@ impl MachineOptions {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
         let BootFiles { kernel, initramfs, source } = self.files()?;
         let engine = host_choice::choose(&self.engine, purpose, &source.kernel)?;
+        engine.check_cpus(self.cpus())?;
         let config = MachineConfig {
             board: BoardConfig {
                 memory: Bytes(self.memory.size),
@@ -324,6 +349,7 @@ impl MachineOptions {
                 disks: configs,
                 entropy: true,
                 net: self.net.as_ref().map(NetOption::config).transpose()?,
+                cpus: self.cpus(),
             },
             engine,
         };

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use vmft_backup::epoch::{Interval, IntervalError, Protection};
 use vmft_backup::lag::{LagBound, LagError, LagPolicy};
+use vmft_vmm::engine::{CpuCount, CpuCountError};
 use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
 use vmft_vmm::world::console::ConsoleTarget;
 
@@ -42,12 +43,9 @@ pub enum OptionError {
     /// No number.
     #[error("`{0}` is no number")]
     Number(String),
-    /// More or fewer than one CPU.
-    #[error(
-        "{0} guest CPUs: a guest has one, because lockstep replays one instruction stream; several \
-         would need --protect checkpoint, for which the board has no local APICs; give --cpus boot=1"
-    )]
-    Cpus(u64),
+    /// A number of CPUs that no guest has.
+    #[error(transparent)]
+    Cpus(#[from] CpuCountError),
     /// No way to protect a guest.
     #[error("`{0}` is none of lockstep, checkpoint, checkpoint,interval=25ms")]
     Protection(String),
@@ -161,20 +159,17 @@ impl FromStr for MemoryOption {
     }
 }
 
-/// `--cpus boot=1`.
+/// `--cpus boot=2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CpusOption;
+pub struct CpusOption(pub CpuCount);
 
 impl FromStr for CpusOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let boot = Pairs::parse(text, &["boot"])?.need("boot")?;
-        match boot.parse() {
-            Ok(1) => Ok(Self),
-            Ok(number) => Err(OptionError::Cpus(number)),
-            Err(_) => Err(OptionError::Number(boot.to_owned())),
-        }
+        let number: u64 = boot.parse().map_err(|_| OptionError::Number(boot.to_owned()))?;
+        Ok(Self(number.try_into()?))
     }
 }
 
@@ -323,10 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn more_than_one_cpu_is_refused_with_the_reason() {
-        assert_eq!("boot=1".parse::<CpusOption>(), Ok(CpusOption));
-        let error = "boot=2".parse::<CpusOption>().expect_err("one only");
-        assert!(error.to_string().contains("one instruction stream"));
+    fn a_guest_has_one_to_four_cpus() {
+        let parse = |text: &str| text.parse::<CpusOption>().map(|CpusOption(count)| count.get());
+        assert_eq!((parse("boot=1"), parse("boot=2"), parse("boot=4")), (Ok(1), Ok(2), Ok(4)));
+        for wrong in [0, 5, 300] {
+            let error = parse(&format!("boot={wrong}")).expect_err("no guest has so many");
+            assert_eq!(error.to_string(), format!("{wrong} guest CPUs: a guest has 1 to 4"));
+        }
+        assert_eq!(parse("boot=two"), Err(OptionError::Number("two".into())));
     }
 
     #[test]

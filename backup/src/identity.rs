@@ -144,11 +144,11 @@ pub fn nonce() -> io::Result<Nonce> {
 mod tests {
     use super::*;
     use vmft_vmm::board::{Bytes, NetConfig, UnixSeconds};
-    use vmft_vmm::engine::PointKind;
+    use vmft_vmm::engine::{CpuCount, PointKind};
 
     fn board(net: Option<NetConfig>) -> BoardConfig {
         let (memory, clock_base) = (Bytes(64 << 20), UnixSeconds(0));
-        BoardConfig { memory, clock_base, disks: vec![], entropy: true, net }
+        BoardConfig { memory, clock_base, disks: vec![], entropy: true, net, cpus: CpuCount::ONE }
     }
 
     fn joining(engine: Option<EngineKind>) -> Fingerprint {

@@ -26,6 +26,14 @@ pub const DEFAULT: &str = "console=ttyS0 acpi=off pci=conf1 reboot=k panic=-1 \
 /// was built without (ACPI, the time stamp counter, watchdogs).
 pub const LOCKSTEP: &str = "console=ttyS0 pci=conf1 reboot=k panic=-1";
 
+/// `own`, for a guest that has several CPUs or one.
+///
+/// Several are found by ACPI's tables. There is no I/O APIC (`noapic`): without that word a kernel that has several
+/// CPUs takes it that interrupts come from one, and waits for its timer for ever.
+pub fn for_cpus(own: &str, several: bool) -> String {
+    if several { own.replace("acpi=off ", "noapic ") } else { own.to_owned() }
+}
+
 /// [`DEFAULT`], and the words that make the guest's init run `workload`.
 pub fn with_workload(workload: Workload) -> String {
     format!("{DEFAULT} {}", workload.cmdline())
@@ -38,6 +46,14 @@ mod tests {
 
     /// `COMMAND_LINE_SIZE` of x86 less the final zero.
     const KERNEL_LIMIT: usize = 2047;
+
+    #[test]
+    fn only_a_guest_of_several_cpus_looks_for_acpi() {
+        assert_eq!(for_cpus(DEFAULT, false), DEFAULT);
+        let several = for_cpus(DEFAULT, true);
+        assert_eq!(several, DEFAULT.replacen("acpi=off", "noapic", 1));
+        assert_ne!(several, DEFAULT);
+    }
 
     #[test]
     fn the_longest_command_line_fits_and_has_single_spaces() {

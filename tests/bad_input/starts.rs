@@ -80,7 +80,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
         assert_refused(&output, says);
         assert_eq!(output.status.code(), Some(2));
     };
-    refused(&["run", "--cpus", "boot=2"], &["one instruction stream", "--cpus boot=1"]);
+    refused(&["run", "--cpus", "boot=5"], &["5 guest CPUs", "1 to 4"]);
     refused(&["run", "--memory", "size=63M"], &["at least 64M"]);
     refused(&["run", "--memory", "size=5G"], &["at most 4G"]);
     refused(&["run", "--memory", "256M"], &["no key=value"]);

@@ -9,7 +9,7 @@ use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, OutputSequence,
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
-use vmft_vmm::engine::{EngineKind, Kicker, KvmEngine, PointKind};
+use vmft_vmm::engine::{CpuCount, EngineKind, Kicker, KvmEngine, PointKind};
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
     LogSource, PointScale, Recording, Replaying, Room, Wish,
@@ -70,6 +70,7 @@ fn machine(late: u64, blind_at: Option<u64>) -> Machine {
             disks: Vec::new(),
             entropy: false,
             net: None,
+            cpus: CpuCount::ONE,
         },
         engine: EngineKind::Kvm { points: PointKind::Pmu },
     };

@@ -71,7 +71,7 @@ fn an_unmodified_linux_writes_its_records_and_switches_off_or_is_refused_with_th
     assert_eq!(count_records(&read_disk_file(&disk, RECORDS_FILE).unwrap()), Ok(LINES));
 }
 
-fn read_until(console: &mut PairConsole, wanted: &str) {
+pub fn read_until(console: &mut PairConsole, wanted: &str) {
     let deadline = Instant::now() + LIMIT;
     let mut text = String::new();
     while !text.contains(wanted) {

@@ -3,6 +3,7 @@
 
 use crate::engines::{kvm_is_here, probe, take_turn, write_probe};
 use crate::linux::{assert_clean, obstacle};
+use crate::random::Random;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -84,15 +85,21 @@ impl Pair {
         format!("primary:\n{primary}backup:\n{backup}")
     }
 
-    /// Kills the primary `epochs` epochs after `line` is out; the guest must end on the backup.
-    fn kill_after(&mut self, line: u32, epochs: u64) {
+    /// Kills the primary at `moment`; the guest must end on the backup.
+    fn kill_at(&mut self, moment: Moment) {
+        let Moment { line, epochs, side, pause } = moment;
         self.read(Some(DemoLine::Line(line)));
-        println!("killing the primary {epochs} epochs after line {line}");
+        println!("killing the primary at {moment:?}");
         let count = |status: &vmft_backup::status::SideStatus| {
             status.epochs.as_ref().map_or(0, |report| report.epochs)
         };
-        let wanted = count(&self.primary.status().unwrap()) + epochs;
-        self.primary.wait_status(LIMIT, |status| count(status) >= wanted).unwrap();
+        let watched = match side {
+            Which::Primary => &mut self.primary,
+            Which::Backup => &mut self.backup,
+        };
+        let wanted = count(&watched.status().unwrap()) + epochs;
+        watched.wait_status(LIMIT, |status| count(status) >= wanted).unwrap();
+        std::thread::sleep(pause);
         self.primary.kill().unwrap();
         self.read(None);
         assert!(self.backup.wait_exit(LIMIT).unwrap().success(), "{}", self.said());
@@ -100,22 +107,64 @@ impl Pair {
     }
 }
 
+/// When to kill: after this line is out, and so many epochs more have been counted by one of the sides, the
+/// primary's having been sent or the backup's applied; and so long after that.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    line: u32,
+    epochs: u64,
+    side: Which,
+    pause: Duration,
+}
+
+impl Moment {
+    /// As soon as the primary has sent so many epochs.
+    fn sent(line: u32, epochs: u64) -> Self {
+        Self { line, epochs, side: Which::Primary, pause: Duration::ZERO }
+    }
+
+    /// Anywhere from one epoch to the next, as one or the other side counts them: while one is taken, sent
+    /// and applied as well.
+    fn anywhere(random: &mut Random) -> Self {
+        Self {
+            line: u32::try_from(random.within(6..24)).unwrap(),
+            epochs: random.within(0..4),
+            side: if random.within(0..2) == 0 { Which::Primary } else { Which::Backup },
+            pause: Duration::from_micros(random.within(0..60_000)),
+        }
+    }
+}
+
 #[test]
 fn an_unmodified_linux_on_kvm_survives_its_primary_killed_between_and_inside_epochs() {
+    survives(1, &[Moment::sent(12, 0), Moment::sent(20, 2)]);
+}
+
+#[test]
+fn an_unmodified_linux_with_two_cpus_survives_its_primary_killed_at_moments_of_all_kinds() {
+    let mut random = Random::seeded("kills with two CPUs", 19_562);
+    let moments: Vec<Moment> = (0..3).map(|_| Moment::anywhere(&mut random)).collect();
+    survives(2, &moments);
+}
+
+fn survives(cpus: u8, moments: &[Moment]) {
     const RECORDS: u32 = 40;
     if !kvm_is_here() || obstacle().is_some() {
         return;
     }
     let _turn = take_turn();
-    for (line, epochs) in [(12, 0), (20, 2)] {
+    for moment in moments {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("disk.img");
         make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
-        let words = Workload::Demo { lines: RECORDS, pause_ms: 20 }.cmdline();
-        let guest = ["--cmdline", &words, "--memory", "size=96M"].map(OsString::from);
+        // Each byte a kernel says costs the emulated CPU a hundred microseconds.
+        let words = Workload::Demo { lines: RECORDS, pause_ms: 20 }.cmdline() + " quiet";
+        let cpus = format!("boot={cpus}");
+        let guest = ["--cmdline", &words, "--memory", "size=96M", "--cpus", &cpus];
+        let guest = guest.map(OsString::from);
         let both = ["--disk".into(), prefixed("path=", &disk)];
         let mut pair = start(directory.path(), &guest, &both);
-        pair.kill_after(line, epochs);
+        pair.kill_at(*moment);
         let each =
             (1..=RECORDS).flat_map(|number| [DemoLine::Line(number), DemoLine::Synced(number)]);
         let wanted: Vec<DemoLine> = each.chain([DemoLine::Done]).collect();
@@ -136,7 +185,7 @@ fn a_guest_that_runs_freely_on_kvm_survives_its_primary() {
     let kernel = write_probe(directory.path(), &probe(PROBE_LINES, 1_000)).into();
     let guest = ["--memory".into(), "size=64M".into(), "--kernel".into(), kernel];
     let mut pair = start(directory.path(), &guest, &["--arbiter".into(), arbiter]);
-    pair.kill_after(PROBE_LINES / 2, 1);
+    pair.kill_at(Moment::sent(PROBE_LINES / 2, 1));
     let wanted: Vec<DemoLine> =
         (1..=PROBE_LINES).map(DemoLine::Line).chain([DemoLine::Done]).collect();
     assert_eq!(pair.shown, wanted, "{}", pair.said());

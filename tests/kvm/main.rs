@@ -12,9 +12,12 @@ mod exit_checkpoints;
 mod faults;
 mod kernel_start;
 mod linux;
+mod linux_cpus;
 mod linux_epochs;
 mod lockstep;
 mod network;
 mod per_exit;
+#[path = "../pair/random.rs"]
+mod random;
 mod refusals;
 mod station;

@@ -17,7 +17,7 @@ use vmft_logging_channel::point::{ExecutionPoint, VirtualTime};
 use vmft_vmm::board::{Board, BoardConfig, Bytes, DiskOperation, Effect, UnixSeconds};
 use vmft_vmm::boot;
 use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::engine::{Bus, CpuCount, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::machine::BootSource;
 use vmft_vmm::memory::GuestRam;
 
@@ -99,6 +99,7 @@ impl Side {
             disks: Vec::new(),
             entropy: true,
             net: None,
+            cpus: CpuCount::ONE,
         };
         let ram = GuestRam::new(memory).unwrap();
         let board = Board::new(&config, &ram).unwrap();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
-use vmft_vmm::engine::EngineKind;
+use vmft_vmm::engine::{CpuCount, EngineKind};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig};
 
 /// Timer ticks until it ends.
@@ -195,6 +195,7 @@ pub fn machine() -> Machine {
             disks: Vec::new(),
             entropy: false,
             net: None,
+            cpus: CpuCount::ONE,
         },
         engine: EngineKind::Soft,
     };

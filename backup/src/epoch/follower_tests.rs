@@ -5,7 +5,7 @@ use vmft_guest_images::probe::ProbeGuest;
 use vmft_logging_channel::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_logging_channel::entry::{LogPosition, OutputSequence, StateDigest};
 use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
-use vmft_vmm::engine::EngineKind;
+use vmft_vmm::engine::{CpuCount, EngineKind};
 use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
 use vmft_vmm::machine::{MachineConfig, RunEnd};
 use vmft_vmm::memory::{MIN_MEMORY, WriteView};
@@ -43,6 +43,7 @@ fn machine() -> Machine {
             disks: vec![],
             entropy: true,
             net: None,
+            cpus: CpuCount::ONE,
         },
         engine: EngineKind::Soft,
     };

@@ -14,7 +14,7 @@ use vmft_logging_channel::entry::{Arrival, Generation, StopReason};
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
-use vmft_vmm::engine::{EngineKind, PointKind};
+use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Inputs, Live, Recording,
     Room, Wish,
@@ -90,6 +90,7 @@ fn machine() -> Result<Machine> {
             disks: Vec::new(),
             entropy: false,
             net: None,
+            cpus: CpuCount::ONE,
         },
         engine: ENGINE,
     };

@@ -4,6 +4,7 @@ use super::MAX_DISKS;
 use crate::devices::InvalidState;
 use crate::devices::virtio::block::{SECTOR_SIZE, SERIAL_LEN};
 use crate::devices::virtio::net::addresses::MacAddress;
+use crate::engine::CpuCount;
 use serde::{Deserialize, Serialize};
 
 /// Seconds since 1970-01-01 00:00 UTC.
@@ -48,6 +49,8 @@ pub struct BoardConfig {
     pub entropy: bool,
     /// The network device, if there is one.
     pub net: Option<NetConfig>,
+    /// CPUs the board carries. With several, it also has what tells a kernel of them.
+    pub cpus: CpuCount,
 }
 
 /// Why a board cannot be built or restored.

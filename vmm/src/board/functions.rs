@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 /// Guest-physical address of slot 0's window, if it had one.
 const WINDOWS: u32 = 0xE000_0000;
+/// The addresses that the slots' windows lie in after power-on.
+pub(crate) const PCI_WINDOWS: std::ops::Range<u32> = WINDOWS..WINDOWS + SLOTS as u32 * WINDOW_SIZE;
 const BRIDGE: u8 = 0;
 const FIRST_DISK: u8 = 1;
 const LAST_DISK: u8 = FIRST_DISK + MAX_DISKS as u8 - 1;
@@ -64,7 +66,8 @@ fn line_index(slot: u8) -> usize {
     usize::from(slot) % LINES.len()
 }
 
-fn line(slot: u8) -> IrqLine {
+/// The line that a slot pulls.
+pub(crate) fn line(slot: u8) -> IrqLine {
     LINES[line_index(slot)]
 }
 

@@ -39,6 +39,7 @@ use crate::devices::guest_clock::GuestClock;
 use crate::devices::interrupt_controller::InterruptController;
 use crate::devices::interval_timer::IntervalTimer;
 use crate::devices::pci::ConfigAddress;
+use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::ResetState;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::{DeviceFault, Surroundings};
@@ -51,6 +52,8 @@ pub use arrivals::DeliveryError;
 pub use config::{BoardConfig, BoardError, Bytes, DiskConfig, NetConfig, UnixSeconds};
 pub use effect::{DiskOperation, Effect, EffectQueue};
 pub use functions::FunctionsState;
+pub(crate) use functions::{PCI_WINDOWS, line as interrupt_of_slot};
+pub(crate) use ports::POWER_MANAGEMENT_PORT;
 pub use state::BoardState;
 
 /// Most disks a machine can have.
@@ -65,7 +68,7 @@ const CLOCK_LINE: IrqLine = IrqLine::new(8);
 /// ```
 /// use vmft_logging_channel::point::VirtualTime;
 /// use vmft_vmm::board::{Board, BoardConfig, Bytes, Effect, UnixSeconds};
-/// use vmft_vmm::engine::PortWidth;
+/// use vmft_vmm::engine::{CpuCount, PortWidth};
 /// use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 ///
 /// let ram = GuestRam::new(MIN_MEMORY)?;
@@ -75,6 +78,7 @@ const CLOCK_LINE: IrqLine = IrqLine::new(8);
 ///     disks: vec![],
 ///     entropy: true,
 ///     net: None,
+///     cpus: CpuCount::ONE,
 /// };
 /// let mut board = Board::new(&config, &ram)?;
 /// for byte in *b"hi" {
@@ -95,6 +99,8 @@ pub struct Board {
     guest_clock: GuestClock,
     serial: Serial,
     reset: ResetState,
+    /// Only with several CPUs.
+    power: Option<PowerManagementState>,
     config_address: ConfigAddress,
     functions: Functions,
     effects: EffectQueue,
@@ -124,6 +130,7 @@ impl Board {
             guest_clock: GuestClock::default(),
             serial: Serial::new(),
             reset: ResetState::default(),
+            power: config.cpus.is_several().then(PowerManagementState::default),
             config_address: ConfigAddress::default(),
             functions: Functions::new(config),
             effects: EffectQueue::default(),
@@ -250,6 +257,12 @@ impl Board {
         self.reset.requested
     }
 
+    /// True once the guest has switched the machine off.
+    #[inline]
+    pub fn is_off(&self) -> bool {
+        self.power.is_some_and(|power| power.off)
+    }
+
     /// Resets every device, as the reset line of the bus does. The clock goes on, requests keep
     /// their numbering, and those that are on their way stay known as abandoned, so that their
     /// completions still find them. Effects not yet taken stay.
@@ -260,6 +273,7 @@ impl Board {
         self.guest_clock = GuestClock::default();
         self.serial.reset();
         self.reset = ResetState::default();
+        self.power = self.power.map(|_| PowerManagementState::default());
         self.config_address = ConfigAddress::default();
         self.functions.reset();
         self.update_next_timer();

@@ -8,6 +8,7 @@
 //! | 0x70 0x71 | clock |
 //! | 0x3F8–0x3FF | serial port |
 //! | 0x5A0, 0x5A4, 32 bits wide | clock for guests that know they are guests |
+//! | 0x600–0x605 | power management, on boards of several CPUs |
 //! | 0xCF8, 0xCFC–0xCFF | PCI configuration |
 //! | 0xCF9 | reset control |
 //!
@@ -31,6 +32,7 @@ use crate::devices::guest_clock;
 use crate::devices::interrupt_controller::{self as pic, Which};
 use crate::devices::interval_timer::{self as pit, Selected};
 use crate::devices::pci::ConfigAddress;
+use crate::devices::power_management;
 use crate::devices::virtio::Surroundings;
 use crate::engine::PortWidth;
 use vmft_logging_channel::point::VirtualTime;
@@ -40,6 +42,9 @@ const SERIAL: u16 = 0x3F8;
 const SERIAL_END: u16 = SERIAL + 7;
 const GUEST_CLOCK: u16 = 0x5A0;
 const GUEST_CLOCK_IDENTITY: u16 = 0x5A4;
+/// Where the registers of power management are; ACPI's tables name it.
+pub(crate) const POWER_MANAGEMENT_PORT: u16 = 0x600;
+const POWER_MANAGEMENT_END: u16 = POWER_MANAGEMENT_PORT + power_management::LENGTH - 1;
 const CONFIG_ADDRESS: u16 = 0xCF8;
 const CONFIG_DATA: u16 = 0xCFC;
 const CONFIG_DATA_END: u16 = CONFIG_DATA + 3;
@@ -53,6 +58,7 @@ enum Port {
     ClockData,
     KeyboardCommand,
     ResetControl,
+    Power(u16),
     Absent,
 }
 
@@ -74,6 +80,7 @@ fn decode(port: u16) -> Port {
         0x4D0 => Port::Interrupts(pic::Register::Elcr(Which::First)),
         0x4D1 => Port::Interrupts(pic::Register::Elcr(Which::Second)),
         0xCF9 => Port::ResetControl,
+        POWER_MANAGEMENT_PORT..=POWER_MANAGEMENT_END => Port::Power(port - POWER_MANAGEMENT_PORT),
         _ => Port::Absent,
     }
 }
@@ -140,6 +147,7 @@ impl Board {
             }
             Port::KeyboardCommand => self.reset.keyboard_status(),
             Port::ResetControl => self.reset.control,
+            Port::Power(offset) => self.power.map_or(ABSENT, |power| power.read(offset)),
             Port::ClockIndex | Port::Absent => ABSENT,
         }
     }
@@ -164,6 +172,11 @@ impl Board {
             }
             Port::KeyboardCommand => self.reset.keyboard_command(value),
             Port::ResetControl => self.reset.write_control(value),
+            Port::Power(offset) => {
+                if let Some(power) = &mut self.power {
+                    power.write(offset, value);
+                }
+            }
             Port::Absent => {}
         }
     }

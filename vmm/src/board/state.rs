@@ -8,6 +8,7 @@ use crate::devices::guest_clock::{GuestClock, GuestClockState};
 use crate::devices::interrupt_controller::{ControllerState, InterruptController};
 use crate::devices::interval_timer::{IntervalTimer, IntervalTimerState};
 use crate::devices::pci::ConfigAddress;
+use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::ResetState;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::{IrqLine, require};
@@ -34,6 +35,8 @@ pub struct BoardState {
     pub serial: SerialState,
     /// A reset in progress.
     pub reset: ResetState,
+    /// Power management, which a board of several CPUs has.
+    pub power: Option<PowerManagementState>,
     /// Port 0xCF8.
     pub config_address: u32,
     /// What is on the PCI bus.
@@ -54,6 +57,7 @@ impl Board {
             guest_clock,
             serial,
             reset,
+            power,
             config_address,
             functions,
             effects,
@@ -67,6 +71,7 @@ impl Board {
             guest_clock: guest_clock.save(),
             serial: serial.save(),
             reset: *reset,
+            power: *power,
             config_address: config_address.get(),
             functions: functions.save(),
             effects: effects.as_slice().to_vec(),
@@ -91,6 +96,7 @@ impl Board {
             guest_clock,
             serial,
             reset,
+            power,
             config_address,
             functions,
             effects,
@@ -102,6 +108,12 @@ impl Board {
         board.serial = Serial::restore(serial)?;
         reset.validate()?;
         board.reset = *reset;
+        let same = power.is_some() == board.power.is_some();
+        require("power management", same, "goes with several CPUs, and only with them")?;
+        if let Some(power) = power {
+            power.validate()?;
+        }
+        board.power = *power;
         board.config_address = ConfigAddress::new(*config_address);
         require(
             "PCI bus",

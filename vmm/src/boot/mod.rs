@@ -11,10 +11,13 @@
 //! 0x0500  GDT              0x9000  page tables (24 KiB)     0x0010_0000.. kernel segments
 //! 0x7000  zero page        0x2_0000 command line            (16 MiB for Debian's kernel)
 //! 0x8000  stack            0x9_FC00 end of low memory       initramfs: as high as allowed
+//!                          0xE_0000 ACPI's tables, with several CPUs
 //! ```
 //!
 //! Reading files is not done here, nor is choosing a command line.
 
+mod acpi;
+mod aml;
 mod elf;
 mod entry;
 mod image;
@@ -25,6 +28,7 @@ use crate::engine::CpuState;
 use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
+pub(crate) use acpi::publish as publish_cpus;
 pub use unpack::Compression;
 pub use vmft_kernel_gate::{Examination, GateError};
 

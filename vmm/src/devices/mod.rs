@@ -13,6 +13,7 @@ pub mod guest_clock;
 pub mod interrupt_controller;
 pub mod interval_timer;
 pub mod pci;
+pub mod power_management;
 pub mod reset;
 pub mod serial;
 pub mod virtio;

@@ -3,7 +3,8 @@
 //!
 //! A fixed, honest x86-64 baseline. Nothing depends on the host, so both sides of a pair show
 //! the same CPU. The family is one that needs no workarounds in kernels and has none of the
-//! flaws they mitigate at great cost. There is no APIC, no XSAVE, no random generator.
+//! flaws they mitigate at great cost. There is no APIC but where a guest has several CPUs, no XSAVE, no
+//! random generator.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind};
 
@@ -18,6 +19,20 @@ pub(in crate::engine) struct Leaf {
     pub(in crate::engine) ebx: u32,
     pub(in crate::engine) ecx: u32,
     pub(in crate::engine) edx: u32,
+}
+
+impl Leaf {
+    /// Leaf `number` of a CPU that has a local APIC with this number, if it has one. Nothing else tells one
+    /// CPU from another: each is a socket of its own.
+    pub(in crate::engine) fn with_apic(self, number: u32, apic: Option<u8>) -> Self {
+        match (number, apic) {
+            (1, Some(apic)) => {
+                Self { ebx: self.ebx | u32::from(apic) << 24, edx: self.edx | 1 << APIC, ..self }
+            }
+            (EXTENDED_FEATURES, Some(_)) => Self { edx: self.edx | 1 << APIC, ..self },
+            _ => self,
+        }
+    }
 }
 
 /// Whether the CPU shows a time-stamp counter. Where reading it cannot be made a function of the
@@ -83,6 +98,7 @@ const TSC: u32 = 4;
 const MSR: u32 = 5;
 const PAE: u32 = 6;
 const CX8: u32 = 8;
+const APIC: u32 = 9;
 const PGE: u32 = 13;
 const CMOV: u32 = 15;
 const PAT: u32 = 16;
@@ -125,7 +141,9 @@ const NX: u32 = 20;
 const GIGABYTE_PAGES: u32 = 26;
 const RDTSCP: u32 = 27;
 const LONG_MODE: u32 = 29;
-/// AMD repeats most of leaf 1 here.
+/// The leaf in which AMD repeats most of leaf 1.
+const EXTENDED_FEATURES: u32 = 0x8000_0001;
+/// What of it is repeated.
 const REPEATED: u32 = bits(&[FPU, DE, PSE, TSC, MSR, PAE, CX8, PGE, CMOV, PAT, PSE36, MMX, FXSR]);
 const EXTENDED_1_EDX: u32 = REPEATED | bits(&[SYSCALL, NX, GIGABYTE_PAGES, RDTSCP, LONG_MODE]);
 
@@ -250,6 +268,26 @@ mod tests {
         assert_eq!(one.edx & (1 << 9), 0, "there is no APIC");
         assert_eq!(one.ecx & ((1 << 26) | (1 << 27) | (1 << 28)), 0, "there is no XSAVE or AVX");
         assert_ne!(leaf(0x8000_0007, 0, TimeStamp::Shown).edx & (1 << 8), 0);
+    }
+
+    #[test]
+    fn a_local_apic_shows_in_its_feature_and_number_and_nowhere_else() {
+        for (number, without) in leaves(TimeStamp::Hidden) {
+            assert_eq!(without.with_apic(number, None), without);
+            let with = without.with_apic(number, Some(3));
+            let changed = [
+                with.eax ^ without.eax,
+                with.ebx ^ without.ebx,
+                with.ecx ^ without.ecx,
+                with.edx ^ without.edx,
+            ];
+            let wanted = match number {
+                1 => [0, 3 << 24, 0, 1 << 9],
+                0x8000_0001 => [0, 0, 0, 1 << 9],
+                _ => [0; 4],
+            };
+            assert_eq!(changed, wanted, "leaf {number:#x}");
+        }
     }
 
     #[test]

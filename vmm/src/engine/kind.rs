@@ -1,7 +1,8 @@
 //! Which engine a machine has, and opening it.
 
+use super::kvm::GroupEngine;
 use super::soft::SoftEngine;
-use super::{Engine, KvmEngine, KvmError, PointKind};
+use super::{CpuCount, Engine, KvmEngine, KvmError, PointKind};
 use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,19 +21,47 @@ pub enum EngineKind {
     },
 }
 
-/// Why an engine cannot be opened on this host.
+/// Why an engine cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("the kvm engine cannot run on this host")]
-pub struct EngineError(#[from] pub KvmError);
+pub enum EngineError {
+    /// Not on this host.
+    #[error("the kvm engine cannot run on this host")]
+    Kvm(#[from] KvmError),
+    /// Not with several CPUs.
+    #[error(
+        "engine {engine} has one CPU, because it follows one stream of instructions; {cpus} CPUs need \
+         --engine kvm, running freely: unprotected, or in a pair with --protect checkpoint"
+    )]
+    Cpus {
+        /// The engine.
+        engine: EngineKind,
+        /// The CPUs asked for.
+        cpus: CpuCount,
+    },
+}
 
 impl EngineKind {
-    /// Opens the engine, over the guest's memory.
+    /// The engine can have so many CPUs.
     ///
     /// # Errors
-    /// [`EngineError`] if this host has no such engine.
-    pub fn open(self, ram: GuestRam) -> Result<Box<dyn Engine>, EngineError> {
+    /// [`EngineError::Cpus`]
+    pub fn check_cpus(self, cpus: CpuCount) -> Result<(), EngineError> {
+        match self {
+            Self::Kvm { points: PointKind::Free } => Ok(()),
+            engine if cpus.is_several() => Err(EngineError::Cpus { engine, cpus }),
+            Self::Soft | Self::Kvm { .. } => Ok(()),
+        }
+    }
+
+    /// Opens the engine with its CPUs, over the guest's memory.
+    ///
+    /// # Errors
+    /// [`EngineError`] if this host has no such engine, or it cannot have so many CPUs.
+    pub fn open(self, ram: GuestRam, cpus: CpuCount) -> Result<Box<dyn Engine>, EngineError> {
+        self.check_cpus(cpus)?;
         Ok(match self {
             Self::Soft => Box::new(SoftEngine::new(ram)),
+            Self::Kvm { .. } if cpus.is_several() => Box::new(GroupEngine::open(ram, cpus)?),
             Self::Kvm { points } => Box::new(KvmEngine::open(ram, points)?),
         })
     }

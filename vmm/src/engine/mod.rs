@@ -3,8 +3,10 @@
 //! [`Engine`] is the narrow trait that joins the engines; nothing above it knows which one
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].
 
+mod count;
 mod cpu_model;
 mod exit_stream;
+pub mod group;
 mod kind;
 pub mod kvm;
 mod msr;
@@ -15,7 +17,9 @@ use crate::memory::GuestRam;
 use std::fmt;
 use vmft_logging_channel::point::ExecutionPoint;
 
+pub use count::{CpuCount, CpuCountError, MAX_CPUS};
 pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};
+pub use group::CpuGroup;
 pub use kind::{EngineError, EngineKind};
 pub use kvm::{Kicker, KvmEngine, KvmError, PointKind};
 pub use state::CpuState;
@@ -135,6 +139,34 @@ pub trait Engine: fmt::Debug + Send {
     /// # Errors
     /// [`InvalidState`] if a value could not have come from [`Self::save`]; the engine is unchanged.
     fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState>;
+
+    /// Brings CPUs that run while [`Self::run`] is away to rest between two instructions, until the next
+    /// [`Self::run`]; `bus` serves what has to be finished for that. True if it was used. Every other
+    /// method that looks at the state is for an engine at rest; one with a single CPU always is.
+    fn rest(&mut self, _bus: &mut dyn Bus) -> bool {
+        false
+    }
+
+    /// With several CPUs: what [`Self::save`], which is of the CPU that boots, leaves out.
+    fn save_group(&mut self) -> Option<CpuGroup> {
+        None
+    }
+
+    /// Sets what [`Self::save_group`] has saved, after [`Self::restore`] of `boot`, which leaves the other
+    /// CPUs as they are after power-on.
+    ///
+    /// # Errors
+    /// [`InvalidState`] if it could not have come from there: the machine is of no use then.
+    fn restore_group(
+        &mut self,
+        _boot: &CpuState,
+        group: Option<&CpuGroup>,
+    ) -> Result<(), InvalidState> {
+        match group {
+            None => Ok(()),
+            Some(_) => Err(InvalidState("it has several CPUs, this engine one".to_owned())),
+        }
+    }
 
     /// Records in the memory's write tracker what was written and is not recorded there yet. Done
     /// before [`crate::memory::WriteTracker::take_written`]; an engine that records writes as it

@@ -1,6 +1,7 @@
 //! Numbers of the model-specific registers that the CPU model has. Every other one faults.
 
 pub(in crate::engine) const TSC: u32 = 0x10;
+pub(in crate::engine) const APIC_BASE: u32 = 0x1B;
 pub(in crate::engine) const TSC_ADJUST: u32 = 0x3B;
 pub(in crate::engine) const MICROCODE_REVISION: u32 = 0x8B;
 pub(in crate::engine) const SYSENTER_CS: u32 = 0x174;

@@ -155,6 +155,7 @@ impl Machine {
         }
         let board = Board::restore(&self.config.board, &ram, &state.board)?;
         self.engine.restore(&state.cpu, state.point)?;
+        self.engine.restore_group(&state.cpu, state.group.as_ref())?;
         for (number, page) in pages {
             let address = PageNumber(number.0).address();
             ram.memory().write_slice(&page[..], address).expect("looked at above");

@@ -82,6 +82,7 @@ impl Machine {
         hash_of(&(
             hash_pages(self.engine.ram(), &pages),
             self.engine.save(),
+            self.engine.save_group(),
             self.engine.point(),
             self.board.save(),
             self.clock,

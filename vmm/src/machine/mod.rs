@@ -184,7 +184,7 @@ impl Machine {
     /// See [`SetupError`].
     pub fn new(config: MachineConfig, source: BootSource) -> Result<Self, SetupError> {
         let ram = GuestRam::new(config.memory())?;
-        let engine = config.engine.open(ram)?;
+        let engine = config.engine.open(ram, config.cpus())?;
         Self::on_engine(config, source, engine)
     }
 
@@ -199,7 +199,7 @@ impl Machine {
         mut engine: Box<dyn Engine>,
     ) -> Result<Self, SetupError> {
         let board = Board::new(&config.board, engine.ram())?;
-        let cpu = source.load(engine.ram())?;
+        let cpu = source.load(engine.ram(), config.cpus())?;
         engine.restore(&cpu, ExecutionPoint::START)?;
         let rate = PointScale::of(config.engine).initial_rate;
         Ok(Self {
@@ -326,11 +326,29 @@ impl Machine {
         }
     }
 
-    /// Runs until something ends it.
+    /// Runs until something ends it. The machine is at rest from then on: between two instructions, on
+    /// every CPU.
     ///
     /// # Errors
-    /// See [`MachineError`]. The machine is between two instructions and can still be saved.
+    /// See [`MachineError`]. The machine is at rest and can still be saved.
     pub fn run(
+        &mut self,
+        inputs: &mut dyn Inputs,
+        gate: &dyn OutputGate,
+    ) -> Result<RunEnd, MachineError> {
+        let end = self.run_on(inputs, gate);
+        if self.bring_to_rest() {
+            self.emit_effects(inputs, gate)?;
+        }
+        end
+    }
+
+    /// Several CPUs run on while the loop looks at the world; here they stop. True if that used the board.
+    fn bring_to_rest(&mut self) -> bool {
+        self.engine.rest(&mut Wiring { board: &mut self.board, clock: self.clock })
+    }
+
+    fn run_on(
         &mut self,
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
@@ -341,7 +359,11 @@ impl Machine {
             self.board.advance(self.time());
             self.report_faults();
             self.emit_effects(inputs, gate)?;
-            if self.engine.is_off() {
+            // What several CPUs asked for while they came to rest.
+            if self.board.reset_requested() {
+                self.reset()?;
+            }
+            if self.engine.is_off() || self.board.is_off() {
                 return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
             }
             let bound = match inputs.next(&self.boundary())? {
@@ -517,10 +539,12 @@ impl Machine {
     /// Starts the guest again from its kernel, as a reset button does. Guest time and the
     /// count of instructions go on; requests still outside are forgotten by the board.
     fn reset(&mut self) -> Result<(), MachineError> {
+        self.bring_to_rest();
         let ram = self.engine.ram();
         state::clear_memory(ram);
         let failed = |error: SetupError| MachineError::Reset(Box::new(error));
-        let cpu = self.source.load(ram).map_err(|error| failed(error.into()))?;
+        let cpu =
+            self.source.load(ram, self.config.cpus()).map_err(|error| failed(error.into()))?;
         self.engine.restore(&cpu, self.engine.point()).map_err(|error| failed(error.into()))?;
         self.board.reset();
         Ok(())

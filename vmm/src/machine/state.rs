@@ -7,7 +7,7 @@ use super::memory_sum::MemorySum;
 use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
-use crate::engine::{CpuState, EngineError, EngineKind, InvalidState};
+use crate::engine::{CpuCount, CpuGroup, CpuState, EngineError, EngineKind, InvalidState};
 use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 4;
+pub const STATE_VERSION: u32 = 5;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,11 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> CpuCount {
+        self.board.cpus
+    }
+
     /// Guest memory in bytes.
     pub fn memory(&self) -> u64 {
         self.board.memory.0
@@ -69,12 +74,14 @@ impl BootSource {
         decode_all(bytes)
     }
 
-    /// Loads the kernel into memory.
+    /// Loads the kernel into the memory of a machine with so many CPUs.
     ///
     /// # Errors
     /// See [`BootError`].
-    pub(super) fn load(&self, ram: &GuestRam) -> Result<CpuState, BootError> {
-        boot::load(ram, &self.kernel, self.initramfs.as_deref(), &self.cmdline)
+    pub(super) fn load(&self, ram: &GuestRam, cpus: CpuCount) -> Result<CpuState, BootError> {
+        let cpu = boot::load(ram, &self.kernel, self.initramfs.as_deref(), &self.cmdline)?;
+        boot::publish_cpus(ram, cpus);
+        Ok(cpu)
     }
 }
 
@@ -87,6 +94,8 @@ pub struct MachineState {
     #[serde(skip)]
     source: BootSource,
     pub(super) cpu: CpuState,
+    /// The other CPUs, if there are any.
+    pub(super) group: Option<CpuGroup>,
     pub(super) point: ExecutionPoint,
     pub(super) board: BoardState,
     pub(super) clock: VirtualClock,
@@ -138,6 +147,9 @@ impl MachineState {
         if from == engine {
             return Ok(self);
         }
+        engine
+            .check_cpus(self.config.cpus())
+            .map_err(|source| StateError::Engine { engine, source })?;
         if from == EngineKind::Soft && !boot::is_vouched_for(&self.source.kernel) {
             return Err(StateError::TimeStamp { engine });
         }
@@ -286,6 +298,7 @@ impl Machine {
             config: config.clone(),
             source: source.clone(),
             cpu: engine.save(),
+            group: engine.save_group(),
             point: engine.point(),
             board: board.save(),
             clock: *clock,
@@ -305,6 +318,7 @@ impl Machine {
             config,
             source,
             cpu,
+            group,
             point,
             board,
             clock,
@@ -318,9 +332,10 @@ impl Machine {
         // Whoever filled this memory did so through its tracker.
         let memory_sum = MemorySum::of(&ram, ram.tracker().take_written());
         let kind = config.engine;
-        let open = kind.open(ram);
+        let open = kind.open(ram, config.cpus());
         let mut engine = open.map_err(|source| StateError::Engine { engine: kind, source })?;
         engine.restore(&cpu, point)?;
+        engine.restore_group(&cpu, group.as_ref())?;
         Ok(Self {
             memory_sum,
             since_base: None,

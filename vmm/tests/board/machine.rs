@@ -7,7 +7,7 @@ use vmft_vmm::board::{
     Board, BoardConfig, Bytes, DiskConfig, DiskOperation, Effect, NetConfig, UnixSeconds,
 };
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
-use vmft_vmm::engine::PortWidth;
+use vmft_vmm::engine::{CpuCount, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 /// Bytes of each test disk.
@@ -32,6 +32,7 @@ pub fn config() -> BoardConfig {
         disks: vec![disk("first", false), disk("second", true)],
         entropy: true,
         net: Some(NetConfig { mac: MacAddress([2, 0, 0, 0, 0, 7]), offloads: true }),
+        cpus: CpuCount::ONE,
     }
 }
 

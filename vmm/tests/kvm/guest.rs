@@ -6,7 +6,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::kvm::BranchCounter;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
-use vmft_vmm::engine::{Bus, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
+use vmft_vmm::engine::{Bus, CpuCount, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 pub const CODE: u64 = 0x10_0000;
@@ -26,7 +26,7 @@ const GDT: u64 = 0x6000;
 const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
 /// All that the guests use of their memory.
-const USED: usize = 4 << 20;
+pub const USED: usize = 4 << 20;
 /// Exits after which a guest is taken to be lost.
 const PATIENCE: usize = 100_000;
 
@@ -96,7 +96,7 @@ pub fn read_word(ram: &GuestRam, address: u64) -> u64 {
 
 /// Memory with tables, a program, and handlers that count themselves and return:
 /// `inc qword [DATA + 8 * vector]; iretq`, or `hlt` where there is an error code on the stack.
-fn prepared_ram(code: &[u8]) -> GuestRam {
+pub fn prepared_ram(code: &[u8]) -> GuestRam {
     let ram = GuestRam::new(MIN_MEMORY).unwrap();
     write_words(&ram, PML4, &[PDPT | 0x23]);
     write_words(&ram, PDPT, &[PD | 0x23, 0, DEVICE_PD | 0x23]);
@@ -206,8 +206,9 @@ impl Guest {
         for (address, bytes) in extras {
             ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
         }
-        let mut engine =
-            engine.open(ram).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        let mut engine = engine
+            .open(ram, CpuCount::ONE)
+            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
         engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }
     }

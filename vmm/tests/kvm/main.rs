@@ -7,6 +7,7 @@
 
 mod agreement;
 mod counting;
+mod cpus;
 mod exit_stream;
 mod exits;
 mod guest;

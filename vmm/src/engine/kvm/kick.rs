@@ -26,7 +26,7 @@ const IMMEDIATE_EXIT: usize = std::mem::offset_of!(kvm_bindings::kvm_run, immedi
 const MAPPED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// How often a guest is interrupted that can be stopped between two exits, so that its timers fire while
 /// it computes.
-const PERIOD: Duration = Duration::from_millis(1);
+pub(super) const PERIOD: Duration = Duration::from_millis(1);
 
 /// The signal: the fourth of those no library claims.
 pub(super) fn signal_number() -> libc::c_int {
@@ -104,7 +104,7 @@ impl Shared {
         self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kick(&self, idle_too: bool) {
+    fn signal(&self, idle_too: bool) {
         let runner = self.runner();
         if runner.is_none() && !idle_too {
             return;
@@ -122,12 +122,27 @@ impl Shared {
 /// Makes a running [`run`](crate::engine::Engine::run) come back soon, from any thread. A kick
 /// while nothing runs ends the next run at its start.
 #[derive(Debug, Clone)]
-pub struct Kicker(Arc<Shared>);
+pub struct Kicker(Arc<dyn Kick>);
+
+/// Whatever can be kicked.
+pub(super) trait Kick: fmt::Debug + Send + Sync {
+    fn kick(&self);
+}
+
+impl Kick for Shared {
+    fn kick(&self) {
+        self.signal(true);
+    }
+}
 
 impl Kicker {
     /// Kicks. Several kicks before the engine has come back count as one.
     pub fn kick(&self) {
-        self.0.kick(true);
+        self.0.kick();
+    }
+
+    pub(super) fn of(kicked: Arc<dyn Kick>) -> Self {
+        Self(kicked)
     }
 }
 
@@ -156,7 +171,7 @@ impl Kicks {
     }
 
     pub(super) fn kicker(&self) -> Kicker {
-        Kicker(Arc::clone(&self.shared))
+        Kicker::of(Arc::<Shared>::clone(&self.shared))
     }
 
     /// Announces that this thread runs the vCPU.
@@ -184,7 +199,7 @@ impl Kicks {
         let shared = Arc::clone(&self.shared);
         let tick = move || {
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                shared.kick(false);
+                shared.signal(false);
             }
         };
         let thread = std::thread::Builder::new()

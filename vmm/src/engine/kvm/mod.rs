@@ -13,12 +13,15 @@
 //!  the `soft` engine, on the same memory and the same CPU state
 //! ```
 //!
+//! Guests of several CPUs have an engine of their own, in `cpus`.
+//!
 //! **Determinism.** The host's kicks and signals are never points (but with [`PointKind::Free`]).
 //! An interrupt is injected only where the guest can take it: at once after a point, or at the
 //! first boundary after it that can.
 
 mod branches;
 mod counter;
+mod cpus;
 mod error;
 mod kick;
 mod landing;
@@ -34,6 +37,7 @@ mod watch;
 
 pub use branches::LandingStats;
 pub use counter::{BranchCounter, CounterLost};
+pub use cpus::GroupEngine;
 pub use error::KvmError;
 pub use kick::Kicker;
 pub use points::PointKind;

@@ -1,18 +1,20 @@
 //! Making the virtual machine: capabilities, memory, the CPU model, which registers KVM answers.
 //!
-//! Nothing that would act by itself is asked for: no interrupt controller, timer or clock of the
-//! kernel's.
+//! With one CPU, nothing that would act by itself is asked for: no interrupt controller, timer or clock of
+//! the kernel's. Several CPUs have the kernel's local APICs, and nothing else of it.
 
 use super::error::KvmError;
 use super::kick::Kicks;
 use super::vcpu::Vcpu;
+use crate::engine::CpuCount;
 use crate::engine::cpu_model::{self, TimeStamp};
 use crate::engine::msr;
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
-    KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
@@ -39,6 +41,10 @@ const NEEDED: [(Cap, &str); 9] = [
     (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
 ];
 
+/// What several CPUs need beyond that.
+const NEEDED_BY_SEVERAL: [(Cap, &str); 2] =
+    [(Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"), (Cap::MpState, "KVM_CAP_MP_STATE")];
+
 /// Registers that KVM itself must own, as runs of consecutive numbers: the first, and how many.
 /// Every other is denied to the guest and answered by the engine.
 const OWNED_BY_KVM: [(u32, u32); 4] = [
@@ -49,6 +55,9 @@ const OWNED_BY_KVM: [(u32, u32); 4] = [
     // The bases of FS and GS, and the other one of GS.
     (msr::FS_BASE, 3),
 ];
+
+/// The same beside a local APIC of KVM's: where that is.
+const OWNED_WITH_APIC: [(u32, u32); 1] = [(msr::APIC_BASE, 1)];
 
 /// True for a register of which the engine does not hear.
 pub(super) fn is_owned_by_kvm(register: u32) -> bool {
@@ -67,6 +76,35 @@ impl Vm {
     /// A machine of one CPU that runs in `ram`.
     pub(super) fn open(ram: GuestRam) -> Result<(Self, Vcpu), KvmError> {
         let kvm = open_device()?;
+        let vm = Self::create(&kvm, ram)?;
+        vm.set_up_msrs(&[])?;
+        let vcpu = vm.open_cpu(&kvm, 0, CpuCount::ONE)?;
+        Ok((vm, vcpu))
+    }
+
+    /// A machine of several CPUs with local APICs, that runs in `ram`.
+    pub(super) fn open_several(
+        ram: GuestRam,
+        cpus: CpuCount,
+    ) -> Result<(Self, Vec<Vcpu>), KvmError> {
+        let kvm = open_device()?;
+        for (capability, name) in NEEDED_BY_SEVERAL {
+            if !kvm.check_extension(capability) {
+                return Err(KvmError::Capability { capability: name });
+            }
+        }
+        let vm = Self::create(&kvm, ram)?;
+        // No pins are reserved for an I/O APIC, which the board does not have.
+        let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
+        vm.fd.enable_cap(&split).map_err(KvmError::refused("keep local APICs"))?;
+        vm.set_up_msrs(&OWNED_WITH_APIC)?;
+        let open = |number| vm.open_cpu(&kvm, number, cpus);
+        let vcpus = cpus.numbers().map(open).collect::<Result<_, _>>()?;
+        Ok((vm, vcpus))
+    }
+
+    /// A machine without CPUs.
+    fn create(kvm: &Kvm, ram: GuestRam) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::refused("create a virtual machine"))?;
         let vm = Self { fd, ram };
         vm.set_up_memory()?;
@@ -76,15 +114,18 @@ impl Vm {
                 .set_tss_address(TSS_ADDRESS)
                 .map_err(KvmError::refused("set aside memory for itself"))?;
         }
-        vm.set_up_msrs()?;
-        let vcpu = vm.fd.create_vcpu(0).map_err(KvmError::refused("create a CPU"))?;
-        set_up_cpuid(&vcpu)?;
+        Ok(vm)
+    }
+
+    fn open_cpu(&self, kvm: &Kvm, number: u8, cpus: CpuCount) -> Result<Vcpu, KvmError> {
+        let vcpu = self.fd.create_vcpu(number.into()).map_err(KvmError::refused("create a CPU"))?;
+        set_up_cpuid(&vcpu, cpus.is_several().then_some(number))?;
         // SAFETY: the descriptor is open, and outlives this borrow of it.
         let descriptor = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let kicks = Kicks::new(descriptor)?;
         let shared = kvm.check_extension_int(Cap::SyncRegs);
         let shares_registers = shared > 0 && shared as u32 & KVM_SYNC_X86_REGS != 0;
-        Ok((vm, Vcpu::new(vcpu, kicks, shares_registers)))
+        Ok(Vcpu::new(vcpu, kicks, shares_registers))
     }
 
     /// The guest's memory.
@@ -118,7 +159,8 @@ impl Vm {
         Ok(())
     }
 
-    fn set_up_msrs(&self) -> Result<(), KvmError> {
+    /// `more`: registers that are KVM's beside the usual ones.
+    fn set_up_msrs(&self, more: &[(u32, u32)]) -> Result<(), KvmError> {
         let reasons =
             KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
         let capability = kvm_enable_cap {
@@ -130,12 +172,13 @@ impl Vm {
             .enable_cap(&capability)
             .map_err(KvmError::refused("hand out accesses to model-specific registers"))?;
         let allowed = [0xFF];
-        let ranges = OWNED_BY_KVM.map(|(base, msr_count)| MsrFilterRange {
+        let range = |(base, msr_count): &(u32, u32)| MsrFilterRange {
             flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-            base,
-            msr_count,
+            base: *base,
+            msr_count: *msr_count,
             bitmap: &allowed,
-        });
+        };
+        let ranges: Vec<_> = OWNED_BY_KVM.iter().chain(more).map(range).collect();
         self.fd
             .set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
             .map_err(KvmError::refused("filter model-specific registers"))
@@ -178,8 +221,10 @@ fn open_device() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-fn set_up_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
+/// `apic`: the number of the CPU's local APIC, if it has one.
+fn set_up_cpuid(vcpu: &VcpuFd, apic: Option<u8>) -> Result<(), KvmError> {
     let entries: Vec<kvm_cpuid_entry2> = cpu_model::leaves(TimeStamp::Hidden)
+        .map(|(function, leaf)| (function, leaf.with_apic(function, apic)))
         .map(|(function, cpu_model::Leaf { eax, ebx, ecx, edx })| kvm_cpuid_entry2 {
             function,
             // Leaf 7 is the only one whose subleaves differ.

@@ -182,6 +182,22 @@ impl KvmState {
         }
     }
 
+    /// Where the local APIC is, and whether it is on.
+    pub(super) fn apic_base(&self) -> u64 {
+        self.sregs.apic_base
+    }
+
+    /// The same with the local APIC there.
+    pub(super) fn with_apic_base(mut self, apic_base: u64) -> Self {
+        self.sregs.apic_base = apic_base;
+        self
+    }
+
+    /// What is on its way into the guest.
+    pub(super) fn events(&self) -> &kvm_vcpu_events {
+        &self.events
+    }
+
     /// The task priority.
     pub(super) fn cr8(&self) -> u64 {
         self.sregs.cr8
@@ -250,7 +266,7 @@ fn set_sregs(sregs: &mut kvm_sregs, state: &CpuState) {
     sregs.cr4 = state.cr4;
     sregs.cr8 = state.cr8;
     sregs.efer = state.msrs.efer;
-    // There is no APIC. As long as this enables one, KVM says in CPUID that there is.
+    // There is no APIC, unless the caller says so. As long as this enables one, KVM shows it in CPUID.
     sregs.apic_base = 0;
     sregs.interrupt_bitmap = [0; 4];
 }

@@ -29,7 +29,8 @@ use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
-    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run,
+    kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::ExecutionPoint;
@@ -114,7 +115,7 @@ pub(super) struct Entered<'a> {
 
 /// An exit, as far as it can be told without serving it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exited {
+pub(super) enum Exited {
     Port,
     Memory,
     Register,
@@ -142,6 +143,38 @@ impl Vcpu {
             self.rest = Rest::Failed(what);
         }
         Entered { vcpu: self, first }
+    }
+
+    /// Lets the guest run until it stops for something. Nothing is kept of what may be unfinished: that is
+    /// the caller's, who serves what comes with [`Self::serve_one`].
+    pub(super) fn go(&mut self) -> Exited {
+        self.kvm_run()
+    }
+
+    /// Serves the access of an exit, which the next entry finishes, or goes on with: then it stops for the
+    /// next access. What the exit was.
+    pub(super) fn serve_one(&mut self, exited: Exited, around: &mut Surroundings<'_>) -> Outcome {
+        match exited {
+            Exited::Port => {
+                self.serve_port(around);
+                Outcome::Access
+            }
+            Exited::Memory => {
+                self.serve_memory(around);
+                Outcome::Access
+            }
+            Exited::Register => {
+                let faulted = self.serve_register(around);
+                Outcome::Register { faulted }
+            }
+            Exited::Other(outcome) => outcome,
+        }
+    }
+
+    /// True if an interrupt can be taken, as KVM said when it last came back: of use if nothing was
+    /// unfinished then and nothing was done since.
+    pub(super) fn was_ready(&mut self) -> bool {
+        self.fd.get_kvm_run().ready_for_interrupt_injection != 0
     }
 
     /// Finishes what is unfinished, without entering the guest.
@@ -380,6 +413,22 @@ impl Stopped<'_> {
 
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
         KvmState::read(&self.0.fd)
+    }
+
+    pub(super) fn mp_state(&self) -> Result<u32, errno::Error> {
+        self.0.fd.get_mp_state().map(|state| state.mp_state)
+    }
+
+    pub(super) fn set_mp_state(&mut self, mp_state: u32) -> Result<(), errno::Error> {
+        self.0.fd.set_mp_state(kvm_mp_state { mp_state })
+    }
+
+    pub(super) fn lapic(&self) -> Result<kvm_lapic_state, errno::Error> {
+        self.0.fd.get_lapic()
+    }
+
+    pub(super) fn set_lapic(&mut self, lapic: &kvm_lapic_state) -> Result<(), errno::Error> {
+        self.0.fd.set_lapic(lapic)
     }
 
     pub(super) fn set_state(&mut self, state: &KvmState) -> Result<(), errno::Error> {

@@ -1,0 +1,275 @@
+//! The tables by which a kernel finds that it has several CPUs (ACPI 6.4, §5.2): a guest with one CPU gets
+//! none.
+//!
+//! They name the local APICs, and the little of ACPI's fixed hardware that goes with being an ACPI machine.
+//! There is no I/O APIC, so that a kernel leaves the interrupt controllers as they are ("virtual wire
+//! mode"): devices interrupt the CPU that boots. The namespace has the PCI bus with its lines, because a kernel
+//! that believes in ACPI looks for it there, and the way to switch off.
+//!
+//! ```text
+//! 0xE0000 RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT, FACS
+//!                      └▶ MADT
+//! ```
+
+use super::aml;
+use crate::board::{PCI_WINDOWS, POWER_MANAGEMENT_PORT, interrupt_of_slot};
+use crate::devices::pci::SLOTS;
+use crate::devices::power_management::{CONTROL_OFFSET, OFF};
+use crate::engine::CpuCount;
+use crate::memory::GuestRam;
+use vm_memory::GuestAddress;
+
+/// Where the tables begin: in the memory that the memory map reserves, where kernels look for them.
+pub(super) const TABLES: GuestAddress = GuestAddress(0xE_0000);
+/// Where every local APIC is.
+const LOCAL_APIC: u32 = 0xFEE0_0000;
+/// The line of ACPI's own interrupt, which never comes: one that no device has.
+const SCI_LINE: u16 = 12;
+
+/// FADT flags: `WBINVD` works, and neither a power nor a sleep button is fixed hardware.
+const FADT_FLAGS: u32 = 1 << 0 | 1 << 4 | 1 << 5;
+/// FADT boot flags: there are ISA devices.
+const FADT_BOOT_FLAGS: u16 = 1;
+/// MADT flags: there are two 8259s as well.
+const MADT_PC_COMPATIBLE: u32 = 1;
+/// The kinds of a MADT's entries that are used.
+const MADT_LOCAL_APIC: u8 = 0;
+const MADT_LOCAL_NMI: u8 = 4;
+/// A MADT's CPU can be used.
+const MADT_ENABLED: u32 = 1;
+/// Length of the tables that have one length.
+const RSDP_LENGTH: usize = 36;
+const HEADER_LENGTH: usize = 36;
+const FACS_LENGTH: usize = 64;
+const FADT_LENGTH: usize = 244;
+
+/// A sum of all bytes with it is zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+}
+
+/// A table: its header, and `body` behind it.
+fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER_LENGTH + body.len()).expect("a small table");
+    let mut bytes = Vec::with_capacity(HEADER_LENGTH + body.len());
+    bytes.extend(signature);
+    bytes.extend(length.to_le_bytes());
+    bytes.extend([revision, 0]);
+    bytes.extend(b"VMFT  VMFTPC  ");
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend(b"VMFT");
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend(body);
+    bytes[9] = checksum(&bytes);
+    bytes
+}
+
+/// What belongs to the bus: bus 0, and the addresses of its windows (ACPI 6.4, §6.4.3.5).
+fn bus_resources() -> Vec<u8> {
+    const FIXED: u8 = 0x0C;
+    const READ_WRITE: u8 = 0x01;
+    let (first, last) = (PCI_WINDOWS.start, PCI_WINDOWS.end - 1);
+    let mut bytes = vec![0x88, 13, 0, 2, FIXED, 0];
+    // Granularity, first, last, translation, count.
+    bytes.extend([0u16, 0, 0, 0, 1].iter().flat_map(|word| word.to_le_bytes()));
+    bytes.extend([0x87, 23, 0, 0, FIXED, READ_WRITE]);
+    bytes.extend([0, first, last, 0, last - first + 1].iter().flat_map(|word| word.to_le_bytes()));
+    bytes.extend([0x79, 0]);
+    bytes
+}
+
+/// Which line the first pin of each slot pulls.
+fn routing() -> Vec<u8> {
+    let slots = (1..SLOTS).map(|slot| {
+        let (address, pin, source) = (u32::from(slot) << 16 | 0xFFFF, 0, 0);
+        let line = u32::from(interrupt_of_slot(slot).number());
+        aml::package(&[address, pin, source, line].map(aml::integer))
+    });
+    aml::package(&slots.collect::<Vec<_>>())
+}
+
+/// The namespace: the PCI bus, and the sleep type that is off.
+fn dsdt() -> Vec<u8> {
+    /// `EISAID ("PNP0A03")`: a PCI host bridge.
+    const HOST_BRIDGE: u32 = 0x030A_D041;
+    let bridge = [
+        aml::name(b"_HID", &aml::integer(HOST_BRIDGE)),
+        aml::name(b"_CRS", &aml::buffer(&bus_resources())),
+        aml::name(b"_PRT", &routing()),
+    ];
+    let off = aml::integer(OFF.into());
+    let s5 = aml::package(&[off.clone(), off, aml::integer(0), aml::integer(0)]);
+    let bus = aml::scope(b"_SB_", &aml::device(b"PCI0", &bridge.concat()));
+    table(b"DSDT", 2, &[bus, aml::name(b"_S5_", &s5)].concat())
+}
+
+/// What firmware and kernel share; nothing here.
+fn facs() -> Vec<u8> {
+    let mut bytes = vec![0; FACS_LENGTH];
+    bytes[..4].copy_from_slice(b"FACS");
+    bytes[4] = FACS_LENGTH as u8;
+    bytes[32] = 2;
+    bytes
+}
+
+fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+    let mut body = [0; FADT_LENGTH - HEADER_LENGTH];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        body[offset - HEADER_LENGTH..][..bytes.len()].copy_from_slice(bytes);
+    };
+    let low = |address: u64| u32::try_from(address).expect("below 1 MiB").to_le_bytes();
+    put(36, &low(facs));
+    put(40, &low(dsdt));
+    put(46, &SCI_LINE.to_le_bytes());
+    put(56, &u32::from(POWER_MANAGEMENT_PORT).to_le_bytes());
+    put(64, &u32::from(POWER_MANAGEMENT_PORT + CONTROL_OFFSET).to_le_bytes());
+    // Bytes of the event and of the control block.
+    put(88, &[4, 2]);
+    // No CPU state but C1: the latencies of C2 and C3 are beyond what counts as having them.
+    put(96, &101u16.to_le_bytes());
+    put(98, &1001u16.to_le_bytes());
+    put(109, &FADT_BOOT_FLAGS.to_le_bytes());
+    put(112, &FADT_FLAGS.to_le_bytes());
+    put(140, &dsdt.to_le_bytes());
+    let port = |port: u16, bits: u8| {
+        let mut address = [0; 12];
+        // In the port space, accessed by words.
+        address[..4].copy_from_slice(&[1, bits, 0, 2]);
+        address[4..6].copy_from_slice(&port.to_le_bytes());
+        address
+    };
+    put(148, &port(POWER_MANAGEMENT_PORT, 32));
+    put(172, &port(POWER_MANAGEMENT_PORT + CONTROL_OFFSET, 16));
+    table(b"FACP", 3, &body)
+}
+
+fn madt(cpus: CpuCount) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend(LOCAL_APIC.to_le_bytes());
+    body.extend(MADT_PC_COMPATIBLE.to_le_bytes());
+    for number in cpus.numbers() {
+        body.extend([MADT_LOCAL_APIC, 8, number, number]);
+        body.extend(MADT_ENABLED.to_le_bytes());
+    }
+    // On all CPUs the second local line is that of NMIs.
+    body.extend([MADT_LOCAL_NMI, 6, 0xFF, 0, 0, 1]);
+    table(b"APIC", 1, &body)
+}
+
+fn rsdp(xsdt: u64) -> Vec<u8> {
+    let mut bytes = vec![0; RSDP_LENGTH];
+    bytes[..8].copy_from_slice(b"RSD PTR ");
+    bytes[9..15].copy_from_slice(b"VMFT  ");
+    bytes[15] = 2;
+    bytes[20] = RSDP_LENGTH as u8;
+    bytes[24..32].copy_from_slice(&xsdt.to_le_bytes());
+    bytes[8] = checksum(&bytes[..20]);
+    bytes[32] = checksum(&bytes);
+    bytes
+}
+
+/// All tables for so many CPUs, as they lie in memory from [`TABLES`] on.
+fn tables(cpus: CpuCount) -> Vec<u8> {
+    /// Every table begins at a multiple of this, which the FACS needs.
+    const ALIGN: usize = 64;
+    let mut all = vec![0; RSDP_LENGTH];
+    let mut place = |table: &[u8]| {
+        let at = all.len().next_multiple_of(ALIGN);
+        all.resize(at, 0);
+        all.extend(table);
+        TABLES.0 + at as u64
+    };
+    let (facs, dsdt) = (place(&facs()), place(&dsdt()));
+    let (fadt, madt) = (place(&fadt(facs, dsdt)), place(&madt(cpus)));
+    let entries: Vec<u8> = [fadt, madt].iter().flat_map(|at| at.to_le_bytes()).collect();
+    let xsdt = place(&table(b"XSDT", 1, &entries));
+    all[..RSDP_LENGTH].copy_from_slice(&rsdp(xsdt));
+    all
+}
+
+/// Writes the tables for a guest of several CPUs; for one CPU, nothing.
+pub(crate) fn publish(ram: &GuestRam, cpus: CpuCount) {
+    if cpus.is_several() {
+        super::write(ram, TABLES, &tables(cpus));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MIN_MEMORY;
+    use vm_memory::Bytes;
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn number(bytes: &[u8]) -> usize {
+        bytes.iter().rev().fold(0, |word, byte| word << 8 | usize::from(*byte))
+    }
+
+    fn cpus(count: u8) -> CpuCount {
+        CpuCount::try_from(count).expect("a number of CPUs")
+    }
+
+    /// The table at an address of the guest's, whose length and sum are right.
+    fn at(all: &[u8], address: usize) -> &[u8] {
+        let start = &all[address - TABLES.0 as usize..];
+        let bytes = &start[..number(&start[4..8])];
+        assert_eq!(sum(bytes), 0, "{:?}", &bytes[..4]);
+        bytes
+    }
+
+    #[test]
+    fn every_table_is_found_from_the_root_and_has_a_good_sum() {
+        let all = tables(cpus(3));
+        assert_eq!(&all[..8], b"RSD PTR ");
+        assert_eq!((sum(&all[..20]), sum(&all[..36])), (0, 0));
+        let xsdt = at(&all, number(&all[24..32]));
+        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 16));
+        let fadt = at(&all, number(&xsdt[36..44]));
+        assert_eq!((&fadt[..4], fadt.len()), (&b"FACP"[..], FADT_LENGTH));
+        assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]), "one DSDT");
+        let dsdt = at(&all, number(&fadt[40..44]));
+        assert!(dsdt.windows(5).any(|bytes| bytes == b"\x08_S5_"));
+        // Slot 1 pulls line 11.
+        let entry = [0x0C, 0xFF, 0xFF, 1, 0, 0, 0, 0x0A, 11];
+        assert!(dsdt.windows(entry.len()).any(|bytes| bytes == entry));
+        let facs = number(&fadt[36..40]);
+        assert!(facs.is_multiple_of(64));
+        assert_eq!(&all[facs - TABLES.0 as usize..][..4], b"FACS");
+        assert_eq!(number(&fadt[56..60]), usize::from(POWER_MANAGEMENT_PORT));
+        assert_eq!(number(&fadt[64..68]), usize::from(POWER_MANAGEMENT_PORT) + 4);
+    }
+
+    #[test]
+    fn each_cpu_has_a_local_apic_of_its_own_number() {
+        for count in 2..=4 {
+            let all = tables(cpus(count));
+            let xsdt = at(&all, number(&all[24..32]));
+            let madt = at(&all, number(&xsdt[44..52]));
+            assert_eq!((&madt[..4], number(&madt[36..40])), (&b"APIC"[..], 0xFEE0_0000));
+            let mut rest = &madt[44..];
+            let mut found = Vec::new();
+            while let [kind, length, ..] = rest {
+                let (entry, after) = rest.split_at(usize::from(*length));
+                if *kind == 0 {
+                    assert_eq!((entry[2], number(&entry[4..8])), (entry[3], 1));
+                    found.push(entry[3]);
+                }
+                rest = after;
+            }
+            assert!(rest.is_empty());
+            assert_eq!(found, (0..count).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_guest_with_one_cpu_finds_no_tables() {
+        let ram = GuestRam::new(MIN_MEMORY).expect("memory");
+        publish(&ram, CpuCount::ONE);
+        assert!(ram.tracker().take_written().is_empty());
+        publish(&ram, cpus(2));
+        assert_eq!(ram.memory().read_obj::<[u8; 8]>(TABLES).expect("memory"), *b"RSD PTR ");
+    }
+}

@@ -1,0 +1,153 @@
+//! Several CPUs at a time: rest, states, and being off. The second CPU is put where it runs by its state, because
+//! starting one takes it through modes that not every KVM has; Linux does that in `tests/kvm/linux_cpus.rs`.
+
+use crate::guest::{TestBus, USED, assemble, has_kvm, initial_state, prepared_ram, read_word};
+use iced_x86::code_asm::*;
+use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::engine::group::Activity;
+use vmft_vmm::engine::kvm::GroupEngine;
+use vmft_vmm::engine::{Bus, CpuCount, CpuGroup, Engine, Exit};
+use vmft_vmm::memory::GuestRam;
+
+/// Where each CPU counts, and the second finds its program: beside each other's, in memory nobody else uses.
+const COUNTERS: [u64; 2] = [0x7_0000, 0x7_1000];
+const SECOND_CODE: u64 = 0x7_2000;
+
+fn open(ram: GuestRam) -> GroupEngine {
+    let two = CpuCount::try_from(2u8).unwrap();
+    GroupEngine::open(ram, two).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)")
+}
+
+/// Counts at `counter` for ever, and says so at a port now and then.
+fn counting(counter: u64, port: u32) -> Vec<u8> {
+    assemble(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.inc(qword_ptr(counter)).unwrap();
+        a.test(word_ptr(counter), 0xFFF).unwrap();
+        a.jne(again).unwrap();
+        a.out(port, al).unwrap();
+        a.jmp(again).unwrap();
+    })
+}
+
+/// Two CPUs that count, the second started by its state.
+fn two_that_count() -> GroupEngine {
+    let ram = prepared_ram(&counting(COUNTERS[0], 0x80));
+    ram.memory().write_slice(&counting(COUNTERS[1], 0x81), GuestAddress(SECOND_CODE)).unwrap();
+    let mut engine = open(ram);
+    let state = initial_state();
+    engine.restore(&state, ExecutionPoint::START).unwrap();
+    let mut group = engine.save_group().unwrap();
+    let (second, companion) = &mut group.others[0];
+    assert_eq!(companion.activity, Activity::Unstarted, "as after power-on");
+    *second = initial_state();
+    second.rip = SECOND_CODE;
+    second.general[4] -= 0x800;
+    companion.activity = Activity::Running;
+    engine.restore_group(&state, Some(&group)).unwrap();
+    engine
+}
+
+fn counts(engine: &GroupEngine) -> [u64; 2] {
+    COUNTERS.map(|counter| read_word(engine.ram(), counter))
+}
+
+/// Runs until each CPU has counted beyond `least`.
+fn run_beyond(engine: &mut GroupEngine, bus: &mut dyn Bus, least: [u64; 2]) {
+    while counts(engine).iter().zip(least).any(|(count, least)| *count <= least) {
+        let exit = engine.run(ExecutionPoint::NEVER, false, bus);
+        assert!(matches!(exit, Exit::Bound | Exit::BusAccess), "{exit:?}");
+    }
+}
+
+#[test]
+fn two_cpus_run_at_a_time_and_at_rest_neither_does() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut engine, mut bus) = (two_that_count(), TestBus::default());
+    for _ in 0..20 {
+        let before = counts(&engine);
+        run_beyond(&mut engine, &mut bus, before);
+        engine.rest(&mut bus);
+        let (state, group, counted) = (engine.save(), engine.save_group(), counts(&engine));
+        engine.collect_written();
+        let written = engine.ram().tracker().take_written();
+        for counter in COUNTERS {
+            assert!(written.iter().any(|page| page.address() == GuestAddress(counter)));
+        }
+        assert!(!engine.rest(&mut bus), "nothing is left to be done");
+        assert_eq!((engine.save(), engine.save_group()), (state, group));
+        assert_eq!(counts(&engine), counted);
+        engine.collect_written();
+        assert!(engine.ram().tracker().take_written().is_empty(), "nobody writes at rest");
+    }
+}
+
+#[test]
+fn two_cpus_go_on_elsewhere_from_where_they_were_saved() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut engine, mut bus) = (two_that_count(), TestBus::default());
+    run_beyond(&mut engine, &mut bus, [10_000; 2]);
+    engine.rest(&mut bus);
+    let (state, group, point) = (engine.save(), engine.save_group(), engine.point());
+    let mut memory = vec![0; USED];
+    engine.ram().memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+    let ram = GuestRam::new(engine.ram().size()).unwrap();
+    ram.memory().write_slice(&memory, GuestAddress(0)).unwrap();
+    drop(engine);
+    let mut other = open(ram);
+    other.restore(&state, point).unwrap();
+    other.restore_group(&state, group.as_ref()).unwrap();
+    assert_eq!((other.save(), other.save_group(), other.point()), (state, group, point));
+    let before = counts(&other);
+    run_beyond(&mut other, &mut bus, before.map(|count| count + 10_000));
+}
+
+#[test]
+fn a_state_of_more_or_fewer_cpus_or_of_none_that_can_be_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let mut engine = two_that_count();
+    let (state, group) = (engine.save(), engine.save_group().unwrap());
+    let refused = |engine: &mut GroupEngine, group: Option<&CpuGroup>, says: &str| {
+        engine.restore(&state, ExecutionPoint::START).unwrap();
+        let error = engine.restore_group(&state, group).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(&mut engine, None, "it has 1 CPUs, this machine 2");
+    let mut three = group.clone();
+    three.others.push(three.others[0].clone());
+    refused(&mut engine, Some(&three), "it has 3 CPUs, this machine 2");
+    let mut cut = group.clone();
+    cut.boot.apic.registers.pop();
+    refused(&mut engine, Some(&cut), "63 registers");
+    let mut halted = group;
+    halted.others[0].1.activity = Activity::Halted;
+    refused(&mut engine, Some(&halted), "halts and does not");
+}
+
+#[test]
+fn cpus_are_off_when_none_is_left_to_wake_another() {
+    if !has_kvm() {
+        return;
+    }
+    let ram = prepared_ram(&assemble(|a| {
+        a.out(0x80, al).unwrap();
+        a.cli().unwrap();
+        a.hlt().unwrap();
+    }));
+    let (mut engine, mut bus) = (open(ram), TestBus::default());
+    engine.restore(&initial_state(), ExecutionPoint::START).unwrap();
+    assert_eq!(engine.run(ExecutionPoint::NEVER, false, &mut bus), Exit::BusAccess);
+    assert!(!engine.is_off());
+    while !engine.is_off() {
+        assert_eq!(engine.run(ExecutionPoint::NEVER, false, &mut bus), Exit::Bound);
+        assert!(engine.point().get() < 100_000, "it is never found to be off");
+    }
+}
