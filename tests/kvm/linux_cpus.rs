@@ -6,6 +6,7 @@ use crate::linux::{LIMIT, assert_clean, obstacle, read_until};
 use std::ffi::OsString;
 use std::path::Path;
 use vmft::pair::{PairConsole, SideProcess, Which, prefixed};
+use vmft_backup::status::Role;
 use vmft_guest_images::disk::{DiskSize, make_disk};
 use vmft_guest_images::workload::{SHELL_PROMPT, Workload};
 
@@ -60,6 +61,8 @@ fn an_unmodified_linux_with_two_cpus_works_on_both_is_restored_from_a_snapshot_a
     let shown = state["console_offset"].as_u64().unwrap();
     let words = ["--restore".into(), snapshot.into(), "--disk".into(), prefixed("path=", &disk)];
     let (mut side, mut console) = start(&place, &words, shown);
+    // Keys that come before the guest is live are nobody's.
+    side.wait_status(LIMIT, |status| status.role == Role::Unprotected).unwrap();
     console.type_in(b"echo again $((6 * 7)) of $(nproc)\n");
     read_until(&mut console, "again 42 of 2");
     console.type_in(b"poweroff\n");
