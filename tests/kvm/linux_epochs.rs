@@ -149,6 +149,9 @@ fn an_unmodified_linux_with_two_cpus_survives_its_primary_killed_at_moments_of_a
 
 fn survives(cpus: u8, moments: &[Moment]) {
     const RECORDS: u32 = 40;
+    /// Between two records: with it the guest lasts for half a minute, and longer than a join takes where
+    /// two CPUs and both sides share one emulated CPU.
+    const PAUSE_MS: u32 = 700;
     if !kvm_is_here() || obstacle().is_some() {
         return;
     }
@@ -158,7 +161,7 @@ fn survives(cpus: u8, moments: &[Moment]) {
         let disk = directory.path().join("disk.img");
         make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
         // Each byte a kernel says costs the emulated CPU a hundred microseconds.
-        let words = Workload::Demo { lines: RECORDS, pause_ms: 20 }.cmdline() + " quiet";
+        let words = Workload::Demo { lines: RECORDS, pause_ms: PAUSE_MS }.cmdline() + " quiet";
         let cpus = format!("boot={cpus}");
         let guest = ["--cmdline", &words, "--memory", "size=96M", "--cpus", &cpus];
         let guest = guest.map(OsString::from);
