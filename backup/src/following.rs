@@ -26,6 +26,7 @@ use vmft_logging_channel::transport::{
 };
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
+use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::KeptOutputs;
 
 /// How long an orderly goodbye may take.
@@ -103,6 +104,14 @@ pub(crate) enum Followed {
     Again,
     /// The primary is lost, and this side has won.
     Won(Box<(Machine, Succession)>),
+}
+
+/// What a session that is followed has, whatever its log is made of.
+pub(crate) struct Following {
+    pub(crate) race: Arc<Mutex<Race>>,
+    pub(crate) kept: Arc<KeptOutputs>,
+    pub(crate) gate: ReplayGate,
+    pub(crate) source: ChannelSource,
 }
 
 /// What was found out while the peer was being lost.
@@ -223,20 +232,17 @@ impl Side {
         let channel = Arc::new(channel);
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
-        // What this side remembers of an earlier session ends before what was shown since: its console
-        // begins anew here, without a gap.
-        self.console.remember(machine.console_offset(), &[]);
-        control.attend(&channel);
-        self.status.set_guest_memory(machine.ram().host_ranges());
-        self.watch_channel(&channel);
+        let following = self.begin_following(
+            &channel,
+            machine.console_offset(),
+            machine.ram(),
+            duties,
+            control,
+        );
         self.status.set_role(Role::Backup, terms.generation);
         tell!("following the primary from point {}", machine.point());
 
-        let race = Arc::new(Mutex::new(Race::default()));
-        let kept = Arc::new(KeptOutputs::default());
-        let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
-        let source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
+        let Following { race, kept, gate, source } = following;
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
         let open = self.faults.lockstep();
@@ -261,10 +267,7 @@ impl Side {
                 self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
                 Ok(Followed::End(SideEnd::Stopped(reason)))
             }
-            Ok(_) if inputs.log().source.won() => {
-                let succession = succession(&race, &kept, &machine);
-                Ok(Followed::Won(Box::new((machine, succession))))
-            }
+            Ok(_) if inputs.log().source.won() => Ok(won(machine, &race, &kept)),
             Ok(_) => Ok(self.not_won(&channel, &race, duties.patience)),
             Err(error) => {
                 let (won, digests) = (inputs.log().source.won(), inputs.digests());
@@ -273,8 +276,32 @@ impl Side {
         }
     }
 
+    /// Begins a session that is followed, whatever its log is made of, from a console that has shown so
+    /// much.
+    pub(crate) fn begin_following(
+        &self,
+        channel: &Arc<BackupChannel>,
+        shown: u64,
+        ram: &GuestRam,
+        duties: &BackupDuties,
+        control: &Arc<BackupControl>,
+    ) -> Following {
+        // What this side remembers of an earlier session ends before what was shown since: its console
+        // begins anew here, without a gap.
+        self.console.remember(shown, &[]);
+        control.attend(channel);
+        self.status.set_guest_memory(ram.host_ranges());
+        self.watch_channel(channel);
+        let race = Arc::new(Mutex::new(Race::default()));
+        let kept = Arc::new(KeptOutputs::default());
+        let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
+        let on_lost = self.racer(duties, channel, Arc::clone(&race), control);
+        let source = ChannelSource::new(Arc::clone(channel), Box::new(on_lost));
+        Following { race, kept, gate, source }
+    }
+
     /// What happens the moment the primary is taken to be lost: the test-and-set.
-    pub(crate) fn racer(
+    fn racer(
         &self,
         duties: &BackupDuties,
         channel: &Arc<BackupChannel>,
@@ -330,7 +357,7 @@ impl Side {
         }
     }
 
-    pub(crate) fn watch_channel(&self, channel: &Arc<BackupChannel>) {
+    fn watch_channel(&self, channel: &Arc<BackupChannel>) {
         let watched = Arc::downgrade(channel);
         let since = Instant::now();
         self.status.set_channel(Some(Arc::new(move || {
@@ -450,13 +477,15 @@ impl vmft_vmm::inputs::LogSource for Watched {
     }
 }
 
-pub(crate) fn succession(race: &Mutex<Race>, kept: &KeptOutputs, machine: &Machine) -> Succession {
+/// This side goes on from the machine as it is.
+pub(crate) fn won(machine: Machine, race: &Mutex<Race>, kept: &KeptOutputs) -> Followed {
     let race = race.lock().expect("no holder of this lock panics").clone();
     let mut report = race.report;
     report.replay_ms = race.decided.map_or(0.0, |decided| ms(decided.elapsed()));
     report.point = machine.point().get();
     let last_contact = race.last_contact.unwrap_or_else(Instant::now);
-    Succession { report, last_contact, kept: kept.take() }
+    let succession = Succession { report, last_contact, kept: kept.take() };
+    Followed::Won(Box::new((machine, succession)))
 }
 
 /// Tries to join once. `None` if the operator stops the side meanwhile; the attempt then ends by

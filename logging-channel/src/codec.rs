@@ -126,21 +126,10 @@ const NO_PACKETS: DecodeError = DecodeError::Rule("no packet in a group of packe
 /// A packet that is ready for the wire has a zero byte in front of its length, any other a one and
 /// the fields of what is left to do.
 fn encode_packet(packet: &Packet, out: &mut Vec<u8>) {
-    let PacketOffload {
-        flags,
-        gso_type,
-        header_len,
-        segment_size,
-        checksum_start,
-        checksum_offset,
-    } = packet.offload;
     let plain = packet.offload == PacketOffload::default();
     out.push(u8::from(!plain));
     if !plain {
-        out.extend_from_slice(&[flags, gso_type]);
-        for word in [header_len, segment_size, checksum_start, checksum_offset] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
+        out.extend_from_slice(&packet.offload.to_bytes());
     }
     put_bytes(out, &packet.frame);
 }
@@ -149,14 +138,7 @@ fn decode_packet(cursor: &mut Cursor<'_>) -> Result<Packet, DecodeError> {
     let offload = match cursor.byte("packet offload")? {
         0 => PacketOffload::default(),
         1 => {
-            let offload = PacketOffload {
-                flags: cursor.byte("packet offload")?,
-                gso_type: cursor.byte("packet offload")?,
-                header_len: cursor.word16("packet offload")?,
-                segment_size: cursor.word16("packet offload")?,
-                checksum_start: cursor.word16("packet offload")?,
-                checksum_offset: cursor.word16("packet offload")?,
-            };
+            let offload = PacketOffload::from_bytes(cursor.array("packet offload")?);
             if offload == PacketOffload::default() {
                 return Err(DecodeError::Rule("packet offload without content"));
             }

@@ -85,6 +85,37 @@ pub struct PacketOffload {
     pub checksum_offset: u16,
 }
 
+impl PacketOffload {
+    /// Bytes of `struct virtio_net_hdr`, without the count of buffers.
+    pub const LEN: usize = 10;
+
+    /// As `struct virtio_net_hdr` (virtio specification §5.1.6): little-endian.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let Self { flags, gso_type, header_len, segment_size, checksum_start, checksum_offset } =
+            self;
+        let mut bytes = [0; Self::LEN];
+        bytes[..2].copy_from_slice(&[flags, gso_type]);
+        let words = [header_len, segment_size, checksum_start, checksum_offset];
+        for (bytes, word) in bytes[2..].chunks_exact_mut(2).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From `struct virtio_net_hdr`.
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let word = |at| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            header_len: word(2),
+            segment_size: word(4),
+            checksum_start: word(6),
+            checksum_offset: word(8),
+        }
+    }
+}
+
 /// An Ethernet frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Packet {

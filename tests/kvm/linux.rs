@@ -71,6 +71,15 @@ fn an_unmodified_linux_writes_its_records_and_switches_off_or_is_refused_with_th
     assert_eq!(count_records(&read_disk_file(&disk, RECORDS_FILE).unwrap()), Ok(LINES));
 }
 
+/// A side alone, whose console has shown so much before.
+pub fn start(directory: &Path, words: &[OsString], shown: u64) -> (SideProcess, PairConsole) {
+    let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
+    let mut side = SideProcess::start_as(program, "run", Which::Primary, directory, words).unwrap();
+    let mut console = PairConsole::starting_at(shown);
+    console.attach(&mut side).unwrap();
+    (side, console)
+}
+
 pub fn read_until(console: &mut PairConsole, wanted: &str) {
     let deadline = Instant::now() + LIMIT;
     let mut text = String::new();
@@ -91,12 +100,8 @@ fn auto_takes_kvm_for_a_linux_that_nobody_follows_and_its_shell_answers() {
     let directory = tempfile::tempdir().unwrap();
     let disk = directory.path().join("disk.img");
     make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
     let words = arguments("auto", Workload::Shell, &disk);
-    let mut side =
-        SideProcess::start_as(program, "run", Which::Primary, directory.path(), &words).unwrap();
-    let mut console = PairConsole::default();
-    console.attach(&mut side).unwrap();
+    let (mut side, mut console) = start(directory.path(), &words, 0);
     read_until(&mut console, SHELL_PROMPT);
     assert!(
         side.messages().contains("--engine auto takes kvm, free-running"),

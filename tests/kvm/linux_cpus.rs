@@ -2,22 +2,12 @@
 //! run; and what is refused everywhere.
 
 use crate::engines::{kvm_is_here, said, take_turn, vmft};
-use crate::linux::{LIMIT, assert_clean, obstacle, read_until};
+use crate::linux::{LIMIT, assert_clean, obstacle, read_until, start};
 use std::ffi::OsString;
-use std::path::Path;
-use vmft::pair::{PairConsole, SideProcess, Which, prefixed};
+use vmft::pair::prefixed;
 use vmft_backup::status::Role;
 use vmft_guest_images::disk::{DiskSize, make_disk};
 use vmft_guest_images::workload::{SHELL_PROMPT, Workload};
-
-/// A side whose console has shown so much before.
-fn start(directory: &Path, words: &[OsString], shown: u64) -> (SideProcess, PairConsole) {
-    let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
-    let mut side = SideProcess::start_as(program, "run", Which::Primary, directory, words).unwrap();
-    let mut console = PairConsole::starting_at(shown);
-    console.attach(&mut side).unwrap();
-    (side, console)
-}
 
 /// Two loops at once; the guest says how many CPUs it has, and how many of them have run programs since.
 const WORK: &[u8] = b"spin() { n=0; while [ $n -lt 8000 ]; do n=$((n+1)); done; }; \

@@ -5,13 +5,13 @@ use super::follower::EpochFollower;
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
-use crate::following::{BackupControl, BackupDuties, Followed, Race, succession};
+use crate::following::{BackupControl, BackupDuties, Followed, Following, won};
 use crate::live::error_chain;
 use crate::mending::Divergences;
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{EpochReport, Role};
 use crate::tell;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use vmft_logging_channel::entry::{Entry, StopReason};
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::transport::Joined;
@@ -40,19 +40,12 @@ impl Side {
         let channel = Arc::new(channel);
         let mut follower = EpochFollower::new(&checkpoint, sink.into_ram())?;
         drop(checkpoint);
-        // As in lockstep: no gap after an earlier session.
-        self.console.remember(follower.console_offset(), &[]);
-        control.attend(&channel);
-        self.status.set_guest_memory(follower.ram().host_ranges());
-        self.watch_channel(&channel);
+        let (shown, ram) = (follower.console_offset(), follower.ram());
+        let following = self.begin_following(&channel, shown, ram, duties, control);
         self.status.set_role(Role::Backup, terms.generation);
         tell!("following the primary by checkpoints from point {}", follower.point());
 
-        let race = Arc::new(Mutex::new(Race::default()));
-        let kept = Arc::new(KeptOutputs::default());
-        let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, &channel, Arc::clone(&race), control);
-        let mut source = ChannelSource::new(Arc::clone(&channel), Box::new(on_lost));
+        let Following { race, kept, gate, mut source } = following;
         let open = self.faults.epochs();
         let over = self.apply_epochs(&mut follower, &mut source, &gate, &kept);
         drop(open);
@@ -63,11 +56,7 @@ impl Side {
                 self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
                 Ok(Followed::End(SideEnd::Stopped(reason)))
             }
-            LogOver::Ended if source.won() => {
-                let machine = follower.into_machine()?;
-                let succession = succession(&race, &kept, &machine);
-                Ok(Followed::Won(Box::new((machine, succession))))
-            }
+            LogOver::Ended if source.won() => Ok(won(follower.into_machine()?, &race, &kept)),
             LogOver::Ended => Ok(self.not_won(&channel, &race, duties.patience)),
             LogOver::Broken(why) => {
                 let text = format!("an epoch is refused: {why}");

@@ -26,44 +26,6 @@ use std::sync::atomic::Ordering;
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::{Cache, default_guest};
 
-/// Every figure.
-const NAMES: &[&str] = &[
-    "boot-speed",
-    "boot-to-prompt",
-    "restore-to-prompt",
-    "compute-speed",
-    "protected-compute",
-    "protected-fork",
-    "protected-disk",
-    "log-idle",
-    "log-compute",
-    "execution-lag",
-    "output-delay",
-    "memory-overhead",
-    "kill-to-output",
-    "client-gap",
-    "protected-transmit",
-    "protected-receive",
-    "protected-http",
-    "log-per-byte-transmit",
-    "log-per-byte-receive",
-    "ping-added",
-    "join-pause",
-    "join-speed",
-    "kill-to-protected",
-    "snapshot-save",
-    "snapshot-restore",
-    "checkpoint-fork",
-    "checkpoint-bytes",
-    "kvm-exit-cost",
-    "kvm-recording",
-    "kvm-protected-compute",
-    "kvm-protected-exits",
-    "kvm-linux-compute",
-    "kvm-linux-fork",
-    "kvm-linux-disk",
-];
-
 /// The figures of the `kvm` engine, whose guests are not the default one.
 const KVM: &str = "kvm-";
 /// Those that need a Linux of the user's.
@@ -103,10 +65,10 @@ impl Options {
                 let guest = !name.starts_with(KVM_LINUX) || self.kvm_guest.is_some();
                 guest && (kvm || !name.starts_with(KVM))
             };
-            return Ok(NAMES.iter().copied().filter(can).collect());
+            return Ok(names().filter(can).collect());
         }
         let find = |name: &String| {
-            let known = NAMES.iter().find(|known| *known == name).copied();
+            let known = names().find(|known| known == name);
             known.with_context(|| format!("no figure is called {name}; --list names them"))
         };
         self.only.iter().map(find).collect()
@@ -161,6 +123,11 @@ const PARTS: &[Part] = &[
     }),
 ];
 
+/// Every figure, in the order they are measured.
+fn names() -> impl Iterator<Item = &'static str> {
+    PARTS.iter().flat_map(|(names, _)| *names).copied()
+}
+
 fn bench(options: &Options) -> Result<()> {
     let wanted = options.wanted()?;
     if wanted.iter().any(|name| !name.starts_with(KVM)) {
@@ -209,7 +176,7 @@ fn write_json(path: &Path, results: &Results<'_>) -> Result<()> {
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
-        println!("{}", NAMES.join("\n"));
+        names().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
     match bench(&options) {

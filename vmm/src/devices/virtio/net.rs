@@ -39,7 +39,7 @@ const TRANSMIT: usize = 1;
 /// Room for 256 buffers: a megabyte of pages to receive into.
 const QUEUE_SIZE: u16 = 256;
 /// `struct virtio_net_hdr_v1`.
-const HEADER_LEN: usize = 12;
+const HEADER_LEN: usize = PacketOffload::LEN + 2;
 /// `struct virtio_net_config` up to and including the link status.
 const CONFIG_LEN: usize = 8;
 /// Most packets that wait for buffers: a group, cut into the smallest segments.
@@ -139,9 +139,10 @@ impl Net {
         if len > (HEADER_LEN + MAX_PACKET) as u64 {
             return Err(QueueFault::LongChain { queue: TRANSMIT, head: chain.head });
         }
-        let header = access.read(&chain.readable, 0, HEADER_LEN);
+        let header = access.read(&chain.readable, 0, PacketOffload::LEN);
+        let header = header.try_into().expect("the chain is long enough");
         let frame = access.read(&chain.readable, HEADER_LEN as u64, len as usize - HEADER_LEN);
-        let packet = Packet { offload: parse_header(&header), frame };
+        let packet = Packet { offload: PacketOffload::from_bytes(header), frame };
         // What no network could carry is lost, as on a wire.
         if offload::work(&packet).is_ok_and(|work| is_offered(work, self.features())) {
             self.state.addresses.learn(self.mac, &packet.frame);
@@ -151,34 +152,11 @@ impl Net {
     }
 }
 
-fn parse_header(header: &[u8]) -> PacketOffload {
-    let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    PacketOffload {
-        flags: header[0],
-        gso_type: header[1],
-        header_len: word(2),
-        segment_size: word(4),
-        checksum_start: word(6),
-        checksum_offset: word(8),
-    }
-}
-
 /// `struct virtio_net_hdr_v1`.
-fn header_bytes(offload: &PacketOffload, buffers: u16) -> [u8; HEADER_LEN] {
-    let PacketOffload {
-        flags,
-        gso_type,
-        header_len,
-        segment_size,
-        checksum_start,
-        checksum_offset,
-    } = *offload;
+fn header_bytes(offload: PacketOffload, buffers: u16) -> [u8; HEADER_LEN] {
     let mut bytes = [0; HEADER_LEN];
-    bytes[..2].copy_from_slice(&[flags, gso_type]);
-    let words = [header_len, segment_size, checksum_start, checksum_offset, buffers];
-    for (place, word) in bytes[2..].chunks_exact_mut(2).zip(words) {
-        place.copy_from_slice(&word.to_le_bytes());
-    }
+    bytes[..PacketOffload::LEN].copy_from_slice(&offload.to_bytes());
+    bytes[PacketOffload::LEN..].copy_from_slice(&buffers.to_le_bytes());
     bytes
 }
 
@@ -250,7 +228,7 @@ fn place_packet(packet: &Packet, access: &mut QueueAccess<'_>) -> Result<bool, Q
             return Ok(true);
         }
     }
-    let mut bytes = header_bytes(&packet.offload, chains.len() as u16).to_vec();
+    let mut bytes = header_bytes(packet.offload, chains.len() as u16).to_vec();
     bytes.extend_from_slice(&packet.frame);
     let mut rest = bytes.as_slice();
     for chain in &chains {

@@ -13,8 +13,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmft_logging_channel::entry::{MAX_PACKET, Packet, PacketOffload};
 
 const TUN: &str = "/dev/net/tun";
-/// `struct virtio_net_hdr`, without the count of buffers.
-const HEADER_LEN: usize = 10;
+/// The kernel's header is in the host's byte order, which is little-endian.
+const HEADER_LEN: usize = PacketOffload::LEN;
 
 /// The kernel's `TUN_F_…`: what a reader takes unfinished.
 const TUN_F_CSUM: libc::c_uint = 0x01;
@@ -178,7 +178,7 @@ impl Tap {
 
     /// Sends a packet, or fails: a TAP device keeps nothing.
     pub(super) fn send(&self, packet: &Packet) -> io::Result<()> {
-        let header = header_bytes(&packet.offload);
+        let header = packet.offload.to_bytes();
         let header = if self.has_header { &header[..] } else { &[] };
         writev(&self.file, &[IoSlice::new(header), IoSlice::new(&packet.frame)])?;
         Ok(())
@@ -196,43 +196,12 @@ impl Tap {
                 Err(errno) => return Err(errno.into()),
             };
             if (header..=header + MAX_PACKET).contains(&len) {
-                let offload = parse_header(&self.buffer[..header]);
+                // Without a header, nothing is left to do.
+                let offload = self.buffer[..header].first_chunk().copied();
+                let offload = offload.map(PacketOffload::from_bytes).unwrap_or_default();
                 into.push(Packet { offload, frame: self.buffer[header..len].to_vec() });
             }
         }
         Ok(())
-    }
-}
-
-fn header_bytes(offload: &PacketOffload) -> [u8; HEADER_LEN] {
-    let PacketOffload {
-        flags,
-        gso_type,
-        header_len,
-        segment_size,
-        checksum_start,
-        checksum_offset,
-    } = *offload;
-    let mut bytes = [0; HEADER_LEN];
-    bytes[..2].copy_from_slice(&[flags, gso_type]);
-    let words = [header_len, segment_size, checksum_start, checksum_offset];
-    for (place, word) in bytes[2..].chunks_exact_mut(2).zip(words) {
-        place.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
-}
-
-/// The kernel's header is in the host's byte order, which is little-endian; without one, nothing is
-/// left to do.
-fn parse_header(bytes: &[u8]) -> PacketOffload {
-    let &[flags, gso_type, ref words @ ..] = bytes else { return PacketOffload::default() };
-    let word = |index: usize| u16::from_le_bytes([words[2 * index], words[2 * index + 1]]);
-    PacketOffload {
-        flags,
-        gso_type,
-        header_len: word(0),
-        segment_size: word(1),
-        checksum_start: word(2),
-        checksum_offset: word(3),
     }
 }
