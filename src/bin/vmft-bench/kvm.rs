@@ -2,7 +2,7 @@
 //! kernel can be followed there, if the user has one.
 
 use crate::figure::{Figure, Goal, median};
-use crate::lab::{INTERRUPTED, PATIENCE};
+use crate::lab::{INTERRUPTED, PATIENCE, cpu_time};
 use crate::measure::Effort;
 use anyhow::{Result, bail};
 use std::ffi::OsString;
@@ -18,6 +18,13 @@ use vmft_guest_images::workload::{Bench, DEMO_DONE, DemoLine, Workload};
 
 /// How long one look at a console lasts.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a guest took, and how much CPU time the live side's process.
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    time: Duration,
+    cpu: Duration,
+}
 
 /// A guest that prints one line when it begins what is measured, and one when it has done it.
 struct Load {
@@ -75,7 +82,7 @@ impl Load {
     }
 
     /// Time between the two lines, of a guest that nobody follows.
-    fn alone(&self, program: &Path) -> Result<Duration> {
+    fn alone(&self, program: &Path) -> Result<Took> {
         let directory = tempfile::Builder::new().prefix("vmft-bench").tempdir()?;
         let directory = directory.path();
         let (mut options, both) = self.options(directory)?;
@@ -86,7 +93,7 @@ impl Load {
     }
 
     /// Time between the two lines, of a pair.
-    fn pair(&self, program: &Path) -> Result<Duration> {
+    fn pair(&self, program: &Path) -> Result<Took> {
         let directory = tempfile::Builder::new().prefix("vmft-bench").tempdir()?;
         let directory = directory.path();
         let (mut options, both) = self.options(directory)?;
@@ -102,7 +109,8 @@ impl Load {
         self.watch(vec![primary, backup])
     }
 
-    fn watch(&self, mut sides: Vec<SideProcess>) -> Result<Duration> {
+    fn watch(&self, mut sides: Vec<SideProcess>) -> Result<Took> {
+        let live = sides[0].pid();
         let mut console = PairConsole::default();
         for side in &mut sides {
             console.attach(side)?;
@@ -121,13 +129,14 @@ impl Load {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 bail!("interrupted");
             }
-            let now = Instant::now();
+            let now = (Instant::now(), cpu_time(live));
             for line in lines.add(&bytes) {
                 let line = line.trim_end();
                 if line == self.begins {
                     begun = Some(now);
                 } else if line == self.ends {
-                    return Ok(begun.map_or(Duration::ZERO, |begun| now - begun));
+                    let begun = begun.unwrap_or(now);
+                    return Ok(Took { time: now.0 - begun.0, cpu: now.1.saturating_sub(begun.1) });
                 }
             }
         }
@@ -143,7 +152,7 @@ fn compare(
 ) -> Result<Figure> {
     let mut count = 16;
     let count = loop {
-        let took = load(count)?.alone(program)?;
+        let took = load(count)?.alone(program)?.time;
         if took >= effort.round / 8 {
             let exact = f64::from(count) * effort.round.as_secs_f64() / took.as_secs_f64();
             break exact.clamp(1.0, 900_000.0) as u32;
@@ -151,13 +160,15 @@ fn compare(
         count *= 4;
     };
     let load = load(count)?;
-    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+    let (mut ratios, mut by_cpu, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
-        let alone = load.alone(program)?.as_secs_f64();
-        ratios.push(alone / load.pair(program)?.as_secs_f64());
-        rates.push(f64::from(count) / alone);
+        let (alone, pair) = (load.alone(program)?, load.pair(program)?);
+        ratios.push(alone.time.div_duration_f64(pair.time));
+        by_cpu.push(alone.cpu.div_duration_f64(pair.cpu));
+        rates.push(f64::from(count) / alone.time.as_secs_f64());
     }
-    let note = format!("unprotected {:.1} a second", median(&rates));
+    let (rate, by_cpu) = (median(&rates), median(&by_cpu));
+    let note = format!("unprotected {rate:.1} a second; {by_cpu:.2} by CPU time");
     Ok(Figure::new(name, "ratio", Goal::AtLeast(goal), ratios, note))
 }
 
