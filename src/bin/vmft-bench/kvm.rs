@@ -7,17 +7,45 @@ use crate::measure::Effort;
 use anyhow::{Result, bail};
 use std::ffi::OsString;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, prefixed};
 use vmft_backup::status::Role;
-use vmft_guest_images::ProbeGuest;
 use vmft_guest_images::disk::{DiskSize, make_disk};
 use vmft_guest_images::workload::{Bench, DEMO_DONE, DemoLine, Workload};
+use vmft_guest_images::{Cache, Guest, ProbeGuest, cmdline, lockstep_guest};
 
 /// How long one look at a console lasts.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A Linux that can be followed on `--engine kvm`.
+#[derive(Debug, Clone)]
+pub struct KvmLinux {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    cmdline: String,
+}
+
+impl KvmLinux {
+    /// The user's: `vmlinuz` and `initramfs.cpio` in a directory, and what its kernel needs to be told in
+    /// `cmdline`.
+    pub fn of(directory: &Path) -> Self {
+        let cmdline = std::fs::read_to_string(directory.join("cmdline"));
+        Self {
+            kernel: directory.join("vmlinuz"),
+            initramfs: directory.join("initramfs.cpio"),
+            cmdline: cmdline
+                .map_or_else(|_| cmdline::DEFAULT.to_owned(), |own| own.trim().to_owned()),
+        }
+    }
+
+    /// The lockstep kernel, if it was built.
+    pub fn lockstep(cache: &Cache) -> Option<Self> {
+        let Guest { kernel, initramfs, .. } = lockstep_guest(cache).ok()?;
+        Some(Self { kernel, initramfs, cmdline: cmdline::LOCKSTEP.to_owned() })
+    }
+}
 
 /// How long a guest took, and how much CPU time the live side's process.
 #[derive(Debug, Clone, Copy)]
@@ -49,22 +77,19 @@ impl Load {
         Ok(Self { machine: machine.into(), disk: false, begins, ends: DEMO_DONE.to_owned() })
     }
 
-    /// A Linux: `vmlinuz` and `initramfs.cpio` in a directory, and what its kernel needs to be told in
-    /// `cmdline`.
-    fn linux(guest: &Path, bench: Bench, count: u32) -> Result<Self> {
-        let words = std::fs::read_to_string(guest.join("cmdline"))
-            .unwrap_or_else(|_| vmft_guest_images::cmdline::DEFAULT.to_owned());
-        let words = format!("{} {}", words.trim(), Workload::Bench { bench, count }.cmdline());
+    /// A Linux that does `count` of `bench`.
+    fn linux(guest: &KvmLinux, bench: Bench, count: u32) -> Self {
+        let words = format!("{} {}", guest.cmdline, Workload::Bench { bench, count }.cmdline());
         let machine = [
             "--kernel".into(),
-            guest.join("vmlinuz").into(),
+            guest.kernel.clone().into(),
             "--initramfs".into(),
-            guest.join("initramfs.cpio").into(),
+            guest.initramfs.clone().into(),
             "--cmdline".into(),
             words.into(),
         ];
         let (begins, ends) = (bench.begin(count), bench.end(count));
-        Ok(Self { machine: machine.into(), disk: true, begins, ends })
+        Self { machine: machine.into(), disk: true, begins, ends }
     }
 
     /// Options of one side in `directory`.
@@ -185,15 +210,15 @@ pub fn probe(program: &Path, effort: &Effort) -> Result<Vec<Figure>> {
     Ok(vec![compute, exits])
 }
 
-/// The Linux in `guest`, protected ÷ unprotected.
-pub fn linux(guest: &Path, program: &Path, effort: &Effort) -> Result<Vec<Figure>> {
+/// A Linux, protected ÷ unprotected.
+pub fn linux(guest: &KvmLinux, program: &Path, effort: &Effort) -> Result<Vec<Figure>> {
     let loads = [
         ("kvm-linux-compute", 0.95, Bench::Compute),
         ("kvm-linux-fork", 0.90, Bench::Fork),
         ("kvm-linux-disk", 0.90, Bench::Disk),
     ];
     let measure = |(name, goal, bench)| {
-        compare((name, goal), program, effort, |count| Load::linux(guest, bench, count))
+        compare((name, goal), program, effort, |count| Ok(Load::linux(guest, bench, count)))
     };
     loads.into_iter().map(measure).collect()
 }

@@ -4,6 +4,7 @@
 //! the disk, so that a measurement need not wait for a boot. A measurement types a command between
 //! two marker lines; host time is taken where the markers are read.
 
+use crate::kvm::KvmLinux;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
@@ -52,16 +53,16 @@ pub struct Boot {
 pub struct Lab {
     directory: tempfile::TempDir,
     program: PathBuf,
-    kvm_guest: Option<PathBuf>,
+    kvm_linux: Option<KvmLinux>,
     guests: u32,
     snapshot: Option<PathBuf>,
 }
 
 impl Lab {
-    /// A fresh place for `program`'s guests; `kvm_guest` is a Linux for `--engine kvm`.
-    pub fn open(program: PathBuf, kvm_guest: Option<PathBuf>) -> Result<Self> {
+    /// A fresh place for `program`'s guests.
+    pub fn open(program: PathBuf, kvm_linux: Option<KvmLinux>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("vmft-bench").tempdir()?;
-        Ok(Self { directory, program, kvm_guest, guests: 0, snapshot: None })
+        Ok(Self { directory, program, kvm_linux, guests: 0, snapshot: None })
     }
 
     /// The program under measurement.
@@ -70,8 +71,9 @@ impl Lab {
     }
 
     /// The Linux that can be followed on `--engine kvm`.
-    pub fn kvm_guest(&self) -> Result<&Path> {
-        self.kvm_guest.as_deref().context("--kvm-guest names no directory with a guest")
+    pub fn kvm_linux(&self) -> Result<&KvmLinux> {
+        let why = "the lockstep kernel is not built (vmft guest --lockstep), and --kvm-guest names no other";
+        self.kvm_linux.as_ref().context(why)
     }
 
     fn new_directory(&mut self) -> Result<PathBuf> {

@@ -17,6 +17,7 @@ mod network;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use figure::Figure;
+use kvm::KvmLinux;
 use lab::Lab;
 use measure::Effort;
 use serde::Serialize;
@@ -28,7 +29,7 @@ use vmft_guest_images::{Cache, default_guest};
 
 /// The figures of the `kvm` engine, whose guests are not the default one.
 const KVM: &str = "kvm-";
-/// Those that need a Linux of the user's.
+/// Those of a Linux, which many a KVM cannot run: they are measured where they are asked for.
 const KVM_LINUX: &str = "kvm-linux-";
 
 /// Measures the figures the project promises.
@@ -48,7 +49,7 @@ struct Options {
     #[arg(long, value_name = "FILE", default_value = "target/bench/figures.json")]
     json: PathBuf,
     /// A Linux that can be followed on --engine kvm, for the figures kvm-linux-*: a directory with
-    /// `vmlinuz`, `initramfs.cpio` and perhaps `cmdline`
+    /// `vmlinuz`, `initramfs.cpio` and perhaps `cmdline`. Default: the lockstep kernel, if it was built
     #[arg(long, value_name = "DIR")]
     kvm_guest: Option<PathBuf>,
     /// The program to measure. Default: the `vmft` beside this one
@@ -72,6 +73,13 @@ impl Options {
             known.with_context(|| format!("no figure is called {name}; --list names them"))
         };
         self.only.iter().map(find).collect()
+    }
+
+    fn kvm_linux(&self) -> Result<Option<KvmLinux>> {
+        Ok(match &self.kvm_guest {
+            Some(directory) => Some(KvmLinux::of(directory)),
+            None => KvmLinux::lockstep(&Cache::from_environment()?),
+        })
     }
 
     fn program(&self) -> Result<PathBuf> {
@@ -119,7 +127,7 @@ const PARTS: &[Part] = &[
         kvm::probe(lab.program(), effort)
     }),
     (&["kvm-linux-compute", "kvm-linux-fork", "kvm-linux-disk"], |lab, effort, _| {
-        kvm::linux(lab.kvm_guest()?, lab.program(), effort)
+        kvm::linux(lab.kvm_linux()?, lab.program(), effort)
     }),
 ];
 
@@ -138,7 +146,7 @@ fn bench(options: &Options) -> Result<()> {
     ctrlc::set_handler(|| lab::INTERRUPTED.store(true, Ordering::Relaxed))?;
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
     let mut host = host::Host::now();
-    let mut lab = Lab::open(options.program()?, options.kvm_guest.clone())?;
+    let mut lab = Lab::open(options.program()?, options.kvm_linux()?)?;
     let mut figures = Vec::new();
     println!("{}", Figure::head());
     for (names, measure) in PARTS {
