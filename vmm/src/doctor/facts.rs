@@ -120,6 +120,8 @@ pub struct DeviceFacts {
 pub enum Need {
     /// Every use of the `kvm` engine.
     Engine,
+    /// Guests of several CPUs.
+    Cpus,
     /// Stopping between any two instructions.
     Step,
     /// Stopping at a count of branches.

@@ -130,6 +130,7 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
     let line = |capability: &super::facts::CapabilityFact| {
         let (expected, follows) = match capability.need {
             Need::Engine => ("there", "no `kvm` engine"),
+            Need::Cpus => ("there", "no `--cpus boot=2`"),
             Need::Step => ("there", "no `step` points"),
             Need::Counter => ("there", "no `pmu` points"),
             Need::Helps => ("", ""),
