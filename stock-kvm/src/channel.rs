@@ -1,6 +1,6 @@
 //! Frames on the virtio serial port between the box and its owner.
 //!
-//! The owner sends one byte, [`GO`]. The box sends frames: a byte for the kind, the length of what
+//! The owner sends one byte, [`GO`], and then bytes that mean nothing. The box sends frames: a byte for the kind, the length of what
 //! follows as 32 bits, little-endian, and that. The last says how the job ended, so whoever has
 //! read it has read all output.
 
@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 
 /// Sent into the box when somebody listens.
 pub const GO: u8 = b'g';
+/// Sent into the box ever after, to interrupt it; means nothing else.
+pub const AWAKE: u8 = b'.';
 /// Longest payload; a frame that claims more is damaged.
 pub const MAX_PAYLOAD: usize = 64 << 10;
 
