@@ -178,27 +178,34 @@ fn on_kvm_a_primary_killed_at_any_moment_loses_and_repeats_nothing() {
     kill_primaries(&KVM);
 }
 
-/// A program that reads the time-stamp counter twice, and succeeds if it is neither zero nor runs
-/// backwards: an ELF executable of one segment, as words for `printf`.
-fn time_stamp_program() -> String {
+/// Reads the time-stamp counter twice, and succeeds if it is neither zero nor runs backwards.
+const TIME_STAMPS: &[&[u8]] = &[
+    &[0x0F, 0x31],             // rdtsc
+    &[0x48, 0xC1, 0xE2, 32],   // shl rdx, 32
+    &[0x48, 0x09, 0xD0],       // or rax, rdx
+    &[0x48, 0x89, 0xC3],       // mov rbx, rax
+    &[0x0F, 0x31],             // rdtsc
+    &[0x48, 0xC1, 0xE2, 32],   // shl rdx, 32
+    &[0x48, 0x09, 0xD0],       // or rax, rdx
+    &[0x31, 0xFF],             // xor edi, edi
+    &[0x48, 0x39, 0xD8],       // cmp rax, rbx
+    &[0x40, 0x0F, 0x92, 0xC7], // setb dil
+    &[0x48, 0x85, 0xDB],       // test rbx, rbx
+    &[0x0F, 0x94, 0xC0],       // sete al
+    &[0x40, 0x08, 0xC7],       // or dil, al
+    &[0xB8, 60, 0, 0, 0],      // mov eax, exit
+    &[0x0F, 0x05],             // syscall
+];
+
+/// Computes for ever, and never enters the kernel.
+const SPIN: &[&[u8]] = &[
+    &[0x48, 0xFF, 0xC0], // inc rax
+    &[0xEB, 0xFB],       // jmp to it
+];
+
+/// A command of the guest's shell that makes a program of `code`: an ELF executable of one segment.
+fn make_program(name: &str, code: &[&[u8]]) -> String {
     const BASE: u64 = 0x40_0000;
-    let code: &[&[u8]] = &[
-        &[0x0F, 0x31],             // rdtsc
-        &[0x48, 0xC1, 0xE2, 32],   // shl rdx, 32
-        &[0x48, 0x09, 0xD0],       // or rax, rdx
-        &[0x48, 0x89, 0xC3],       // mov rbx, rax
-        &[0x0F, 0x31],             // rdtsc
-        &[0x48, 0xC1, 0xE2, 32],   // shl rdx, 32
-        &[0x48, 0x09, 0xD0],       // or rax, rdx
-        &[0x31, 0xFF],             // xor edi, edi
-        &[0x48, 0x39, 0xD8],       // cmp rax, rbx
-        &[0x40, 0x0F, 0x92, 0xC7], // setb dil
-        &[0x48, 0x85, 0xDB],       // test rbx, rbx
-        &[0x0F, 0x94, 0xC0],       // sete al
-        &[0x40, 0x08, 0xC7],       // or dil, al
-        &[0xB8, 60, 0, 0, 0],      // mov eax, exit
-        &[0x0F, 0x05],             // syscall
-    ];
     let code = code.concat();
     let mut file = vec![0x7F, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     file.extend([2u16, 62].iter().flat_map(|half| half.to_le_bytes()));
@@ -210,16 +217,15 @@ fn time_stamp_program() -> String {
     let len = 120 + code.len() as u64;
     file.extend([0, BASE, BASE, len, len, 0x1000].iter().flat_map(|word| word.to_le_bytes()));
     file.extend(code);
-    file.iter().map(|byte| format!("\\{byte:03o}")).collect()
+    let escaped: String = file.iter().map(|byte| format!("\\{byte:03o}")).collect();
+    format!("printf '{escaped}' >/{name}; $bb chmod +x /{name}")
 }
 
 /// Has a program of the guest read the time-stamp counter, which the kernel answers from guest time.
 fn read_time_stamps(pair: &mut Pair) {
     pair.read_text(vmft_guest_images::workload::SHELL_PROMPT);
-    let program = time_stamp_program();
-    pair.type_in(&format!(
-        "printf '{program}' >/stamps; $bb chmod +x /stamps; /stamps; echo sta''mps: $?\n"
-    ));
+    let make = make_program("stamps", TIME_STAMPS);
+    pair.type_in(&format!("{make}; /stamps; echo sta''mps: $?\n"));
     pair.read_text("stamps: 0");
 }
 
@@ -259,6 +265,31 @@ fn on_kvm_a_shell_loop_and_an_idle_guest_are_followed() {
     assert_eq!(pair.wait_exit(Which::Primary).code(), Some(0), "{}", pair.report());
     assert_eq!(pair.wait_exit(Which::Backup).code(), Some(0), "{}", pair.report());
     pair.check_console(Which::Primary);
+}
+
+/// Twenty waits of 100 ms, alone and beside a program that never enters the kernel: without what lets a timer
+/// in between two exits, the second twenty would never end.
+#[test]
+#[ignore = "needs a KVM that runs Linux: scripts/stock-kvm"]
+fn on_kvm_a_task_of_timers_gets_on_beside_a_program_that_never_enters_the_kernel() {
+    let boot = Some(Workload::Shell);
+    let mut pair =
+        Pair::start(&Setup { boot, memory: MEMORY, primary: KVM.to_vec(), ..Setup::default() });
+    pair.read_text(vmft_guest_images::workload::SHELL_PROMPT);
+    pair.type_in(&format!("{}; echo ma''de\n", make_program("spin", SPIN)));
+    pair.read_text("made");
+    pair.type_in(
+        "waits() { read -r from _ </proc/uptime; n=0; while [ $n -lt 20 ]; do $bb usleep 100000; \
+         n=$((n+1)); echo \"$1 $n\"; done; read -r to _ </proc/uptime; echo \"$1: $from to $to s\"; }\n",
+    );
+    pair.type_in("waits alo''ne; /spin & waits besi''de; kill $!; echo ki''lled\n");
+    pair.read_text("killed");
+    assert_eq!(pair.status(Which::Backup).divergence, None, "{}", pair.report());
+    pair.type_in("poweroff\n");
+    assert_eq!(pair.wait_exit(Which::Primary).code(), Some(0), "{}", pair.report());
+    assert_eq!(pair.wait_exit(Which::Backup).code(), Some(0), "{}", pair.report());
+    pair.check_console(Which::Primary);
+    println!("{}", pair.report());
 }
 
 /// The program's own recording, replayed: every digest agrees, and both come to the same state.

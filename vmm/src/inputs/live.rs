@@ -84,7 +84,9 @@ impl<S: InputSource> Live<S> {
         }
         let host = self.source.now();
         let timer = boundary.next_timer.map(|time| self.clock.due(time));
-        let waits = timer.is_some_and(|due| host >= due)
+        // One that was raised where the guest would take none has to wait for the next exit as well.
+        let waits = boundary.interrupt_pending
+            || timer.is_some_and(|due| host >= due)
             || self.source.wait(Some(HostTime(0)), boundary.room);
         if !waits {
             self.waits_since = None;
@@ -230,6 +232,7 @@ mod tests {
             time: VirtualTime::ZERO,
             clock: VirtualClock { sync_point, sync_time, rate },
             idle: false,
+            interrupt_pending: false,
             // Long due on the host.
             next_timer: Some(VirtualTime::from_ns(1_000)),
             outputs: OutputSequence(0),
@@ -251,6 +254,45 @@ mod tests {
         let stop = Asked::Stop(StopReason::Operator);
         assert_eq!(step(Some(stop), false), Step::Stop(StopReason::Operator));
         assert_eq!(step(Some(Asked::Halt), false), Step::Halt);
+    }
+
+    /// A world in which nothing happens but that a millisecond passes at every look.
+    #[derive(Debug)]
+    struct Passing(u64);
+
+    impl InputSource for Passing {
+        fn now(&mut self) -> HostTime {
+            self.0 += 1_000_000;
+            HostTime(self.0)
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            None
+        }
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
+            None
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
+            false
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    #[test]
+    fn an_interrupt_that_no_exit_lets_in_is_overdue_after_a_while() {
+        let quiet = Boundary { next_timer: None, ..boundary(false) };
+        let clock = ClockControl::new(&quiet.clock, quiet.point, PointScale::EXITS);
+        let mut live = Live::new(Passing(0), clock);
+        assert!((0..100).all(|_| !live.is_overdue(&quiet)), "nothing waits");
+        let pending = Boundary { interrupt_pending: true, ..quiet };
+        let looks = (0..100).take_while(|_| !live.is_overdue(&pending)).count();
+        assert_eq!(looks as u64, OVERDUE_NS / 1_000_000);
+        assert!(
+            !live.is_overdue(&Boundary { is_point: true, ..pending }),
+            "the guest takes it here"
+        );
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Boundary {
     /// True if the guest waits in `HLT` and no interrupt is pending: it cannot run on
     /// without an input.
     pub idle: bool,
+    /// True if an interrupt is pending, which the guest has not taken.
+    pub interrupt_pending: bool,
     /// When the guest's next timer is due, in guest time.
     pub next_timer: Option<VirtualTime>,
     /// Outputs produced so far.

@@ -410,6 +410,7 @@ mod tests {
             is_point: true,
             nearest: None,
             idle: true,
+            interrupt_pending: false,
             next_timer: None,
             outputs: OutputSequence(outputs),
             room: Room::default(),

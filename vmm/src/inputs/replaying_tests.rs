@@ -41,6 +41,7 @@ fn boundary(point: u64) -> Boundary {
             rate: PointScale::EXITS.initial_rate,
         },
         idle: false,
+        interrupt_pending: false,
         next_timer: None,
         outputs: OutputSequence(0),
         room: crate::inputs::Room::default(),

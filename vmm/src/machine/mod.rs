@@ -317,6 +317,7 @@ impl Machine {
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
+            interrupt_pending: self.board.interrupt_pending(),
             next_timer: self.board.next_timer(),
             outputs: self.outputs,
             room: Room {
