@@ -1,8 +1,8 @@
 //! Frames on the virtio serial port between the box and its owner.
 //!
-//! The owner sends one byte, [`GO`], and then bytes that mean nothing. The box sends frames: a byte for the kind, the length of what
-//! follows as 32 bits, little-endian, and that. The last says how the job ended, so whoever has
-//! read it has read all output.
+//! The owner sends one byte, [`GO`], and then bytes that mean nothing. The box sends frames: a byte for
+//! the kind, the length of what follows as 32 bits, little-endian, and that. The last says how the job
+//! ended, so whoever has read it has read all output.
 
 use std::io::{self, ErrorKind, Read, Write};
 
