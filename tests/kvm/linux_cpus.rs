@@ -13,6 +13,10 @@ use vmft_guest_images::workload::{SHELL_PROMPT, Workload};
 const WORK: &[u8] = b"spin() { n=0; while [ $n -lt 8000 ]; do n=$((n+1)); done; }; \
     spin & spin & wait; echo cpus $(nproc) at wo''rk $(awk '/^cpu[0-9]/ && $2 > 4' /proc/stat | wc -l)\n";
 
+/// What the guest reads the time from.
+const CLOCK: &[u8] =
+    b"echo clo''ck $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\n";
+
 #[test]
 fn an_unmodified_linux_with_two_cpus_works_on_both_is_restored_from_a_snapshot_and_switches_off() {
     if !kvm_is_here() || obstacle().is_some() {
@@ -30,6 +34,8 @@ fn an_unmodified_linux_with_two_cpus_works_on_both_is_restored_from_a_snapshot_a
     read_until(&mut console, SHELL_PROMPT);
     console.type_in(WORK);
     read_until(&mut console, "cpus 2 at work 2");
+    console.type_in(CLOCK);
+    read_until(&mut console, "clock acpi_pm");
     let snapshot = directory.path().join("snapshot");
     vmft::api_client::snapshot(&side.api(), &snapshot).unwrap();
     side.kill().unwrap();

@@ -8,7 +8,7 @@
 //! | 0x70 0x71 | clock |
 //! | 0x3F8–0x3FF | serial port |
 //! | 0x5A0, 0x5A4, 32 bits wide | clock for guests that know they are guests |
-//! | 0x600–0x605 | power management, on boards of several CPUs |
+//! | 0x600–0x60B | power management, on boards of several CPUs |
 //! | 0xCF8, 0xCFC–0xCFF | PCI configuration |
 //! | 0xCF9 | reset control |
 //!
@@ -147,7 +147,7 @@ impl Board {
             }
             Port::KeyboardCommand => self.reset.keyboard_status(),
             Port::ResetControl => self.reset.control,
-            Port::Power(offset) => self.power.map_or(ABSENT, |power| power.read(offset)),
+            Port::Power(offset) => self.power.map_or(ABSENT, |power| power.read(now, offset)),
             Port::ClockIndex | Port::Absent => ABSENT,
         }
     }

@@ -14,7 +14,7 @@
 use super::aml;
 use crate::board::{PCI_WINDOWS, POWER_MANAGEMENT_PORT, interrupt_of_slot};
 use crate::devices::pci::SLOTS;
-use crate::devices::power_management::{CONTROL_OFFSET, OFF};
+use crate::devices::power_management::{CONTROL_OFFSET, OFF, TIMER_OFFSET};
 use crate::engine::CpuCount;
 use crate::memory::GuestRam;
 use vm_memory::GuestAddress;
@@ -26,8 +26,9 @@ const LOCAL_APIC: u32 = 0xFEE0_0000;
 /// The line of ACPI's own interrupt, which never comes: one that no device has.
 const SCI_LINE: u16 = 12;
 
-/// FADT flags: `WBINVD` works, and neither a power nor a sleep button is fixed hardware.
-const FADT_FLAGS: u32 = 1 << 0 | 1 << 4 | 1 << 5;
+/// FADT flags: `WBINVD` works, neither a power nor a sleep button is fixed hardware, and the timer has 32
+/// bits.
+const FADT_FLAGS: u32 = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 8;
 /// FADT boot flags: there are ISA devices.
 const FADT_BOOT_FLAGS: u16 = 1;
 /// MADT flags: there are two 8259s as well.
@@ -113,6 +114,9 @@ fn facs() -> Vec<u8> {
 }
 
 fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+    /// How registers are accessed.
+    const WORDS: u8 = 2;
+    const LONGS: u8 = 3;
     let mut body = [0; FADT_LENGTH - HEADER_LENGTH];
     let mut put = |offset: usize, bytes: &[u8]| {
         body[offset - HEADER_LENGTH..][..bytes.len()].copy_from_slice(bytes);
@@ -123,23 +127,26 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     put(46, &SCI_LINE.to_le_bytes());
     put(56, &u32::from(POWER_MANAGEMENT_PORT).to_le_bytes());
     put(64, &u32::from(POWER_MANAGEMENT_PORT + CONTROL_OFFSET).to_le_bytes());
-    // Bytes of the event and of the control block.
+    put(76, &u32::from(POWER_MANAGEMENT_PORT + TIMER_OFFSET).to_le_bytes());
+    // Bytes of the event and of the control block, and of the timer.
     put(88, &[4, 2]);
+    put(91, &[4]);
     // No CPU state but C1: the latencies of C2 and C3 are beyond what counts as having them.
     put(96, &101u16.to_le_bytes());
     put(98, &1001u16.to_le_bytes());
     put(109, &FADT_BOOT_FLAGS.to_le_bytes());
     put(112, &FADT_FLAGS.to_le_bytes());
     put(140, &dsdt.to_le_bytes());
-    let port = |port: u16, bits: u8| {
+    let port = |port: u16, bits: u8, width: u8| {
         let mut address = [0; 12];
-        // In the port space, accessed by words.
-        address[..4].copy_from_slice(&[1, bits, 0, 2]);
+        // In the port space.
+        address[..4].copy_from_slice(&[1, bits, 0, width]);
         address[4..6].copy_from_slice(&port.to_le_bytes());
         address
     };
-    put(148, &port(POWER_MANAGEMENT_PORT, 32));
-    put(172, &port(POWER_MANAGEMENT_PORT + CONTROL_OFFSET, 16));
+    put(148, &port(POWER_MANAGEMENT_PORT, 32, WORDS));
+    put(172, &port(POWER_MANAGEMENT_PORT + CONTROL_OFFSET, 16, WORDS));
+    put(208, &port(POWER_MANAGEMENT_PORT + TIMER_OFFSET, 32, LONGS));
     table(b"FACP", 3, &body)
 }
 
@@ -240,6 +247,8 @@ mod tests {
         assert_eq!(&all[facs - TABLES.0 as usize..][..4], b"FACS");
         assert_eq!(number(&fadt[56..60]), usize::from(POWER_MANAGEMENT_PORT));
         assert_eq!(number(&fadt[64..68]), usize::from(POWER_MANAGEMENT_PORT) + 4);
+        let timer = usize::from(POWER_MANAGEMENT_PORT) + 8;
+        assert_eq!((number(&fadt[76..80]), number(&fadt[212..220])), (timer, timer));
     }
 
     #[test]
