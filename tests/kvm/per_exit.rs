@@ -261,8 +261,9 @@ fn the_engines_agree_at_every_exit_of_a_whole_run() {
     assert!(!run.console.is_empty());
 }
 
-/// From the kernel's first instruction to that of its first program. Not further: there the box's CPU, which
-/// is emulated, has been seen to raise a page fault that `soft` does not.
+/// From the kernel's first instruction to that of its first program. Not further: to the box's CPU, which is
+/// emulated, a fault of an instruction that reads and writes memory is one of a read, and another of a write
+/// follows (`vmm/tests/kvm/agreement.rs`).
 #[test]
 #[ignore = "needs a KVM that runs Linux, and the lockstep kernel: scripts/stock-kvm"]
 fn the_engines_agree_at_every_exit_of_a_whole_boot_of_the_lockstep_kernel() {
