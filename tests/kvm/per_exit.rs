@@ -4,6 +4,7 @@
 //! the exit that makes them, and an interrupt is taken at an exit or not at all: so both engines are given the same
 //! answers and the same arrivals at the same exits. After every exit, what the guest did at the bus, the
 //! general registers, RIP and the flags that no instruction leaves undefined are compared; at the end, all memory.
+//! From there, copies of both are compared after every instruction (`VMFT_AGREEMENT_STEPS` says for how many).
 //!
 //! The guests are the probe and, where Linux runs, the lockstep kernel: both look at nothing that differs
 //! from host to host. A string instruction at a port or a device is one exit here, however many it takes.
@@ -28,6 +29,11 @@ const STATUS_FLAGS: u64 = 0x8D5;
 const INTERRUPT_FLAG: u64 = 1 << 9;
 /// Exits after which a guest is taken to be lost.
 const PATIENCE: u64 = 50_000_000;
+/// Instructions of the kernel and its first program that are compared, if nothing else is said: the program
+/// begins at about the 60,000th.
+const PROGRAM_STEPS: u64 = 90_000;
+/// At most so many: then the kernel waits for an interrupt.
+const MOST_PROGRAM_STEPS: u64 = 400_000;
 
 /// What the guest did at the bus, and what it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,6 +224,8 @@ fn kvm(ram: GuestRam) -> Box<dyn Engine> {
 struct Run {
     exits: u64,
     console: String,
+    soft: Side,
+    kvm: Side,
 }
 
 /// Runs a guest with so many bytes of memory on both engines, to its end, or until it has printed `last`.
@@ -246,7 +254,56 @@ fn compare(source: &BootSource, memory: u64, last: Option<&str>) -> Run {
     }
     let console = String::from_utf8_lossy(&soft.console).into_owned();
     println!("{exits} exits agree; {} bytes on the console", console.len());
-    Run { exits, console }
+    Run { exits, console, soft, kvm }
+}
+
+/// A copy of a side's guest, on the engine that `open` opens.
+fn copy<E: Engine>(side: &mut Side, open: impl FnOnce(GuestRam) -> E) -> E {
+    let (from, mut page) = (side.engine.ram(), vec![0; 4096]);
+    let to = GuestRam::new(from.size()).unwrap();
+    for address in (0..from.size()).step_by(page.len()).map(GuestAddress) {
+        from.memory().read_slice(&mut page, address).unwrap();
+        to.memory().write_slice(&page, address).unwrap();
+    }
+    let mut engine = open(to);
+    engine.restore(&side.engine.save(), ExecutionPoint::START).unwrap();
+    engine
+}
+
+/// One instruction, what it did at the bus, and where it led.
+fn step(engine: &mut impl Engine, side: &mut Side) -> (Exit, Vec<Seen>, CpuState) {
+    let next = engine.point().after(1);
+    let mut seen = Vec::new();
+    let mut bus = Wiring { board: &mut side.board, now: side.now, seen: &mut seen };
+    let exit = loop {
+        let exit = engine.run(next, false, &mut bus);
+        if exit != Exit::Kicked {
+            break exit;
+        }
+    };
+    (exit, seen, engine.save())
+}
+
+/// Both go on for so many instructions, with their boards, on which no time passes, and without
+/// interrupts. How often a program raised a page fault meanwhile.
+fn step_on(run: Run, steps: u64) -> u64 {
+    let Run { mut soft, mut kvm, .. } = run;
+    let mut on_soft = copy(&mut soft, SoftEngine::with_cpu_model_of_kvm);
+    let mut on_kvm = copy(&mut kvm, |ram| KvmEngine::open(ram, PointKind::Step).unwrap());
+    let essence = |state: &CpuState| {
+        let (flags, cs) = (state.rflags & !STATUS_FLAGS, state.segments.cs.selector);
+        (state.general, state.rip, flags, cs, state.cr2, state.cr3)
+    };
+    let (mut faults, mut last) = (0, on_soft.save());
+    for number in 1..=steps {
+        let (expected, exit) = (step(&mut on_soft, &mut soft), step(&mut on_kvm, &mut kvm));
+        assert_eq!((&exit.0, &exit.1), (&expected.0, &expected.1), "instruction {number}");
+        assert_eq!(essence(&exit.2), essence(&expected.2), "instruction {number}");
+        let by_program = last.segments.cs.selector & 3 == 3;
+        faults += u64::from(by_program && last.cr2 != expected.2.cr2);
+        last = expected.2;
+    }
+    faults
 }
 
 #[test]
@@ -261,7 +318,7 @@ fn the_engines_agree_at_every_exit_of_a_whole_run() {
     assert!(!run.console.is_empty());
 }
 
-/// From the kernel's first instruction to that of its first program. Not further: to the box's CPU, which is
+/// From the kernel's first instruction to its first program's, and on by single steps. Not further exit by exit: to the box's CPU, which is
 /// emulated, a fault of an instruction that reads and writes memory is one of a read, and another of a write
 /// follows (`vmm/tests/kvm/agreement.rs`).
 #[test]
@@ -278,4 +335,10 @@ fn the_engines_agree_at_every_exit_of_a_whole_boot_of_the_lockstep_kernel() {
     let run = compare(&source, 64 << 20, Some(LAST));
     assert!(run.console.ends_with(LAST), "{}", run.console);
     assert!(run.exits > 5_000, "{} exits", run.exits);
+    let steps = std::env::var("VMFT_AGREEMENT_STEPS")
+        .map_or(PROGRAM_STEPS, |steps| steps.parse().expect("VMFT_AGREEMENT_STEPS is a number"));
+    let steps = steps.min(MOST_PROGRAM_STEPS);
+    let faults = step_on(run, steps);
+    println!("{steps} instructions agree, with {faults} page faults of a program");
+    assert!(faults > 0, "{steps} instructions without a page fault of a program");
 }
