@@ -15,6 +15,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Variables of the caller that the command sees: these, and those that begin with one of the next.
 const VARIABLES: [&str; 3] = ["HOME", "XDG_CACHE_HOME", "USER"];
 const VARIABLE_PREFIXES: [&str; 2] = ["VMFT_", "RUST_"];
+/// The programs of this project that are built for the box.
+const PROGRAMS: [&str; 2] = ["vmft", "vmft-bench"];
 /// What vmft runs to make and check disk images, of Debian's e2fsprogs.
 const DISK_PROGRAMS: [&str; 3] = ["mke2fs", "e2fsck", "debugfs"];
 
@@ -47,7 +49,7 @@ pub struct Options {
     /// Shows what the box's kernel prints, on standard error
     #[arg(long, short)]
     pub verbose: bool,
-    /// `vmft …`, `test …`, a file of this host, or a command of busybox
+    /// `vmft …`, `vmft-bench …`, `test …`, a file of this host, or a command of busybox
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required_unless_present = "shell")]
     command: Vec<String>,
 }
@@ -56,6 +58,7 @@ const EXAMPLES: &str = "\
 Examples:
   stock-kvm vmft doctor                      this project's vmft, with the default guest and e2fsprogs
   stock-kvm test -p vmft-vmm --test kvm      the tests that `cargo test` would run with these words
+  stock-kvm --release vmft-bench --quick --only kvm-linux-compute
   stock-kvm --with data.bin ./program data.bin
   stock-kvm sh -c 'dmesg | grep -i kvm'";
 
@@ -86,12 +89,14 @@ impl Options {
             load.contents.bring(&contents::find(word)?)?;
         }
         match self.command.split_first() {
-            Some((word, rest)) if word == "vmft" => self.add_vmft(&mut load, &here, rest)?,
+            Some((word, rest)) if PROGRAMS.contains(&word.as_str()) => {
+                self.add_program(&mut load, &here, word, rest)?;
+            }
             Some((word, rest)) if word == "test" => self.add_tests(&mut load, rest)?,
             Some((word, rest)) => add_command(&mut load, &here, word, rest)?,
             None => self.add_shell(&mut load)?,
         }
-        if self.shell || matches!(self.command[0].as_str(), "vmft" | "test") {
+        if self.shell || self.command[0] == "test" || PROGRAMS.contains(&self.command[0].as_str()) {
             add_tools(&mut load.contents, cache, progress)?;
         }
         Ok(load)
@@ -106,23 +111,40 @@ impl Options {
         cargo::build(&all)
     }
 
-    fn vmft(&self) -> Result<PathBuf> {
-        let built = self.cargo(&["build", "-p", "vmft", "--bin", "vmft"])?;
-        let built = built.into_iter().find(|built| built.executable.ends_with("vmft"));
-        Ok(built.context("cargo did not say where it put vmft")?.executable)
+    /// Builds `vmft`, and the program of this name if it is another; says where they are, that one last.
+    fn programs(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let mut words = vec!["build", "-p", "vmft", "--bin", "vmft"];
+        if name != "vmft" {
+            words.extend(["--bin", name]);
+        }
+        let built = self.cargo(&words)?.into_iter().map(|built| built.executable);
+        let mut built: Vec<PathBuf> = built.collect();
+        built.sort_by_key(|program| program.ends_with(name));
+        Ok(built)
     }
 
-    fn add_vmft(&self, load: &mut Load, here: &Path, arguments: &[String]) -> Result<()> {
-        let program = self.vmft()?;
-        load.contents.bring(&program)?;
-        load.job.commands.push(command(&program, arguments, here)?);
+    /// A program finds `vmft` beside it.
+    fn add_program(
+        &self,
+        load: &mut Load,
+        here: &Path,
+        name: &str,
+        arguments: &[String],
+    ) -> Result<()> {
+        let programs = self.programs(name)?;
+        for program in &programs {
+            load.contents.bring(program)?;
+        }
+        let program = programs.last().context("cargo did not say where it put it")?;
+        load.job.commands.push(command(program, arguments, here)?);
         Ok(())
     }
 
     /// The shell finds `vmft` in its path.
     fn add_shell(&self, load: &mut Load) -> Result<()> {
-        let program = self.vmft()?;
-        load.contents.bring_as(&program, Path::new("/usr/bin/vmft"))?;
+        for program in self.programs("vmft")? {
+            load.contents.bring_as(&program, Path::new("/usr/bin/vmft"))?;
+        }
         load.contents.text("/box/shell", 0o644, b"");
         Ok(())
     }
