@@ -14,7 +14,7 @@ use crate::entry::{
     MAX_ENTROPY, MAX_EXITS, MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet,
     PacketOffload, RequestId, StateDigest, StopReason,
 };
-use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
+use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime};
 use crate::wire::{Cursor, DecodeError, put_varint};
 
 /// Most bytes one encoded entry takes: the data of the largest disk read and its fields.
@@ -46,6 +46,7 @@ mod kind {
     pub const STOP: u8 = 9;
     pub const EXITS: u8 = 24;
     pub const FLUSH: u8 = 10;
+    pub const LANDING: u8 = 11;
     pub const CHECKPOINT_PART: u8 = 20;
     pub const PACKETS: u8 = 16;
 }
@@ -122,6 +123,8 @@ fn check_packets(packets: &[Packet]) -> Result<(), EncodeError> {
 }
 
 const NO_PACKETS: DecodeError = DecodeError::Rule("no packet in a group of packets");
+
+const NOT_CANONICAL: DecodeError = DecodeError::Rule("code address is not canonical");
 
 /// A packet that is ready for the wire has a zero byte in front of its length, any other a one and
 /// the fields of what is left to do.
@@ -237,6 +240,10 @@ pub fn encode_entry(
             start(out, kind::EXITS);
             put_bytes(out, exits);
         }
+        Entry::Landing { branch, .. } => {
+            start(out, kind::LANDING);
+            out.extend_from_slice(&branch.get().to_le_bytes());
+        }
         Entry::Flush { .. } => start(out, kind::FLUSH),
         Entry::Stop { reason, .. } => {
             start(out, kind::STOP);
@@ -280,6 +287,11 @@ fn decode_u32(cursor: &mut Cursor<'_>, what: &'static str) -> Result<u32, Decode
     Ok(u32::try_from(value).expect("bounded by u32::MAX"))
 }
 
+fn decode_code_address(cursor: &mut Cursor<'_>) -> Result<CodeAddress, DecodeError> {
+    let address = cursor.word64("code address")?;
+    CodeAddress::try_from(address).map_err(|_| NOT_CANONICAL)
+}
+
 fn decode_arrival(kind: u8, cursor: &mut Cursor<'_>) -> Result<Arrival, DecodeError> {
     Ok(match kind {
         kind::CLOCK_SYNC => Arrival::ClockSync {
@@ -320,7 +332,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
     if kind == kind::CHECKPOINT_PART {
         return decode_checkpoint_part(cursor);
     }
-    let is_known = (kind::CLOCK_SYNC..=kind::FLUSH).contains(&kind)
+    let is_known = (kind::CLOCK_SYNC..=kind::LANDING).contains(&kind)
         || kind == kind::PACKETS
         || kind == kind::EXITS;
     if !is_known {
@@ -339,6 +351,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         }
         kind::PROGRESS => Entry::Progress { point },
         kind::FLUSH => Entry::Flush { point },
+        kind::LANDING => Entry::Landing { point, branch: decode_code_address(cursor)? },
         kind::DIGEST => Entry::Digest { point, digest: decode_digest(cursor)? },
         kind::EXITS => Entry::Exits { point, exits: cursor.bytes("exits", MAX_EXITS)?.to_vec() },
         kind::STOP => Entry::Stop {

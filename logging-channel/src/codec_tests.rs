@@ -2,6 +2,10 @@ use super::*;
 use crate::session::SessionId;
 use proptest::prelude::*;
 
+fn code_address(address: u64) -> CodeAddress {
+    CodeAddress::try_from(address).expect("canonical")
+}
+
 /// One entry of every kind, and its golden bytes when the point before was 1000.
 fn golden() -> Vec<(Entry, Vec<u8>)> {
     let point = ExecutionPoint::new(1_300);
@@ -66,6 +70,10 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         (Entry::Progress { point }, vec![7, 0xAC, 0x02]),
         (Entry::Flush { point }, vec![10, 0xAC, 0x02]),
         (
+            Entry::Landing { point, branch: code_address(0xFFFF_FFFF_8110_0FFE) },
+            vec![11, 0xAC, 0x02, 0xFE, 0x0F, 0x10, 0x81, 0xFF, 0xFF, 0xFF, 0xFF],
+        ),
+        (
             Entry::CheckpointPart { piece: PieceKind::Pages, bytes: vec![7, 8] },
             vec![20, 2, 2, 7, 8],
         ),
@@ -107,7 +115,7 @@ fn an_entry_cut_anywhere_is_refused() {
 
 #[test]
 fn unknown_kinds_and_reasons_are_refused() {
-    for kind in [0, 11, 23, 25, 255] {
+    for kind in [0, 12, 23, 25, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
     assert_eq!(decode_one(&[9, 0, 2]), Err(DecodeError::Tag { what: "stop reason", tag: 2 }));
@@ -150,6 +158,15 @@ fn a_point_before_the_last_one_is_refused() {
     encoder.push(&progress(10)).expect("in place");
     let batch = EntryBatch::decode(&encoder.finish()).expect("whole");
     assert_eq!((batch.entries.len(), batch.last_point()), (2, ExecutionPoint::new(10)));
+}
+
+#[test]
+fn a_branch_where_no_instruction_can_be_is_refused() {
+    for address in [1u64 << 47, 1 << 63, 0x7FFF_8110_0000_0000, (u64::MAX << 47) - 1] {
+        let mut bytes = vec![11, 0];
+        bytes.extend_from_slice(&address.to_le_bytes());
+        assert_eq!(decode_one(&bytes), Err(NOT_CANONICAL), "{address:#x}");
+    }
 }
 
 #[test]
@@ -244,7 +261,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
         bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
         proptest::collection::vec(any_packet(), 1..4).prop_map(Arrival::Packets),
     ];
-    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..7).prop_map(
+    (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..8).prop_map(
         |(point, arrival, number, registers, pages, kind)| match kind {
             0 => Entry::Arrival { point, arrival },
             1 => Entry::OutputMark { point, output: OutputSequence(number) },
@@ -264,6 +281,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
             5 => {
                 Entry::Exits { point, exits: number.to_le_bytes()[..number as usize % 8].to_vec() }
             }
+            6 => Entry::Landing { point, branch: code_address(number >> 17) },
             _ => Entry::Stop { point, reason: StopReason::Operator },
         },
     )

@@ -1,7 +1,7 @@
 //! The records of the log.
 
 use crate::checkpoint::PieceKind;
-use crate::point::{ClockRate, ExecutionPoint, VirtualTime};
+use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime};
 use serde::{Deserialize, Serialize};
 
 /// Most data a disk completion carries: devices split or refuse larger reads. A megabyte is more
@@ -232,6 +232,15 @@ pub enum Entry {
         /// The exits, at most [`MAX_EXITS`] bytes.
         exits: Vec<u8>,
     },
+    /// `point` lies behind a conditional branch, and this is where that branch is: so a backup need not
+    /// look at every instruction on its way there. Only of use to who has not reached the point yet, and
+    /// no more than a hint: the point's number alone says which place it is.
+    Landing {
+        /// The place.
+        point: ExecutionPoint,
+        /// Where the branch in front of it is.
+        branch: CodeAddress,
+    },
     /// Another backup started from here: whatever is cached of memory is forgotten on every side, so
     /// that all walk alike, and a digest window begins.
     Flush {
@@ -266,6 +275,7 @@ impl Entry {
             | Self::Progress { point }
             | Self::Digest { point, .. }
             | Self::Exits { point, .. }
+            | Self::Landing { point, .. }
             | Self::Flush { point }
             | Self::Stop { point, .. } => Some(*point),
             Self::Released { .. } | Self::CheckpointPart { .. } => None,

@@ -26,6 +26,45 @@ impl fmt::Display for Branches {
     }
 }
 
+/// The linear address of an instruction, in the canonical form of 48-bit addresses: bits 47 to 63 are
+/// alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct CodeAddress(u64);
+
+/// No instruction can be at this address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("address {0:#x} is not canonical")]
+pub struct NotCanonical(pub u64);
+
+impl CodeAddress {
+    /// As a number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for CodeAddress {
+    type Error = NotCanonical;
+
+    fn try_from(address: u64) -> Result<Self, NotCanonical> {
+        let extended = (address << 16) as i64 >> 16;
+        if extended as u64 == address { Ok(Self(address)) } else { Err(NotCanonical(address)) }
+    }
+}
+
+impl From<CodeAddress> for u64 {
+    fn from(address: CodeAddress) -> Self {
+        address.0
+    }
+}
+
+impl fmt::Display for CodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
 impl ExecutionPoint {
     /// Where branches are counted, the point of a deterministic exit is a multiple of this. An exit
     /// takes about as long as so many branches, so that guest time passes evenly; and a count that
@@ -201,6 +240,16 @@ mod tests {
         assert_eq!(late.plus_branches(Branches(5)), None);
         assert_eq!(late.plus_branches(Branches(u64::MAX)), None);
         assert_eq!(late.next_exit(Branches(0)), None);
+    }
+
+    #[test]
+    fn an_address_is_canonical_or_none() {
+        for address in [0, 1, (1 << 47) - 1, u64::MAX << 47, u64::MAX] {
+            assert_eq!(CodeAddress::try_from(address).map(CodeAddress::get), Ok(address));
+        }
+        for address in [1 << 47, (u64::MAX << 47) - 1, 1 << 63, (1 << 48) - 1] {
+            assert_eq!(CodeAddress::try_from(address), Err(NotCanonical(address)));
+        }
     }
 
     #[test]

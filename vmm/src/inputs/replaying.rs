@@ -285,7 +285,8 @@ impl<L: LogSource> Replaying<L> {
                 Entry::Exits { point: logged, exits } if logged == point => {
                     self.compare_exits(point, &exits)?;
                 }
-                Entry::Progress { point: logged } if logged == point => {}
+                Entry::Progress { point: logged } | Entry::Landing { point: logged, .. }
+                    if logged == point => {}
                 Entry::OutputMark { point: logged, output }
                     if logged == point && output == outputs => {}
                 other => {
@@ -360,9 +361,11 @@ impl<L: LogSource> Replaying<L> {
                 Ok(Some(Step::Stop(reason)))
             }
             Entry::Flush { .. } => Ok(Some(Step::Flush)),
-            Entry::Progress { .. } | Entry::Released { .. } | Entry::CheckpointPart { .. } => {
-                Ok(None)
-            }
+            // The hint is of no use any more: this is the place.
+            Entry::Landing { .. }
+            | Entry::Progress { .. }
+            | Entry::Released { .. }
+            | Entry::CheckpointPart { .. } => Ok(None),
         }
     }
 }
