@@ -15,7 +15,7 @@ pub mod state;
 
 use crate::memory::GuestRam;
 use std::fmt;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 pub use count::{CpuCount, CpuCountError, MAX_CPUS};
 pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};
@@ -185,6 +185,16 @@ pub trait Engine: fmt::Debug + Send {
     fn nearest_point(&self) -> Option<ExecutionPoint> {
         None
     }
+
+    /// At a point that lies behind a branch: where that branch is, if whoever comes this way is sure to
+    /// meet it there.
+    fn branch_before(&self) -> Option<CodeAddress> {
+        None
+    }
+
+    /// `point` is said to lie behind the branch at this address. That is a hint, which may be wrong, for
+    /// an engine that has to look for the point: which place it is, its number says alone.
+    fn expect_branch(&mut self, _point: ExecutionPoint, _branch: CodeAddress) {}
 
     /// A handle by which other threads make a running [`Self::run`] come back soon; `None` if the
     /// engine comes back by itself.

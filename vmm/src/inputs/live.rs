@@ -229,6 +229,7 @@ mod tests {
             point: ExecutionPoint::new(7),
             is_point,
             nearest: None,
+            branch: None,
             time: VirtualTime::ZERO,
             clock: VirtualClock { sync_point, sync_time, rate },
             idle: false,

@@ -23,7 +23,7 @@ use crate::board::DiskOperation;
 use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
-use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 
 /// Where the machine is when it asks for inputs: between two instructions.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,9 @@ pub struct Boundary {
     /// At a place without a name: the nearest point ahead that the guest can be stopped at although
     /// it does not exit. `None` on an engine that stops at exits only.
     pub nearest: Option<ExecutionPoint>,
+    /// At a point that lies behind a branch: where that branch is, if whoever comes this way is sure to
+    /// meet it there.
+    pub branch: Option<CodeAddress>,
     /// Guest time here.
     pub time: VirtualTime,
     /// The function that gives it.
@@ -133,6 +136,12 @@ pub trait Inputs {
     /// # Errors
     /// See [`InputError`].
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError>;
+
+    /// Where the branch is that `point` lies behind, if that is known beforehand: a hint for the engine
+    /// that is to run there.
+    fn branch_before(&self, _point: ExecutionPoint) -> Option<CodeAddress> {
+        None
+    }
 
     /// A device wants something; it comes later, as an arrival.
     ///

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use vmft_logging_channel::entry::{
     Arrival, Entry, EntrySequence, OutputSequence, StateDigest, StopReason,
 };
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 /// Whether a mark waits for company in the log, for as long as the log makes its batches wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct Recording<S, L> {
     mark_by: Option<ExecutionPoint>,
     next_digest: ExecutionPoint,
     last_entry: ExecutionPoint,
+    /// The point the guest is at, and the branch it lies behind, until the log has that.
+    landing: Option<(ExecutionPoint, CodeAddress)>,
     /// Exits that are in no entry yet.
     exits: ExitEncoder,
     /// A place may be named by the machine's state.
@@ -94,6 +96,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             mark_by: None,
             next_digest,
             last_entry: point,
+            landing: None,
             exits: ExitEncoder::default(),
             named_by_state: true,
             base: point,
@@ -126,6 +129,11 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
 
     fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, InputError> {
         if let Some(point) = entry.point() {
+            // In front of the first entry at the point, or it comes too late.
+            let landing = self.landing.take_if(|(landed, _)| *landed == point);
+            if let (Some((point, branch)), true) = (landing, point > self.last_entry) {
+                self.log.append(Entry::Landing { point, branch }).map_err(InputError::Log)?;
+            }
             self.last_entry = point;
         }
         self.log.append(entry).map_err(InputError::Log)
@@ -221,6 +229,8 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         if self.log.is_closed() {
             return self.live.next(boundary);
         }
+        let branch = boundary.branch.filter(|_| boundary.is_point);
+        self.landing = branch.map(|branch| (boundary.point, branch));
         self.mark_if_due(boundary)?;
         if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
@@ -409,6 +419,7 @@ mod tests {
             clock,
             is_point: true,
             nearest: None,
+            branch: None,
             idle: true,
             interrupt_pending: false,
             next_timer: None,
@@ -506,6 +517,40 @@ mod tests {
     fn packets_are_on_their_way_to_the_backup_before_the_guest_has_them() {
         assert!(is_sent_at_once(Arrival::Packets(vec![])));
         assert!(!is_sent_at_once(Arrival::ConsoleInput(b"x".to_vec())), "it waits for company");
+    }
+
+    /// What is logged of an arrival at a point, at which something was put out as well.
+    fn logged(is_point: bool, branch: Option<u64>) -> Vec<Entry> {
+        let seen: Arc<dyn Outside> = Arc::new(Seen::default());
+        let arrival = Arrival::ConsoleInput(b"x".to_vec());
+        let start = ExecutionPoint::START;
+        let clock = ClockControl::new(&boundary(0).clock, start, PointScale::BRANCHES);
+        let gate = Arc::new(HeldOutputs::open(seen));
+        let log = SendingLog::default();
+        let live = Live::new(Arrived(Some(arrival)), clock);
+        let mut inputs = Recording::new(live, log, gate, start, OutputSequence(0));
+        let branch = branch.map(|branch| CodeAddress::try_from(branch).expect("canonical"));
+        let point = ExecutionPoint::new(1030);
+        let here = Boundary { point, is_point, branch, idle: false, ..boundary(1) };
+        while !matches!(inputs.next(&here), Ok(Step::RunTo(_))) {}
+        // Nothing was logged at the next.
+        let there = Boundary { point: point.after(7), ..here };
+        while !matches!(inputs.next(&there), Ok(Step::RunTo(_))) {}
+        std::mem::take(&mut inputs.log().appended)
+    }
+
+    #[test]
+    fn a_branch_is_logged_once_in_front_of_all_that_is_logged_behind_it() {
+        let point = ExecutionPoint::new(1030);
+        let without = logged(true, None);
+        assert!(without.len() > 2, "{without:?}");
+        assert!(without.iter().all(|entry| entry.point() == Some(point)), "{without:?}");
+        let branch = CodeAddress::try_from(0x1234).expect("canonical");
+        let mut expected = without;
+        expected.insert(0, Entry::Landing { point, branch });
+        assert_eq!(logged(true, Some(0x1234)), expected);
+        // A place without a name is no place to land on.
+        assert_eq!(logged(false, Some(0x1234)), logged(false, None));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use vmft_logging_channel::checkpoint::PieceKind;
 use vmft_logging_channel::entry::{Entry, OutputSequence, StateDigest, StopReason};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 /// Most exits that wait for the log's. A primary logs them by a few dozen, so only a log that is not this
 /// machine's makes so many wait.
@@ -411,6 +411,13 @@ impl<L: LogSource> Inputs for Replaying<L> {
             if let Some(step) = self.apply(entry, boundary)? {
                 return Ok(step);
             }
+        }
+    }
+
+    fn branch_before(&self, point: ExecutionPoint) -> Option<CodeAddress> {
+        match &self.next {
+            Some(Entry::Landing { point: logged, branch }) if *logged == point => Some(*branch),
+            _ => None,
         }
     }
 

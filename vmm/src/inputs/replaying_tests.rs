@@ -34,6 +34,7 @@ fn boundary(point: u64) -> Boundary {
         point: ExecutionPoint::new(point),
         is_point: true,
         nearest: None,
+        branch: None,
         time: VirtualTime::ZERO,
         clock: VirtualClock {
             sync_point: ExecutionPoint::START,
@@ -152,4 +153,26 @@ fn exits_that_are_none_and_exits_without_end_are_refused() {
     let error = inputs.exits(point, &many[..1]).expect_err("one too many");
     let InputError::Divergence(divergence) = error else { panic!("{error}") };
     assert_eq!(divergence.what, Difference::UncomparedExits);
+}
+
+#[test]
+fn the_branch_of_the_next_point_is_told_until_the_guest_is_there() {
+    let point = ExecutionPoint::new(5);
+    let branch = CodeAddress::try_from(0xFFFF_8000_0000_1234).expect("canonical");
+    let log = [
+        Entry::Landing { point, branch },
+        Entry::Progress { point },
+        Entry::Progress { point: ExecutionPoint::new(9) },
+    ];
+    let kept = Arc::new(KeptOutputs::default());
+    let mut inputs = Replaying::new(Entries(log.into()), kept, ExecutionPoint::START);
+    assert_eq!(inputs.branch_before(point), None, "nothing was read yet");
+    for at in [0, 3] {
+        assert_eq!(inputs.next(&boundary(at)).expect("on the way"), Step::RunTo(point));
+        assert_eq!(inputs.branch_before(point), Some(branch));
+        assert_eq!(inputs.branch_before(ExecutionPoint::new(4)), None);
+    }
+    let next = ExecutionPoint::new(9);
+    assert_eq!(inputs.next(&boundary(5)).expect("it asks nothing"), Step::RunTo(next));
+    assert_eq!((inputs.branch_before(point), inputs.branch_before(next)), (None, None));
 }

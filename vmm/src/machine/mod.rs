@@ -314,6 +314,7 @@ impl Machine {
             point: self.engine.point(),
             is_point: self.at_point,
             nearest: if self.at_point { None } else { self.engine.nearest_point() },
+            branch: if self.at_point { self.engine.branch_before() } else { None },
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
@@ -406,6 +407,9 @@ impl Machine {
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
+            if let Some(branch) = inputs.branch_before(bound) {
+                self.engine.expect_branch(bound, branch);
+            }
             let ran = self.run_slice(bound);
             self.engine.take_exits(&mut exits);
             if !exits.is_empty() {
