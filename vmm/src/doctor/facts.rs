@@ -203,6 +203,8 @@ pub struct ProbeFacts {
     pub exceptions: Vec<ExceptionFact>,
     /// Single-stepping.
     pub step: StepFacts,
+    /// Hardware breakpoints.
+    pub breakpoint: BreakpointFacts,
     /// Instructions at CPL 0.
     pub instructions: Vec<InstructionFact>,
     /// Bits of CPUID that were set or cleared, and what the guest saw.
@@ -277,6 +279,31 @@ pub enum Stepping {
         /// Steps that ended where they should.
         after: u32,
     },
+}
+
+/// What `KVM_GUESTDBG_USE_HW_BP` does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakpointFacts {
+    /// At CPL 0.
+    pub kernel: Outcome<Breaking>,
+    /// At CPL 3.
+    pub user: Outcome<Breaking>,
+}
+
+/// How a hardware breakpoint stops a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Breaking {
+    /// In front of the instruction each time, and the guest sees nothing of it.
+    Exact,
+    /// Not there, but somewhere behind.
+    Late,
+    /// In the guest's own debug handler.
+    IntoGuest,
+    /// Not at all.
+    Missed,
+    /// In front of the instruction, but the guest sees a flag of it.
+    Seen,
 }
 
 /// What became of an instruction.

@@ -1,8 +1,8 @@
 //! The facts, one line each: measured, expected, what follows. Pure.
 
 use super::facts::{
-    API_VERSION, Access, CounterChecks, CounterFacts, Execution, Facts, HiddenFact, Need, Outcome,
-    ProbeFacts, Stepping, Syscall, TimeStamp,
+    API_VERSION, Access, Breaking, CounterChecks, CounterFacts, Execution, Facts, HiddenFact, Need,
+    Outcome, ProbeFacts, Stepping, Syscall, TimeStamp,
 };
 use super::verdict;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     if let Some(probes) = &facts.probes {
         findings.extend(privilege(probes));
         findings.extend(stepping(probes));
+        findings.extend(breakpoints(probes));
         findings.extend(instructions(probes));
         findings.extend(cpuid(probes));
         findings.extend(clocks_and_msrs(probes));
@@ -218,6 +219,26 @@ fn stepping(probes: &ProbeFacts) -> Vec<Finding> {
             "a breakpoint at its target instead",
         )
         .into_note(),
+    ]
+}
+
+fn breakpoints(probes: &ProbeFacts) -> [Finding; 2] {
+    let line = |name: &str, breaking: &Outcome<Breaking>| {
+        let measured = match breaking {
+            Outcome::Measured(Breaking::Exact) => "stops, unseen",
+            Outcome::Measured(Breaking::Late) => "stops elsewhere",
+            Outcome::Measured(Breaking::IntoGuest) => "#DB goes to the guest",
+            Outcome::Measured(Breaking::Missed) => "never stops",
+            Outcome::Measured(Breaking::Seen) => "stops, seen by the guest",
+            Outcome::Odd(what) => what,
+        };
+        let good = breaking.is(|breaking| *breaking == Breaking::Exact);
+        Finding::judged(name, measured, "stops, unseen", good, "landing takes steps alone")
+            .into_note()
+    };
+    [
+        line("hardware breakpoint at CPL 0", &probes.breakpoint.kernel),
+        line("hardware breakpoint at CPL 3", &probes.breakpoint.user),
     ]
 }
 

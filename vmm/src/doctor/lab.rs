@@ -9,9 +9,9 @@ use super::facts::Level;
 use super::layout::{self, DATA, DATA_PAGES, MEMORY, PAGE};
 use super::watchdog::{Limit, Watchdog};
 use kvm_bindings::{
-    CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MEM_LOG_DIRTY_PAGES, Msrs,
-    kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-    kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_segment,
+    kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::io;
@@ -34,6 +34,8 @@ pub const CR4_TSD: u64 = 1 << 2;
 pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// The trap flag.
 pub const RFLAGS_TF: u64 = 1 << 8;
+/// The resume flag: no breakpoint at the next instruction.
+pub const RFLAGS_RF: u64 = 1 << 16;
 
 /// No exit has this number.
 const NO_REASON: u32 = u32::MAX;
@@ -49,6 +51,20 @@ const EFER: u64 = 0xD01;
 const MSR_STAR: u32 = 0xC000_0081;
 const MSR_LSTAR: u32 = 0xC000_0082;
 const MSR_FMASK: u32 = 0xC000_0084;
+
+/// What `KVM_SET_GUEST_DEBUG` takes for a breakpoint on the instruction at `address`: DR0, enabled in DR7
+/// for every task, for execution (SDM 3B, section 19.2.4).
+pub fn breakpoint(address: u64) -> kvm_guest_debug {
+    const ALWAYS_SET: u64 = 1 << 10;
+    const GLOBAL_0: u64 = 1 << 1;
+    let mut debug = kvm_guest_debug {
+        control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+        ..Default::default()
+    };
+    debug.arch.debugreg[0] = address;
+    debug.arch.debugreg[7] = ALWAYS_SET | GLOBAL_0;
+    debug
+}
 
 /// KVM refused something a probe guest needs.
 #[derive(Debug, Error)]
@@ -321,9 +337,12 @@ impl Lab {
 
     /// Sets `KVM_SET_GUEST_DEBUG`.
     fn debug(&mut self, control: u32) -> Result<(), LabError> {
-        self.stepping = control != 0;
-        let debug = kvm_guest_debug { control, ..Default::default() };
-        self.vcpu.set_guest_debug(&debug).map_err(LabError::kvm("KVM_SET_GUEST_DEBUG"))
+        self.set_debug(&kvm_guest_debug { control, ..Default::default() })
+    }
+
+    fn set_debug(&mut self, debug: &kvm_guest_debug) -> Result<(), LabError> {
+        self.stepping = debug.control != 0;
+        self.vcpu.set_guest_debug(debug).map_err(LabError::kvm("KVM_SET_GUEST_DEBUG"))
     }
 
     /// A limit under which several [`Self::run_under`] may stand.
@@ -356,6 +375,14 @@ impl Lab {
     /// Executes one instruction, if stepping works.
     pub fn step_under(&mut self, limit: &Limit) -> Stop {
         match self.debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP) {
+            Ok(()) => self.run_under(limit),
+            Err(error) => Stop::Other(error.to_string()),
+        }
+    }
+
+    /// Runs the guest with a breakpoint on the instruction at `address`.
+    pub fn break_under(&mut self, address: u64, limit: &Limit) -> Stop {
+        match self.set_debug(&breakpoint(address)) {
             Ok(()) => self.run_under(limit),
             Err(error) => Stop::Other(error.to_string()),
         }

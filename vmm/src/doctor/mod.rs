@@ -17,7 +17,7 @@ pub mod findings;
 mod host;
 mod lab;
 mod layout;
-mod probes;
+pub(crate) mod probes;
 pub mod verdict;
 mod watchdog;
 

@@ -1,10 +1,10 @@
 //! Facts of hosts that are not at hand, for tests.
 
 use super::facts::{
-    API_VERSION, Access, BranchCounter, CapabilityFact, Costs, CounterChecks, CounterFacts,
-    CpuidFact, DeviceFacts, DirtyLog, Exactness, ExceptionFact, Execution, Facts, HiddenFact,
-    HostFacts, InstructionFact, KvmKind, Landings, Level, MsrFilter, Nanoseconds, Need, Outcome,
-    Overflows, ProbeFacts, StepFacts, Stepping, Syscall, TimeStamp,
+    API_VERSION, Access, BranchCounter, Breaking, BreakpointFacts, CapabilityFact, Costs,
+    CounterChecks, CounterFacts, CpuidFact, DeviceFacts, DirtyLog, Exactness, ExceptionFact,
+    Execution, Facts, HiddenFact, HostFacts, InstructionFact, KvmKind, Landings, Level, MsrFilter,
+    Nanoseconds, Need, Outcome, Overflows, ProbeFacts, StepFacts, Stepping, Syscall, TimeStamp,
 };
 
 const LEVELS: [Level; 2] = [Level::Kernel, Level::User];
@@ -42,6 +42,10 @@ fn probes() -> ProbeFacts {
             user: Outcome::Measured(Stepping::Exact),
             pushf_shows_trap_flag: Outcome::Measured(true),
             survives_syscall: Outcome::Measured(false),
+        },
+        breakpoint: BreakpointFacts {
+            kernel: Outcome::Measured(Breaking::Exact),
+            user: Outcome::Measured(Breaking::Exact),
         },
         instructions: vec![InstructionFact {
             name: "popcnt eax, ecx".to_owned(),

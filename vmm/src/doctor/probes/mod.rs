@@ -1,6 +1,7 @@
 //! The probes: each loads a few dozen bytes into a [`Lab`], runs them, and says what became of
 //! them. None judges.
 
+pub mod breakpoint;
 pub mod cost;
 pub mod cpuid;
 pub mod instructions;
@@ -41,6 +42,7 @@ pub fn run(kvm: &Kvm, host: &HostFacts) -> Result<ProbeFacts, LabError> {
         syscall,
         exceptions: privilege::exceptions(&mut lab),
         step,
+        breakpoint: breakpoint::run(&mut lab),
         instructions: instructions::run(&mut lab, host),
         cpuid: cpuid::obeyed(&mut blind, &hidden),
         time_stamp: time_stamp::read(&mut lab),
