@@ -193,6 +193,10 @@ impl KvmEngine {
         branched: bool,
         bus: &mut dyn Bus,
     ) -> Stepped {
+        // While KVM steps, it hides the trap flag, also the guest's own.
+        if self.vcpu.stop().set_stepping(false).is_err() {
+            return Stepped::Ended(self.fatal("this host's KVM does not single-step"));
+        }
         let (exit, retired) = self.borrow_helper_at(at, |helper| {
             let exit = helper.run(at.after(1), false, bus);
             (exit, helper.point() > at)
