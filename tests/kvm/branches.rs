@@ -6,7 +6,7 @@ use crate::engines::{kvm_is_here, probe, take_turn};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, OutputSequence, StopReason};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::{CpuCount, EngineKind, Kicker, KvmEngine, PointKind};
@@ -201,12 +201,21 @@ fn a_guest_recorded_with_points_at_branches_replays_to_its_end() {
         return;
     }
     let _turn = take_turn();
-    let (log, point, state) = record();
+    let (mut log, point, state) = record();
     let between = |entry: &&Entry| {
         matches!(entry, Entry::Arrival { point, .. }
             if !point.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE))
     };
     let landed = log.iter().filter(between).count();
+    // Each is behind a branch that the log names; the first entry at a point is the hint.
+    let hints = log.iter().filter(|entry| matches!(entry, Entry::Landing { .. })).count();
+    assert!((1..=landed).contains(&hints), "{hints} hints for {landed} arrivals");
+    for pair in log.make_contiguous().windows(2) {
+        if let Entry::Landing { point, .. } = pair[1] {
+            assert!(pair[0].point().is_none_or(|before| before < point), "{pair:?}");
+            assert!(!point.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE), "{pair:?}");
+        }
+    }
     println!("{} entries, {landed} arrivals between two exits, up to {point}", log.len());
     assert!(landed > 3, "{landed} arrivals between two exits");
     for late in [0, 20] {
@@ -214,6 +223,20 @@ fn a_guest_recorded_with_points_at_branches_replays_to_its_end() {
         assert_eq!((end, replayed), (point, state), "{late} late");
         assert!(agreed > 50, "{agreed} exits");
     }
+    // A log without hints, as it was written before there were any, and one with hints of no use.
+    let mut plain = log.clone();
+    plain.retain(|entry| !matches!(entry, Entry::Landing { .. }));
+    assert_eq!(
+        replay(&plain, 20, None).map(|(_, end, state)| (end, state)).unwrap(),
+        (point, state)
+    );
+    for entry in &mut log {
+        if let Entry::Landing { branch, .. } = entry {
+            *branch = CodeAddress::try_from(branch.get() + 1).unwrap();
+        }
+    }
+    let (_, end, replayed) = replay(&log, 20, None).unwrap();
+    assert_eq!((end, replayed), (point, state));
     // A counter on the backup that misses one branch does not go unnoticed.
     let error = replay(&log, 0, Some(700)).expect_err("a miscount");
     assert!(matches!(error, MachineError::Input(InputError::Divergence(_))), "{error}");

@@ -2,15 +2,15 @@
 //! where no host counter is needed. What it should come to, `soft` says, which counts instructions.
 
 use crate::agreement::{busy_program, essence};
-use crate::guest::{CODE, DATA, Guest, assemble, has_kvm};
+use crate::guest::{CODE, DATA, Guest, TestBus, assemble, has_kvm, initial_state, prepared_ram};
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
-use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
+use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
+use vmft_vmm::engine::kvm::{BranchCounter, CounterLost, LandingStats};
 use vmft_vmm::engine::state::CpuState;
-use vmft_vmm::engine::{Exit, ExitRecord, Vector};
+use vmft_vmm::engine::{Engine, Exit, ExitRecord, KvmEngine, Vector};
 
 /// Counts what the engine steps, and is as wrong as it is told to be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -331,4 +331,132 @@ fn a_guest_restored_at_a_number_goes_on_identically() {
     assert_eq!(there, here);
     assert_eq!(here.len(), 25);
     assert!(here[0].registers[16] > CODE);
+}
+
+/// The branches that places lie behind, as far as a guest that stopped at each of them tells.
+fn branches_before(code: &[u8], numbers: &[ExecutionPoint]) -> Vec<Option<CodeAddress>> {
+    let mut guest = Guest::counting(Stepped::late_by(0, 64), code);
+    let stop = |number: &ExecutionPoint| {
+        while guest.engine.point() < *number {
+            run_to(&mut guest, *number, false);
+        }
+        guest.engine.branch_before()
+    };
+    numbers.iter().map(stop).collect()
+}
+
+/// Runs to each number that has a hint, one guest for all of them; the state there, and what it took.
+fn led_to(
+    counter: Stepped,
+    code: &[u8],
+    hints: &[(ExecutionPoint, Option<CodeAddress>)],
+) -> (Vec<(ExecutionPoint, CpuState)>, LandingStats) {
+    let mut engine = KvmEngine::open_counting(prepared_ram(code), Box::new(counter))
+        .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+    engine.restore(&initial_state(), ExecutionPoint::START).unwrap();
+    let mut bus = TestBus::default();
+    let mut reached = Vec::new();
+    for (number, hint) in hints {
+        while engine.point() < *number {
+            hint.iter().for_each(|branch| engine.expect_branch(*number, *branch));
+            let exit = engine.run(*number, false, &mut bus);
+            assert!(
+                matches!(exit, Exit::Bound | Exit::BusAccess | Exit::Halted { .. }),
+                "{exit:?}"
+            );
+        }
+        reached.push((engine.point(), engine.save()));
+    }
+    (reached, engine.landing_stats().expect("branches are counted"))
+}
+
+#[test]
+fn a_hint_leads_to_the_same_place_of_every_number() {
+    if !has_kvm() {
+        return;
+    }
+    let code = busy_program();
+    let places = places(&code);
+    let numbers: Vec<_> = places.keys().copied().collect();
+    let branches = branches_before(&code, &numbers);
+    let known = branches.iter().flatten().count();
+    assert!(known > numbers.len() / 2, "{known} hints for {} numbers", numbers.len());
+    for (late, stride) in [(0, 7), (30, 61), (64, 101)] {
+        let hints = numbers.iter().copied().zip(branches.iter().copied());
+        let hints: Vec<_> = hints.step_by(stride).collect();
+        let (reached, stats) = led_to(Stepped::late_by(late, 64), &code, &hints);
+        for ((number, _), (at, state)) in hints.iter().zip(&reached) {
+            assert_eq!((number, essence(state)), (at, essence(&places[number])), "{late} late");
+        }
+        assert_eq!(stats.overshot, 0, "{late} late");
+        assert!(stats.breakpoint_hits > 0, "{late} late: {stats:?}");
+    }
+}
+
+#[test]
+fn a_wrong_hint_makes_no_other_place_of_a_number() {
+    if !has_kvm() {
+        return;
+    }
+    let code = busy_program();
+    let places = places(&code);
+    let numbers: Vec<_> = places.keys().copied().collect();
+    let branches = branches_before(&code, &numbers);
+    let address = |address| CodeAddress::try_from(address).unwrap();
+    // The branches of the program, the first instruction, and nothing at all.
+    let mut wrong: Vec<_> = branches.iter().flatten().copied().collect();
+    wrong.sort_unstable();
+    wrong.dedup();
+    assert!(wrong.len() > 1, "{wrong:?}");
+    wrong.extend([address(CODE), address(DATA), address(1 << 40), address(u64::MAX)]);
+    for hint in wrong {
+        let is_branch = branches.contains(&Some(hint));
+        for number in numbers.iter().step_by(97) {
+            let hints = [(*number, Some(hint))];
+            let (reached, stats) = led_to(Stepped::late_by(3, 16), &code, &hints);
+            let (at, state) = &reached[0];
+            // Another number may be told; its place is the one it has.
+            assert_eq!(essence(state), essence(&places[at]), "{number}, {hint}");
+            assert!(is_branch || at == number, "{number}, {hint}");
+            // Past it, the next thing that happens may be an exit.
+            let is_exit = at.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE);
+            assert!(at == number || is_exit || stats.overshot > 0, "{number}, {hint}");
+        }
+    }
+}
+
+#[test]
+fn only_a_place_between_two_exits_lies_behind_a_branch() {
+    if !has_kvm() {
+        return;
+    }
+    let code = busy_program();
+    let numbers: Vec<_> = places(&code).keys().copied().collect();
+    for (number, branch) in numbers.iter().zip(branches_before(&code, &numbers)) {
+        let is_exit = number.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE);
+        assert!(!is_exit || branch.is_none(), "{number}: {branch:?}");
+    }
+    assert_eq!(Guest::soft(&code).engine.branch_before(), None);
+}
+
+#[test]
+fn whoever_gave_a_hint_that_led_past_the_place_is_not_believed_again() {
+    if !has_kvm() {
+        return;
+    }
+    let code = busy_program();
+    let places = places(&code);
+    let numbers: Vec<_> = places.keys().copied().collect();
+    let branches = branches_before(&code, &numbers);
+    // The branch of the outer loop is behind the exits, so the first number is long past there.
+    let outer = branches.iter().flatten().copied().max();
+    let later = numbers.iter().zip(&branches).rfind(|(_, branch)| branch.is_some()).unwrap();
+    let right = (*later.0, *later.1);
+    let counter = Stepped::late_by(0, 16);
+    let (_, believed) = led_to(counter, &code, &[right]);
+    assert!(believed.breakpoint_hits > 0, "{believed:?}");
+    let (reached, stats) = led_to(counter, &code, &[(numbers[0], outer), right]);
+    assert!(reached[0].0 > numbers[0]);
+    assert_eq!(essence(&reached[1].1), essence(&places[&right.0]));
+    assert_eq!((reached[1].0, stats.breakpoint_hits), (right.0, 0));
 }

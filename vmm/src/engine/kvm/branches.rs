@@ -14,12 +14,13 @@
 //! before the first step.
 
 use super::counter::{BranchCounter, CounterLost};
-use super::landing::{Approached, Ground, approach};
+use super::landing::{Approached, Ground, Reached, approach};
 use super::step::Stepped;
 use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine};
+use crate::doctor::probes::breakpoint::{self, Trusted as Breakpoints};
 use crate::engine::{Access, Bus, Exit, WatchedBus};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
 
 /// The bound of the numbers.
 const OUT_OF_POINTS: &str =
@@ -36,6 +37,8 @@ pub struct LandingStats {
     pub worst_overshoot: u64,
     /// Instructions stepped.
     pub steps: u64,
+    /// How often a breakpoint stopped the guest in front of a branch that a point was said to lie behind.
+    pub breakpoint_hits: u64,
 }
 
 /// Where the guest is between two exits.
@@ -52,6 +55,16 @@ pub(super) struct Counting {
     unseen: u64,
     /// The guest is being stepped.
     pub(super) stepping: bool,
+    /// Which branch a point is said to lie behind.
+    hint: Option<(ExecutionPoint, CodeAddress)>,
+    /// Where the guest can be stopped at one.
+    pub(super) breakpoints: Breakpoints,
+    /// The branch that was stepped last, if that was the last step, and whoever comes this way meets it.
+    branch: Option<CodeAddress>,
+    /// The last instruction was stepped by the host's CPU.
+    plain: bool,
+    /// The point that was landed on last, and the branch it lies behind.
+    landed: Option<(ExecutionPoint, CodeAddress)>,
     /// Where a kicked guest could come to rest.
     pub(super) nearest: Option<ExecutionPoint>,
     pub(super) stats: LandingStats,
@@ -59,6 +72,11 @@ pub(super) struct Counting {
 
 impl Counting {
     pub(super) fn new(counter: Box<dyn BranchCounter>) -> Self {
+        // Where every instruction is stepped, one that stands at an address needs nothing of the host.
+        let breakpoints = match counter.needs_steps() {
+            true => Breakpoints { kernel: true, user: true },
+            false => breakpoint::trusted(),
+        };
         Self {
             counter,
             base: ExecutionPoint::START,
@@ -66,6 +84,11 @@ impl Counting {
             last: Branches(0),
             unseen: 0,
             stepping: false,
+            hint: None,
+            breakpoints,
+            branch: None,
+            plain: false,
+            landed: None,
             nearest: None,
             stats: LandingStats::default(),
         }
@@ -77,6 +100,21 @@ impl Counting {
         self.base = point;
         self.origin = None;
         self.unseen = 0;
+        self.stepped_over(false, None);
+        self.landed = None;
+    }
+
+    /// A step has led over a branch at `branch`, or over something else. Whoever runs this way meets a
+    /// breakpoint there if the instruction before was a plain one: `IRET` and what loads SS keep the next
+    /// instruction's from working (SDM 3B, section 19.3.1.1).
+    fn stepped_over(&mut self, plain: bool, branch: Option<CodeAddress>) {
+        self.branch = branch.filter(|_| self.plain);
+        self.plain = plain;
+    }
+
+    /// What is hoped to lead to `point`.
+    fn hint_for(&self, point: ExecutionPoint) -> Option<CodeAddress> {
+        self.hint.and_then(|(hinted, branch)| (hinted == point).then_some(branch))
     }
 
     /// Branches since `base`.
@@ -111,16 +149,16 @@ struct Watched {
 }
 
 /// What ends a move: an exit of the run, or `None` if the run must be looked at anew.
-type Ended = Option<Exit>;
+pub(super) type Ended = Option<Exit>;
 
 /// The engine on its way to a place.
-struct Way<'a> {
-    engine: &'a mut KvmEngine,
-    bus: &'a mut dyn Bus,
-    want: bool,
-    kicked: bool,
+pub(super) struct Way<'a> {
+    pub(super) engine: &'a mut KvmEngine,
+    pub(super) bus: &'a mut dyn Bus,
+    pub(super) want: bool,
+    pub(super) kicked: bool,
     /// A counter without hardware wants the guest to come back.
-    overflowed: bool,
+    pub(super) overflowed: bool,
 }
 
 impl KvmEngine {
@@ -141,10 +179,15 @@ impl KvmEngine {
             let target = bound.since(counting.base);
             let target = (bound != ExecutionPoint::NEVER).then_some(Branches(target));
             let margin = counting.counter.margin();
+            let hint = counting.hint_for(bound);
             let mut way =
                 Way { engine: &mut *self, bus: &mut *bus, want, kicked, overflowed: false };
-            let approached = approach(&mut way, target, margin);
+            let approached = approach(&mut way, target, margin, hint);
             kicked = way.kicked;
+            if hint.is_some() && self.point > bound {
+                // The guest has exited behind the place.
+                self.hint_misled();
+            }
             match approached {
                 Ok(Approached::Ended(Some(exit))) => return exit,
                 Ok(Approached::Ended(None)) => {}
@@ -160,6 +203,19 @@ impl KvmEngine {
 
     pub(super) fn counting(&mut self) -> &mut Counting {
         self.counting.as_mut().expect("an engine whose points are branches counts them")
+    }
+
+    /// See [`Engine::branch_before`](crate::engine::Engine::branch_before).
+    pub(super) fn landed_behind(&self) -> Option<CodeAddress> {
+        let (point, branch) = self.counting.as_ref()?.landed?;
+        (point == self.point && !self.between).then_some(branch)
+    }
+
+    /// See [`Engine::expect_branch`](crate::engine::Engine::expect_branch).
+    pub(super) fn set_hint(&mut self, point: ExecutionPoint, branch: CodeAddress) {
+        if let Some(counting) = &mut self.counting {
+            counting.hint = Some((point, branch));
+        }
     }
 
     /// True if the interrupt shadow is kept by the engine: while the guest is stepped.
@@ -189,6 +245,8 @@ impl KvmEngine {
                 "the counter brought the guest back too late: it is behind the place asked for"
             );
         }
+        let counting = self.counting();
+        counting.landed = counting.branch.map(|branch| (point, branch));
         self.point = point;
         self.between = false;
         Ok(())
@@ -231,12 +289,15 @@ impl KvmEngine {
         }
         let shadow = self.vcpu.stop().take_shadow().expect(super::REGISTERS);
         self.shadow = shadow;
-        self.counting().stepping = true;
+        let counting = self.counting();
+        counting.stepping = true;
+        // Nobody saw it.
+        counting.plain = false;
         true
     }
 
     /// From steps to a run.
-    fn end_stepping(&mut self) {
+    pub(super) fn end_stepping(&mut self) {
         if std::mem::take(&mut self.counting().stepping) {
             let shadow = std::mem::take(&mut self.shadow);
             let mut stopped = self.vcpu.stop();
@@ -248,7 +309,7 @@ impl KvmEngine {
 
 impl Way<'_> {
     /// What must be looked at before the guest goes on.
-    fn before_moving(&mut self) -> Option<Ended> {
+    pub(super) fn before_moving(&mut self) -> Option<Ended> {
         let engine = &mut *self.engine;
         if engine.shut_down || engine.halted != Halted::No {
             return Some(None);
@@ -293,7 +354,7 @@ impl Way<'_> {
     }
 
     /// Lets KVM run the guest until it comes back.
-    fn enter(&mut self) -> Option<Ended> {
+    pub(super) fn enter(&mut self) -> Option<Ended> {
         let engine = &mut *self.engine;
         engine.between = true;
         let entered = engine.vcpu.enter();
@@ -342,12 +403,19 @@ impl Way<'_> {
         let access = bus.access();
         let counting = engine.counting();
         let needs_steps = counting.counter.needs_steps();
+        let (plain, branch) = match stepped {
+            Stepped::Retired { branched, softly: false, address } => {
+                (true, branched.then_some(address).and_then(|at| CodeAddress::try_from(at).ok()))
+            }
+            _ => (false, None),
+        };
+        counting.stepped_over(plain, branch);
         match stepped {
             Stepped::Retired { branched, .. } if needs_steps => {
                 self.overflowed |= counting.counter.stepped(branched);
                 None
             }
-            Stepped::Retired { branched, softly } => {
+            Stepped::Retired { branched, softly, .. } => {
                 counting.unseen += u64::from(branched && softly);
                 None
             }
@@ -395,7 +463,15 @@ impl Ground for Way<'_> {
         self.enter()
     }
 
+    fn run_to(&mut self, branch: CodeAddress) -> Result<Reached, Ended> {
+        self.run_to_breakpoint(branch)
+    }
+
     fn step(&mut self) -> Option<Ended> {
         self.before_moving().or_else(|| self.step_once())
+    }
+
+    fn misled(&mut self) {
+        self.engine.hint_misled();
     }
 }

@@ -20,6 +20,7 @@
 //! first boundary after it that can.
 
 mod branches;
+mod breakpoint;
 mod counter;
 mod cpus;
 mod error;
@@ -53,7 +54,7 @@ use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use open::Vm;
 use registers::OwnRegisters;
 use vcpu::Vcpu;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 use walk::LinearView;
 
 /// Why requests to a CPU that exists succeed.
@@ -337,6 +338,14 @@ impl Engine for KvmEngine {
 
     fn nearest_point(&self) -> Option<ExecutionPoint> {
         self.counting.as_ref().and_then(|counting| counting.nearest)
+    }
+
+    fn branch_before(&self) -> Option<CodeAddress> {
+        self.landed_behind()
+    }
+
+    fn expect_branch(&mut self, point: ExecutionPoint, branch: CodeAddress) {
+        self.set_hint(point, branch);
     }
 
     fn collect_written(&mut self) {

@@ -23,7 +23,7 @@ use iced_x86::{
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
-const TRAP_FLAG: u64 = 1 << 8;
+pub(super) const TRAP_FLAG: u64 = 1 << 8;
 /// CR0.EM and CR0.TS: the vector units fault.
 const UNITS_FAULT: u64 = (1 << 2) | (1 << 3);
 /// CR0.WP.
@@ -57,6 +57,8 @@ pub(super) enum Stepped {
         branched: bool,
         /// The host's CPU did not execute it.
         softly: bool,
+        /// Where it is.
+        address: u64,
     },
     /// Not yet, or it faulted instead.
     Unfinished,
@@ -159,7 +161,7 @@ impl KvmEngine {
             (Outcome::Interrupted, _) if after.rip == regs.rip => Stepped::Unfinished,
             (Outcome::Stepped, Way::Step(_)) if led_to.contains(&after.rip) => {
                 self.shadow = false;
-                Stepped::Retired { branched: branches, softly: false }
+                Stepped::Retired { branched: branches, softly: false, address: regs.rip }
             }
             (
                 Outcome::Access | Outcome::Halted | Outcome::Register { faulted: false },
@@ -210,7 +212,7 @@ impl KvmEngine {
                 let after = self.vcpu.stop().regs().unwrap_or(*regs);
                 Stepped::Exited { outcome: Outcome::Halted, registers: in_order(&after) }
             }
-            _ if retired => Stepped::Retired { branched, softly: true },
+            _ if retired => Stepped::Retired { branched, softly: true, address: regs.rip },
             // It faulted, and the fault is delivered.
             _ => Stepped::Unfinished,
         }
@@ -394,6 +396,12 @@ impl Stepper<'_> {
             FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception => None,
         }
     }
+}
+
+/// True for the bytes of a conditional branch at `address`.
+pub(super) fn is_conditional_branch(bytes: &[u8], address: u64) -> bool {
+    let instruction = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode();
+    instruction.flow_control() == FlowControl::ConditionalBranch
 }
 
 fn is_port(instruction: &Instruction) -> bool {

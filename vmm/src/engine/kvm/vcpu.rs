@@ -26,14 +26,14 @@ use super::watch::in_order;
 use crate::engine::{Bus, PortWidth};
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
-    KVMIO, kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run,
-    kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_debug_exit_arch, kvm_debugregs, kvm_guest_debug, kvm_interrupt, kvm_lapic_state,
+    kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
@@ -45,6 +45,14 @@ const INPUT_TO_DEVICE: &str =
     "an instruction that reads a port into a device's memory, where another was before";
 /// How many addresses are known to hold `IN`; a kernel's drivers have about as many.
 const KNOWN_INPUTS: usize = 64;
+/// DR7 bit 10.
+const DR7_ALWAYS_SET: u64 = 1 << 10;
+/// DR7.G0.
+const DR7_GLOBAL_0: u64 = 1 << 1;
+/// DR6.B0 to B3.
+const DR6_BREAKPOINTS: u64 = 0xF;
+/// #DB.
+const DEBUG_EXCEPTION: u8 = 1;
 /// No address of an instruction.
 const NOWHERE: u64 = 1 << 63;
 
@@ -64,7 +72,8 @@ pub(super) enum Outcome {
     Halted,
     /// An interrupt can be taken, as was asked for.
     Window,
-    /// A single step is over.
+    /// A single step is over, or the guest stands at a breakpoint, or it has raised a debug exception
+    /// while there is one: see [`Stopped::take_trap`].
     Stepped,
     /// A triple fault.
     Shutdown,
@@ -101,6 +110,8 @@ pub(super) struct Vcpu {
     shares_registers: bool,
     /// Addresses at which an instruction is known to be `IN`, by their low bits.
     inputs: [u64; KNOWN_INPUTS],
+    /// What the last [`Outcome::Stepped`] was for.
+    trap: Option<kvm_debug_exit_arch>,
 }
 
 /// A CPU between two instructions (or two iterations of a string instruction).
@@ -129,7 +140,7 @@ impl Vcpu {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
         let inputs = [NOWHERE; KNOWN_INPUTS];
-        Self { fd, kicks, rest: Rest::Done, shares_registers, inputs }
+        Self { fd, kicks, rest: Rest::Done, shares_registers, inputs, trap: None }
     }
 
     /// Finishes what is unfinished and lets the guest run until it stops for something.
@@ -219,7 +230,10 @@ impl Vcpu {
             Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => return Exited::Register,
             Ok(VcpuExit::Hlt) => Outcome::Halted,
             Ok(VcpuExit::IrqWindowOpen) => Outcome::Window,
-            Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
+            Ok(VcpuExit::Debug(trap)) => {
+                self.trap = Some(trap);
+                Outcome::Stepped
+            }
             Ok(VcpuExit::Shutdown) => Outcome::Shutdown,
             // The guest lowered its task priority: of no interest to this board.
             Ok(VcpuExit::Intr | VcpuExit::SetTpr) => Outcome::Interrupted,
@@ -375,6 +389,44 @@ impl Stopped<'_> {
     pub(super) fn set_stepping(&mut self, on: bool) -> Result<(), errno::Error> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
         self.0.fd.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })
+    }
+
+    /// Has the guest stop in front of the instruction at `address` each time, if there is one: DR0,
+    /// enabled in DR7 for every task, for execution (SDM 3B, section 19.2.4). The guest's own debug
+    /// registers are put aside meanwhile.
+    pub(super) fn set_breakpoint(
+        &mut self,
+        address: Option<CodeAddress>,
+    ) -> Result<(), errno::Error> {
+        let mut debug = kvm_guest_debug::default();
+        if let Some(address) = address {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[0] = address.get();
+            debug.arch.debugreg[7] = DR7_ALWAYS_SET | DR7_GLOBAL_0;
+        }
+        self.0.fd.set_guest_debug(&debug)
+    }
+
+    /// What the last [`Outcome::Stepped`] was for.
+    pub(super) fn take_trap(&mut self) -> Option<kvm_debug_exit_arch> {
+        self.0.trap.take()
+    }
+
+    pub(super) fn debug_registers(&self) -> Result<kvm_debugregs, errno::Error> {
+        self.0.fd.get_debug_regs()
+    }
+
+    /// Raises the debug exception that the guest has caused itself, and of which KVM told us instead:
+    /// a single step of its own, say. `status` is what DR6 says of it.
+    pub(super) fn raise_debug_exception(&mut self, status: u64) -> Result<(), errno::Error> {
+        let mut registers = self.debug_registers()?;
+        registers.dr6 = (registers.dr6 & !DR6_BREAKPOINTS) | status;
+        self.0.fd.set_debug_regs(&registers)?;
+        let mut events = self.events()?;
+        events.exception.injected = 1;
+        events.exception.nr = DEBUG_EXCEPTION;
+        events.exception.has_error_code = 0;
+        self.set_events(&events)
     }
 
     pub(super) fn regs(&self) -> Result<kvm_regs, errno::Error> {
