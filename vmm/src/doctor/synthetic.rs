@@ -144,6 +144,7 @@ pub fn kvm_pvm() -> Facts {
     let probes = facts.probes.as_mut().expect("they were run");
     probes.syscall = Outcome::Measured(Syscall::StaysAtUser);
     probes.step.user = Outcome::Measured(Stepping::IntoGuest);
+    probes.breakpoint.user = Outcome::Measured(Breaking::Missed);
     probes.instructions[0].measured = Execution::InternalError { suberror: 1 };
     probes.cpuid[0].seen = Outcome::Measured(0xFF);
     probes.time_stamp_disable = Outcome::Measured(TimeStamp::Native);

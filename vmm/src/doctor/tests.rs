@@ -1,6 +1,8 @@
 //! The doctor on synthetic hosts, and on the host at hand.
 
-use super::facts::{Access, CounterFacts, Facts, KvmKind, MsrFilter, Outcome, Stepping, Syscall};
+use super::facts::{
+    Access, Breaking, CounterFacts, Facts, KvmKind, MsrFilter, Outcome, Stepping, Syscall,
+};
 use super::findings::Grade;
 use super::synthetic::{closed, kvm_pvm, stock_amd, stock_intel};
 use super::verdict::{Choice, Purpose, Verdict, Wanted};
@@ -146,6 +148,21 @@ fn steps_that_get_lost_at_cpl_3_are_refused_for_linux_only() {
     facts.probes.as_mut().unwrap().step.user = Outcome::Measured(Stepping::Lost { after: 2 });
     assert!(why_not(&facts, Purpose::LockstepKernel, Choice::Step).contains("CPL 3"));
     assert_eq!(refusal(&facts, Purpose::Probe, Choice::Step), None);
+}
+
+#[test]
+fn a_host_without_breakpoints_says_so_and_has_the_same_points() {
+    for breaking in [Breaking::Late, Breaking::IntoGuest, Breaking::Missed, Breaking::Seen] {
+        let mut facts = stock_intel();
+        facts.probes.as_mut().unwrap().breakpoint.kernel = Outcome::Measured(breaking);
+        assert_eq!(choices(&facts), choices(&stock_intel()));
+        let report = Report::of(facts);
+        let told =
+            |finding: &&super::findings::Finding| finding.fact.contains("breakpoint at CPL 0");
+        let finding = report.findings.iter().find(told).expect("it is in the report");
+        assert_eq!(finding.grade, Grade::Note, "{finding:?}");
+        assert!(finding.follows.contains("steps alone"), "{finding:?}");
+    }
 }
 
 #[test]
