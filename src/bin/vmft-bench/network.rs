@@ -82,13 +82,8 @@ impl Place {
         let start = || start(program, "run", Which::Primary, directory.path(), &arguments);
         let side = network.within(start)?;
         let booted = Guest { network, sides: vec![side] };
-        let deadline = Instant::now() + PATIENCE;
         for port in [ECHO_PORT, HTTP_PORT, IPERF_PORT] {
-            while !booted.serves(port) {
-                if Instant::now() > deadline {
-                    bail!("the guest does not get ready: {}", booted.sides[0].messages());
-                }
-            }
+            booted.wait_for(port)?;
         }
         let snapshot = directory.path().join("snapshot");
         api_client::snapshot(&booted.sides[0].api(), &snapshot)?;
@@ -170,6 +165,17 @@ impl Guest {
         let Ok(mut stream) = self.connect(port) else { return false };
         let ended = stream.shutdown(Shutdown::Write);
         ended.and_then(|()| stream.read_to_end(&mut Vec::new())).is_ok()
+    }
+
+    /// Waits until there is a server at this port.
+    fn wait_for(&self, port: u16) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.serves(port) {
+            if Instant::now() > deadline || INTERRUPTED.load(Ordering::Relaxed) {
+                bail!("the guest does not get ready: {}", self.sides[0].messages());
+            }
+        }
+        Ok(())
     }
 
     /// Does something that has an amount and takes a time; adds both to `work`, and the CPU time that the live
@@ -301,9 +307,14 @@ fn measure(program: &Path, effort: &Effort, wanted: &[&str]) -> Result<Vec<Figur
         return Ok(figures);
     }
     let (alone, pair) = (place.alone()?, place.pair()?);
-    alone.connect(ECHO_PORT)?;
+    alone.wait_for(ECHO_PORT)?;
     if !transferred.is_empty() {
-        figures.extend(transfers(&alone, &pair, effort)?);
+        // A server takes one transfer after the other, and wants some time in between.
+        let company = [place.alone()?, place.alone()?];
+        for guest in &company {
+            guest.wait_for(ECHO_PORT)?;
+        }
+        figures.extend(transfers(&alone, &company, &pair, effort)?);
     }
     if !exchanged.is_empty() {
         figures.extend(exchanges(&alone, &pair, effort)?);
@@ -368,27 +379,45 @@ fn exchanges(alone: &Guest, pair: &Guest, effort: &Effort) -> Result<Vec<Figure>
     ])
 }
 
-/// Ratios and log bytes of transfers in both directions.
-fn transfers(alone: &Guest, pair: &Guest, effort: &Effort) -> Result<Vec<Figure>> {
+/// Ratios and log bytes of transfers in both directions. It is measured as well what an unprotected guest
+/// loses to another that does the same beside it: as much of a ratio is the host's.
+fn transfers(
+    alone: &Guest,
+    company: &[Guest; 2],
+    pair: &Guest,
+    effort: &Effort,
+) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (reverse, ratio, ratio_goal, log, log_goal) in [
         (true, "protected-transmit", 0.90, "log-per-byte-transmit", 0.05),
         (false, "protected-receive", 0.85, "log-per-byte-receive", 1.1),
     ] {
-        let (mut ratios, mut logged) = (Ratios::default(), Vec::new());
+        let (mut ratios, mut beside, mut logged) =
+            (Ratios::default(), Ratios::default(), Vec::new());
         for _ in 0..effort.rounds {
-            let (mut by_alone, mut by_pair) = (Work::default(), Work::default());
+            let [mut by_alone, mut by_pair, mut in_company] = [Work::default(); 3];
             let mut log_bytes = 0;
             for _ in 0..effort.round.as_secs().max(1) {
                 alone.does(&mut by_alone, || alone.iperf(reverse))?;
+                std::thread::scope(|scope| {
+                    let [one, other] = company;
+                    let beside = scope.spawn(|| other.iperf(reverse));
+                    let done = one.does(&mut in_company, || one.iperf(reverse));
+                    beside.join().expect("it does not panic").and(done)
+                })?;
                 let before = pair.log_bytes()?;
                 pair.does(&mut by_pair, || pair.iperf(reverse))?;
                 log_bytes += pair.log_bytes()? - before;
             }
             ratios.add(by_alone, by_pair);
+            beside.add(by_alone, in_company);
             logged.push(log_bytes as f64 / by_pair.amount);
         }
-        figures.push(ratios.figure(ratio, ratio_goal, "Mbit/s", 8e-6));
+        let mut figure = ratios.figure(ratio, ratio_goal, "Mbit/s", 8e-6);
+        let (rate, by_cpu) = (median(&beside.ratios), median(&beside.by_cpu));
+        figure.note +=
+            &format!("; two unprotected side by side {rate:.2}, {by_cpu:.2} by CPU time");
+        figures.push(figure);
         let goal = Goal::AtMost(log_goal);
         figures.push(Figure::new(log, "bytes", goal, logged, String::new()));
     }
