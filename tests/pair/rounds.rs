@@ -1,6 +1,7 @@
 //! Kill, failover, protected again, kill: for as long as one likes.
 
 use crate::relay::{RECORDS_UNTIL_KEY, Relay};
+use std::process::Command;
 use std::time::Instant;
 use vmft_backup::status::Role;
 
@@ -31,4 +32,17 @@ fn twenty_rounds_of_kill_failover_and_protecting_again_lose_nothing() {
         waiting = relay.add_standby(&[live, follower]);
     }
     relay.finish(live);
+}
+
+/// Long enough for a host that takes its time to protect the guest again.
+#[test]
+fn the_demo_in_rounds_kills_whoever_is_live_and_ends_with_everything_there() {
+    let words = ["demo", "--rounds", "2", "--lines", "240"];
+    let output = Command::new(env!("CARGO_BIN_EXE_vmft")).args(words).output().unwrap();
+    let (shown, said) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{shown}");
+    for round in 1..=2 {
+        assert!(said.contains(&format!("round {round}: protected again")), "{said}");
+    }
 }

@@ -54,6 +54,7 @@ impl Rounds {
         let addresses = [address(&mut live)?];
         let mut follower = standby(&program, &workplace, disk, (1, &addresses), &protect)?;
         console.attach(&mut follower)?;
+        live.wait_status(EXIT_LIMIT, |status| status.followers > 0)?;
         let addresses = [address(&mut live)?, address(&mut follower)?];
         let mut waiting = standby(&program, &workplace, disk, (2, &addresses), &protect)?;
         console.attach(&mut waiting)?;
@@ -104,25 +105,25 @@ impl Rounds {
         }
     }
 
-    /// Kills the live side; the one that follows goes on, the one that waits follows it, and a new
-    /// one waits.
+    /// Kills the live side; the one that follows goes on, and the one that waits follows it. Only then
+    /// does a new one wait: it might be faster.
     fn round(&mut self, number: u32) -> Result<bool> {
         self.live.kill()?;
         let killed = Instant::now();
         let process = self.live.pid();
         eprintln!("\r\nvmft: round {number}: live side (process {process}) killed with SIGKILL");
-        self.started += 1;
-        let addresses = [address(&mut self.follower)?, address(&mut self.waiting)?];
-        let place = (self.started, &addresses[..]);
-        let mut new = standby(&self.program, &self.workplace, &self.disk, place, &self.protect)?;
-        self.console.attach(&mut new)?;
-        let follower = std::mem::replace(&mut self.waiting, new);
-        self.live = std::mem::replace(&mut self.follower, follower);
+        std::mem::swap(&mut self.live, &mut self.follower);
         if !self.wait_followed()? {
             return Ok(false);
         }
         let time = killed.elapsed().as_secs_f64();
         eprintln!("\r\nvmft: round {number}: protected again after {time:.2} s");
+        self.started += 1;
+        let addresses = [address(&mut self.live)?, address(&mut self.waiting)?];
+        let place = (self.started, &addresses[..]);
+        let mut new = standby(&self.program, &self.workplace, &self.disk, place, &self.protect)?;
+        self.console.attach(&mut new)?;
+        self.follower = std::mem::replace(&mut self.waiting, new);
         Ok(true)
     }
 }
