@@ -1,5 +1,6 @@
 //! Every supported code, register and memory form, on this module and on the host.
 
+use super::super::lanes::Lanes;
 use super::super::{execute, supports};
 use super::machine::Machine;
 use super::native::{Page, is_intel};
@@ -159,6 +160,22 @@ fn differences(before: &Machine, ours: &Machine, host: &Machine) -> String {
     text
 }
 
+/// True if ours and the host's differ in nothing but which of two NaNs is in a lane of a dot product. The
+/// order in which products are added decides that, and no manual fixes it: we do as Intel's CPUs do.
+fn is_other_nan(instruction: &Instruction, ours: &Machine, host: &Machine) -> bool {
+    let is_free = matches!(instruction.code(), Code::Dpps_xmm_xmmm128_imm8) && !is_intel();
+    let with_one_nan = |machine: &Machine| {
+        let mut machine = machine.clone();
+        let sum = &mut machine.sse.registers[instruction.op0_register().number()];
+        *sum = u128::from_doubles(|lane| match f32::from_bits(sum.double(lane)) {
+            value if value.is_nan() => f32::NAN.to_bits(),
+            value => value.to_bits(),
+        });
+        machine
+    };
+    is_free && with_one_nan(ours) == with_one_nan(host)
+}
+
 fn check(code: Code, page: &mut Page, random: &mut Random) -> Result<(), String> {
     for memory in [false, true] {
         for _ in 0..RUNS {
@@ -172,7 +189,7 @@ fn check(code: Code, page: &mut Page, random: &mut Random) -> Result<(), String>
             if let Err(exception) = outcome {
                 return Err(format!("{code:?} {bytes:02x?}: {exception:?} of {before:x?}"));
             }
-            if here != there {
+            if here != there && !is_other_nan(&decoded, &here, &there) {
                 return Err(format!(
                     "{code:?} {bytes:02x?}: {}",
                     differences(&before, &here, &there)
