@@ -12,9 +12,16 @@ const SLICE_NS: u64 = 500_000;
 /// host nanoseconds: an exit costs nothing, stopping between two takes the backup about as long.
 const GRACE_NS: u64 = 200_000;
 
-/// How long something may wait for a guest that computes without exiting, in host nanoseconds, before its
-/// place is named by its state: that costs as much as the guest has written.
+/// How long something waits at least for a guest that computes without exiting, in host nanoseconds, before
+/// its place is named by its state: that costs as much as the guest has written.
 const OVERDUE_NS: u64 = 10_000_000;
+
+/// How long it waits at most.
+const MAX_OVERDUE_NS: u64 = 200_000_000;
+
+/// The wait is so many times what the last naming took: a guest spends at most a fifth of its time on being
+/// named.
+const WAIT_PER_NAMING: u64 = 4;
 
 /// What the operator asks of a live machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +64,24 @@ pub struct Live<S> {
     stop_at: Option<ExecutionPoint>,
     /// Since when something waits for a guest that does not exit.
     waits_since: Option<HostTime>,
+    /// Since when its place is being named by its state.
+    naming_since: Option<HostTime>,
+    /// How long something waits before that is done again, in host nanoseconds.
+    overdue_ns: u64,
 }
 
 impl<S: InputSource> Live<S> {
     /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
     pub fn new(source: S, clock: ClockControl) -> Self {
-        Self { source, clock, must_sync: true, stop_at: None, waits_since: None }
+        Self {
+            source,
+            clock,
+            must_sync: true,
+            stop_at: None,
+            waits_since: None,
+            naming_since: None,
+            overdue_ns: OVERDUE_NS,
+        }
     }
 
     /// What a point is worth.
@@ -76,7 +95,7 @@ impl<S: InputSource> Live<S> {
     }
 
     /// True if something has waited for too long, at a place without a name that the engine cannot stop
-    /// near.
+    /// near: the caller names it by its state, and says when that is done ([`Self::named_by_state`]).
     pub(super) fn is_overdue(&mut self, boundary: &Boundary) -> bool {
         if boundary.is_point || boundary.nearest.is_some() || boundary.idle {
             self.waits_since = None;
@@ -93,7 +112,17 @@ impl<S: InputSource> Live<S> {
             return false;
         }
         let HostTime(since) = *self.waits_since.get_or_insert(host);
-        host.0 - since >= OVERDUE_NS
+        let is_overdue = host.0 - since >= self.overdue_ns;
+        self.naming_since = is_overdue.then_some(host);
+        is_overdue
+    }
+
+    /// The place where something was overdue has its name. What that took decides how long the next waits.
+    pub(super) fn named_by_state(&mut self) {
+        if let Some(HostTime(since)) = self.naming_since.take() {
+            let took = self.source.now().0.saturating_sub(since);
+            self.overdue_ns = (took * WAIT_PER_NAMING).clamp(OVERDUE_NS, MAX_OVERDUE_NS);
+        }
     }
 
     fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Step {
@@ -294,6 +323,27 @@ mod tests {
             !live.is_overdue(&Boundary { is_point: true, ..pending }),
             "the guest takes it here"
         );
+    }
+
+    #[test]
+    fn a_guest_spends_at_most_a_fifth_of_its_time_on_being_named() {
+        let pending = Boundary { interrupt_pending: true, next_timer: None, ..boundary(false) };
+        let clock = ClockControl::new(&pending.clock, pending.point, PointScale::EXITS);
+        let mut live = Live::new(Passing(0), clock);
+        let waited = |live: &mut Live<Passing>| {
+            // What waited is served where the place has its name.
+            assert!(!live.is_overdue(&Boundary { is_point: true, ..pending }));
+            (0..1_000).take_while(|_| !live.is_overdue(&pending)).count() as u64 * 1_000_000
+        };
+        assert_eq!(waited(&mut live), OVERDUE_NS);
+        for (took_ns, expected) in
+            [(1_000_000, OVERDUE_NS), (20_000_000, 80_000_000), (900_000_000, MAX_OVERDUE_NS)]
+        {
+            // The look at the clock takes the last millisecond.
+            live.source().0 += took_ns - 1_000_000;
+            live.named_by_state();
+            assert_eq!(waited(&mut live), expected, "after a naming of {took_ns} ns");
+        }
     }
 
     #[test]

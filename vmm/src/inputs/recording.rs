@@ -322,6 +322,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         for entry in deltas::pack(delta) {
             self.append(entry)?;
         }
+        self.live.named_by_state();
         self.log.flush().map_err(InputError::Log)
     }
 
