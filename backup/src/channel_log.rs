@@ -95,9 +95,9 @@ impl ChannelLog {
 }
 
 impl LogSink for ChannelLog {
-    fn append(&mut self, entry: Entry) -> io::Result<Option<EntrySequence>> {
+    fn append(&mut self, entry: &Entry) -> io::Result<Option<EntrySequence>> {
         while !self.closed {
-            match self.channel.push(&entry) {
+            match self.channel.push(entry) {
                 Ok(sequence) => return Ok(Some(sequence)),
                 Err(PrimaryPushError::Push(PushError::Full { .. })) => {
                     // A full buffer stops the guest (§2.4 of the paper).

@@ -52,10 +52,10 @@ impl FileLog {
 }
 
 impl LogSink for FileLog {
-    fn append(&mut self, entry: Entry) -> io::Result<Option<EntrySequence>> {
+    fn append(&mut self, entry: &Entry) -> io::Result<Option<EntrySequence>> {
         let mut writer = self.lock();
         let writer = writer.as_mut().ok_or_else(|| io::Error::other("the log is finished"))?;
-        writer.push(&entry).map(Some).map_err(io::Error::other)
+        writer.push(entry).map(Some).map_err(io::Error::other)
     }
 
     fn flush(&mut self) -> io::Result<()> {

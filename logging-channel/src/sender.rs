@@ -2,15 +2,15 @@
 //!
 //! Pure: it is told the time and handed frames, and asked what to send and when to look again.
 //! Entries are encoded as they are pushed, into the batch that will carry them, so that pushing
-//! is cheap; checksums are left to whoever sends. A stop, a clock correction or packets make their
-//! batch due at once, and so does [`Sender::flush`]; other entries wait a little for company.
+//! is cheap; checksums are left to whoever sends. A stop, a clock correction or a few packets make
+//! their batch due at once, and so does [`Sender::flush`]; other entries wait a little for company.
 //!
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
 use crate::checkpoint::PieceKind;
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition};
+use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition, Packet};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
 use crate::latency::{LatencySummary, LatencyWindow};
 use crate::point::ExecutionPoint;
@@ -24,6 +24,11 @@ use std::time::Duration;
 /// Most batches of which the sender remembers when they began, to tell the lag of execution. Older
 /// ones keep their times; newer ones share the newest.
 const MAX_LAG_MARKS: usize = 16 << 10;
+
+/// Packets of so many bytes together are part of a stream, whose receiver answers within microseconds: they
+/// go with the mark of that answer, or after the batch delay. Sent by themselves they would cost a write,
+/// a read and an acknowledgement more, on both hosts.
+const STREAM_BYTES: usize = 16 << 10;
 
 /// Buffers kept for reuse.
 const SPARE_BUFFERS: usize = 4;
@@ -281,7 +286,9 @@ impl Sender {
                 Entry::Arrival { arrival: Arrival::ClockSync { .. }, .. } => batch.is_due = true,
                 // Its sender will not hear of it if this side dies first, and waits long to send it
                 // again.
-                Entry::Arrival { arrival: Arrival::Packets(_), .. } => batch.is_due = true,
+                Entry::Arrival { arrival: Arrival::Packets(packets), .. } => {
+                    batch.is_due |= !is_stream(packets);
+                }
                 _ => {}
             }
         }
@@ -569,6 +576,10 @@ impl Sender {
             round_trip: self.heartbeats.round_trip(),
         }
     }
+}
+
+fn is_stream(packets: &[Packet]) -> bool {
+    packets.iter().map(|packet| packet.frame.len()).sum::<usize>() >= STREAM_BYTES
 }
 
 #[cfg(test)]

@@ -89,11 +89,17 @@ fn an_entry_nobody_waits_for_waits_for_company_and_no_longer() {
     assert_eq!(transmit(&mut sender, at_us(1_200)), [FrameKind::Entries]);
 }
 
+/// As many packets as make `bytes`, none larger than an Ethernet frame.
+fn packets(bytes: usize) -> Arrival {
+    let frames = vec![0; bytes];
+    let packet = |frame: &[u8]| Packet { frame: frame.to_vec(), ..Packet::default() };
+    Arrival::Packets(frames.chunks(1514).map(packet).collect())
+}
+
 #[test]
-fn a_clock_correction_and_packets_go_out_at_once() {
+fn a_clock_correction_and_a_few_packets_go_out_at_once() {
     let (time, rate) = (VirtualTime::from_ns(9), ClockRate::from_raw(7));
-    let packets = Arrival::Packets(vec![Packet { frame: vec![0; 60], ..Packet::default() }]);
-    for arrival in [Arrival::ClockSync { time, rate }, packets] {
+    for arrival in [Arrival::ClockSync { time, rate }, packets(60), packets(STREAM_BYTES - 1)] {
         let mut sender = sender(SenderConfig::default(), 1 << 20);
         let point = ExecutionPoint::new(4);
         sender.push(at_us(1), &progress(3)).expect("room");
@@ -102,6 +108,22 @@ fn a_clock_correction_and_packets_go_out_at_once() {
         assert!(sender.has_due_entries());
         assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
     }
+}
+
+#[test]
+fn packets_of_a_stream_go_with_the_mark_of_their_answer_or_after_the_delay() {
+    let point = ExecutionPoint::new(4);
+    let streamed = Entry::Arrival { point, arrival: packets(STREAM_BYTES) };
+    let mut sender = sender(SenderConfig::default(), 1 << 20);
+    sender.push(at_us(1), &streamed).expect("room");
+    assert!(transmit(&mut sender, at_us(1)).is_empty());
+    sender.push(at_us(2), &mark(5)).expect("room");
+    sender.flush();
+    assert_eq!(transmit(&mut sender, at_us(2)), [FrameKind::Entries]);
+    let streamed = Entry::Arrival { point: ExecutionPoint::new(6), arrival: packets(STREAM_BYTES) };
+    sender.push(at_us(10), &streamed).expect("room");
+    assert!(transmit(&mut sender, at_us(1_009)).is_empty());
+    assert_eq!(transmit(&mut sender, at_us(1_010)), [FrameKind::Entries]);
 }
 
 #[test]

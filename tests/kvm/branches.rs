@@ -138,9 +138,9 @@ impl Outside for Screen {
 struct Entries(Arc<Mutex<VecDeque<Entry>>>);
 
 impl LogSink for Entries {
-    fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, std::io::Error> {
+    fn append(&mut self, entry: &Entry) -> Result<Option<EntrySequence>, std::io::Error> {
         let mut entries = self.0.lock().unwrap();
-        entries.push_back(entry);
+        entries.push_back(entry.clone());
         Ok(Some(EntrySequence(entries.len() as u64)))
     }
     fn flush(&mut self) -> Result<(), std::io::Error> {

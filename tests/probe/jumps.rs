@@ -25,7 +25,7 @@ struct Wanting {
 }
 
 impl LogSink for Wanting {
-    fn append(&mut self, entry: Entry) -> std::io::Result<Option<EntrySequence>> {
+    fn append(&mut self, entry: &Entry) -> std::io::Result<Option<EntrySequence>> {
         self.log.append(entry)
     }
 

@@ -244,7 +244,7 @@ struct Lost {
 }
 
 impl LogSink for Lost {
-    fn append(&mut self, _: Entry) -> std::io::Result<Option<EntrySequence>> {
+    fn append(&mut self, _: &Entry) -> std::io::Result<Option<EntrySequence>> {
         if self.is_closed() {
             return Ok(None);
         }

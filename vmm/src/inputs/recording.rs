@@ -8,9 +8,7 @@ use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
-use vmft_logging_channel::entry::{
-    Arrival, Entry, EntrySequence, OutputSequence, StateDigest, StopReason,
-};
+use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 /// Whether a mark waits for company in the log, for as long as the log makes its batches wait.
@@ -28,7 +26,7 @@ pub trait LogSink: std::fmt::Debug + Send {
     ///
     /// # Errors
     /// The file's error.
-    fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, std::io::Error>;
+    fn append(&mut self, entry: &Entry) -> Result<Option<EntrySequence>, std::io::Error>;
     /// Sends what is buffered, at once.
     ///
     /// # Errors
@@ -127,12 +125,12 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         &mut self.live
     }
 
-    fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, InputError> {
+    fn append(&mut self, entry: &Entry) -> Result<Option<EntrySequence>, InputError> {
         if let Some(point) = entry.point() {
             // In front of the first entry at the point, or it comes too late.
             let landing = self.landing.take_if(|(landed, _)| *landed == point);
             if let (Some((point, branch)), true) = (landing, point > self.last_entry) {
-                self.log.append(Entry::Landing { point, branch }).map_err(InputError::Log)?;
+                self.log.append(&Entry::Landing { point, branch }).map_err(InputError::Log)?;
             }
             self.last_entry = point;
         }
@@ -149,7 +147,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             return Ok(false);
         }
         self.log_exits(point)?;
-        let entry = self.append(Entry::Flush { point })?;
+        let entry = self.append(&Entry::Flush { point })?;
         self.log.flush().map_err(InputError::Log)?;
         Ok(entry.is_some())
     }
@@ -171,7 +169,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             self.mark(point, outputs, Haste::AtOnce)?;
         }
         self.log_exits(point)?;
-        self.append(Entry::Stop { point, reason })?;
+        self.append(&Entry::Stop { point, reason })?;
         self.log.flush().map_err(InputError::Log)
     }
 
@@ -179,7 +177,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
     fn log_exits(&mut self, point: ExecutionPoint) -> Result<(), InputError> {
         if self.exits.count() > 0 {
             let exits = self.exits.take();
-            self.append(Entry::Exits { point, exits })?;
+            self.append(&Entry::Exits { point, exits })?;
         }
         Ok(())
     }
@@ -194,7 +192,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         // A mark that nobody gets releases nothing: the outputs stay held until the owner of the log
         // has found out whether this side may go on.
         let begun = self.gate.begin_mark();
-        if let Some(entry) = self.append(Entry::OutputMark { point, output })? {
+        if let Some(entry) = self.append(&Entry::OutputMark { point, output })? {
             self.gate.mark(begun, entry, output);
         }
         self.marked = output;
@@ -241,13 +239,13 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             || self.named_by_state && self.live.is_overdue(boundary)
         {
             self.log_exits(boundary.point)?;
-            self.append(Entry::Progress { point: boundary.point })?;
+            self.append(&Entry::Progress { point: boundary.point })?;
             return Ok(Step::Checkpoint);
         }
         let window = self.live.scale().progress_window;
         if boundary.idle && boundary.point.since(self.last_entry) >= window {
             self.log_exits(boundary.point)?;
-            self.append(Entry::Progress { point: boundary.point })?;
+            self.append(&Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
         }
         let step = loop {
@@ -256,36 +254,34 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
                 break step;
             }
         };
-        match &step {
+        match step {
             Step::RunTo(bound) => {
-                let bound = self.mark_by.map_or(*bound, |by| by.min(*bound));
+                let bound = self.mark_by.map_or(bound, |by| by.min(bound));
                 let bound = match self.live.scale().stops_anywhere {
                     true => bound.min(self.next_digest),
                     false => bound,
                 };
-                return Ok(Step::RunTo(bound.max(boundary.point.after(1))));
+                Ok(Step::RunTo(bound.max(boundary.point.after(1))))
             }
             Step::Deliver(arrival) => {
-                let arrival = arrival.clone();
-                // A packet that dies with this host must be sent again, and whoever sent it waits for
-                // long before he does.
-                let is_packet = matches!(arrival, Arrival::Packets(_));
-                self.append(Entry::Arrival { point: boundary.point, arrival })?;
-                if is_packet {
-                    self.log.flush().map_err(InputError::Log)?;
-                }
+                let entry = Entry::Arrival { point: boundary.point, arrival };
+                self.append(&entry)?;
+                let Entry::Arrival { arrival, .. } = entry else { unreachable!("made above") };
+                Ok(Step::Deliver(arrival))
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
-            Step::Pause => self.log_exits(boundary.point)?,
+            Step::Pause => {
+                self.log_exits(boundary.point)?;
+                Ok(step)
+            }
             Step::Digest
             | Step::Flush
             | Step::Checkpoint
             | Step::Adopt(_)
             | Step::Stop(_)
             | Step::Halt
-            | Step::LogEnded => {}
+            | Step::LogEnded => Ok(step),
         }
-        Ok(step)
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
@@ -295,7 +291,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
         self.next_digest = point.after(self.live.scale().digest_interval);
         self.log_exits(point)?;
-        self.append(Entry::Digest { point, digest })?;
+        self.append(&Entry::Digest { point, digest })?;
         if self.is_base() {
             self.base = point;
             self.gate.recent().forget();
@@ -320,7 +316,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             self.gate.recent().forget();
         }
         for entry in deltas::pack(delta) {
-            self.append(entry)?;
+            self.append(&entry)?;
         }
         self.live.named_by_state();
         self.log.flush().map_err(InputError::Log)
@@ -354,6 +350,7 @@ mod tests {
     use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
     use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
+    use vmft_logging_channel::entry::{Arrival, Packet};
     use vmft_logging_channel::point::{VirtualClock, VirtualTime};
 
     /// A world that the guest is stopped in, so that it need not be waited for.
@@ -387,7 +384,7 @@ mod tests {
     }
 
     impl LogSink for LosingLog {
-        fn append(&mut self, _: Entry) -> Result<Option<EntrySequence>, std::io::Error> {
+        fn append(&mut self, _: &Entry) -> Result<Option<EntrySequence>, std::io::Error> {
             self.appended += 1;
             Ok((!self.is_closed()).then_some(EntrySequence(self.appended)))
         }
@@ -480,44 +477,33 @@ mod tests {
         fn at(&mut self, _: &Boundary) {}
     }
 
-    /// What was appended, and how much of it is sent.
+    /// What was appended.
     #[derive(Debug, Default)]
-    struct SendingLog {
-        appended: Vec<Entry>,
-        sent: usize,
-    }
+    struct KeepingLog(Vec<Entry>);
 
-    impl LogSink for SendingLog {
-        fn append(&mut self, entry: Entry) -> Result<Option<EntrySequence>, std::io::Error> {
-            self.appended.push(entry);
-            Ok(Some(EntrySequence(self.appended.len() as u64)))
+    impl LogSink for KeepingLog {
+        fn append(&mut self, entry: &Entry) -> Result<Option<EntrySequence>, std::io::Error> {
+            self.0.push(entry.clone());
+            Ok(Some(EntrySequence(self.0.len() as u64)))
         }
         fn flush(&mut self) -> Result<(), std::io::Error> {
-            self.sent = self.appended.len();
             Ok(())
         }
     }
 
-    /// Delivers `arrival`: true if it is on its way to the backup before the guest has it.
-    fn is_sent_at_once(arrival: Arrival) -> bool {
+    #[test]
+    fn an_arrival_is_in_the_log_before_the_guest_has_it() {
         let seen: Arc<dyn Outside> = Arc::new(Seen::default());
         let point = ExecutionPoint::START;
+        let arrival = Arrival::Packets(vec![Packet { frame: vec![7; 60], ..Packet::default() }]);
         let clock = ClockControl::new(&boundary(0).clock, point, PointScale::SOFT);
         let live = Live::new(Arrived(Some(arrival.clone())), clock);
         let gate = Arc::new(HeldOutputs::open(seen));
-        let log = SendingLog::default();
+        let log = KeepingLog::default();
         let mut inputs = Recording::new(live, log, gate, point, OutputSequence(0));
         let running = Boundary { idle: false, ..boundary(0) };
         while inputs.next(&running).expect("the log takes all") != Step::Deliver(arrival.clone()) {}
-        let log = inputs.log();
-        let entry = Entry::Arrival { point, arrival };
-        log.appended[..log.sent].contains(&entry)
-    }
-
-    #[test]
-    fn packets_are_on_their_way_to_the_backup_before_the_guest_has_them() {
-        assert!(is_sent_at_once(Arrival::Packets(vec![])));
-        assert!(!is_sent_at_once(Arrival::ConsoleInput(b"x".to_vec())), "it waits for company");
+        assert_eq!(inputs.log().0.last(), Some(&Entry::Arrival { point, arrival }));
     }
 
     /// What is logged of an arrival at a point, at which something was put out as well.
@@ -527,7 +513,7 @@ mod tests {
         let start = ExecutionPoint::START;
         let clock = ClockControl::new(&boundary(0).clock, start, PointScale::BRANCHES);
         let gate = Arc::new(HeldOutputs::open(seen));
-        let log = SendingLog::default();
+        let log = KeepingLog::default();
         let live = Live::new(Arrived(Some(arrival)), clock);
         let mut inputs = Recording::new(live, log, gate, start, OutputSequence(0));
         let branch = branch.map(|branch| CodeAddress::try_from(branch).expect("canonical"));
@@ -537,7 +523,7 @@ mod tests {
         // Nothing was logged at the next.
         let there = Boundary { point: point.after(7), ..here };
         while !matches!(inputs.next(&there), Ok(Step::RunTo(_))) {}
-        std::mem::take(&mut inputs.log().appended)
+        std::mem::take(&mut inputs.log().0)
     }
 
     #[test]

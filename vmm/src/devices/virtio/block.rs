@@ -136,7 +136,7 @@ impl Block {
         let ended = self.requests.remove(request);
         self.issue(access);
         if let Some(Request { head, buffers, status: place, abandoned: false, .. }) = ended {
-            access.write(&buffers, data);
+            access.write(&buffers, 0, data);
             answer(access, head, place, data.len() as u32, status)?;
         }
         self.take_requests(access)
@@ -177,7 +177,7 @@ impl Block {
             VIRTIO_BLK_T_OUT => self.parse_write(sector, chain, access),
             VIRTIO_BLK_T_FLUSH => Outcome::Submit(DiskOperation::Flush),
             VIRTIO_BLK_T_GET_ID => {
-                access.write(&buffers, &self.serial);
+                access.write(&buffers, 0, &self.serial);
                 let written = total_len(&buffers).min(SERIAL_LEN as u64) as u32;
                 return answer(access, chain.head, place, written, DiskStatus::Ok);
             }
@@ -238,7 +238,7 @@ fn answer(
     data_len: u32,
     status: DiskStatus,
 ) -> Result<(), QueueFault> {
-    access.write(&[Segment { address: place, len: 1 }], &[status.byte()]);
+    access.write(&[Segment { address: place, len: 1 }], 0, &[status.byte()]);
     access.put_used(QUEUE, head, data_len + 1)
 }
 

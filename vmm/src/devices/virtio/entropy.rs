@@ -84,7 +84,7 @@ impl Entropy {
         let index = self.state.requests.iter().position(|request| request.id == id);
         let ended = index.and_then(|index| self.state.requests.remove(index));
         if let Some(Request { head, buffers, abandoned: false, .. }) = ended {
-            access.write(&buffers, data);
+            access.write(&buffers, 0, data);
             access.put_used(QUEUE, head, data.len() as u32)?;
         }
         self.take_requests(access)

@@ -23,6 +23,7 @@ use crate::memory::GuestMemoryMmap;
 use addresses::{Addresses, MacAddress};
 use offload::Work;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -104,9 +105,33 @@ impl Net {
             return Ok(());
         }
         for packet in packets {
-            admit(packet, access.features(), &mut self.state.waiting);
+            match offload::work(packet) {
+                Ok(work) if is_taken(work, access.features()) => {
+                    self.place_or_keep(Cow::Borrowed(packet), access)?;
+                }
+                Ok(_) => {
+                    for frame in offload::finish(packet.clone()).expect("checked") {
+                        let finished = Packet { offload: PacketOffload::default(), frame };
+                        self.place_or_keep(Cow::Owned(finished), access)?;
+                    }
+                }
+                // A damaged packet is lost, as on a wire.
+                Err(_) => {}
+            }
         }
-        self.place(access)
+        Ok(())
+    }
+
+    /// Moves a packet that the driver takes into its buffers; behind those that wait, if any do.
+    fn place_or_keep(
+        &mut self,
+        packet: Cow<'_, Packet>,
+        access: &mut QueueAccess<'_>,
+    ) -> Result<(), QueueFault> {
+        if !self.state.waiting.is_empty() || !place_packet(&packet, access)? {
+            self.state.waiting.push_back(packet.into_owned());
+        }
+        Ok(())
     }
 
     /// Moves what waits into the driver's buffers, as far as there are any.
@@ -184,21 +209,6 @@ fn is_taken(work: Work, features: u64) -> bool {
     }
 }
 
-/// Adds a packet to those that wait, finished if the driver takes no other.
-fn admit(packet: &Packet, features: u64, waiting: &mut VecDeque<Packet>) {
-    match offload::work(packet) {
-        Ok(work) if is_taken(work, features) => waiting.push_back(packet.clone()),
-        Ok(_) => {
-            let frames = offload::finish(packet.clone()).expect("checked");
-            waiting.extend(
-                frames.into_iter().map(|frame| Packet { offload: PacketOffload::default(), frame }),
-            );
-        }
-        // A damaged packet is lost, as on a wire.
-        Err(_) => {}
-    }
-}
-
 /// Puts a packet into buffers; false if there are too few, of which then none is used, and the driver
 /// announces the next.
 fn place_packet(packet: &Packet, access: &mut QueueAccess<'_>) -> Result<bool, QueueFault> {
@@ -228,15 +238,15 @@ fn place_packet(packet: &Packet, access: &mut QueueAccess<'_>) -> Result<bool, Q
             return Ok(true);
         }
     }
-    let mut bytes = header_bytes(packet.offload, chains.len() as u16).to_vec();
-    bytes.extend_from_slice(&packet.frame);
-    let mut rest = bytes.as_slice();
+    // The header is in the first chain, which has room for it.
+    access.write(&chains[0].writable, 0, &header_bytes(packet.offload, chains.len() as u16));
+    let (mut skip, mut rest) = (HEADER_LEN, packet.frame.as_slice());
     for chain in &chains {
-        let here = rest.len().min(total_len(&chain.writable) as usize);
+        let here = rest.len().min(total_len(&chain.writable) as usize - skip);
         let (now, later) = rest.split_at(here);
-        access.write(&chain.writable, now);
-        access.put_used(RECEIVE, chain.head, here as u32)?;
-        rest = later;
+        access.write(&chain.writable, skip as u64, now);
+        access.put_used(RECEIVE, chain.head, (skip + here) as u32)?;
+        (skip, rest) = (0, later);
     }
     Ok(true)
 }

@@ -331,22 +331,24 @@ impl<'a> QueueAccess<'a> {
             let start = skip.min(here);
             skip -= start;
             let count = ((here - start) as usize).min(len - bytes.len());
-            let begin = bytes.len();
-            bytes.resize(begin + count, 0);
             self.memory
-                .read_slice(&mut bytes[begin..], GuestAddress(segment.address + start))
+                .write_all_volatile_to(GuestAddress(segment.address + start), &mut bytes, count)
                 .expect("segments are checked to be guest memory");
         }
         bytes
     }
 
-    /// Copies bytes into the concatenation of `segments`. Bytes that do not fit are dropped.
-    pub fn write(&mut self, segments: &[Segment], bytes: &[u8]) {
-        let mut rest = bytes;
+    /// Copies bytes into the concatenation of `segments`, from byte `skip` on. Bytes that do not fit
+    /// are dropped.
+    pub fn write(&mut self, segments: &[Segment], skip: u64, bytes: &[u8]) {
+        let (mut skip, mut rest) = (skip, bytes);
         for segment in segments {
-            let (here, later) = rest.split_at(rest.len().min(segment.len as usize));
+            let start = skip.min(u64::from(segment.len));
+            skip -= start;
+            let room = (u64::from(segment.len) - start) as usize;
+            let (here, later) = rest.split_at(rest.len().min(room));
             self.memory
-                .write_slice(here, GuestAddress(segment.address))
+                .write_slice(here, GuestAddress(segment.address + start))
                 .expect("segments are checked to be guest memory");
             rest = later;
         }
