@@ -15,18 +15,21 @@
 //!   keeps the old ones until the end;
 //! - RF in the frame of a single step: it would only hold off instruction breakpoints, which the
 //!   engine does not have;
-//! - which operand of CMPS is read first, and so the address if both fault.
+//! - which operand of CMPS is read first, and so the address if both fault;
+//! - on hosts that are not by Intel, what [`crate::vendor`] lists.
 
 use crate::case::{Case, Floating, Outcome, Ready, Stop};
 use crate::definedness::{self, Undefined};
 use crate::inexact;
 use crate::layout::{EXIT, memory_address};
+use crate::vendor;
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess};
 use std::fmt::Write;
 
 /// Where user addresses end for Linux (`TASK_SIZE_MAX`): one page before they do for the processor.
 const KERNEL_ADDRESSES: u64 = 0x7FFF_FFFF_F000;
 const RESUME: u64 = 1 << 16;
+const ARITHMETIC: u64 = 0x8D5;
 const TOP: u16 = 0x3800;
 
 /// One thing that is not the same.
@@ -75,10 +78,15 @@ pub fn compare(
     let mut findings = Findings::default();
     let undefined = undefined_at(case, ready, host.rip);
     let allowed = inexact::allowance(case, ready, host);
-    let modifies = inexact::faulting(case, ready, host).is_some_and(modifies_memory);
+    let faulting = inexact::faulting(case, ready, host);
+    if vendor::refused_before_exception(faulting, host) {
+        return findings.0;
+    }
+    let modifies = faulting.is_some_and(modifies_memory);
     stop(host, engine, modifies, allowed.fault_distance, &mut findings);
     findings.hex("RIP", host.rip.into(), engine.rip.into());
-    let flags = !undefined.rflags & !step_flags(case, ready, host);
+    let mid = if vendor::left_comparing(faulting, host) { ARITHMETIC } else { 0 };
+    let flags = !undefined.rflags & !step_flags(case, ready, host) & !mid;
     findings.hex("RFLAGS", (host.rflags & flags).into(), (engine.rflags & flags).into());
     for (n, name) in NAMES.iter().enumerate() {
         let mask = allowed.general_mask(n);
@@ -104,7 +112,7 @@ fn undefined_at(case: &Case, ready: &Ready, rip: u64) -> Undefined {
     match ready.starts.iter().position(|&start| start == rip) {
         Some(step) => flow[step],
         // In the middle of an instruction, or astray: anything may have run.
-        None => Undefined { rflags: 0x8D5, conditions: definedness::CONDITIONS },
+        None => Undefined { rflags: ARITHMETIC, conditions: definedness::CONDITIONS },
     }
 }
 
@@ -119,7 +127,6 @@ fn describe(stop: Stop) -> String {
 
 /// Flags that are not compared after a single step: see the module's list.
 fn step_flags(case: &Case, ready: &Ready, host: &Outcome) -> u64 {
-    const ARITHMETIC: u64 = 0x8D5;
     if !matches!(host.stop, Stop::Exception { vector: 1, .. }) {
         return 0;
     }

@@ -4,6 +4,7 @@
 use crate::case::{Step, decodes_as_built};
 use crate::operands;
 use crate::rng::Rng;
+use crate::vendor;
 use iced_x86::{Code, Mnemonic, OpCodeOperandKind};
 
 /// Where in a snippet a form may stand.
@@ -91,7 +92,7 @@ fn is_near(code: Code) -> bool {
 /// Where `code` may stand.
 pub fn policy(code: Code) -> Policy {
     use OpCodeOperandKind as Kind;
-    if let Some(reason) = exclusion(code) {
+    if let Some(reason) = exclusion(code).or_else(|| vendor::exclusion(code)) {
         return Policy::Excluded(reason);
     }
     let kinds = code.op_code().op_kinds();

@@ -33,6 +33,7 @@ mod rng;
 mod special;
 mod trampoline;
 mod values;
+mod vendor;
 
 use case::{Case, Outcome, Ready, Stop};
 use compare::Difference;

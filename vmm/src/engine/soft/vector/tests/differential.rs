@@ -163,17 +163,23 @@ fn differences(before: &Machine, ours: &Machine, host: &Machine) -> String {
 /// True if ours and the host's differ in nothing but which of two NaNs is in a lane of a dot product. The
 /// order in which products are added decides that, and no manual fixes it: we do as Intel's CPUs do.
 fn is_other_nan(instruction: &Instruction, ours: &Machine, host: &Machine) -> bool {
-    let is_free = matches!(instruction.code(), Code::Dpps_xmm_xmmm128_imm8) && !is_intel();
     let with_one_nan = |machine: &Machine| {
         let mut machine = machine.clone();
         let sum = &mut machine.sse.registers[instruction.op0_register().number()];
-        *sum = u128::from_doubles(|lane| match f32::from_bits(sum.double(lane)) {
-            value if value.is_nan() => f32::NAN.to_bits(),
-            value => value.to_bits(),
-        });
+        *sum = match instruction.code() {
+            Code::Dpps_xmm_xmmm128_imm8 => u128::from_doubles(|lane| {
+                let value = sum.double(lane);
+                if f32::from_bits(value).is_nan() { f32::NAN.to_bits() } else { value }
+            }),
+            Code::Dppd_xmm_xmmm128_imm8 => u128::from_quads(|lane| {
+                let value = sum.quad(lane);
+                if f64::from_bits(value).is_nan() { f64::NAN.to_bits() } else { value }
+            }),
+            _ => *sum,
+        };
         machine
     };
-    is_free && with_one_nan(ours) == with_one_nan(host)
+    !is_intel() && with_one_nan(ours) == with_one_nan(host)
 }
 
 fn check(code: Code, page: &mut Page, random: &mut Random) -> Result<(), String> {
@@ -186,6 +192,12 @@ fn check(code: Code, page: &mut Page, random: &mut Random) -> Result<(), String>
             page.fill(&bytes);
             page.run(&mut there);
             let outcome = execute(&mut here, &decoded);
+            if !is_intel() {
+                // Saved only with an exception that is pending.
+                let (ours, host) = (&here.x87, &mut there.x87);
+                (host.opcode, host.instruction, host.data) =
+                    (ours.opcode, ours.instruction, ours.data);
+            }
             if let Err(exception) = outcome {
                 return Err(format!("{code:?} {bytes:02x?}: {exception:?} of {before:x?}"));
             }
@@ -237,16 +249,12 @@ fn every_sse_instruction_gives_what_the_host_gives() {
 
 #[test]
 fn every_mmx_instruction_gives_what_the_host_gives() {
-    if is_intel() {
-        check_all(uses_mmx);
-    }
+    check_all(uses_mmx);
 }
 
 #[test]
 fn every_x87_instruction_gives_what_the_host_gives() {
-    if is_intel() {
-        check_all(|code| is_x87(code) && !is_waiting_form(code) && !is_transcendental(code));
-    }
+    check_all(|code| is_x87(code) && !is_waiting_form(code) && !is_transcendental(code));
 }
 
 #[test]

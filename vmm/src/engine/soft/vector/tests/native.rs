@@ -1,8 +1,8 @@
 //! Executes one instruction on the host's CPU with a [`Machine`]'s registers and memory.
 //!
-//! What the manuals fix is the same on every host. Where they leave x87 and MMX corners open (stale
-//! condition codes, FOP and FDP, undocumented encodings) this module does as Intel CPUs do,
-//! so those comparisons are made on Intel hosts only.
+//! What the manuals fix is the same on every host. Where they leave corners open (x87 pointers without
+//! a pending exception, which NaN a dot product keeps) this module does as Intel CPUs do, and so
+//! only Intel hosts are compared with there.
 
 use super::super::state::{Pointers, image, parse};
 use super::machine::{BASE, CODE, MEMORY, Machine};

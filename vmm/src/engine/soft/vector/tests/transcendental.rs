@@ -2,7 +2,7 @@
 
 use super::super::execute;
 use super::machine::Machine;
-use super::native::{Page, is_intel};
+use super::native::Page;
 use super::values::Random;
 use crate::engine::state::X87State;
 use iced_x86::{Decoder, DecoderOptions};
@@ -58,9 +58,6 @@ fn is_exact_on_the_host(angle: &[u8; 10]) -> bool {
 
 #[test]
 fn transcendental_instructions_are_within_two_places_of_the_host_and_flag_alike() {
-    if !is_intel() {
-        return;
-    }
     let mut page = Page::new();
     for (name, bytes) in INSTRUCTIONS {
         page.fill(&bytes);

@@ -1,0 +1,75 @@
+//! What processors of different vendors do differently, each as its manual says or where manuals are
+//! silent. The engine does as Intel's do; on another vendor's host that is not compared.
+
+use crate::case::{Outcome, Stop};
+use iced_x86::{Code, Instruction, Mnemonic};
+use std::sync::LazyLock;
+
+/// True on a processor by Intel.
+pub fn is_intel() -> bool {
+    static INTEL: LazyLock<bool> = LazyLock::new(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        [leaf.ebx, leaf.edx, leaf.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+    });
+    *INTEL
+}
+
+/// Why a form is not tested on this host.
+pub fn exclusion(code: Code) -> Option<&'static str> {
+    if is_intel() {
+        return None;
+    }
+    match code {
+        Code::Reservednop_rm16_r16_0F0D
+        | Code::Reservednop_rm32_r32_0F0D
+        | Code::Reservednop_rm64_r64_0F0D => {
+            Some("a prefetch on AMD's, which has no register form (APM volume 3)")
+        }
+        Code::Call_m1664 | Code::Jmp_m1664 | Code::Lss_r64_m1664 => {
+            Some("AMD's ignore REX.W in front of a far pointer (APM volume 3)")
+        }
+        Code::Retfw_imm16 | Code::Retfd_imm16 | Code::Retfq_imm16 => {
+            Some("AMD's read what is behind the arguments before they look at the selector")
+        }
+        Code::Movsxd_r16_rm16 => Some("AMD's read 32 bits, whatever the operand size"),
+        Code::Pause => Some("with REX.B it is XCHG on AMD's"),
+        Code::Int1 => Some("where its frame points is the host's choice"),
+        Code::Dpps_xmm_xmmm128_imm8 | Code::Dppd_xmm_xmmm128_imm8 => {
+            Some("which of two NaNs it keeps depends on the order in which products are added")
+        }
+        _ => None,
+    }
+}
+
+/// True if the host found that memory refuses an x87 store before it raised an unmasked exception
+/// of the value: Intel's do it the other way round, and store nothing.
+pub fn refused_before_exception(at: Option<&Instruction>, host: &Outcome) -> bool {
+    const ALL_MASKED: u16 = 0x3F;
+    let stores = at.is_some_and(|instruction| {
+        matches!(
+            instruction.mnemonic(),
+            Mnemonic::Fst
+                | Mnemonic::Fstp
+                | Mnemonic::Fist
+                | Mnemonic::Fistp
+                | Mnemonic::Fisttp
+                | Mnemonic::Fbstp
+        )
+    });
+    let unmasked = host.floating.control & ALL_MASKED != ALL_MASKED;
+    !is_intel() && stores && unmasked && is_memory_fault(host.stop)
+}
+
+/// True if a repeated comparison was left in the middle by a fault: Intel's keep the old flags until
+/// the end, AMD's have those of the last comparison.
+pub fn left_comparing(at: Option<&Instruction>, host: &Outcome) -> bool {
+    let repeats = at.is_some_and(|instruction| {
+        instruction.is_string_instruction()
+            && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+    });
+    !is_intel() && repeats && is_memory_fault(host.stop)
+}
+
+fn is_memory_fault(stop: Stop) -> bool {
+    matches!(stop, Stop::Exception { vector: 12..=14, .. })
+}
