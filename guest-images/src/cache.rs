@@ -4,9 +4,10 @@
 //! result appears in its place by one rename, complete.
 
 use crate::error::GuestError;
+use crate::lock::lock_file;
 use crate::progress::Progress;
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// A directory for fetched and built guests.
@@ -72,19 +73,7 @@ impl Cache {
         fs::create_dir_all(&self.directory)
             .map_err(GuestError::file("making the cache directory", &self.directory))?;
         let path = self.directory.join(name);
-        let open = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = open.map_err(GuestError::file("opening", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                progress.step("waiting for another process that prepares the guest");
-                file.lock().map_err(GuestError::file("locking", &path))?;
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(GuestError::file("locking", &path)(error));
-            }
-        }
-        Ok(file)
+        lock_file(&path, "waiting for another process that prepares the guest", progress)
     }
 }
 
@@ -161,6 +150,7 @@ impl CacheLock<'_> {
 mod tests {
     use super::*;
     use crate::progress::NoProgress;
+    use std::fs::TryLockError;
 
     fn chosen(variables: &[(&str, &str)]) -> Result<PathBuf, GuestError> {
         let find = |name: &str| {

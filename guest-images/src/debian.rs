@@ -8,7 +8,7 @@ use crate::command::{self, command};
 use crate::error::GuestError;
 use crate::guest::{PackageSource, Unpacked};
 use crate::manifest::{PackageRecord, Sha256};
-use crate::packages::{is_root, update_lists};
+use crate::packages::{PackageManager, is_root};
 use crate::progress::Progress;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -133,7 +133,7 @@ impl Debian {
         if !is_root() {
             return Err(GuestError::ListsOutdated { package: wanted.to_owned() });
         }
-        update_lists(progress)?;
+        PackageManager::acquire(progress)?.update_lists(progress)?;
         self.lists_updated = true;
         Ok(())
     }

@@ -26,6 +26,7 @@ pub mod disk;
 mod error;
 mod guest;
 mod initramfs;
+mod lock;
 mod lockstep;
 mod manifest;
 mod modules;

@@ -3,7 +3,10 @@
 
 use crate::command::{self, command};
 use crate::error::GuestError;
+use crate::lock::lock_file;
 use crate::progress::Progress;
+use std::fs::File;
+use std::path::Path;
 
 /// A Debian package, known by a program that it installs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,43 +44,69 @@ pub fn ensure_packages(
     packages: &[HostPackage],
     progress: &mut dyn Progress,
 ) -> Result<(), GuestError> {
-    let missing: Vec<&str> = packages
-        .iter()
-        .filter(|package| command::find(package.program).is_none())
-        .map(|package| package.name)
-        .collect();
+    let missing = missing(packages);
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing.join(" ");
     if !is_root() || command::find("apt-get").is_none() {
-        return Err(GuestError::NotInstalled { packages: names });
+        return Err(GuestError::NotInstalled { packages: missing.join(" ") });
     }
-    progress.step(&format!("installing {names}"));
-    if install(&missing).is_ok() {
+    let manager = PackageManager::acquire(progress)?;
+    // Whoever had it before may have installed them.
+    let missing = self::missing(packages);
+    if missing.is_empty() || manager.install(&missing, progress).is_ok() {
         return Ok(());
     }
     // The lists may be empty or older than the archive.
-    update_lists(progress)?;
-    progress.step(&format!("installing {names}"));
-    install(&missing)
+    manager.update_lists(progress)?;
+    manager.install(&missing, progress)
 }
 
-fn install(names: &[&str]) -> Result<(), GuestError> {
-    let mut get = command("apt-get");
-    get.env("DEBIAN_FRONTEND", "noninteractive");
-    get.args(["-q", "-y", "--no-install-recommends", "install"]).args(names);
-    command::succeed(get)?;
-    Ok(())
+fn missing(packages: &[HostPackage]) -> Vec<&'static str> {
+    let missing = packages.iter().filter(|package| command::find(package.program).is_none());
+    missing.map(|package| package.name).collect()
 }
 
-/// Renews the package lists; only root may.
-pub(crate) fn update_lists(progress: &mut dyn Progress) -> Result<(), GuestError> {
-    progress.step("updating the package lists");
-    let mut get = command("apt-get");
-    get.args(["-q", "update"]);
-    command::succeed(get)?;
-    Ok(())
+/// The right to change what is installed, which one process has at a time: of two that run apt at once,
+/// the second fails. For root only.
+#[derive(Debug)]
+pub(crate) struct PackageManager {
+    _lock: File,
+}
+
+impl PackageManager {
+    /// Where root alone may write, on every Debian.
+    const LOCK: &str = "/run/vmft-packages.lock";
+    /// Others on the host use apt as well, and a fresh host by itself: that is waited for, in seconds.
+    const PATIENCE: &str = "DPkg::Lock::Timeout=600";
+
+    /// Waits for another process of ours that has it.
+    ///
+    /// # Errors
+    /// [`GuestError::File`].
+    pub(crate) fn acquire(progress: &mut dyn Progress) -> Result<Self, GuestError> {
+        let waiting = "waiting for another process that installs packages";
+        Ok(Self { _lock: lock_file(Path::new(Self::LOCK), waiting, progress)? })
+    }
+
+    fn install(&self, names: &[&str], progress: &mut dyn Progress) -> Result<(), GuestError> {
+        progress.step(&format!("installing {}", names.join(" ")));
+        let mut get = command("apt-get");
+        get.env("DEBIAN_FRONTEND", "noninteractive");
+        get.args(["-o", Self::PATIENCE, "-q", "-y", "--no-install-recommends", "install"]);
+        get.args(names);
+        command::succeed(get)?;
+        Ok(())
+    }
+
+    /// Renews the package lists.
+    pub(crate) fn update_lists(&self, progress: &mut dyn Progress) -> Result<(), GuestError> {
+        progress.step("updating the package lists");
+        let mut get = command("apt-get");
+        get.args(["-o", Self::PATIENCE, "-q", "update"]);
+        command::succeed(get)?;
+        Ok(())
+    }
 }
 
 pub(crate) fn is_root() -> bool {
