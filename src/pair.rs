@@ -5,6 +5,7 @@
 use crate::api_client;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs::File;
@@ -131,10 +132,16 @@ impl SideProcess {
         api_client::status(&self.api())
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After a SIGSTOP, which is in force when one thread has taken it and told the
+    /// others, it stands still when this returns.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, signal).with_context(|| format!("{signal} to the {}", self.name))
+        kill(pid, signal).with_context(|| format!("{signal} to the {}", self.name))?;
+        if signal == Signal::SIGSTOP {
+            // Not its end, which others wait for.
+            waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).context("waiting for a side to stop")?;
+        }
+        Ok(())
     }
 
     /// Kills it at once, as a power failure would.
