@@ -12,8 +12,10 @@ use std::process::{Command, Stdio};
 pub struct Built {
     /// The program.
     pub executable: PathBuf,
+    /// The name of its package.
+    pub package: String,
     /// The directory of its package.
-    pub package: PathBuf,
+    pub directory: PathBuf,
     /// Its name for people, `tests kvm`.
     pub name: String,
     /// Whether it is a test binary.
@@ -24,6 +26,7 @@ pub struct Built {
 #[derive(Debug, Deserialize)]
 struct Artifact {
     reason: String,
+    package_id: Option<String>,
     executable: Option<PathBuf>,
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
@@ -69,10 +72,21 @@ fn parse(line: &str) -> Result<Option<Built>> {
     let Some(executable) = artifact.executable else { return Ok(None) };
     let target = artifact.target.context("an artifact without a target")?;
     let manifest = artifact.manifest_path.context("an artifact without a manifest")?;
-    let package = manifest.parent().unwrap_or(Path::new("/")).to_owned();
+    let directory = manifest.parent().unwrap_or(Path::new("/")).to_owned();
+    let package = package_name(&artifact.package_id.context("an artifact without a package")?);
     let test = artifact.profile.is_some_and(|profile| profile.test);
     let name = format!("{} {}", target.kind.join(" "), target.name);
-    Ok(Some(Built { executable, package, name, test }))
+    Ok(Some(Built { executable, package, directory, name, test }))
+}
+
+/// The package's name of a package ID (`PLACE#NAME@VERSION`, or `PLACE#VERSION` where the place ends
+/// with the name; the Cargo book, "Package ID Specifications").
+fn package_name(id: &str) -> String {
+    let (place, rest) = id.split_once('#').unwrap_or((id, ""));
+    match rest.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => place.rsplit('/').next().unwrap_or(place).to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -80,8 +94,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_package_that_is_named_as_its_directory_is_found_by_that() {
+        assert_eq!(package_name("path+file:///w/kernel-gate#0.1.0"), "kernel-gate");
+        assert_eq!(package_name("path+file:///w#vmft@0.1.0"), "vmft");
+    }
+
+    #[test]
     fn programs_are_read_from_what_cargo_says() {
-        let line = r#"{"reason":"compiler-artifact","package_id":"x","manifest_path":"/w/vmm/Cargo.toml",
+        let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/vmm#vmft-vmm@0.1.0","manifest_path":"/w/vmm/Cargo.toml",
             "target":{"kind":["test"],"crate_types":["bin"],"name":"kvm","src_path":"/w"},
             "profile":{"opt_level":"2","test":true},"features":[],"filenames":["/t/kvm-1"],
             "executable":"/t/kvm-1","fresh":true}"#;
@@ -90,7 +110,8 @@ mod tests {
             built,
             Built {
                 executable: PathBuf::from("/t/kvm-1"),
-                package: PathBuf::from("/w/vmm"),
+                package: "vmft-vmm".to_owned(),
+                directory: PathBuf::from("/w/vmm"),
                 name: "test kvm".to_owned(),
                 test: true,
             }

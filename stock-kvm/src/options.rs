@@ -13,7 +13,7 @@ use vmft_guest_images::{Cache, Progress, default_guest, lockstep_guest};
 /// Where commands are looked up in the box: what was brought in, then busybox.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/box/bin";
 /// Variables of the caller that the command sees: these, and those that begin with one of the next.
-const VARIABLES: [&str; 3] = ["HOME", "XDG_CACHE_HOME", "USER"];
+const VARIABLES: [&str; 4] = ["HOME", "RUSTC_BOOTSTRAP", "USER", "XDG_CACHE_HOME"];
 const VARIABLE_PREFIXES: [&str; 2] = ["VMFT_", "RUST_"];
 /// The programs of this project that are built for the box.
 const PROGRAMS: [&str; 2] = ["vmft", "vmft-bench"];
@@ -150,31 +150,72 @@ impl Options {
     }
 
     fn add_tests(&self, load: &mut Load, words: &[String]) -> Result<()> {
-        let (selection, arguments) = match words.iter().position(|word| word == "--") {
+        let (words, arguments) = match words.iter().position(|word| word == "--") {
             Some(at) => (&words[..at], &words[at + 1..]),
             None => (words, &[][..]),
         };
-        let mut all = vec!["test", "--no-run"];
-        all.extend(selection.iter().map(String::as_str));
-        let built = self.cargo(&all)?;
+        let selection = Selection::of(words)?;
+        let mut all = vec!["test", "--no-run", "--workspace"];
+        all.extend(&selection.targets);
+        let mut built = self.cargo(&all)?;
+        built.retain(|built| !built.test || selection.has(built));
         // Tests start the programs of their package, and read files that lie beside them.
         for built in &built {
             load.contents.bring(&built.executable)?;
-            let data = built.package.join("tests");
+            let data = built.directory.join("tests");
             if built.test && data.is_dir() {
                 load.contents.bring(&data)?;
             }
         }
         for test in built.into_iter().filter(|built| built.test) {
-            let mut command = command(&test.executable, arguments, &test.package)?;
+            let mut command = command(&test.executable, arguments, &test.directory)?;
             command.heading = Some(format!("stock-kvm: {}", test.name));
-            load.contents.directory(&test.package);
+            load.contents.directory(&test.directory);
             load.job.commands.push(command);
         }
         if load.job.commands.is_empty() {
             bail!("this selects no tests");
         }
         Ok(())
+    }
+}
+
+/// Which tests, in the words of `cargo test`.
+///
+/// Cargo is asked for the tests of the whole workspace, and those of other packages are left out afterwards.
+/// Asked for one package, it would build what that depends on with the features that this package alone asks
+/// for: once more, that is, beside what `cargo test --workspace` has built.
+#[derive(Debug)]
+struct Selection<'a> {
+    /// Those of these packages; of all if none is named.
+    packages: Vec<&'a str>,
+    /// The other words.
+    targets: Vec<&'a str>,
+}
+
+impl<'a> Selection<'a> {
+    fn of(words: &'a [String]) -> Result<Self> {
+        let mut selection = Self { packages: Vec::new(), targets: Vec::new() };
+        let mut words = words.iter().map(String::as_str);
+        while let Some(word) = words.next() {
+            match word
+                .strip_prefix("--package=")
+                .or(word.strip_prefix("-p").filter(|name| !name.is_empty()))
+            {
+                Some(name) => selection.packages.push(name),
+                None if matches!(word, "-p" | "--package") => {
+                    selection
+                        .packages
+                        .push(words.next().context("-p wants the name of a package")?);
+                }
+                None => selection.targets.push(word),
+            }
+        }
+        Ok(selection)
+    }
+
+    fn has(&self, built: &Built) -> bool {
+        self.packages.is_empty() || self.packages.contains(&built.package.as_str())
     }
 }
 
@@ -236,6 +277,15 @@ mod tests {
         let options = Options::try_parse_from(words).unwrap();
         let cache = Cache::new("/nowhere");
         options.load(&cache, &mut vmft_guest_images::NoProgress).unwrap().job
+    }
+
+    #[test]
+    fn packages_are_told_apart_from_the_other_words_of_a_selection() {
+        let words = ["-p", "a", "--test", "kvm", "--package=b", "-pc"].map(str::to_owned);
+        let selection = Selection::of(&words).unwrap();
+        assert_eq!(selection.packages, ["a", "b", "c"]);
+        assert_eq!(selection.targets, ["--test", "kvm"]);
+        assert!(Selection::of(&["-p".to_owned()]).is_err());
     }
 
     #[test]
