@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::entry::StateDigest;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 use vmft_logging_channel::transport::BackupChannel;
 use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
@@ -344,6 +344,14 @@ impl<I: Inputs> Inputs for Faulty<'_, I> {
             self.plant(boundary.point);
         }
         self.inputs.next(boundary)
+    }
+
+    fn branch_before(&self, point: ExecutionPoint) -> Option<CodeAddress> {
+        self.inputs.branch_before(point)
+    }
+
+    fn is_base(&self) -> bool {
+        self.inputs.is_base()
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), InputError> {

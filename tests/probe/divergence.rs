@@ -8,11 +8,12 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_backup::recorded::RecordedLog;
 use vmft_logging_channel::entry::{Arrival, Entry, StateDigest};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{
     Boundary, Divergence, InputError, Inputs, LogSource, Replaying, Step, Wish,
 };
-use vmft_vmm::machine::MachineError;
+use vmft_vmm::machine::{Delta, MachineError};
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::KeptOutputs;
 
@@ -55,6 +56,26 @@ impl Inputs for Planted {
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
         self.inputs.digest(point, digest)
+    }
+
+    fn branch_before(&self, point: ExecutionPoint) -> Option<CodeAddress> {
+        self.inputs.branch_before(point)
+    }
+
+    fn is_base(&self) -> bool {
+        self.inputs.is_base()
+    }
+
+    fn checkpoint(&mut self, delta: Option<Delta>) -> Result<(), InputError> {
+        self.inputs.checkpoint(delta)
+    }
+
+    fn watches_exits(&self) -> bool {
+        self.inputs.watches_exits()
+    }
+
+    fn exits(&mut self, point: ExecutionPoint, exits: &[ExitRecord]) -> Result<(), InputError> {
+        self.inputs.exits(point, exits)
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_logging_channel::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_logging_channel::entry::{LogPosition, OutputSequence, StateDigest};
+use vmft_logging_channel::point::CodeAddress;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
-use vmft_vmm::engine::{CpuCount, EngineKind};
+use vmft_vmm::engine::{CpuCount, EngineKind, ExitRecord};
 use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
-use vmft_vmm::machine::{MachineConfig, RunEnd};
+use vmft_vmm::machine::{Delta, MachineConfig, RunEnd};
 use vmft_vmm::memory::{MIN_MEMORY, WriteView};
 use vmft_vmm::outputs::{OutputGate, OutputKind};
 
@@ -25,6 +26,26 @@ impl Inputs for To {
     }
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn branch_before(&self, _: ExecutionPoint) -> Option<CodeAddress> {
+        None
+    }
+
+    fn is_base(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn watches_exits(&self) -> bool {
+        false
+    }
+
+    fn exits(&mut self, _: ExecutionPoint, _: &[ExitRecord]) -> Result<(), InputError> {
         Ok(())
     }
 }

@@ -2,8 +2,10 @@
 
 use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
+use crate::engine::ExitRecord;
+use crate::machine::Delta;
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 /// How long a guest runs before the world is looked at again, in host nanoseconds.
 const SLICE_NS: u64 = 500_000;
@@ -218,6 +220,26 @@ impl<S: InputSource> Inputs for Live<S> {
     }
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn branch_before(&self, _: ExecutionPoint) -> Option<CodeAddress> {
+        None
+    }
+
+    fn is_base(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn watches_exits(&self) -> bool {
+        false
+    }
+
+    fn exits(&mut self, _: ExecutionPoint, _: &[ExitRecord]) -> Result<(), InputError> {
         Ok(())
     }
 }

@@ -129,6 +129,8 @@ pub enum InputError {
 }
 
 /// The source of everything the guest cannot compute by itself.
+///
+/// No method has a default body: inputs around other inputs that forgot to forward one would compile.
 pub trait Inputs {
     /// What to do at this boundary. Called with the same boundary again after a step that
     /// retires no instruction.
@@ -139,9 +141,7 @@ pub trait Inputs {
 
     /// Where the branch is that `point` lies behind, if that is known beforehand: a hint for the engine
     /// that is to run there.
-    fn branch_before(&self, _point: ExecutionPoint) -> Option<CodeAddress> {
-        None
-    }
+    fn branch_before(&self, point: ExecutionPoint) -> Option<CodeAddress>;
 
     /// A device wants something; it comes later, as an arrival.
     ///
@@ -157,29 +157,21 @@ pub trait Inputs {
 
     /// True if the digest just given is where the next checkpoint in the log may begin from: whoever has
     /// passed it agrees on all of memory.
-    fn is_base(&self) -> bool {
-        true
-    }
+    fn is_base(&self) -> bool;
 
     /// What was asked for by [`Step::Checkpoint`]; `None` if there was nothing to take. The machine is
     /// at a point now, unless there was nothing.
     ///
     /// # Errors
     /// [`InputError::Log`] if it cannot be written.
-    fn checkpoint(&mut self, _delta: Option<Delta>) -> Result<(), InputError> {
-        Ok(())
-    }
+    fn checkpoint(&mut self, delta: Option<Delta>) -> Result<(), InputError>;
 
     /// True if [`Self::exits`] wants to know what the guest exits for.
-    fn watches_exits(&self) -> bool {
-        false
-    }
+    fn watches_exits(&self) -> bool;
 
     /// The exits since the last call, which led to `point` or to places behind it.
     ///
     /// # Errors
     /// [`InputError::Log`] if they cannot be written.
-    fn exits(&mut self, _point: ExecutionPoint, _exits: &[ExitRecord]) -> Result<(), InputError> {
-        Ok(())
-    }
+    fn exits(&mut self, point: ExecutionPoint, exits: &[ExitRecord]) -> Result<(), InputError>;
 }

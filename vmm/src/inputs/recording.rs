@@ -299,6 +299,10 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         Ok(())
     }
 
+    fn branch_before(&self, _: ExecutionPoint) -> Option<CodeAddress> {
+        None
+    }
+
     fn is_base(&self) -> bool {
         // Else a reader would have to come this far by replaying before a checkpoint could help it.
         !(self.for_jumps && self.log.is_far_behind())

@@ -4,7 +4,7 @@ use super::deltas::{Assembly, base_of};
 use super::exits::{self, ExitDifference};
 use super::{Boundary, InputError, Inputs, Step, Wish};
 use crate::engine::ExitRecord;
-use crate::machine::differing_page;
+use crate::machine::{Delta, differing_page};
 use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
@@ -441,6 +441,14 @@ impl<L: LogSource> Inputs for Replaying<L> {
         }
         let what = Difference::Digest { logged: Box::new(logged), replayed: Box::new(replayed) };
         Err(self.diverged(point, what).into())
+    }
+
+    fn is_base(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {
+        Ok(())
     }
 
     fn watches_exits(&self) -> bool {
