@@ -150,6 +150,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    vmft_vmm::machine::abort_on_panics();
     match Cli::try_parse() {
         Err(error) => refuse(&error),
         Ok(cli) => run(cli).unwrap_or_else(|error| {

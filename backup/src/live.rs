@@ -28,6 +28,8 @@ use vmft_vmm::world::{Fence, HostSource, Mailbox};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the goodbye may take when the machine has failed: the guest waits for it.
+const FAILED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an operator's stop waits for an arbiter that is away.
 const DECIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
@@ -225,6 +227,11 @@ impl Side {
         let inputs = if followed { live_side.follow(live, &machine) } else { Inputs::Alone(live) };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
+        if let Err(SideError::Machine(error)) = &ended
+            && error.is_of_the_guest()
+        {
+            live_side.leave(GoodbyeReason::Failed(error_chain(error)), FAILED_PATIENCE);
+        }
         match ended? {
             (SideEnd::Stopped(reason), inputs) => live_side.stop(&mut machine, inputs, reason),
             (halted @ SideEnd::Halted(_), _) => Ok(halted),
@@ -406,7 +413,7 @@ impl LiveSide<'_> {
                 Asked::Stop(reason) => {
                     self.side.requests.close();
                     self.side.finish(&self.doors);
-                    self.leave();
+                    self.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
                     return Ok(Some(SideEnd::Stopped(reason)));
                 }
                 Asked::Halt => return Ok(Some(self.halted())),
@@ -530,7 +537,7 @@ impl LiveSide<'_> {
             return Ok(halted);
         }
         self.side.finish(&self.doors);
-        self.leave();
+        self.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         self.side.status.set_role(Role::Stopped, self.policy.generation());
         Ok(SideEnd::Stopped(reason))
     }
@@ -562,9 +569,9 @@ impl LiveSide<'_> {
     }
 
     /// Says goodbye to the backups that follow. One that is still joining is not waited for.
-    fn leave(&self) {
+    fn leave(&self, reason: GoodbyeReason, patience: Duration) {
         if let Some(channel) = self.channel.as_ref().filter(|channel| channel.protected_by() > 0) {
-            channel.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
+            channel.leave(reason, patience);
         }
     }
 }

@@ -63,7 +63,10 @@ fn notice(error: &MachineError) -> Option<DivergenceNotice> {
             page: divergence.what.page().map(|page| page.address().0),
             text: divergence.to_string(),
         }),
-        MachineError::Delivery { .. } | MachineError::Adopt { .. } | MachineError::Engine(_) => {
+        MachineError::Delivery { .. }
+        | MachineError::Adopt { .. }
+        | MachineError::Engine(_)
+        | MachineError::Broken(_) => {
             Some(DivergenceNotice { text: error_chain(error), ..DivergenceNotice::default() })
         }
         MachineError::Input(_) | MachineError::Reset(_) => None,
@@ -82,6 +85,10 @@ impl Side {
         agreements: u64,
     ) -> Result<Followed, SideError> {
         let Some(notice) = notice(&error) else { return Err(error.into()) };
+        if won && error.is_of_the_guest() {
+            // What ended the primary, in all likelihood: the guest goes on nowhere.
+            return Err(error.into());
+        }
         if won {
             return Ok(self.diverged_heir(&notice, channel.generation()));
         }

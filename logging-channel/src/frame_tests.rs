@@ -28,6 +28,7 @@ fn every_frame() -> Vec<Frame> {
         Frame::HelloConfirm(HelloConfirm { echo }),
         Frame::Refusal(Refusal::HasBackup),
         Frame::Goodbye(GoodbyeReason::Stopped),
+        Frame::Goodbye(GoodbyeReason::Failed("at point 7".to_owned())),
         Frame::Goodbye(GoodbyeReason::Diverged(DivergenceNotice {
             window: Some((ExecutionPoint::new(300), ExecutionPoint::new(301))),
             page: Some(0x5000),

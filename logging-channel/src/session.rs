@@ -51,6 +51,11 @@ pub enum GoodbyeReason {
     /// A backup whose state is not what the log says: it joins again, from a checkpoint.
     #[error("it diverged, and has to join again: {}", .0.text)]
     Diverged(DivergenceNotice),
+    /// A primary whose machine has come to something that the program cannot do or does wrong, and
+    /// that runs no more. Whoever follows it may go on, and comes to the same if that is the guest's
+    /// doing.
+    #[error("the peer's machine failed: {0}")]
+    Failed(String),
 }
 
 /// What a backup that diverged tells its primary.
@@ -70,6 +75,7 @@ impl GoodbyeReason {
     pub(crate) fn clipped(self) -> Self {
         match self {
             Self::Fault(text) => Self::Fault(clip_text(text)),
+            Self::Failed(text) => Self::Failed(clip_text(text)),
             Self::Diverged(notice) => {
                 Self::Diverged(DivergenceNotice { text: clip_text(notice.text), ..notice })
             }
@@ -254,7 +260,7 @@ impl Control for Acknowledge {
 impl Control for GoodbyeReason {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Fault(text) => check_text("goodbye text", text),
+            Self::Fault(text) | Self::Failed(text) => check_text("goodbye text", text),
             Self::Diverged(notice) => check_text("divergence", &notice.text),
             Self::Stopped | Self::Leaving => Ok(()),
         }

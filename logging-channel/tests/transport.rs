@@ -559,6 +559,20 @@ fn a_checkpoint_cut_or_damaged_on_its_way_is_a_typed_error_and_the_primary_goes_
 }
 
 #[test]
+fn a_primary_whose_machine_failed_says_so_and_is_taken_for_lost() {
+    let (primary, _told) = primary(primary_config());
+    let joined = join(&primary);
+    assert!(primary.wait_protected(PATIENCE));
+    primary.push(&mark(60, 1)).expect("room");
+    let failed = GoodbyeReason::Failed("the machine failed at point 61".to_owned());
+    assert!(primary.leave(failed.clone(), PATIENCE));
+    assert_eq!(take(&joined.channel, 1), [mark(60, 1)], "what was logged comes before");
+    assert_eq!(wait_for_backup_end(&joined.channel), EndCause::Departed(failed));
+    assert!(joined.channel.end().expect("it has ended").is_failure());
+    assert!(joined.channel.peer_has_left());
+}
+
+#[test]
 fn a_silent_primary_is_suspected_after_the_configured_time() {
     let (primary, _told) = primary(primary_config());
     let (stop, stopped) = std::sync::mpsc::channel::<()>();

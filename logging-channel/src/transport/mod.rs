@@ -205,9 +205,15 @@ pub struct SessionEnd {
 }
 
 impl SessionEnd {
-    /// True if the peer must be taken to have failed; false after an orderly end.
+    /// True if the peer must be taken to have failed, or says that its machine has; false after an
+    /// orderly end.
     pub const fn is_failure(&self) -> bool {
-        matches!(self.cause, EndCause::Lost(_) | EndCause::Violation(_))
+        matches!(
+            self.cause,
+            EndCause::Lost(_)
+                | EndCause::Violation(_)
+                | EndCause::Departed(GoodbyeReason::Failed(_))
+        )
     }
 }
 

@@ -182,6 +182,7 @@ fn write_json(path: &Path, results: &Results<'_>) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    vmft_vmm::machine::abort_on_panics();
     let options = Options::parse();
     if options.list {
         names().for_each(|name| println!("{name}"));

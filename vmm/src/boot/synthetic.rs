@@ -4,7 +4,7 @@ use lzma_rust2::{FilterType, LzmaOptions, LzmaWriter, XzOptions, XzWriter};
 use std::io::Write;
 
 /// Where the first segment of [`vmlinux`] goes, and its entry.
-pub(super) const TEXT: u64 = 0x100_0000;
+pub(crate) const TEXT: u64 = 0x100_0000;
 /// Where its second segment goes.
 pub(super) const DATA: u64 = 0x180_0000;
 /// Length of the second segment in memory, most of it zero.
@@ -30,11 +30,11 @@ pub(super) fn data() -> Vec<u8> {
 
 /// A segment of an ELF file.
 #[derive(Debug, Clone)]
-pub(super) struct Part {
-    pub(super) kind: u32,
-    pub(super) address: u64,
-    pub(super) contents: Vec<u8>,
-    pub(super) memory: u64,
+pub(crate) struct Part {
+    pub(crate) kind: u32,
+    pub(crate) address: u64,
+    pub(crate) contents: Vec<u8>,
+    pub(crate) memory: u64,
 }
 
 /// The two segments of [`vmlinux`].
@@ -45,7 +45,7 @@ pub(super) fn parts() -> Vec<Part> {
 }
 
 /// An executable ELF file for x86-64.
-pub(super) fn elf(parts: &[Part], entry: u64) -> Vec<u8> {
+pub(crate) fn elf(parts: &[Part], entry: u64) -> Vec<u8> {
     let mut file = b"\x7FELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
     put(&2u16.to_le_bytes()); // ET_EXEC

@@ -79,6 +79,10 @@ pub enum Exit {
     },
     /// A triple fault: the machine resets.
     Shutdown,
+    /// Events are delivered one after the other and no instruction retires: the guest is caught in
+    /// its own fault handlers, where a real CPU hangs or comes to a triple fault. No bound stops it
+    /// there, so the machine resets.
+    Caught(EngineFault),
     /// The host asked the engine to come back ([`Kicker::kick`]). This is no point: nothing may be
     /// delivered or injected here and no digest taken; only whoever operates the machine is
     /// served, and then the guest runs on.
@@ -87,11 +91,11 @@ pub enum Exit {
     Fatal(EngineFault),
 }
 
-/// An instruction the engine cannot execute faithfully.
+/// What is wrong at an instruction: the engine cannot execute it faithfully, or the guest is caught there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at {rip:#x} (bytes {bytes:02x?}) at point {point}")]
 pub struct EngineFault {
-    /// What is missing.
+    /// What is wrong.
     pub what: &'static str,
     /// Address of the instruction.
     pub rip: u64,
@@ -210,6 +214,13 @@ pub trait Engine: fmt::Debug + Send {
     /// Forgets every cached translation and decoded instruction. Done on both sides at the point
     /// of a checkpoint, so that the restored side and the running side walk alike from there.
     fn flush_caches(&mut self);
+
+    /// After a panic in the middle of [`Self::run`]: where the instruction is that was being executed,
+    /// or the run of instructions that it belongs to, and up to `most` bytes of the code there; as far
+    /// as the engine knows.
+    fn code_here(&mut self, _most: usize) -> Option<(u64, Vec<u8>)> {
+        None
+    }
 
     /// True while the CPU waits in `HLT`.
     fn is_halted(&self) -> bool;

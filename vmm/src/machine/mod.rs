@@ -14,10 +14,15 @@
 
 mod delta;
 mod digest;
+mod edge;
 mod memory_sum;
 mod state;
 
+#[cfg(test)]
+mod edge_tests;
+
 pub use delta::{Delta, DeltaBase};
+pub use edge::{FaultReport, Kept, abort_on_panics};
 pub use memory_sum::differing_page;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
 
@@ -32,6 +37,7 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use delta::SinceBase;
 use memory_sum::MemorySum;
+use std::path::PathBuf;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -102,6 +108,9 @@ pub enum MachineError {
     /// The engine met something it cannot execute.
     #[error(transparent)]
     Engine(#[from] EngineFault),
+    /// The guest has met a fault of this program. The machine is of no use any more.
+    #[error(transparent)]
+    Broken(Box<FaultReport>),
     /// The inputs failed.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -128,6 +137,14 @@ pub enum MachineError {
     Reset(#[source] Box<SetupError>),
 }
 
+impl MachineError {
+    /// True if the guest came to something that this program cannot do or does wrong: whoever follows
+    /// the same guest may come to the same.
+    pub fn is_of_the_guest(&self) -> bool {
+        matches!(self, Self::Engine(_) | Self::Broken(_))
+    }
+}
+
 /// A guest: everything that a digest covers, and nothing else.
 #[derive(Debug)]
 pub struct Machine {
@@ -146,6 +163,10 @@ pub struct Machine {
     since_base: Option<SinceBase>,
     /// It may be needed although the engine does without.
     keeps_deltas: bool,
+    /// Left in the middle of something by a panic: it runs no more.
+    broken: bool,
+    /// Where reports of faults may be written.
+    reports: Vec<PathBuf>,
 }
 
 /// The board as the CPU sees it: guest time is computed where it is asked for.
@@ -218,6 +239,8 @@ impl Machine {
             memory_sum: MemorySum::default(),
             since_base: None,
             keeps_deltas: false,
+            broken: false,
+            reports: edge::usual_directories(),
         })
     }
 
@@ -332,14 +355,22 @@ impl Machine {
     /// every CPU.
     ///
     /// # Errors
-    /// See [`MachineError`]. The machine is at rest and can still be saved.
+    /// See [`MachineError`]. The machine is at rest and can still be saved, unless it is
+    /// [`MachineError::Broken`].
+    ///
+    /// # Panics
+    /// If the machine is broken.
     pub fn run(
         &mut self,
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
     ) -> Result<RunEnd, MachineError> {
+        assert!(!self.broken, "a broken machine is not run again");
         let end = self.run_on(inputs, gate);
-        if self.bring_to_rest() {
+        if self.broken {
+            return end;
+        }
+        if self.guarded(|machine| Ok(machine.bring_to_rest()))? {
             self.emit_effects(inputs, gate)?;
         }
         end
@@ -358,12 +389,15 @@ impl Machine {
         self.engine.watch_exits(inputs.watches_exits());
         let mut exits = Vec::new();
         loop {
-            self.board.advance(self.time());
+            self.guarded(|machine| {
+                machine.board.advance(machine.time());
+                Ok(())
+            })?;
             self.report_faults();
             self.emit_effects(inputs, gate)?;
             // What several CPUs asked for while they came to rest.
             if self.board.reset_requested() {
-                self.reset()?;
+                self.guarded(Self::reset)?;
             }
             if self.engine.is_off() || self.board.is_off() {
                 return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
@@ -372,12 +406,12 @@ impl Machine {
                 Step::RunTo(bound) => bound,
                 Step::Deliver(arrival) => {
                     assert!(self.at_point, "an arrival at a place without a name");
-                    self.deliver(&arrival)?;
+                    self.guarded(|machine| machine.deliver(&arrival))?;
                     continue;
                 }
                 Step::Digest => {
                     assert!(self.at_point, "a digest of a place without a name");
-                    let digest = self.digest();
+                    let digest = self.guarded(|machine| Ok(machine.digest()))?;
                     inputs.digest(self.engine.point(), digest)?;
                     if inputs.is_base() {
                         self.begin_delta();
@@ -390,15 +424,16 @@ impl Machine {
                     continue;
                 }
                 Step::Checkpoint => {
-                    let delta = self.take_delta();
+                    let delta = self.guarded(|machine| Ok(machine.take_delta()))?;
                     inputs.checkpoint(delta)?;
                     continue;
                 }
                 Step::Adopt(delta) => {
                     let point = self.engine.point();
-                    let adopted = self.adopt(*delta);
-                    let outputs =
-                        adopted.map_err(|source| MachineError::Adopt { point, source })?;
+                    let outputs = self.guarded(|machine| {
+                        let adopted = machine.adopt(*delta);
+                        adopted.map_err(|source| MachineError::Adopt { point, source })
+                    })?;
                     outputs.into_iter().for_each(|output| gate.emit(output));
                     continue;
                 }
@@ -410,7 +445,10 @@ impl Machine {
             if let Some(branch) = inputs.branch_before(bound) {
                 self.engine.expect_branch(bound, branch);
             }
-            let ran = self.run_slice(bound);
+            let ran = self.guarded(|machine| machine.run_slice(bound));
+            if let Err(broken @ MachineError::Broken(_)) = ran {
+                return Err(broken);
+            }
             self.engine.take_exits(&mut exits);
             if !exits.is_empty() {
                 inputs.exits(self.engine.point(), &exits)?;
@@ -449,7 +487,9 @@ impl Machine {
                 // On the way from one point to the next.
                 Exit::InterruptWindow => {}
                 // Nothing retires: a reset makes another place of the same number.
-                Exit::Kicked | Exit::Shutdown | Exit::Fatal(_) => self.at_point = false,
+                Exit::Kicked | Exit::Shutdown | Exit::Caught(_) | Exit::Fatal(_) => {
+                    self.at_point = false;
+                }
             }
             match exit {
                 Exit::Bound | Exit::Halted { .. } | Exit::Kicked => return Ok(()),
@@ -468,6 +508,13 @@ impl Machine {
                 Exit::Shutdown => {
                     let point = self.engine.point();
                     tracing::warn!(%point, "triple fault: the guest starts again");
+                    self.reset()?;
+                    return Ok(());
+                }
+                Exit::Caught(caught) => {
+                    tracing::warn!(
+                        "the guest is caught in its own fault handlers and starts again: {caught}"
+                    );
                     self.reset()?;
                     return Ok(());
                 }

@@ -292,6 +292,8 @@ impl Machine {
             memory_sum: _,
             since_base: _,
             keeps_deltas: _,
+            broken: _,
+            reports: _,
         } = self;
         MachineState {
             version: STATE_VERSION,
@@ -340,6 +342,8 @@ impl Machine {
             memory_sum,
             since_base: None,
             keeps_deltas: false,
+            broken: false,
+            reports: super::edge::usual_directories(),
             config,
             source,
             engine,

@@ -6,6 +6,7 @@
 mod block;
 mod driver;
 mod entropy;
+mod fuzz;
 mod hostile;
 mod machine;
 mod net;

@@ -204,7 +204,7 @@ impl KvmEngine {
             (exit, helper.point() > at)
         });
         match exit {
-            Exit::Fatal(_) => Stepped::Ended(exit),
+            Exit::Fatal(_) | Exit::Caught(_) => Stepped::Ended(exit),
             Exit::BusAccess => {
                 Stepped::Exited { outcome: Outcome::Access, registers: in_order(regs) }
             }

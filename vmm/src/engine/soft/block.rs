@@ -5,65 +5,88 @@
 //! address of its first instruction, and holds nothing that depends on where it is mapped. An
 //! instruction that crosses into another page is a block of its own.
 //!
+//! **What is forgotten.** A block owns its ops, and with them its decoded instructions: when a
+//! page with bytes of it is overwritten, all of that goes back at once, so code that comes and
+//! goes never fills the cache. What is live may fill it; then it starts anew. A slot that is
+//! used again has another epoch, and an id names a slot *and* its epoch: an id of a block that
+//! is gone finds nothing, whoever kept it for how long.
+//!
 //! Nothing here is visible to the guest. What the run loop asks for is a block and its ops; a
 //! compiler that attaches machine code to blocks would do so here.
 
 use super::cpu::Cpu;
 use super::fast;
 use super::generic::{Ending, ends_block};
+use super::limits::{CacheLimits, MAX_BLOCK};
 use super::op::{Op, general_op};
 use super::tlb::PAGE_MASK;
 use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
-/// Most instructions of a block.
-const MAX_OPS: usize = 64;
+#[cfg(test)]
+pub(super) mod soundness;
+
 /// Longest instruction in bytes.
 const MAX_LENGTH: usize = 15;
-/// When the cache holds so many ops, decoded instructions or blocks, it starts anew: with 32,
-/// 48 and 64 bytes each, that is below 80 MiB.
-const MAX_CACHED_OPS: usize = 1 << 20;
-const MAX_CACHED_GENERAL: usize = 1 << 19;
-const MAX_CACHED_BLOCKS: usize = 1 << 18;
-
-const RECENT: usize = 1 << 13;
 /// The CPU model has neither TZCNT nor LZCNT, so that their prefix is ignored; nor WBNOINVD.
 const OPTIONS: u32 =
     DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_WBNOINVD;
 
-/// A block in the cache.
+/// A block in the cache, for as long as it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BlockId(u32);
+pub(super) struct BlockId {
+    slot: u32,
+    epoch: u32,
+}
 
-const NO_BLOCK: BlockId = BlockId(u32::MAX);
+const NO_BLOCK: BlockId = BlockId { slot: u32::MAX, epoch: 0 };
 
 /// A successor in the same page, at a distance from this block's beginning.
 #[derive(Debug, Clone, Copy)]
 struct Link {
-    distance: u64,
+    distance: i32,
     block: BlockId,
 }
 
 /// The block has no bytes beyond its first page.
 const NO_PAGE: u64 = u64::MAX;
 /// No successor in the same page is so far away.
-const NO_LINK: Link = Link { distance: 1 << 63, block: NO_BLOCK };
+const NO_LINK: Link = Link { distance: i32::MIN, block: NO_BLOCK };
 
-/// A run of decoded instructions.
-#[derive(Debug, Clone, Copy)]
+/// A run of decoded instructions; at least one, unless the slot is free.
+#[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct Block {
+    pub(super) ops: Box<[Op]>,
     physical: u64,
-    first: u32,
-    /// Number of instructions, at least one.
-    pub(super) count: u16,
+    /// Physical page of the bytes beyond the first page.
+    second: u64,
+    links: [Link; 2],
+    /// How many blocks were in this slot before.
+    epoch: u32,
     /// Length in bytes.
     pub(super) bytes: u16,
     /// Nothing but RIP needs a look after it.
     linkable: bool,
-    /// Physical page of the bytes beyond the first page.
-    second: u64,
-    links: [Link; 2],
+}
+
+impl Block {
+    /// The block that follows at `distance` from the beginning, if that is known.
+    #[inline(always)]
+    pub(super) fn successor(&self, distance: u64) -> Option<BlockId> {
+        let at = |link: &Link| i64::from(link.distance) as u64 == distance;
+        if at(&self.links[0]) {
+            return Some(self.links[0].block);
+        }
+        if at(&self.links[1]) {
+            return Some(self.links[1].block);
+        }
+        None
+    }
+
+    fn crosses(&self) -> bool {
+        self.second != NO_PAGE
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,45 +104,58 @@ struct Listed {
     block: BlockId,
 }
 
-/// The block begins in the page before.
+/// The block begins in another page.
 const SECOND_PAGE: u16 = u16::MAX;
 
-/// What decoding at an address needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Decoding {
-    /// The block is there.
-    Done(BlockId),
-    /// The first instruction goes on in the next page.
-    NeedsNextPage,
+/// The blocks with bytes in a page.
+#[derive(Debug)]
+struct PageList {
+    page: PageNumber,
+    blocks: Vec<Listed>,
+}
+
+/// What was decoded into the scratch, and is not a block of the cache yet.
+#[derive(Debug, Clone, Copy)]
+struct Draft {
+    bytes: usize,
+    ending: Ending,
 }
 
 /// Decoded blocks by physical address.
 #[derive(Debug)]
 pub(super) struct BlockCache {
-    blocks: Vec<Block>,
-    ops: Vec<Op>,
+    limits: CacheLimits,
+    /// Blocks and free slots.
+    slots: Vec<Block>,
+    free: Vec<u32>,
+    /// Blocks, and ops of all of them.
+    live: usize,
+    ops: usize,
+    /// The ops of the block that is being made.
+    scratch: Vec<Op>,
     recent: Vec<Recent>,
     /// By page number: 0, or the index in `lists` plus one.
     pages: Vec<u32>,
-    lists: Vec<(PageNumber, Vec<Listed>)>,
+    /// Of the pages that blocks have bytes in, and of no others.
+    lists: Vec<PageList>,
     /// No specialised ops: for tests that compare them with the general path.
     #[cfg(test)]
     pub(super) general_only: bool,
 }
 
-fn recent_slot(physical: u64) -> usize {
-    ((physical ^ (physical >> 13)) as usize) % RECENT
-}
-
 impl BlockCache {
     /// An empty cache for code in `ram`.
-    pub(super) fn new(ram: &GuestRam) -> Self {
+    pub(super) fn new(ram: &GuestRam, limits: CacheLimits) -> Self {
         let end = ram.ranges().last().map_or(0, |(start, len)| start.0 + len);
         let pages = usize::try_from(end / PAGE_SIZE).expect("guest memory fits the host");
         Self {
-            blocks: Vec::new(),
-            ops: Vec::new(),
-            recent: vec![NO_RECENT; RECENT],
+            limits,
+            slots: Vec::new(),
+            free: Vec::new(),
+            live: 0,
+            ops: 0,
+            scratch: Vec::new(),
+            recent: vec![NO_RECENT; limits.recent],
             pages: vec![0; pages],
             lists: Vec::new(),
             #[cfg(test)]
@@ -127,75 +163,68 @@ impl BlockCache {
         }
     }
 
-    /// The block.
+    /// The block, if it was not forgotten since.
     #[inline(always)]
-    pub(super) fn block(&self, id: BlockId) -> &Block {
-        &self.blocks[id.0 as usize]
-    }
-
-    /// The block's ops.
-    #[inline(always)]
-    pub(super) fn ops(&self, id: BlockId) -> &[Op] {
-        let block = self.block(id);
-        &self.ops[block.first as usize..][..usize::from(block.count)]
-    }
-
-    /// The block that follows `id` at `distance` from its beginning, if that is known.
-    #[inline(always)]
-    pub(super) fn successor(&self, id: BlockId, distance: u64) -> Option<BlockId> {
-        let links = &self.block(id).links;
-        if links[0].distance == distance {
-            return Some(links[0].block);
-        }
-        if links[1].distance == distance {
-            return Some(links[1].block);
-        }
-        None
+    pub(super) fn get(&self, id: BlockId) -> Option<&Block> {
+        self.slots.get(id.slot as usize).filter(|block| block.epoch == id.epoch)
     }
 
     /// Remembers that `next` follows `id` at `distance`, if no translation needs a look on the
-    /// way: both lie whole in the same page.
+    /// way: both lie whole in the same page. One that was forgotten meanwhile follows nothing.
     pub(super) fn link(&mut self, id: BlockId, distance: u64, next: BlockId) {
-        let (from, to) = (self.block(id), self.block(next));
+        let (Some(from), Some(to)) = (self.get(id), self.get(next)) else { return };
         let near = from.linkable
-            && from.second == NO_PAGE
-            && to.second == NO_PAGE
+            && !from.crosses()
+            && !to.crosses()
             && from.physical & PAGE_MASK == to.physical & PAGE_MASK
             && from.physical.wrapping_add(distance) == to.physical;
-        if near {
-            let links = &mut self.blocks[id.0 as usize].links;
+        if near && let Ok(distance) = i32::try_from(distance as i64) {
+            let links = &mut self.slots[id.slot as usize].links;
             links[1] = links[0];
             links[0] = Link { distance, block: next };
         }
     }
 
+    #[inline(always)]
+    fn recent_slot(&self, physical: u64) -> usize {
+        ((physical ^ (physical >> 13)) as usize) & (self.recent.len() - 1)
+    }
+
     /// The block at a physical address, if it is decoded and lies in one page.
     #[inline(always)]
     pub(super) fn recent(&self, physical: u64) -> Option<BlockId> {
-        let recent = &self.recent[recent_slot(physical)];
+        let recent = &self.recent[self.recent_slot(physical)];
         (recent.physical == physical).then_some(recent.block)
     }
 
-    /// Finds or decodes the block at `physical`. `next_page` is the physical page that follows
-    /// in linear order, if it is known.
-    pub(super) fn find(
+    /// Finds or decodes the block at `physical`. `None` if its first instruction goes on in the
+    /// page that follows in linear order: see [`Self::find_crossing`].
+    pub(super) fn find(&mut self, cpu: &mut Cpu, physical: u64) -> Option<BlockId> {
+        if let Some((id, second)) = self.listed(physical) {
+            return (second == NO_PAGE).then_some(id);
+        }
+        self.make_room(cpu);
+        let draft = self.decode_run(cpu, physical)?;
+        Some(self.add(cpu, physical, draft, NO_PAGE))
+    }
+
+    /// Finds or decodes the block at `physical`, whose first instruction goes on in the physical page
+    /// `next_page`.
+    pub(super) fn find_crossing(
         &mut self,
         cpu: &mut Cpu,
         physical: u64,
-        next_page: Option<u64>,
-    ) -> Decoding {
-        if let Some(id) = self.listed(physical) {
-            let second = self.block(id).second;
-            if second == NO_PAGE || next_page == Some(second) {
-                return Decoding::Done(id);
-            }
-            if next_page.is_none() {
-                return Decoding::NeedsNextPage;
+        next_page: u64,
+    ) -> BlockId {
+        if let Some((id, second)) = self.listed(physical) {
+            if second == NO_PAGE || second == next_page {
+                return id;
             }
             self.forget_page(cpu, PageNumber::containing(physical));
         }
         self.make_room(cpu);
-        self.decode(cpu, physical, next_page)
+        let draft = self.decode_crossing(cpu, physical, next_page);
+        self.add(cpu, physical, draft, next_page)
     }
 
     fn list(&self, page: PageNumber) -> Option<usize> {
@@ -203,77 +232,67 @@ impl BlockCache {
         (index as usize).checked_sub(1)
     }
 
-    fn listed(&mut self, physical: u64) -> Option<BlockId> {
-        let list = self.list(PageNumber::containing(physical))?;
+    /// The block at `physical`, and the second page it has bytes in.
+    fn listed(&mut self, physical: u64) -> Option<(BlockId, u64)> {
+        let list = &self.lists[self.list(PageNumber::containing(physical))?];
         let offset = (physical % PAGE_SIZE) as u16;
-        let id = self.lists[list].1.iter().find(|listed| listed.offset == offset)?.block;
-        self.remember(physical, id);
-        Some(id)
+        let id = list.blocks.iter().find(|listed| listed.offset == offset)?.block;
+        let second = self.get(id)?.second;
+        self.remember(physical, id, second);
+        Some((id, second))
     }
 
-    fn remember(&mut self, physical: u64, id: BlockId) {
-        if self.block(id).second == NO_PAGE {
-            self.recent[recent_slot(physical)] = Recent { physical, block: id };
+    fn remember(&mut self, physical: u64, block: BlockId, second: u64) {
+        if second == NO_PAGE {
+            let slot = self.recent_slot(physical);
+            self.recent[slot] = Recent { physical, block };
         }
     }
 
     fn make_room(&mut self, cpu: &mut Cpu) {
-        let full = self.ops.len() + MAX_OPS > MAX_CACHED_OPS
-            || cpu.decoded.len() + MAX_OPS > MAX_CACHED_GENERAL
-            || self.blocks.len() >= MAX_CACHED_BLOCKS;
+        let full = self.live >= self.limits.blocks
+            || self.ops + self.limits.block > self.limits.ops
+            || cpu.decoded.len() + self.limits.block > self.limits.decoded;
         if full {
             self.clear(cpu);
         }
     }
 
-    fn decode(&mut self, cpu: &mut Cpu, physical: u64, next_page: Option<u64>) -> Decoding {
-        let mut buffer = [0; MAX_OPS * MAX_LENGTH];
+    /// Decodes what lies in the page. `None` if the first instruction does not.
+    fn decode_run(&mut self, cpu: &mut Cpu, physical: u64) -> Option<Draft> {
+        let mut buffer = [0; MAX_BLOCK * MAX_LENGTH];
         let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
-        let mut available = in_page.min(buffer.len());
+        let available = in_page.min(buffer.len());
         cpu.ram.read(physical, &mut buffer[..available]);
-        if in_page < MAX_LENGTH
-            && let Some(next) = next_page
-        {
-            cpu.ram.read(next, &mut buffer[in_page..MAX_LENGTH]);
-            available = MAX_LENGTH;
-        }
         let mut decoder = Decoder::with_ip(64, &buffer[..available], 0, OPTIONS);
-        let first = self.ops.len();
-        let (mut bytes, mut ending) = (0, Ending::No);
-        while self.ops.len() - first < MAX_OPS && ending == Ending::No && bytes < in_page {
+        let mut draft = Draft { bytes: 0, ending: Ending::No };
+        while self.scratch.len() < self.limits.block
+            && draft.ending == Ending::No
+            && draft.bytes < available
+        {
             let instruction = decoder.decode();
-            let cut = decoder.last_error() == DecoderError::NoMoreBytes;
-            let end = bytes + instruction.len();
-            if cut || end > in_page {
-                if self.ops.len() > first {
-                    break;
-                }
-                if next_page.is_none() {
-                    return Decoding::NeedsNextPage;
-                }
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
             }
             let op = self.translate(cpu, &instruction);
-            self.ops.push(op);
-            bytes = end;
-            ending = ends_block(&instruction);
+            self.scratch.push(op);
+            draft.bytes += instruction.len();
+            draft.ending = ends_block(&instruction);
         }
-        let id = BlockId(u32::try_from(self.blocks.len()).expect("the cache is bounded"));
-        let second = next_page.filter(|_| bytes > in_page);
-        self.blocks.push(Block {
-            physical,
-            first: u32::try_from(first).expect("the cache is bounded"),
-            count: u16::try_from(self.ops.len() - first).expect("at most 64"),
-            bytes: u16::try_from(bytes).expect("at most a page"),
-            linkable: ending != Ending::System,
-            second: second.unwrap_or(NO_PAGE),
-            links: [NO_LINK; 2],
-        });
-        self.enlist(cpu, id, (physical % PAGE_SIZE) as u16, physical, bytes.min(in_page));
-        if let Some(next) = second {
-            self.enlist(cpu, id, SECOND_PAGE, next, bytes - in_page);
-        }
-        self.remember(physical, id);
-        Decoding::Done(id)
+        (!self.scratch.is_empty()).then_some(draft)
+    }
+
+    /// Decodes one instruction from the end of a page and the beginning of another.
+    fn decode_crossing(&mut self, cpu: &mut Cpu, physical: u64, next_page: u64) -> Draft {
+        let mut buffer = [0; MAX_LENGTH];
+        let in_page = ((PAGE_SIZE - physical % PAGE_SIZE) as usize).min(MAX_LENGTH);
+        let (first, second) = buffer.split_at_mut(in_page);
+        cpu.ram.read(physical, first);
+        cpu.ram.read(next_page, second);
+        let instruction = Decoder::with_ip(64, &buffer, 0, OPTIONS).decode();
+        let op = self.translate(cpu, &instruction);
+        self.scratch.push(op);
+        Draft { bytes: instruction.len(), ending: ends_block(&instruction) }
     }
 
     fn translate(&self, cpu: &mut Cpu, instruction: &Instruction) -> Op {
@@ -284,54 +303,134 @@ impl BlockCache {
         fast::select(instruction).unwrap_or_else(|| general_op(cpu, *instruction))
     }
 
+    /// Makes a block of a draft; `next_page` is where its bytes beyond the page are, if it has any.
+    fn add(&mut self, cpu: &mut Cpu, physical: u64, draft: Draft, next_page: u64) -> BlockId {
+        let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
+        let beyond = draft.bytes.saturating_sub(in_page);
+        let second = if beyond > 0 { next_page } else { NO_PAGE };
+        let mut block = Block {
+            ops: self.scratch.drain(..).collect(),
+            physical,
+            second,
+            links: [NO_LINK; 2],
+            epoch: 0,
+            bytes: draft.bytes as u16,
+            linkable: draft.ending != Ending::System,
+        };
+        self.live += 1;
+        self.ops += block.ops.len();
+        let id = match self.free.pop() {
+            Some(slot) => {
+                let place = &mut self.slots[slot as usize];
+                block.epoch = place.epoch;
+                *place = block;
+                BlockId { slot, epoch: place.epoch }
+            }
+            None => {
+                self.slots.push(block);
+                BlockId { slot: (self.slots.len() - 1) as u32, epoch: 0 }
+            }
+        };
+        let offset = (physical % PAGE_SIZE) as u16;
+        self.enlist(cpu, id, offset, physical, draft.bytes - beyond);
+        if second != NO_PAGE {
+            self.enlist(cpu, id, SECOND_PAGE, second, beyond);
+        }
+        self.remember(physical, id, second);
+        id
+    }
+
     /// Enters the block in the list of a page it has bytes in.
     fn enlist(&mut self, cpu: &mut Cpu, id: BlockId, offset: u16, physical: u64, bytes: usize) {
         let page = PageNumber::containing(physical);
         let list = match self.list(page) {
             Some(list) => list,
             None => {
-                self.lists.push((page, Vec::new()));
-                let index = usize::try_from(page.0).expect("guest memory fits the host");
-                self.pages[index] = u32::try_from(self.lists.len()).expect("the cache is bounded");
+                self.lists.push(PageList { page, blocks: Vec::new() });
+                self.pages[page.0 as usize] = self.lists.len() as u32;
                 self.lists.len() - 1
             }
         };
-        self.lists[list].1.push(Listed { offset, block: id });
+        self.lists[list].blocks.push(Listed { offset, block: id });
         if cpu.code.add(physical, bytes as u64) {
             cpu.ram.guest().tracker().mark_code(page);
             cpu.tlb.forbid_fast_writes(physical & PAGE_MASK);
         }
     }
 
-    /// Forgets every block with bytes in `page`.
-    pub(super) fn forget_page(&mut self, cpu: &mut Cpu, page: PageNumber) {
+    /// The page holds no decoded instructions any more; the blocks that its list had.
+    fn drop_list(&mut self, cpu: &mut Cpu, page: PageNumber) -> Vec<Listed> {
         cpu.code.remove(page);
         cpu.ram.guest().tracker().clear_code(page);
+        let Some(list) = self.list(page) else { return Vec::new() };
+        let dropped = self.lists.swap_remove(list);
+        self.pages[page.0 as usize] = 0;
+        if let Some(moved) = self.lists.get(list) {
+            self.pages[moved.page.0 as usize] = list as u32 + 1;
+        }
+        dropped.blocks
+    }
+
+    /// Forgets every block with bytes in `page`.
+    pub(super) fn forget_page(&mut self, cpu: &mut Cpu, page: PageNumber) {
+        for listed in self.drop_list(cpu, page) {
+            let Some(block) = self.get(listed.block) else { continue };
+            let (physical, second) = (block.physical, block.second);
+            if listed.offset == SECOND_PAGE {
+                self.strike(cpu, listed.block, physical);
+            } else if second != NO_PAGE {
+                self.strike(cpu, listed.block, second);
+            }
+            let slot = self.recent_slot(physical);
+            if self.recent[slot].block == listed.block {
+                self.recent[slot] = NO_RECENT;
+            }
+            self.release(cpu, listed.block);
+        }
+    }
+
+    /// Takes the block off the list of the page that holds `physical`.
+    fn strike(&mut self, cpu: &mut Cpu, id: BlockId, physical: u64) {
+        let page = PageNumber::containing(physical);
         let Some(list) = self.list(page) else { return };
-        for listed in std::mem::take(&mut self.lists[list].1) {
-            let physical = self.block(listed.block).physical;
-            let slot = &mut self.recent[recent_slot(physical)];
-            if slot.physical == physical {
-                *slot = NO_RECENT;
+        let blocks = &mut self.lists[list].blocks;
+        blocks.retain(|other| other.block != id);
+        if blocks.is_empty() {
+            self.drop_list(cpu, page);
+        }
+    }
+
+    /// Gives back what the block has; from here on no id finds it.
+    fn release(&mut self, cpu: &mut Cpu, id: BlockId) {
+        let Some(block) = self.slots.get_mut(id.slot as usize) else { return };
+        if block.epoch != id.epoch {
+            return;
+        }
+        let ops = std::mem::take(&mut block.ops);
+        self.live -= 1;
+        self.ops -= ops.len();
+        for op in ops {
+            if op.general {
+                cpu.decoded.remove(op.immediate as u32);
             }
-            if listed.offset == SECOND_PAGE
-                && let Some(first) = self.list(PageNumber::containing(physical))
-            {
-                self.lists[first].1.retain(|other| other.block != listed.block);
-            }
+        }
+        // No id has the last epoch: a slot that has come to it is not used again.
+        block.epoch += 1;
+        if block.epoch < u32::MAX {
+            self.free.push(id.slot);
         }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self, cpu: &mut Cpu) {
-        for (page, _) in std::mem::take(&mut self.lists) {
+        for PageList { page, blocks } in std::mem::take(&mut self.lists) {
             cpu.code.remove(page);
             cpu.ram.guest().tracker().clear_code(page);
-            self.pages[usize::try_from(page.0).expect("guest memory fits the host")] = 0;
+            self.pages[page.0 as usize] = 0;
+            for listed in blocks {
+                self.release(cpu, listed.block);
+            }
         }
-        self.blocks.clear();
-        self.ops.clear();
-        cpu.decoded.clear();
         self.recent.fill(NO_RECENT);
     }
 }

@@ -2,10 +2,11 @@
 
 use super::access::Ram;
 use super::code_map::CodeMap;
+use super::decoded::DecodedInstructions;
 use super::event::{BusRequest, Event, Restart, Trap};
 use super::exception::Exception;
 use super::flags::{self, Int, LazyFlags};
-use super::generic::Decoded;
+use super::limits::CacheLimits;
 use super::tlb::{Tlb, View};
 use crate::engine::cpu_model::TimeStamp;
 use crate::engine::state::{
@@ -112,8 +113,10 @@ pub(super) struct Cpu {
     pub(super) tlb: Tlb,
     pub(super) ram: Ram,
     pub(super) code: CodeMap,
-    /// Instructions of the generic path; ops refer to them by index.
-    pub(super) decoded: Vec<Decoded>,
+    /// Instructions of the general path.
+    pub(super) decoded: DecodedInstructions,
+    /// While an instruction of the general path is executed: its offset from the block's beginning.
+    pub(super) executing: Option<u16>,
     /// Pages whose decoded instructions were overwritten.
     pub(super) stale: Vec<PageNumber>,
     pub(super) restart: Restart,
@@ -156,7 +159,7 @@ pub(super) fn is_canonical(address: u64) -> bool {
 
 impl Cpu {
     /// A CPU in the default (invalid) state, to be set by [`Self::restore`].
-    pub(super) fn new(ram: GuestRam) -> Self {
+    pub(super) fn new(ram: GuestRam, limits: CacheLimits) -> Self {
         let code = CodeMap::new(&ram);
         Self {
             regs: [0; 32],
@@ -168,10 +171,11 @@ impl Cpu {
             ops_left: 0,
             retired: 0,
             event: Event::None,
-            tlb: Tlb::new(),
+            tlb: Tlb::new(limits.flushed_by_name),
             ram: Ram::new(ram),
             code,
-            decoded: Vec::new(),
+            decoded: DecodedInstructions::default(),
+            executing: None,
             stale: Vec::new(),
             restart: Restart::default(),
             deliveries: 0,

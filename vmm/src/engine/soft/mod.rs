@@ -21,11 +21,13 @@ mod access;
 mod block;
 mod code_map;
 mod cpu;
+mod decoded;
 mod event;
 mod exception;
 mod fast;
 mod flags;
 mod generic;
+mod limits;
 mod linear;
 mod mmu;
 mod op;
@@ -45,6 +47,7 @@ use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
 use block::BlockCache;
 use cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN};
+pub use limits::CacheLimits;
 use system::interrupts::Source;
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -79,8 +82,13 @@ pub struct SoftEngine {
 impl SoftEngine {
     /// A CPU that runs in `ram`. It has no valid state yet: call [`Engine::restore`] first.
     pub fn new(ram: GuestRam) -> Self {
-        let cache = BlockCache::new(&ram);
-        Self { cpu: Cpu::new(ram), cache }
+        Self::with_limits(ram, CacheLimits::default())
+    }
+
+    /// The same with other limits of its caches, which show nowhere.
+    pub fn with_limits(ram: GuestRam, limits: CacheLimits) -> Self {
+        let cache = BlockCache::new(&ram, limits);
+        Self { cpu: Cpu::new(ram, limits), cache }
     }
 
     /// An engine whose `CPUID` says what that of the `kvm` engine says, which hides the time-stamp counter:
@@ -159,9 +167,16 @@ impl Engine for SoftEngine {
 
     fn flush_caches(&mut self) {
         self.cpu.tlb.flush();
+        self.cpu.deliveries = 0;
         self.cpu.stale.clear();
         self.cpu.ram.guest().tracker().take_stale_code();
         self.cache.clear(&mut self.cpu);
+    }
+
+    fn code_here(&mut self, most: usize) -> Option<(u64, Vec<u8>)> {
+        let offset = self.cpu.executing.unwrap_or_default();
+        let rip = self.cpu.rip().wrapping_add(offset.into());
+        Some((rip, self.cpu.code_bytes(rip, most)))
     }
 
     fn is_halted(&self) -> bool {

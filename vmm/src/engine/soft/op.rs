@@ -2,7 +2,6 @@
 
 use super::cpu::Cpu;
 use super::event::Flow;
-use super::flags::cut;
 use super::generic;
 use iced_x86::Instruction;
 
@@ -48,11 +47,12 @@ pub(super) fn run_ops(cpu: &mut Cpu, ops: &[Op]) -> Flow {
     }
 }
 
-/// One instruction: what to call, and the operands that matter to it.
-#[derive(Debug, Clone, Copy)]
+/// One instruction: what to call, and the operands that matter to it. It stays in its block: see
+/// [`super::decoded`].
+#[derive(Debug)]
 pub(super) struct Op {
     pub(super) handler: Handler,
-    /// Immediate, relative branch target, or index into the decoded instructions.
+    /// Immediate, relative branch target, or number among the decoded instructions.
     pub(super) immediate: u64,
     /// Displacement of the memory operand.
     pub(super) displacement: i32,
@@ -74,6 +74,8 @@ pub(super) struct Op {
     pub(super) segment: u8,
     /// The memory operand is on the stack segment.
     pub(super) stack: bool,
+    /// It is an op of the general path.
+    pub(super) general: bool,
 }
 
 /// A memory operand with base and displacement only.
@@ -96,17 +98,19 @@ impl Op {
 
 /// An op of the general path.
 pub(super) fn general(cpu: &mut Cpu, op: &Op) -> Flow {
-    let decoded = cpu.decoded[cut::<u32>(op.immediate) as usize];
-    (decoded.run)(cpu, &decoded.instruction)
+    let decoded = cpu.decoded.get(op.immediate as u32);
+    cpu.executing = Some(op.offset);
+    let flow = (decoded.run)(cpu, &decoded.instruction);
+    cpu.executing = None;
+    flow
 }
 
 /// An op of the general path for `instruction`, which is kept in the CPU.
 pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
-    let immediate = cpu.decoded.len() as u64;
-    cpu.decoded.push(generic::Decoded { run: generic::of(&instruction), instruction });
+    let decoded = generic::Decoded { run: generic::of(&instruction), instruction };
     Op {
         handler: handler(general),
-        immediate,
+        immediate: cpu.decoded.insert(decoded).into(),
         displacement: 0,
         offset: instruction.ip() as u16,
         length: instruction.len() as u8,
@@ -117,6 +121,7 @@ pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
         scale: 0,
         segment: 0,
         stack: is_on_stack(&instruction),
+        general: true,
     }
 }
 

@@ -5,8 +5,8 @@
 //! the event, it is executed again with what it was missing (an answer from the bus, the
 //! permission to overwrite decoded code), or its exception is delivered.
 
-use super::block::{BlockId, Decoding};
-use super::cpu::{HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, is_canonical};
+use super::block::{Block, BlockId};
+use super::cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, is_canonical};
 use super::event::{BusRequest, Event, Flow, Trap};
 use super::exception::Exception;
 use super::flags;
@@ -19,8 +19,9 @@ use crate::engine::{Bus, EngineFault, Exit};
 use crate::memory::PAGE_SIZE;
 use vmft_logging_channel::point::ExecutionPoint;
 
-/// Events delivered without an instruction retiring, after which the guest is taken to be
-/// caught in a fault of its own fault handler, from which no bound could stop it.
+/// Events delivered without an instruction retiring, after which the guest is taken to be caught
+/// in a fault of its own fault handler. No bound could stop it there, because the count of
+/// instructions stands still.
 const MAX_DELIVERIES: u32 = 1 << 16;
 /// DR6.BS: a single step.
 const DR6_STEP: u64 = 1 << 14;
@@ -29,8 +30,8 @@ const MAX_LENGTH: usize = 15;
 
 /// Where an op was executed.
 #[derive(Debug, Clone, Copy)]
-struct Site {
-    op: Op,
+struct Site<'a> {
+    op: &'a Op,
     /// Instructions of the block before it.
     index: u64,
     /// Address of the block's first instruction.
@@ -41,12 +42,21 @@ struct Site {
     last: bool,
 }
 
+impl<'a> Site<'a> {
+    fn new(block: &'a Block, index: usize, block_rip: u64, block_end: u64) -> Self {
+        let last = index + 1 == block.ops.len();
+        Self { op: &block.ops[index], index: index as u64, block_rip, block_end, last }
+    }
+}
+
 impl SoftEngine {
     pub(super) fn run_loop(&mut self, bound: u64, want: bool, bus: &mut dyn Bus) -> Exit {
         let watch = ATTENTION | if want { flags::IF } else { 0 };
         loop {
             if self.cpu.deliveries > MAX_DELIVERIES {
-                return self.fatal("events are delivered without end");
+                self.cpu.system_flags |= SHUT_DOWN;
+                self.cpu.deliveries = 0;
+                return Exit::Caught(self.cpu.fault("events are delivered without end"));
             }
             let exit = if self.cpu.system_flags & watch != 0 {
                 self.attend(bound, want, bus)
@@ -105,8 +115,9 @@ impl SoftEngine {
             Err(Trap) => return self.fetch_trapped(),
         };
         loop {
-            let block = self.cache.block(id);
-            let count = u64::from(block.count);
+            // One that was forgotten is looked for again.
+            let block = self.cache.get(id)?;
+            let count = block.ops.len() as u64;
             let rip = self.cpu.rip();
             let end = rip.wrapping_add(block.bytes.into());
             self.cpu.next_rip = end;
@@ -114,11 +125,11 @@ impl SoftEngine {
             if left < count {
                 return self.run_part(id, left, bus);
             }
-            let ops = self.cache.ops(id);
-            if run_ops(&mut self.cpu, ops).is_err() {
-                let index = ops.len() - 1 - self.cpu.ops_left;
-                let site = self.site(id, index, rip, end);
-                return self.trapped(site, bus);
+            if run_ops(&mut self.cpu, &block.ops).is_err() {
+                let index = block.ops.len() - 1 - self.cpu.ops_left;
+                let exit = self.cpu.trapped(&Site::new(block, index, rip, end), bus);
+                self.forget_stale();
+                return exit;
             }
             self.cpu.retired += count;
             let next = self.cpu.next_rip;
@@ -127,7 +138,7 @@ impl SoftEngine {
                 return None;
             }
             let distance = next.wrapping_sub(rip);
-            if let Some(next) = self.cache.successor(id, distance) {
+            if let Some(next) = block.successor(distance) {
                 id = next;
                 continue;
             }
@@ -142,123 +153,44 @@ impl SoftEngine {
         }
     }
 
-    fn site(&self, id: BlockId, index: usize, block_rip: u64, block_end: u64) -> Site {
-        let ops = self.cache.ops(id);
-        Site {
-            op: ops[index],
-            index: index as u64,
-            block_rip,
-            block_end,
-            last: index + 1 == ops.len(),
-        }
-    }
-
     /// Executes the first `left` instructions of a longer block.
     fn run_part(&mut self, id: BlockId, left: u64, bus: &mut dyn Bus) -> Option<Exit> {
+        let block = self.cache.get(id)?;
         let rip = self.cpu.rip();
         let end = self.cpu.next_rip;
-        let stop = usize::try_from(left).expect("less than a block");
-        let ops = self.cache.ops(id);
-        if run_ops(&mut self.cpu, &ops[..stop]).is_err() {
+        let stop = left as usize;
+        if run_ops(&mut self.cpu, &block.ops[..stop]).is_err() {
             let index = stop - 1 - self.cpu.ops_left;
-            let site = self.site(id, index, rip, end);
-            return self.trapped(site, bus);
+            let exit = self.cpu.trapped(&Site::new(block, index, rip, end), bus);
+            self.forget_stale();
+            return exit;
         }
-        let offset = ops[stop].offset;
         self.cpu.retired += left;
-        self.cpu.set_rip(rip.wrapping_add(offset.into()));
+        self.cpu.set_rip(rip.wrapping_add(block.ops[stop].offset.into()));
         None
     }
 
     /// Executes one instruction.
     fn run_one(&mut self, bus: &mut dyn Bus) -> Option<Exit> {
-        let id = match self.next_block() {
-            Ok(id) => id,
-            Err(Trap) => return self.fetch_trapped(),
-        };
-        let rip = self.cpu.rip();
-        let end = rip.wrapping_add(self.cache.block(id).bytes.into());
-        self.cpu.next_rip = end;
-        let site = self.site(id, 0, rip, end);
-        match self.attempt(&site) {
-            Ok(()) => {
-                self.retire(&site);
-                None
-            }
-            Err(Trap) => self.trapped(site, bus),
-        }
-    }
-
-    /// Executes the op at the site alone.
-    fn attempt(&mut self, site: &Site) -> Flow {
-        (site.op.handler)(&mut self.cpu, &site.op, &[])
-    }
-
-    /// The instruction completed.
-    fn retire(&mut self, site: &Site) {
-        self.cpu.retired += 1;
-        let op = &site.op;
-        let behind = u64::from(op.offset) + u64::from(op.length);
-        let next = if site.last { self.cpu.next_rip } else { site.block_rip.wrapping_add(behind) };
-        self.cpu.set_rip(next);
-    }
-
-    /// An op did not complete. The instructions before it retire; it is executed again for as
-    /// long as that is what it needs.
-    fn trapped(&mut self, site: Site, bus: &mut dyn Bus) -> Option<Exit> {
-        self.cpu.retired += site.index;
-        let mut accessed = false;
         loop {
-            match self.cpu.event {
-                Event::Bus(request) => {
-                    let answer = perform(request, self.cpu.retired, bus);
-                    self.cpu.restart.answer(answer);
-                    accessed |= request != BusRequest::TimeStamp;
-                }
-                Event::CodeWrite => self.cpu.restart.code_writes = true,
-                _ => {
-                    self.cpu.restart.finish();
-                    let exit = self.faulted(&site);
-                    self.forget_stale();
-                    return exit.or(accessed.then_some(Exit::BusAccess));
-                }
+            let id = match self.next_block() {
+                Ok(id) => id,
+                Err(Trap) => return self.fetch_trapped(),
+            };
+            // One that was forgotten is looked for again.
+            let Some(block) = self.cache.get(id) else { continue };
+            let rip = self.cpu.rip();
+            let end = rip.wrapping_add(block.bytes.into());
+            self.cpu.next_rip = end;
+            let site = Site::new(block, 0, rip, end);
+            if self.cpu.attempt(&site).is_ok() {
+                self.cpu.retire(&site);
+                return None;
             }
-            self.cpu.event = Event::None;
-            self.cpu.restart.again();
-            self.cpu.next_rip = site.block_end;
-            if self.attempt(&site).is_ok() {
-                self.cpu.restart.finish();
-                self.retire(&site);
-                self.forget_stale();
-                return accessed.then_some(Exit::BusAccess);
-            }
+            let exit = self.cpu.trapped(&site, bus);
+            self.forget_stale();
+            return exit;
         }
-    }
-
-    /// The instruction at the site cannot complete: its event is delivered.
-    fn faulted(&mut self, site: &Site) -> Option<Exit> {
-        let own = site.block_rip.wrapping_add(site.op.offset.into());
-        self.cpu.set_rip(own);
-        match std::mem::take(&mut self.cpu.event) {
-            Event::Exception(exception) => self.cpu.deliver_exception(exception),
-            Event::NonCanonical if site.op.stack => {
-                self.cpu.deliver_exception(Exception::StackFault(0));
-            }
-            Event::Interrupt { vector, privileged } => {
-                self.cpu.set_rip(own.wrapping_add(site.op.length.into()));
-                let source = if privileged { Source::Trap } else { Source::Software };
-                if self.cpu.deliver(vector, None, source).is_ok() {
-                    self.cpu.retired += 1;
-                } else {
-                    self.cpu.set_rip(own);
-                    let exception = self.cpu.take_exception();
-                    self.cpu.deliver_exception(exception);
-                }
-            }
-            Event::Missing(what) => return Some(self.fatal(what)),
-            _ => self.cpu.deliver_exception(Exception::GeneralProtection(0)),
-        }
-        None
     }
 
     /// The next instruction could not be fetched.
@@ -284,57 +216,132 @@ impl SoftEngine {
     #[cold]
     #[inline(never)]
     fn find_block(&mut self, rip: u64) -> Result<BlockId, Trap> {
-        let physical = self.fetch_address(rip)?;
+        let physical = self.cpu.fetch_address(rip)?;
         self.forget_stale();
-        match self.cache.find(&mut self.cpu, physical, None) {
-            Decoding::Done(id) => Ok(id),
-            Decoding::NeedsNextPage => {
-                let next = (rip & PAGE_MASK).wrapping_add(PAGE_SIZE);
-                let next_page = self.fetch_address(next)? & PAGE_MASK;
-                self.forget_stale();
-                match self.cache.find(&mut self.cpu, physical, Some(next_page)) {
-                    Decoding::Done(id) => Ok(id),
-                    Decoding::NeedsNextPage => unreachable!("the next page is given"),
+        if let Some(id) = self.cache.find(&mut self.cpu, physical) {
+            return Ok(id);
+        }
+        let next = (rip & PAGE_MASK).wrapping_add(PAGE_SIZE);
+        let next_page = self.cpu.fetch_address(next)? & PAGE_MASK;
+        self.forget_stale();
+        Ok(self.cache.find_crossing(&mut self.cpu, physical, next_page))
+    }
+}
+
+impl Cpu {
+    /// Executes the op at the site alone.
+    fn attempt(&mut self, site: &Site<'_>) -> Flow {
+        self.executing = Some(site.op.offset);
+        let flow = (site.op.handler)(self, site.op, &[]);
+        self.executing = None;
+        flow
+    }
+
+    /// The instruction completed.
+    fn retire(&mut self, site: &Site<'_>) {
+        self.retired += 1;
+        let op = site.op;
+        let behind = u64::from(op.offset) + u64::from(op.length);
+        let next = if site.last { self.next_rip } else { site.block_rip.wrapping_add(behind) };
+        self.set_rip(next);
+    }
+
+    /// An op did not complete. The instructions before it retire; it is executed again for as
+    /// long as that is what it needs. What it has overwritten is to be forgotten next.
+    fn trapped(&mut self, site: &Site<'_>, bus: &mut dyn Bus) -> Option<Exit> {
+        self.retired += site.index;
+        self.executing = Some(site.op.offset);
+        let mut accessed = false;
+        loop {
+            match self.event {
+                Event::Bus(request) => {
+                    let answer = perform(request, self.retired, bus);
+                    self.restart.answer(answer);
+                    accessed |= request != BusRequest::TimeStamp;
+                }
+                Event::CodeWrite => self.restart.code_writes = true,
+                _ => {
+                    self.restart.finish();
+                    let exit = self.faulted(site);
+                    self.executing = None;
+                    return exit.or(accessed.then_some(Exit::BusAccess));
                 }
             }
+            self.event = Event::None;
+            self.restart.again();
+            self.next_rip = site.block_end;
+            if self.attempt(site).is_ok() {
+                self.restart.finish();
+                self.retire(site);
+                return accessed.then_some(Exit::BusAccess);
+            }
+            self.executing = Some(site.op.offset);
         }
+    }
+
+    /// The instruction at the site cannot complete: its event is delivered.
+    fn faulted(&mut self, site: &Site<'_>) -> Option<Exit> {
+        let own = site.block_rip.wrapping_add(site.op.offset.into());
+        self.set_rip(own);
+        match std::mem::take(&mut self.event) {
+            Event::Exception(exception) => self.deliver_exception(exception),
+            Event::NonCanonical if site.op.stack => {
+                self.deliver_exception(Exception::StackFault(0));
+            }
+            Event::Interrupt { vector, privileged } => {
+                self.set_rip(own.wrapping_add(site.op.length.into()));
+                let source = if privileged { Source::Trap } else { Source::Software };
+                if self.deliver(vector, None, source).is_ok() {
+                    self.retired += 1;
+                } else {
+                    self.set_rip(own);
+                    let exception = self.take_exception();
+                    self.deliver_exception(exception);
+                }
+            }
+            Event::Missing(what) => return Some(Exit::Fatal(self.fault(what))),
+            _ => self.deliver_exception(Exception::GeneralProtection(0)),
+        }
+        None
     }
 
     /// Where the instruction at `rip` lies in memory. Outside memory there are no instructions.
     fn fetch_address(&mut self, rip: u64) -> Result<u64, Trap> {
-        let user = self.cpu.cpl == 3;
+        let user = self.cpl == 3;
         let page = rip & PAGE_MASK;
-        if let Some(frame) = self.cpu.tlb.fetch(user, page) {
+        if let Some(frame) = self.tlb.fetch(user, page) {
             return Ok(frame | (rip & !PAGE_MASK));
         }
         if !is_canonical(rip) {
-            return Err(self.cpu.general_protection(0));
+            return Err(self.general_protection(0));
         }
-        self.cpu.restart.code_writes = true;
-        let walked = self.cpu.walk(rip, Intent::Fetch, user);
-        self.cpu.restart.finish();
+        self.restart.code_writes = true;
+        let walked = self.walk(rip, Intent::Fetch, user);
+        self.restart.finish();
         let mapping = walked?;
-        if self.cpu.ram.host_page(mapping.frame).is_none() {
-            return Err(self.cpu.raise(Exception::InvalidOpcode));
+        if self.ram.host_page(mapping.frame).is_none() {
+            return Err(self.raise(Exception::InvalidOpcode));
         }
-        self.cpu.tlb.insert_fetch(user, page, mapping);
+        self.tlb.insert_fetch(user, page, mapping);
         Ok(mapping.frame | (rip & !PAGE_MASK))
     }
 
-    /// The run ends here, with the instruction at RIP.
-    fn fatal(&mut self, what: &'static str) -> Exit {
-        let rip = self.cpu.rip();
-        let mut bytes = Vec::new();
-        for offset in 0..MAX_LENGTH as u64 {
-            let address = rip.wrapping_add(offset);
-            let user = self.cpu.cpl == 3;
-            let Some(frame) = self.cpu.tlb.fetch(user, address & PAGE_MASK) else { break };
+    /// What is wrong with the instruction at RIP.
+    fn fault(&self, what: &'static str) -> EngineFault {
+        let rip = self.rip();
+        let point = ExecutionPoint::new(self.retired);
+        EngineFault { what, rip, bytes: self.code_bytes(rip, MAX_LENGTH), point }
+    }
+
+    /// Up to `most` bytes of code at `rip`, as far as they can be had without a walk.
+    pub(super) fn code_bytes(&self, rip: u64, most: usize) -> Vec<u8> {
+        let user = self.cpl == 3;
+        let byte_at = |address: u64| {
+            let frame = self.tlb.fetch(user, address & PAGE_MASK)?;
             let mut byte = [0];
-            self.cpu.ram.read(frame | (address & !PAGE_MASK), &mut byte);
-            bytes.extend(byte);
-        }
-        let point = ExecutionPoint::new(self.cpu.retired);
-        Exit::Fatal(EngineFault { what, rip, bytes, point })
+            self.ram.read(frame | (address & !PAGE_MASK), &mut byte).then_some(byte[0])
+        };
+        (0..most as u64).map_while(|offset| byte_at(rip.wrapping_add(offset))).collect()
     }
 }
 

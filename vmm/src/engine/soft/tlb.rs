@@ -15,8 +15,6 @@ pub(super) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
 const SLOTS: usize = 1024;
 const FETCH_SLOTS: usize = 512;
-/// Flushing more slots than this by name would take longer than flushing all.
-const MAX_FILLED: usize = SLOTS;
 /// A tag no page has: its low bits are set.
 const INVALID: u64 = u64::MAX;
 
@@ -100,6 +98,8 @@ pub(super) struct Tlb {
     /// The data slots filled with translations that are not global, since these were last
     /// flushed; incomplete once it is full.
     filled: Vec<u16>,
+    /// Flushing more slots than this by name would take longer than flushing all.
+    max_filled: usize,
 }
 
 fn boxed<T: Copy + std::fmt::Debug, const N: usize>(value: T) -> Box<[T; N]> {
@@ -121,13 +121,14 @@ fn fetch_slot(user: bool, page: u64) -> usize {
 }
 
 impl Tlb {
-    /// An empty TLB.
-    pub(super) fn new() -> Self {
+    /// An empty TLB, which flushes up to `max_filled` slots by name.
+    pub(super) fn new(max_filled: usize) -> Self {
         Self {
             data: boxed(NO_ENTRY),
             fetch: boxed(NO_FETCH),
             large: [NO_RANGE; 2],
             filled: Vec::new(),
+            max_filled,
         }
     }
 
@@ -157,7 +158,7 @@ impl Tlb {
             addend: host.wrapping_sub(page),
             frame: mapping.frame | mapping.flags,
         };
-        if mapping.flags & GLOBAL == 0 && self.filled.len() < MAX_FILLED {
+        if mapping.flags & GLOBAL == 0 && self.filled.len() < self.max_filled {
             self.filled.push(slot_of(view, page) as u16);
         }
         self.note_large(page, mapping);
@@ -218,7 +219,7 @@ impl Tlb {
 
     /// Forgets everything that is not global.
     pub(super) fn flush_non_global(&mut self) {
-        if self.filled.len() < MAX_FILLED {
+        if self.filled.len() < self.max_filled {
             for slot in self.filled.drain(..) {
                 let entry = &mut self.data[usize::from(slot) % (4 * SLOTS)];
                 if entry.frame & GLOBAL == 0 {

@@ -58,6 +58,7 @@ fn look(i: &Instruction) -> Option<(Seen, Op)> {
         scale: 0,
         segment: slot::ZERO,
         stack: super::op::is_on_stack(i),
+        general: false,
     };
     let mut kinds = [Kind::None; 2];
     for operand in 0..i.op_count() {

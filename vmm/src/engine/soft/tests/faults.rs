@@ -159,15 +159,16 @@ fn a_third_fault_shuts_down() {
 }
 
 #[test]
-fn a_fault_that_meets_itself_for_ever_ends_the_run() {
+fn a_fault_that_meets_itself_for_ever_shuts_down() {
     // The handler of #UD is undefined itself, on a stack that is always the same.
     let mut machine = Machine::new(|a| a.ud2().unwrap());
     let low = (CODE & 0xFFFF) | (8 << 16) | (1 << 32) | (0x8E << 40) | ((CODE >> 16) << 48);
     write_words(machine.ram(), IDT + 6 * 16, &[low, 0]);
     match machine.run() {
-        Exit::Fatal(fault) => assert_eq!((fault.rip, &fault.bytes[..2]), (CODE, &[0x0F, 0x0B][..])),
+        Exit::Caught(at) => assert_eq!((at.rip, &at.bytes[..2]), (CODE, &[0x0F, 0x0B][..])),
         other => panic!("unexpected exit {other:?}"),
     }
+    assert_eq!((machine.run(), machine.point()), (Exit::Shutdown, 0));
 }
 
 #[test]

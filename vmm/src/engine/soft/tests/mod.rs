@@ -2,12 +2,14 @@
 //! whose handlers halt, and a bus that remembers.
 
 mod faults;
+mod fuzz;
 mod instructions;
 mod interrupts;
+mod limits;
 mod memory;
 mod random;
 
-use super::SoftEngine;
+use super::{CacheLimits, SoftEngine};
 use crate::engine::state::{DescriptorTable, Segment};
 use crate::engine::{Bus, CpuState, Engine, Exit, PortWidth};
 use crate::memory::{GuestRam, MIN_MEMORY};
@@ -174,9 +176,13 @@ struct Machine {
 
 impl Machine {
     fn with_bytes(code: &[u8], state: &CpuState) -> Self {
+        Self::with_limits(code, state, CacheLimits::default())
+    }
+
+    fn with_limits(code: &[u8], state: &CpuState, limits: CacheLimits) -> Self {
         let ram = prepared_ram();
         ram.memory().write_slice(code, GuestAddress(CODE)).expect("in memory");
-        let mut engine = SoftEngine::new(ram);
+        let mut engine = SoftEngine::with_limits(ram, limits);
         engine.restore(state, ExecutionPoint::START).expect("a valid state");
         Self { engine, bus: TestBus::default() }
     }

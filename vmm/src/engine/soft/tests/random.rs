@@ -9,7 +9,7 @@ use super::*;
 use proptest::prelude::*;
 
 const SLOTS: usize = 120;
-const SLOT: usize = 32;
+pub(super) const SLOT: usize = 32;
 
 /// Opcodes with a ModRM byte: bytes, and length of the immediate.
 const WITH_MODRM: &[(&[u8], usize)] = &[
@@ -137,7 +137,7 @@ const WHOLE: &[&[u8]] = &[
 ];
 
 /// One instruction, from random numbers.
-fn instruction(seed: [u8; 12]) -> Vec<u8> {
+pub(super) fn instruction(seed: [u8; 12]) -> Vec<u8> {
     let pick = usize::from(seed[0]) | (usize::from(seed[1]) << 8);
     if pick % 5 == 0 {
         return WHOLE[(pick / 5) % WHOLE.len()].to_vec();
@@ -207,12 +207,21 @@ fn patch_handlers(ram: &GuestRam) {
 }
 
 fn machine(seeds: &[[u8; 12]], user: bool) -> Machine {
+    machine_with(seeds, user, CacheLimits::default())
+}
+
+fn machine_with(seeds: &[[u8; 12]], user: bool, limits: CacheLimits) -> Machine {
     let mut code = vec![0x90; SLOTS * SLOT];
     for (slot, seed) in code.chunks_mut(SLOT).zip(seeds) {
         let bytes = instruction(*seed);
         slot[..bytes.len()].copy_from_slice(&bytes);
     }
     code.extend([0xF4]);
+    prepared(&code, user, limits)
+}
+
+/// A machine with this code, whose registers and pages the instructions here make something of.
+pub(super) fn prepared(code: &[u8], user: bool, limits: CacheLimits) -> Machine {
     let mut state = initial_state(user);
     state.general = [
         0x1234_5678_9ABC_DEF0,
@@ -238,7 +247,7 @@ fn machine(seeds: &[[u8; 12]], user: bool) -> Machine {
     if user {
         state.rflags |= 0x3000;
     }
-    let machine = Machine::with_bytes(&code, &state);
+    let machine = Machine::with_limits(code, &state, limits);
     patch_handlers(machine.ram());
     // A page that is not there, and one that may not be written.
     write_words(machine.ram(), SMALL_PT + 8 * 5, &[0]);
@@ -308,6 +317,30 @@ proptest! {
         }
         run_whole(&mut forgetful, 800);
         prop_assert_eq!(outcome(&mut straight), outcome(&mut forgetful));
+    }
+
+    #[test]
+    fn what_the_caches_hold_does_not_show(
+        seeds in seeds(),
+        user: bool,
+        block in 1usize..9,
+        times in 1usize..40,
+        steps in proptest::collection::vec(0u64..40, 30),
+    ) {
+        let mut roomy = machine(&seeds, user);
+        run_whole(&mut roomy, 800);
+        let limits = CacheLimits::tiny(block).times(times);
+        let mut narrow = machine_with(&seeds, user, limits);
+        let mut bound = 0;
+        for step in steps {
+            bound += step;
+            run_whole(&mut narrow, bound.min(800));
+            narrow.engine.cache.sound(&narrow.engine.cpu);
+        }
+        run_whole(&mut narrow, 800);
+        // Which pages are taken to be written depends on where code was when they were: more may be.
+        let (roomy, narrow) = (outcome(&mut roomy), outcome(&mut narrow));
+        prop_assert_eq!((roomy.0, roomy.1, roomy.2, roomy.3), (narrow.0, narrow.1, narrow.2, narrow.3));
     }
 
     #[test]

@@ -1,0 +1,61 @@
+//! How much the engine's caches may hold.
+
+/// Most instructions of a block.
+pub(super) const MAX_BLOCK: usize = 64;
+
+/// How much the engine keeps of what it has decoded and translated. None of it shows to the guest:
+/// tests make it tiny, and compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Blocks of decoded instructions, of 64 bytes each.
+    pub(super) blocks: usize,
+    /// Instructions in all blocks together, of 32 bytes each.
+    pub(super) ops: usize,
+    /// Those among them that have no specialised form, of 48 bytes more.
+    pub(super) decoded: usize,
+    /// Instructions of one block.
+    pub(super) block: usize,
+    /// Addresses whose blocks are found without a search; a power of two.
+    pub(super) recent: usize,
+    /// Translations that are flushed one by one; when there are more, all are looked at.
+    pub(super) flushed_by_name: usize,
+}
+
+impl Default for CacheLimits {
+    /// Less than 80 MiB.
+    fn default() -> Self {
+        Self {
+            blocks: 1 << 18,
+            ops: 1 << 20,
+            decoded: 1 << 19,
+            block: MAX_BLOCK,
+            recent: 1 << 13,
+            flushed_by_name: 1 << 10,
+        }
+    }
+}
+
+impl CacheLimits {
+    /// The least that works: one block of `block` instructions at a time, which any other pushes out.
+    ///
+    /// # Panics
+    /// If `block` is not between 1 and 64.
+    pub fn tiny(block: usize) -> Self {
+        assert!((1..=MAX_BLOCK).contains(&block), "a block has 1 to 64 instructions");
+        Self { blocks: 1, ops: block, decoded: block, block, recent: 1, flushed_by_name: 1 }
+    }
+
+    /// Room for so many times as many blocks, and as many addresses; `times` is rounded up to a power
+    /// of two.
+    #[must_use]
+    pub fn times(self, times: usize) -> Self {
+        let times = times.next_power_of_two();
+        Self {
+            blocks: self.blocks * times,
+            ops: self.ops * times,
+            decoded: self.decoded * times,
+            recent: self.recent * times,
+            ..self
+        }
+    }
+}
