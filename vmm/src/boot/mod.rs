@@ -215,6 +215,6 @@ fn write(ram: &GuestRam, at: GuestAddress, bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod synthetic;
+pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
