@@ -24,7 +24,7 @@ use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::NetPort;
-use vmft_vmm::world::{DiskFile, DiskFileError, Mailbox};
+use vmft_vmm::world::{DiskFile, DiskFileError, HostCache, Mailbox};
 
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -162,8 +162,13 @@ pub struct MachineOptions {
     /// Guest memory, 64M to 4G
     #[arg(long, value_name = "size=SIZE", default_value = "size=256M", help_heading = "Machine")]
     pub memory: MemoryOption,
-    /// A disk image; may be given several times. Both sides of a pair name the same image
-    #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
+    /// A disk image; may be given several times. Both sides of a pair name the same image. A pair's is used
+    /// without the host's cache, unless cache=writeback accepts what is lost with a host
+    #[arg(
+        long,
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback]",
+        help_heading = "Machine"
+    )]
     pub disk: Vec<DiskOption>,
     /// The guest's network: a TAP device, or a socket where `passt` (or QEMU) listens. Each side of a
     /// pair names its own
@@ -197,10 +202,16 @@ pub struct SideOptions {
     pub api_socket: Option<PathBuf>,
 }
 
-/// Opens the images. A `new_machine` must find nobody else on them; a backup's are still to be shared.
-pub fn open_disks(options: &[DiskOption], new_machine: bool) -> Result<Vec<DiskFile>> {
+/// Opens the images, with the host's `cache` where an option does not say. A `new_machine` must find nobody
+/// else on them; a backup's are still to be shared.
+pub fn open_disks(
+    options: &[DiskOption],
+    cache: HostCache,
+    new_machine: bool,
+) -> Result<Vec<DiskFile>> {
     let open = |disk: &DiskOption| {
-        DiskFile::open(&disk.path, disk.read_only, new_machine).map_err(|error| {
+        let cache = disk.cache.unwrap_or(cache);
+        DiskFile::open(&disk.path, disk.read_only, cache, new_machine).map_err(|error| {
             let remedy = disk_remedy(&error, new_machine);
             anyhow!("{:#}{remedy}", anyhow::Error::from(error))
         })
@@ -227,6 +238,16 @@ fn disk_remedy(error: &DiskFileError, new_machine: bool) -> String {
         DiskFileError::Size { path, .. } => {
             format!("; give it a size, for instance with `truncate -s 1G {}`", path.display())
         }
+        DiskFileError::Cached { path, .. } => format!(
+            "; put it on one that does (local file systems, NFS, block devices), or accept that \
+             with --disk path={},cache=writeback",
+            path.display()
+        ),
+        // Growing changes nothing that is there.
+        DiskFileError::Unit { path, unit, .. } => format!(
+            "; enlarge it with `truncate -s %{unit} {}`, which adds zeroes behind its end",
+            path.display()
+        ),
         DiskFileError::InUse { .. } | DiskFileError::Thread { .. } => String::new(),
     }
 }

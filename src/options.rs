@@ -9,6 +9,7 @@ use vmft_backup::epoch::{Interval, IntervalError, Protection};
 use vmft_backup::lag::{LagBound, LagError, LagPolicy};
 use vmft_vmm::engine::{CpuCount, CpuCountError};
 use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
+use vmft_vmm::world::HostCache;
 use vmft_vmm::world::console::ConsoleTarget;
 
 /// Why an option's value is refused.
@@ -40,6 +41,9 @@ pub enum OptionError {
     /// Neither on nor off.
     #[error("`{0}` is neither on nor off")]
     Switch(String),
+    /// No way to use the host's cache.
+    #[error("`{0}` is neither none nor writeback")]
+    Cache(String),
     /// No number.
     #[error("`{0}` is no number")]
     Number(String),
@@ -140,6 +144,14 @@ pub(crate) fn parse_switch(text: &str) -> Result<bool, OptionError> {
     }
 }
 
+fn parse_cache(text: &str) -> Result<HostCache, OptionError> {
+    match text {
+        "none" => Ok(HostCache::None),
+        "writeback" => Ok(HostCache::WriteBack),
+        _ => Err(OptionError::Cache(text.to_owned())),
+    }
+}
+
 /// `--memory size=256M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryOption {
@@ -173,23 +185,26 @@ impl FromStr for CpusOption {
     }
 }
 
-/// `--disk path=IMAGE,readonly=on`.
+/// `--disk path=IMAGE,readonly=on,cache=none`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
     /// The image.
     pub path: PathBuf,
     /// The guest may not write.
     pub read_only: bool,
+    /// Whether the host's cache has a part in it; else as the command has it.
+    pub cache: Option<HostCache>,
 }
 
 impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let pairs = Pairs::parse(text, &["path", "readonly"])?;
+        let pairs = Pairs::parse(text, &["path", "readonly", "cache"])?;
         Ok(Self {
             path: pairs.need("path")?.into(),
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
+            cache: pairs.get("cache").map(parse_cache).transpose()?,
         })
     }
 }
@@ -331,7 +346,12 @@ mod tests {
     #[test]
     fn a_disk_has_a_path_and_may_be_read_only() {
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
-        assert_eq!(disk, Ok(DiskOption { path: "a.img".into(), read_only: true }));
+        let expected = DiskOption { path: "a.img".into(), read_only: true, cache: None };
+        assert_eq!(disk, Ok(expected));
+        let cache = |text: &str| text.parse::<DiskOption>().map(|disk| disk.cache);
+        assert_eq!(cache("path=a,cache=none"), Ok(Some(HostCache::None)));
+        assert_eq!(cache("path=a,cache=writeback"), Ok(Some(HostCache::WriteBack)));
+        assert_eq!(cache("path=a,cache=on"), Err(OptionError::Cache("on".to_owned())));
         assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());

@@ -428,7 +428,8 @@ impl Side {
         let left = kept.take();
         // A goodbye comes after everything is out, also what this side cannot know to be out: a disk
         // write whose completion came too late for the log.
-        let nothing_left = left.is_empty() && machine.outstanding().is_empty();
+        let is_durable = machine.completed_writes().iter().all(|disk| disk.writes.is_empty());
+        let nothing_left = left.is_empty() && machine.outstanding().is_empty() && is_durable;
         if channel.peer_has_left() || nothing_left {
             self.console.close();
             return Ok(());

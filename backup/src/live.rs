@@ -212,6 +212,11 @@ impl Side {
         }
         let wait = duties.wait_for_backups;
         let live_side = self.open_live_side(duties)?;
+        if succession.is_none() {
+            // A successor keeps what its predecessor kept. Here it begins, from a disk that has everything.
+            machine.keep_completed_writes();
+            live_side.doors.outside.rewrite(&machine.completed_writes());
+        }
         let mut live = live_side.go_live(&machine, succession)?;
         if wait > 0 {
             self.status.set_role(Role::WaitingForBackup, live_side.policy.generation());

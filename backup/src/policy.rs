@@ -134,6 +134,8 @@ impl LossPolicy {
                 return;
             }
             self.gate.hold();
+            // What has left the gate, and waits at the disk, waits as well.
+            self.fence.doubt();
             *standing = Standing::Deciding;
         }
         self.status.set_role(Role::Deciding, self.fence.generation());

@@ -126,7 +126,8 @@ impl Side {
     }
 
     /// Does again what the devices still wait for: a side that goes live, or that was restored,
-    /// cannot know how far it came (§2.2 and §3.4 of the paper).
+    /// cannot know how far it came (§2.2 and §3.4 of the paper). Before that, what the guest was told
+    /// is written: it may have died with the host that wrote it.
     pub(crate) fn reissue(
         &self,
         doors: &Doors,
@@ -134,6 +135,10 @@ impl Side {
         machine: &Machine,
     ) -> Result<usize, SideError> {
         use vmft_vmm::inputs::Wish;
+        let completed = machine.completed_writes();
+        if completed.iter().any(|disk| !disk.writes.is_empty()) {
+            doors.outside.rewrite(&completed);
+        }
         let outstanding = machine.outstanding();
         let count = outstanding.len();
         for effect in outstanding {

@@ -21,6 +21,7 @@ use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
 use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
 use vmft_vmm::machine::StateError;
+use vmft_vmm::world::HostCache;
 
 /// How long to wait for the pair without a word about it, and between two looks.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
@@ -66,8 +67,13 @@ struct FollowOptions {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
     backups: u8,
-    /// A disk image, the same as the primary's; may be given several times
-    #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
+    /// A disk image, the same as the primary's; may be given several times. It is used without the host's
+    /// cache, unless cache=writeback accepts what is lost with a host
+    #[arg(
+        long,
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback]",
+        help_heading = "Machine"
+    )]
     disk: Vec<DiskOption>,
     /// Where the guest's network is connected once this side is live; needed if the primary has one
     #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
@@ -113,7 +119,7 @@ fn follow(
     let max_lag = options.pair.max_lag()?;
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
-    let disks = open_disks(&options.disk, false)?;
+    let disks = open_disks(&options.disk, HostCache::None, false)?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };

@@ -12,6 +12,7 @@ use vmft_backup::live::LiveDuties;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::PeerAddress;
 use vmft_vmm::machine::MachineConfig;
+use vmft_vmm::world::HostCache;
 
 /// Options of `vmft primary`.
 #[derive(Debug, Args)]
@@ -39,7 +40,7 @@ pub struct PrimaryOptions {
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
     let directory = options.pair.arbiter_directory(&options.machine.disk)?;
-    let disks = open_disks(&options.machine.disk, true)?;
+    let disks = open_disks(&options.machine.disk, HostCache::None, true)?;
     let place = ListenPlace::take(&options.listen)?;
     let machine = options.machine.machine(&disks, options.pair.purpose())?;
     let MachineConfig { engine, board } = machine.config().clone();

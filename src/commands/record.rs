@@ -18,6 +18,7 @@ use vmft_backup::tell;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
+use vmft_vmm::world::HostCache;
 
 /// Options of `vmft record`.
 #[derive(Debug, Args)]
@@ -33,7 +34,7 @@ pub struct RecordOptions {
 
 /// Runs a guest and records it.
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
-    let disks = open_disks(&options.machine.disk, true)?;
+    let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }

@@ -12,6 +12,7 @@ use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
+use vmft_vmm::world::HostCache;
 
 /// Options of `vmft run`.
 #[derive(Debug, Args)]
@@ -24,7 +25,7 @@ pub struct RunOptions {
 
 /// Runs a guest unprotected.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
-    let disks = open_disks(&options.machine.disk, true)?;
+    let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
     let machine = options.machine.machine(&disks, Purpose::Alone)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine")?;

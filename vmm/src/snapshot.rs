@@ -25,7 +25,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {
@@ -146,7 +146,7 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
 }
 
 fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError> {
-    let (state, source) = machine.state().into_parts();
+    let (state, source) = machine.state().without_completed_writes().into_parts();
     let pages = machine.used_pages();
     let state_json = serde_json::to_vec(&state).expect("plain values always encode");
     let config = SnapshotConfig {

@@ -130,7 +130,12 @@ impl DirectoryArbiter {
         match linked {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => {
-                let winner: Candidate = serde_json::from_slice(&fs::read(&target)?)?;
+                let winner: Candidate = match fs::read(&target) {
+                    Ok(bytes) => serde_json::from_slice(&bytes)?,
+                    // The storage has just said that there is one.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => unnamed(),
+                    Err(error) => return Err(error),
+                };
                 let won = winner.id == who.id;
                 Ok(if won { Verdict::Won } else { Verdict::Lost { winner } })
             }
@@ -188,19 +193,43 @@ impl Arbiter for DirectoryArbiter {
         Ok(Generation(latest))
     }
 
+    /// Reads the directory itself. Absence of a name is what clients of network file systems remember, for a
+    /// minute and longer; but opening a directory makes an NFS client ask its server whether it has changed
+    /// (close-to-open consistency), and reading it reaches the server of a FUSE file system as well.
     fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        let unreachable = |source| self.unreachable(source);
+        let wanted = self.file(generation);
+        let (mut is_won, mut is_ours) = (false, false);
+        for entry in fs::read_dir(&self.path).map_err(unreachable)? {
+            let name = entry.map_err(unreachable)?.file_name();
+            is_won |= Some(name.as_os_str()) == wanted.file_name();
+            is_ours |= name == "lock";
+        }
+        match (is_won, is_ours) {
+            (true, _) => Ok(Some(self.known_winner(generation)?.unwrap_or_else(unnamed))),
+            (false, true) => Ok(None),
+            // An unmounted share looks like an empty directory: ours has the lock file.
+            (false, false) => Err(unreachable(io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
         let unreachable = |source| self.unreachable(source);
         match fs::read(self.file(generation)) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
             }
-            // An unmounted share looks like an empty directory: ours has the lock file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::metadata(self.path.join("lock")).map(|_| None).map_err(unreachable)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unreachable(error)),
         }
     }
+}
+
+/// Whoever has a generation whose file is there, and that this host will not read yet because it remembers
+/// that there was none. It is not this side, which would have made the file itself.
+fn unnamed() -> Candidate {
+    let (host, role) = ("another host".to_owned(), "side".to_owned());
+    Candidate { id: String::new(), host, pid: 0, role }
 }
 
 #[cfg(test)]
@@ -263,6 +292,15 @@ mod tests {
         assert_eq!(announce(2, 2, 65), [EntrySequence(70)]);
         assert_eq!(announce(2, 1, 71), [EntrySequence(65)]);
         assert_eq!(announce(3, 2, 65), []);
+    }
+
+    #[test]
+    fn a_directory_that_lost_its_lock_file_is_none_of_ours() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
+        assert_eq!(arbiter.winner(Generation(1)).expect("reachable"), None);
+        fs::remove_file(dir.path().join("lock")).expect("removed");
+        assert!(arbiter.winner(Generation(1)).is_err());
     }
 
     #[test]

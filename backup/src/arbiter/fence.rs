@@ -1,26 +1,43 @@
 //! Fencing of disk writes by generation.
 
-use super::{Arbiter, Candidate};
+use super::{Arbiter, ArbiterError, Candidate};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
-use vmft_vmm::world::{Fence, FenceError};
+use vmft_vmm::world::{Fence, FenceError, time_with_suspension};
 
 /// How long to wait before an unreachable arbiter is asked again.
 pub const RETRY: Duration = Duration::from_millis(20);
 
 type OnFenced = Box<dyn FnOnce(Generation, Candidate) + Send>;
 
+/// How long a look at the storage itself counts, by a clock that counts suspension too. A look costs a round trip
+/// on network file systems, as much as a small write; so there is one look for all writes of this time.
+pub const LOOK_COUNTS: Duration = Duration::from_millis(10);
+
 /// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
 /// and is continued after its peer went live, must not write what it had in hand.
+///
+/// What this host knows of the directory is asked every time, and the storage itself when the last look at
+/// it is older than [`LOOK_COUNTS`]. While this side is in doubt, because a backup is lost and may be going
+/// live, nothing is written before it is known who goes on.
 pub struct GenerationFence {
     arbiter: Arc<dyn Arbiter>,
     who: Candidate,
     generation: AtomicU64,
     fenced: AtomicBool,
+    look: Mutex<Look>,
+    changed: Condvar,
     on_fenced: Mutex<Option<OnFenced>>,
+}
+
+#[derive(Debug, Default)]
+struct Look {
+    /// When the last look at the storage began, and for which generation.
+    last: Option<(Duration, Generation)>,
+    in_doubt: bool,
 }
 
 impl fmt::Debug for GenerationFence {
@@ -46,13 +63,26 @@ impl GenerationFence {
             who,
             generation: AtomicU64::new(generation.0),
             fenced: AtomicBool::new(false),
+            look: Mutex::default(),
+            changed: Condvar::new(),
             on_fenced: Mutex::new(Some(Box::new(on_fenced))),
         }
+    }
+
+    fn look(&self) -> MutexGuard<'_, Look> {
+        self.look.lock().expect("no holder of this lock panics")
+    }
+
+    /// A backup is lost and may be going live: until [`Self::advance`] or [`Self::shut`], writes wait.
+    pub fn doubt(&self) {
+        self.look().in_doubt = true;
     }
 
     /// This side has won a later generation.
     pub fn advance(&self, generation: Generation) {
         self.generation.fetch_max(generation.0, Ordering::AcqRel);
+        self.look().in_doubt = false;
+        self.changed.notify_all();
     }
 
     /// The generation this side has.
@@ -63,22 +93,47 @@ impl GenerationFence {
     /// This side has lost, and knows it: every later write is refused.
     pub fn shut(&self) {
         self.fenced.store(true, Ordering::Release);
+        drop(self.look());
+        self.changed.notify_all();
         self.take_on_fenced();
     }
 
     fn take_on_fenced(&self) -> Option<OnFenced> {
         self.on_fenced.lock().expect("no holder of this lock panics").take()
     }
+
+    /// Waits while it is being decided who goes on.
+    fn wait_decided(&self) {
+        let open = |look: &mut Look| look.in_doubt && !self.fenced.load(Ordering::Acquire);
+        drop(self.changed.wait_while(self.look(), open));
+    }
+
+    /// Who has won `next`, by evidence that is fresh enough.
+    fn winner(&self, next: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        let now = time_with_suspension();
+        let fresh = |(at, generation): (Duration, Generation)| {
+            generation == next && now.saturating_sub(at) < LOOK_COUNTS
+        };
+        if self.look().last.is_some_and(fresh) {
+            return self.arbiter.known_winner(next);
+        }
+        let winner = self.arbiter.winner(next)?;
+        self.look().last = Some((now, next));
+        Ok(winner)
+    }
 }
 
 impl Fence for GenerationFence {
     fn check(&self) -> Result<(), FenceError> {
         loop {
+            self.wait_decided();
             if self.fenced.load(Ordering::Acquire) {
                 return Err(FenceError);
             }
             let next = Generation(self.generation().0 + 1);
-            match self.arbiter.winner(next) {
+            match self.winner(next) {
+                // Where it has come into doubt meanwhile, the answer is worth nothing.
+                Ok(None) if self.look().in_doubt => {}
                 Ok(None) => return Ok(()),
                 // This side has won it: `advance` has been called, or will be.
                 Ok(Some(winner)) if winner.id == self.who.id => self.advance(next),
@@ -97,8 +152,9 @@ impl Fence for GenerationFence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbiter::DirectoryArbiter;
+    use crate::arbiter::{DirectoryArbiter, Verdict};
     use std::sync::mpsc::channel;
+    use vmft_logging_channel::entry::EntrySequence;
 
     fn candidate(id: &str) -> Candidate {
         Candidate { id: id.into(), host: "here".into(), pid: 1, role: "primary".into() }
@@ -120,6 +176,74 @@ mod tests {
         assert_eq!(fence.check(), Err(FenceError));
         assert_eq!(fence.check(), Err(FenceError));
         assert_eq!(lost_to.iter().collect::<Vec<_>>(), [(Generation(2), "b".into())]);
+    }
+
+    /// The directory as a client sees it that remembers what was not there.
+    #[derive(Debug)]
+    struct Remembered {
+        storage: DirectoryArbiter,
+        looks: AtomicU64,
+    }
+
+    impl Arbiter for Remembered {
+        fn try_win(&self, next: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
+            self.storage.try_win(next, who)
+        }
+        fn announce(
+            &self,
+            _: Generation,
+            _: &Candidate,
+            _: EntrySequence,
+        ) -> Result<Vec<EntrySequence>, ArbiterError> {
+            Ok(vec![])
+        }
+        fn latest(&self) -> Result<Generation, ArbiterError> {
+            self.storage.latest()
+        }
+        fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            self.storage.winner(generation)
+        }
+        fn known_winner(&self, _: Generation) -> Result<Option<Candidate>, ArbiterError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn a_host_that_remembers_absence_is_fenced_by_the_storage_when_its_look_is_old() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let storage = DirectoryArbiter::create(dir.path()).expect("made");
+        let arbiter = Arc::new(Remembered { storage, looks: AtomicU64::new(0) });
+        let seen = Arc::clone(&arbiter);
+        let fence = GenerationFence::new(arbiter, candidate("a"), Generation(1), |_, _| {});
+        assert_eq!(fence.check(), Ok(()));
+        seen.try_win(Generation(2), &candidate("b")).expect("reachable");
+        // As after a sleep of a minute.
+        let aged = |look: (Duration, Generation)| (look.0.saturating_sub(LOOK_COUNTS), look.1);
+        let last = fence.look().last.map(aged);
+        fence.look().last = last;
+        assert_eq!(fence.check(), Err(FenceError));
+        assert_eq!(seen.looks.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn while_it_is_in_doubt_who_goes_on_nothing_is_written() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter: Arc<dyn Arbiter> =
+            Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
+        let fence = GenerationFence::new(arbiter, candidate("a"), Generation(1), |_, _| {});
+        let fence = Arc::new(fence);
+        fence.doubt();
+        let waiting = Arc::clone(&fence);
+        let (answer, answered) = channel();
+        let thread = std::thread::spawn(move || answer.send(waiting.check()).expect("awaited"));
+        assert!(answered.try_recv().is_err());
+        fence.advance(Generation(2));
+        assert_eq!(answered.recv(), Ok(Ok(())));
+        thread.join().expect("it has answered");
+        fence.doubt();
+        fence.shut();
+        assert_eq!(fence.check(), Err(FenceError));
     }
 
     #[test]

@@ -110,11 +110,20 @@ pub trait Arbiter: fmt::Debug + Send + Sync {
     /// [`ArbiterError::Unreachable`].
     fn latest(&self) -> Result<Generation, ArbiterError>;
 
-    /// Who won `generation`, if anyone has. Cheap while nobody has: asked before each disk write.
+    /// Who won `generation`, if anyone has, according to the storage itself.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
     fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError>;
+
+    /// The same, as far as this host knows: it may not have noticed yet, nor that the storage is away. Cheap;
+    /// asked before each disk write.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        self.winner(generation)
+    }
 }
 
 /// How long candidates wait for each other to say how far they are: they lose their primary within

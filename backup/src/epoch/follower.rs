@@ -123,6 +123,7 @@ impl EpochFollower {
         if found_point < last || checkpoint.position.point != found_point {
             return Err(EpochError::Point { last, found: found_point });
         }
+        let state = state.with_earlier_writes(self.state.completed_writes())?;
         // Everything is checked: from here on nothing can fail.
         let fresh = StagedPages::new(RamBase(self.ram.clone()));
         for (number, page) in std::mem::replace(&mut self.staged, fresh).into_pages() {

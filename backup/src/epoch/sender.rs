@@ -15,6 +15,7 @@ use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StopReas
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{PrimaryChannel, PrimaryPushError, Room};
+use vmft_vmm::devices::virtio::block::completed::WriteCount;
 use vmft_vmm::machine::Machine;
 use vmft_vmm::memory::WriteView;
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputKind};
@@ -32,31 +33,43 @@ pub(super) struct Taken {
     machine: Vec<u8>,
     pages: CopiedPages,
     limit: PageNumber,
+    /// Disk writes completed up to here.
+    writes: Vec<WriteCount>,
     /// Outputs made up to here.
     outputs: OutputSequence,
     told: Vec<Output>,
     rest: Duration,
 }
 
-/// Takes an epoch of a machine at rest: what it has written according to `view`, and the outputs after
-/// `told`.
+/// What the epochs so far have told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Outputs.
+    pub(super) outputs: OutputSequence,
+    /// Of each disk, completed writes.
+    pub(super) writes: Vec<WriteCount>,
+}
+
+/// Takes an epoch of a machine at rest: what it has written according to `view`, and the outputs and
+/// completed disk writes after those `told` of.
 pub(super) fn take(
     machine: &mut Machine,
     view: &WriteView,
     gate: &HeldOutputs,
-    told: OutputSequence,
+    told: &Told,
 ) -> Taken {
     let began = Instant::now();
     let written = machine.take_written(view);
-    let state = machine.state();
+    let state = machine.state_after(&told.writes);
     let is_kept = |output: &Output| !matches!(output.kind, OutputKind::Disk { .. });
     Taken {
         point: state.point(),
         machine: state.encode(),
         pages: copy_pages(machine.ram(), &written),
         limit: page_limit(machine.ram()),
+        writes: state.write_counts(),
         outputs: machine.outputs(),
-        told: gate.waiting_after(told).into_iter().filter(is_kept).collect(),
+        told: gate.waiting_after(told.outputs).into_iter().filter(is_kept).collect(),
         rest: began.elapsed(),
     }
 }
@@ -95,22 +108,22 @@ pub(super) struct EpochSender {
     /// was not sent whole.
     encoder: Option<PageEncoder>,
     last: EpochNumber,
-    /// Outputs that the epochs so far have told of.
-    told: OutputSequence,
+    told: Told,
 }
 
 impl EpochSender {
-    /// For backups that have the machine as it was after `outputs`.
+    /// For backups that have the machine as it is.
     pub(super) fn new(
         channel: Arc<PrimaryChannel>,
         gate: Arc<HeldOutputs>,
-        outputs: OutputSequence,
+        machine: &Machine,
     ) -> Self {
-        Self { channel, gate, encoder: None, last: EpochNumber(0), told: outputs }
+        let told = Told { outputs: machine.outputs(), writes: machine.write_counts() };
+        Self { channel, gate, encoder: None, last: EpochNumber(0), told }
     }
 
-    pub(super) const fn told(&self) -> OutputSequence {
-        self.told
+    pub(super) const fn told(&self) -> &Told {
+        &self.told
     }
 
     pub(super) fn gate(&self) -> &Arc<HeldOutputs> {
@@ -126,7 +139,7 @@ impl EpochSender {
     /// Packs an epoch and puts it into the log. The outputs made in it leave when its end is
     /// acknowledged.
     pub(super) fn send(&mut self, taken: Taken) -> Result<Sent, NoBackup> {
-        let Taken { point, machine, pages, limit, outputs, told, rest } = taken;
+        let Taken { point, machine, pages, limit, writes, outputs, told, rest } = taken;
         let began = Instant::now();
         let count = pages.len();
         let encoder = self.encoder.take();
@@ -158,10 +171,10 @@ impl EpochSender {
             (end, sent_bytes) = (entry, sent_bytes + bytes);
         }
         self.channel.flush();
-        if outputs > self.told {
+        if outputs > self.told.outputs {
             self.gate.mark(begun, end, outputs);
         }
-        self.told = outputs;
+        self.told = Told { outputs, writes };
         Ok(Sent {
             cost: Cost { rest, sending: began.elapsed(), pages: count },
             dirty_bytes: (count * PAGE_BYTES) as u64,
@@ -203,7 +216,7 @@ impl EpochSender {
         view: &WriteView,
         reason: StopReason,
     ) -> Result<(), NoBackup> {
-        let taken = take(machine, view, &self.gate, self.told);
+        let taken = take(machine, view, &self.gate, &self.told);
         let point = taken.point;
         self.send(taken)?;
         self.push(&Entry::Stop { point, reason })?;

@@ -91,7 +91,7 @@ impl Epochs {
         let view = Arc::new(machine.watch_writes());
         let turn = Arc::new(Turn::default());
         let EpochSide { channel, gate, requests, mailbox, status } = side;
-        let sender = EpochSender::new(channel, gate, machine.outputs());
+        let sender = EpochSender::new(channel, gate, machine);
         let pacer = Pacer {
             turn: Arc::clone(&turn),
             view: Arc::clone(&view),
@@ -161,10 +161,10 @@ impl Pacer {
             began = Instant::now();
             let (turn, view, gate) =
                 (Arc::clone(&self.turn), Arc::clone(&self.view), Arc::clone(sender.gate()));
-            let told = sender.told();
+            let told = sender.told().clone();
             let taken = self.requests.at_rest(&self.mailbox, move |machine| {
                 turn.under_way.store(true, Ordering::Release);
-                (take(machine, &view, &gate, told), turn.joined.swap(false, Ordering::AcqRel))
+                (take(machine, &view, &gate, &told), turn.joined.swap(false, Ordering::AcqRel))
             });
             let Ok((taken, joined)) = taken else { break };
             if joined {
@@ -188,7 +188,7 @@ impl Pacer {
         // An output's thread cannot tell this one that it is over; so that is looked at now and then.
         while !self.turn.is_over() {
             let left = due.without.saturating_sub(began.elapsed());
-            if left.is_zero() || sender.gate().wait_after(sender.told(), left.min(LOOK)) {
+            if left.is_zero() || sender.gate().wait_after(sender.told().outputs, left.min(LOOK)) {
                 return true;
             }
         }

@@ -101,7 +101,10 @@ impl Load {
         if self.disk {
             let disk = directory.join("disk.img");
             make_disk(&disk, DiskSize::DEMO, "vmft-bench")?;
-            both.extend(["--disk".into(), prefixed("path=", &disk)]);
+            // Whether anybody follows or not, so that only that differs.
+            let mut disk = prefixed("path=", &disk);
+            disk.push(",cache=none");
+            both.extend(["--disk".into(), disk]);
         }
         Ok((options, both))
     }

@@ -116,7 +116,9 @@ impl Lab {
         let disk = directory.join("disk.img");
         let original = snapshot.with_file_name("disk.img");
         std::fs::copy(&original, &disk).context("copying the disk")?;
-        let disk = prefixed("path=", &disk);
+        let mut disk = prefixed("path=", &disk);
+        // Whether anybody follows or not, so that only that differs.
+        disk.push(",cache=none");
         let options = vec!["--restore".into(), snapshot.into(), "--disk".into(), disk.clone()];
         Ok((disk, options))
     }

@@ -30,6 +30,7 @@ use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
 use vmft_guest_images::{Cache, Workload, default_guest, lockstep_guest};
 use vmft_vmm::engine::EngineKind;
+use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -200,10 +201,21 @@ impl Stage {
         let kernel = options.needs_lockstep_kernel(engine).then_some("--lockstep-kernel");
         let engine = kernel.into_iter().chain(options.engine.arguments()).map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
-        let disk = ["--disk".into(), prefixed("path=", disk)];
+        let disk = ["--disk".into(), disk_argument(disk)];
         let both: Vec<OsString> = disk.into_iter().chain(options.protect()).collect();
         Self::set(workplace, &both, primary, network.as_ref())
     }
+}
+
+/// The value of `--disk`. A demo's processes die, and never its host: where the temporary directory lies on a
+/// file system that keeps everything in the host's cache, that will do.
+fn disk_argument(disk: &Path) -> OsString {
+    let mut argument = prefixed("path=", disk);
+    let opened = DiskFile::open(disk, false, HostCache::None, false);
+    if matches!(opened, Err(DiskFileError::Cached { .. } | DiskFileError::Unit { .. })) {
+        argument.push(",cache=writeback");
+    }
+    argument
 }
 
 /// The demo's network; if there can be none, says why.

@@ -2,8 +2,8 @@
 
 use super::ledger::Ledger;
 use super::report::{RecordVerdicts, Report, Verdicts};
-use super::{DemoOptions, EXIT_LIMIT, SILENCE_LIMIT, show};
-use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
+use super::{DemoOptions, EXIT_LIMIT, SILENCE_LIMIT, disk_argument, show};
+use crate::pair::{Look, PairConsole, SideProcess, Which};
 use crate::progress;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
@@ -45,7 +45,7 @@ impl Rounds {
         let memory = format!("size={}", options.memory.size);
         let words = ["--listen", "tcp:127.0.0.1:0", "--memory", &memory, "--cmdline"];
         let mut arguments: Vec<OsString> = words.map(Into::into).into();
-        arguments.extend([workload.cmdline().into(), "--disk".into(), prefixed("path=", disk)]);
+        arguments.extend([workload.cmdline().into(), "--disk".into(), disk_argument(disk)]);
         let protect: Vec<OsString> = options.protect().collect();
         arguments.extend(protect.iter().cloned());
         let mut live = SideProcess::start(&program, Which::Primary, &workplace, &arguments)?;
@@ -138,7 +138,7 @@ fn standby(
     let mut arguments: Vec<OsString> = vec!["--join".into()];
     arguments.extend(addresses.iter().cloned());
     arguments.extend(["--listen".into(), "tcp:127.0.0.1:0".into(), "--disk".into()]);
-    arguments.push(prefixed("path=", disk));
+    arguments.push(disk_argument(disk));
     arguments.extend(protect.iter().cloned());
     let name = (Which::Backup, &*format!("standby-{number}"));
     SideProcess::start_named(program, "standby", name, workplace, &arguments)

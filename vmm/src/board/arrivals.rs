@@ -1,9 +1,10 @@
 //! What comes from the outside world: checked whole, then applied.
 
 use super::{Board, DiskOperation, Effect, SERIAL_LINE};
-use crate::devices::virtio::block::DiskStatus;
+use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
+use crate::devices::virtio::block::{Block, DiskStatus};
 use crate::devices::virtio::net::addresses::Addresses;
-use crate::devices::virtio::{DeviceName, Surroundings};
+use crate::devices::virtio::{DeviceName, Surroundings, VirtioPci};
 use vmft_logging_channel::entry::{Arrival, Packet, RequestId};
 use vmft_logging_channel::point::VirtualTime;
 
@@ -116,6 +117,28 @@ impl Board {
             device.device().requests().map(effect)
         });
         disks.chain(entropy).collect()
+    }
+
+    /// From now on the disks keep the writes they have completed, until a flush has covered them.
+    pub fn keep_completed_writes(&mut self) {
+        for disk in &mut self.functions.disks {
+            disk.device_mut().keep_completed();
+        }
+    }
+
+    /// How many writes each disk has completed.
+    pub fn write_counts(&self) -> Vec<WriteCount> {
+        let count = |disk: &VirtioPci<Block>| disk.device().requests().completed();
+        self.functions.disks.iter().map(count).collect()
+    }
+
+    /// The completed writes of each disk that no flush has covered, but for the first ones that are `known`.
+    pub fn completed_writes(&self, known: &[WriteCount]) -> Vec<CompletedWrites> {
+        let since = |(number, disk): (usize, &VirtioPci<Block>)| {
+            let known = known.get(number).copied().unwrap_or_default();
+            disk.device().requests().completed_since(known)
+        };
+        self.functions.disks.iter().enumerate().map(since).collect()
     }
 
     fn deliver_input(&mut self, now: VirtualTime, bytes: &[u8]) -> Result<(), DeliveryError> {

@@ -12,6 +12,7 @@
 
 use super::{BoardConfig, MAX_DISKS};
 use crate::devices::pci::{ConfigSpaceState, HostBridge, PciFunction, SLOTS, Slot};
+use crate::devices::virtio::block::completed::{CompletedWrites, KeepLimit};
 use crate::devices::virtio::block::{Block, SECTOR_SIZE, requests::RequestsState};
 use crate::devices::virtio::entropy::{Entropy, EntropyState};
 use crate::devices::virtio::net::{Net, NetState};
@@ -74,9 +75,10 @@ pub(crate) fn line(slot: u8) -> IrqLine {
 impl Functions {
     /// The functions of a board; its configuration has been checked.
     pub(super) fn new(config: &BoardConfig) -> Self {
+        let keep = KeepLimit::for_disks(config.disks.len());
         let disk = |(number, disk): (u8, &super::DiskConfig)| {
             let sectors = disk.capacity.0 / SECTOR_SIZE;
-            let device = Block::new(number, sectors, disk.read_only, &disk.serial);
+            let device = Block::new(number, sectors, disk.read_only, &disk.serial, keep);
             VirtioPci::new(device, window(FIRST_DISK + number), line(FIRST_DISK + number))
         };
         Self {
@@ -174,6 +176,7 @@ impl Functions {
     pub(super) fn restore(
         config: &BoardConfig,
         state: &FunctionsState,
+        completed: &[CompletedWrites],
         memory: &GuestMemoryMmap,
     ) -> Result<Self, InvalidState> {
         let FunctionsState { bridge, disks, entropy, net } = state;
@@ -181,8 +184,10 @@ impl Functions {
         restored.bridge = HostBridge::restore(bridge)?;
         let same_disks = disks.len() == restored.disks.len();
         require("PCI bus", same_disks, "another number of disks")?;
-        for (disk, saved) in restored.disks.iter_mut().zip(disks) {
+        for (number, (disk, saved)) in restored.disks.iter_mut().zip(disks).enumerate() {
             disk.restore(saved, memory)?;
+            let none = CompletedWrites::none_after(saved.device.completed.durable);
+            disk.device_mut().restore_completed(completed.get(number).unwrap_or(&none))?;
         }
         match (&mut restored.entropy, entropy) {
             (Some(device), Some(saved)) => device.restore(saved, memory)?,

@@ -11,6 +11,7 @@ use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::ResetState;
 use crate::devices::serial::{Serial, SerialState};
+use crate::devices::virtio::block::completed::CompletedWrites;
 use crate::devices::{IrqLine, require};
 use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,8 @@ impl Board {
         }
     }
 
-    /// A board that goes on from a saved state. Memory must already hold what it held.
+    /// A board that goes on from a saved state, of disks that keep no completed writes. Memory must already
+    /// hold what it held.
     ///
     /// # Errors
     /// [`BoardError`] if the configuration breaks a limit, or the state is not one that a
@@ -87,6 +89,19 @@ impl Board {
         config: &BoardConfig,
         ram: &GuestRam,
         state: &BoardState,
+    ) -> Result<Self, BoardError> {
+        Self::restore_with(config, ram, state, &[])
+    }
+
+    /// The same, with the completed writes of each disk that no flush has covered.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_with(
+        config: &BoardConfig,
+        ram: &GuestRam,
+        state: &BoardState,
+        completed: &[CompletedWrites],
     ) -> Result<Self, BoardError> {
         let mut board = Self::new(config, ram)?;
         let BoardState {
@@ -120,7 +135,7 @@ impl Board {
             board.config_address.get() == *config_address,
             "the configuration address holds reserved bits",
         )?;
-        board.functions = Functions::restore(config, functions, ram.memory())?;
+        board.functions = Functions::restore(config, functions, completed, ram.memory())?;
         board.effects = EffectQueue::from(effects.clone());
         board.check_lines()?;
         board.update_next_timer();

@@ -79,7 +79,7 @@ pub(crate) fn elf(parts: &[Part], entry: u64) -> Vec<u8> {
 }
 
 /// The kernel that all tests load.
-pub(super) fn vmlinux() -> Vec<u8> {
+pub(crate) fn vmlinux() -> Vec<u8> {
     elf(&parts(), TEXT)
 }
 

@@ -11,6 +11,7 @@
 
 use super::{Machine, MachineState, StateError};
 use crate::board::Board;
+use crate::devices::virtio::block::completed::WriteCount;
 use crate::engine::{EngineKind, PointKind};
 use crate::memory::{PAGE_SIZE, PageNumber, WriteView};
 use crate::outputs::Output;
@@ -71,6 +72,8 @@ pub(super) const fn may_need_delta(engine: EngineKind) -> bool {
 pub(super) struct SinceBase {
     view: WriteView,
     base: DeltaBase,
+    /// The writes that the disks had completed there: whoever has passed it has them.
+    writes: Vec<WriteCount>,
 }
 
 impl Machine {
@@ -97,17 +100,19 @@ impl Machine {
             }
             None => self.watch_writes(),
         };
-        self.since_base = Some(SinceBase { view, base });
+        let writes = self.board.write_counts();
+        self.since_base = Some(SinceBase { view, base, writes });
     }
 
     /// Gives the place a name by its state: from here on it is a point. `None` if nobody has agreed with
     /// this machine on anything yet.
     pub(super) fn take_delta(&mut self) -> Option<Delta> {
-        let SinceBase { view, base } = self.since_base.take()?;
+        let SinceBase { view, base, writes: known } = self.since_base.take()?;
         self.engine.flush_caches();
         let written = self.take_written(&view);
         let here = DeltaBase { point: self.engine.point(), is_checkpoint: true };
-        self.since_base = Some(SinceBase { view, base: here });
+        let writes = self.board.write_counts();
+        self.since_base = Some(SinceBase { view, base: here, writes });
         let ram = self.engine.ram();
         let copy = |number: PageNumber| {
             let mut page = Box::new([0; PAGE_BYTES]);
@@ -119,7 +124,7 @@ impl Machine {
         let pages = written.into_iter().map(copy).collect();
         let end = ram.ranges().last().map_or(0, |(start, len)| start.raw_value() + len);
         let page_limit = checkpoint::PageNumber(end / PAGE_SIZE);
-        let state = self.state();
+        let state = self.state_after(&known);
         self.at_point = true;
         Some(Delta { state, page_limit, pages, base, outputs: None })
     }
@@ -153,7 +158,8 @@ impl Machine {
         if !pages.iter().all(|(number, _)| inside(number)) {
             return Err(StateError::OtherMachine);
         }
-        let board = Board::restore(&self.config.board, &ram, &state.board)?;
+        let state = state.with_earlier_writes(&self.board.completed_writes(&[]))?;
+        let board = Board::restore_with(&self.config.board, &ram, &state.board, &state.completed)?;
         self.engine.restore(&state.cpu, state.point)?;
         self.engine.restore_group(&state.cpu, state.group.as_ref())?;
         for (number, page) in pages {

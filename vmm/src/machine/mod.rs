@@ -28,6 +28,7 @@ pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateErr
 
 use crate::board::{Board, BoardError, DeliveryError, DiskOperation, Effect};
 use crate::boot::{BootError, GateError};
+use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::{
     Bus, Engine, EngineError, EngineFault, EngineKind, Exit, InvalidState, Kicker, PortWidth,
@@ -316,6 +317,23 @@ impl Machine {
     /// a side that goes live must do again.
     pub fn outstanding(&self) -> Vec<Effect> {
         self.board.outstanding()
+    }
+
+    /// From now on the machine keeps the disk writes it has completed until a flush has covered them: it is a
+    /// pair's. To be said before anybody follows; whoever does, does the same.
+    pub fn keep_completed_writes(&mut self) {
+        self.board.keep_completed_writes();
+    }
+
+    /// How many writes each disk has completed, while they are kept.
+    pub fn write_counts(&self) -> Vec<WriteCount> {
+        self.board.write_counts()
+    }
+
+    /// The completed writes of each disk that no flush has covered: what a side that goes live must make
+    /// again, before anything else.
+    pub fn completed_writes(&self) -> Vec<CompletedWrites> {
+        self.board.completed_writes(&[])
     }
 
     /// The addresses the guest was seen to use on the network; `None` without a network.

@@ -7,6 +7,7 @@ use super::memory_sum::MemorySum;
 use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
+use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::engine::{CpuCount, CpuGroup, CpuState, EngineError, EngineKind, InvalidState};
 use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
@@ -17,7 +18,7 @@ use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 5;
+pub const STATE_VERSION: u32 = 6;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +99,8 @@ pub struct MachineState {
     pub(super) group: Option<CpuGroup>,
     pub(super) point: ExecutionPoint,
     pub(super) board: BoardState,
+    /// Of each disk, the completed writes that no flush has covered; whoever follows may have the older ones.
+    pub(super) completed: Vec<CompletedWrites>,
     pub(super) clock: VirtualClock,
     pub(super) outputs: OutputSequence,
     pub(super) console_offset: u64,
@@ -122,6 +125,46 @@ impl MachineState {
             return Err(StateError::Version { found: version });
         }
         decode_all(bytes)
+    }
+
+    /// How many writes each disk has completed.
+    pub fn write_counts(&self) -> Vec<WriteCount> {
+        self.board.functions.disks.iter().map(|disk| disk.device.completed.completed).collect()
+    }
+
+    /// The completed writes it has, of each disk.
+    pub fn completed_writes(&self) -> &[CompletedWrites] {
+        &self.completed
+    }
+
+    /// The state with the completed writes that were left out of it, which whoever has followed so far has.
+    ///
+    /// # Errors
+    /// [`StateError::OtherMachine`] if some are missing.
+    pub fn with_earlier_writes(mut self, earlier: &[CompletedWrites]) -> Result<Self, StateError> {
+        let disks = &self.board.functions.disks;
+        if disks.len() != self.completed.len() || disks.len() != earlier.len() {
+            return Err(StateError::OtherMachine);
+        }
+        let count = disks.len();
+        for ((disk, own), earlier) in disks.iter().zip(&mut self.completed).zip(earlier) {
+            let counts = disk.device.completed;
+            let whole = own.after(earlier, counts.durable);
+            let whole = whole.filter(|whole| whole.are(counts, count));
+            *own = whole.ok_or(StateError::OtherMachine)?;
+        }
+        Ok(self)
+    }
+
+    /// The state of a machine that starts where its disks' completed writes are as good as on the disk: its
+    /// host lives, and whoever restores it gives it the same images.
+    pub fn without_completed_writes(mut self) -> Self {
+        for (disk, completed) in self.board.functions.disks.iter_mut().zip(&mut self.completed) {
+            let counts = &mut disk.device.completed;
+            (counts.durable, counts.bytes) = (counts.completed, 0);
+            *completed = CompletedWrites::none_after(counts.completed);
+        }
+        self
     }
 
     /// The state, and apart from it what the guest boots from.
@@ -278,6 +321,11 @@ impl Machine {
     /// Everything but memory. A machine restored from it goes on as a CPU would that had just
     /// flushed its translations.
     pub fn state(&mut self) -> MachineState {
+        self.state_after(&[])
+    }
+
+    /// The same for somebody who has followed so far: without the completed writes that are `known` to it.
+    pub fn state_after(&mut self, known: &[WriteCount]) -> MachineState {
         let Self {
             config,
             source,
@@ -303,6 +351,7 @@ impl Machine {
             group: engine.save_group(),
             point: engine.point(),
             board: board.save(),
+            completed: board.completed_writes(known),
             clock: *clock,
             outputs: *outputs,
             console_offset: *console_offset,
@@ -323,6 +372,7 @@ impl Machine {
             group,
             point,
             board,
+            completed,
             clock,
             outputs,
             console_offset,
@@ -330,7 +380,7 @@ impl Machine {
         if ram.size() != config.memory() {
             return Err(MemoryError::Size { size: ram.size() }.into());
         }
-        let board = Board::restore(&config.board, &ram, &board)?;
+        let board = Board::restore_with(&config.board, &ram, &board, &completed)?;
         // Whoever filled this memory did so through its tracker.
         let memory_sum = MemorySum::of(&ram, ram.tracker().take_written());
         let kind = config.engine;
@@ -391,3 +441,7 @@ impl From<StateError> for SetupError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,27 +1,31 @@
-//! Disk images: opening, locking, and a thread a disk that executes requests.
+//! Disk images: opening, locking, and the threads that execute a disk's requests.
 //!
 //! The images are shared by the two sides. Which side may write is decided above, by the
 //! generation; each write asks the [`Fence`] first. Who else has the image open is told by a
 //! lock on it: sides of a pair hold it shared; a new machine takes it exclusively for a moment,
 //! so that it never starts on a disk that another machine lives on.
+//!
+//! A pair's images are opened without the host's cache ([`HostCache::None`]): what a host that freezes has
+//! not passed to the storage, it would pass on when it comes back, over what the survivor has written.
+
+mod fence;
+mod image;
+mod order;
+mod queue;
+mod rewrite;
+
+pub use fence::{Fence, FenceError, NoFence};
+pub use image::HostCache;
+pub(super) use queue::DiskQueue;
 
 use super::{Mailbox, try_join_file};
-use crate::board::DiskOperation;
-use std::fmt;
-use std::fs::{File, OpenOptions};
+use image::{Image, Storage, file_system};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use vmft_logging_channel::entry::{Arrival, RequestId};
 
 /// Bytes in a sector, the unit of a disk's capacity.
 pub const SECTOR_SIZE: u64 = 512;
-
-/// virtio-blk status bytes.
-const STATUS_OK: u8 = 0;
-const STATUS_IO_ERROR: u8 = 1;
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,32 @@ pub enum DiskFileError {
         path: PathBuf,
         /// Its size.
         size: u64,
+    },
+    /// Its file system cannot leave the host's cache out.
+    #[error(
+        "disk {} is on {file_system}, which keeps everything in this host's cache (it knows no \
+         O_DIRECT): a host that dies or freezes takes writes along that its guest believes in",
+        path.display()
+    )]
+    Cached {
+        /// The image.
+        path: PathBuf,
+        /// The file system's type.
+        file_system: String,
+    },
+    /// Its end cannot be written without the host's cache.
+    #[error(
+        "disk {} has {size} bytes, and without the host's cache its storage is written in whole \
+         units of {unit}",
+        path.display()
+    )]
+    Unit {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The storage's unit in bytes.
+        unit: u64,
     },
     /// Another machine lives on it.
     #[error("disk {} is used by another machine; stop that one first, or use another image", path.display())]
@@ -64,7 +94,7 @@ pub enum DiskFileError {
 #[derive(Debug)]
 pub struct DiskFile {
     path: PathBuf,
-    file: Arc<File>,
+    image: Arc<Image>,
     size: u64,
     read_only: bool,
 }
@@ -76,16 +106,37 @@ impl DiskFile {
     ///
     /// # Errors
     /// See [`DiskFileError`]. Nothing on the image changes.
-    pub fn open(path: &Path, read_only: bool, new_machine: bool) -> Result<Self, DiskFileError> {
+    pub fn open(
+        path: &Path,
+        read_only: bool,
+        cache: HostCache,
+        new_machine: bool,
+    ) -> Result<Self, DiskFileError> {
         let open_error = |source| DiskFileError::Open { path: path.to_owned(), source };
-        let file =
-            OpenOptions::new().read(true).write(!read_only).open(path).map_err(open_error)?;
+        let direct = match cache {
+            HostCache::None => Image::open_direct(path, read_only).map_err(open_error)?,
+            HostCache::WriteBack => None,
+        };
+        let has_direct = direct.is_some();
+        let image = match direct {
+            Some(image) => image,
+            None => Image::open(path, read_only).map_err(open_error)?,
+        };
         // A block device has no length but an end.
-        let size = (&file).seek(SeekFrom::End(0)).map_err(open_error)?;
+        let size = image.file().seek(SeekFrom::End(0)).map_err(open_error)?;
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
             return Err(DiskFileError::Size { path: path.to_owned(), size });
         }
-        let disk = Self { path: path.to_owned(), file: Arc::new(file), size, read_only };
+        // What is only read is lost with no host.
+        if cache == HostCache::None && !has_direct && !read_only {
+            let file_system = file_system(path);
+            return Err(DiskFileError::Cached { path: path.to_owned(), file_system });
+        }
+        let unit = image.unit();
+        if !size.is_multiple_of(unit) {
+            return Err(DiskFileError::Unit { path: path.to_owned(), size, unit });
+        }
+        let disk = Self { path: path.to_owned(), image: Arc::new(image), size, read_only };
         if new_machine {
             disk.join(!read_only)?;
         }
@@ -102,7 +153,7 @@ impl DiskFile {
 
     fn join(&self, first: bool) -> Result<(), DiskFileError> {
         let path = || self.path.clone();
-        let joined = try_join_file(&self.file, first)
+        let joined = try_join_file(self.image.file(), first)
             .map_err(|source| DiskFileError::Open { path: path(), source })?;
         if joined { Ok(()) } else { Err(DiskFileError::InUse { path: path() }) }
     }
@@ -122,8 +173,13 @@ impl DiskFile {
         &self.path
     }
 
-    /// Starts the thread that executes this disk's requests in order and leaves their results in
-    /// the mailbox. It ends when the returned sender is dropped.
+    /// Whether this host's cache has a part in it.
+    pub fn cache(&self) -> HostCache {
+        self.image.cache()
+    }
+
+    /// Starts to execute this disk's requests, whose results are left in the mailbox. It ends when the
+    /// returned queue is dropped.
     ///
     /// # Errors
     /// [`DiskFileError::Thread`].
@@ -132,102 +188,10 @@ impl DiskFile {
         disk: u8,
         fence: Arc<dyn Fence>,
         mailbox: Arc<Mailbox>,
-    ) -> Result<Sender<DiskJob>, DiskFileError> {
-        let (sender, receiver) = channel();
-        let worker = Worker { disk, file: Arc::clone(&self.file), fence, mailbox };
-        std::thread::Builder::new()
-            .name(format!("disk{disk}"))
-            .spawn(move || worker.run(&receiver))
-            .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })?;
-        Ok(sender)
-    }
-}
-
-/// This side's generation is over: it may not write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this side's generation is over")]
-pub struct FenceError;
-
-/// Asked before each write: is this side's generation still the last?
-pub trait Fence: fmt::Debug + Send + Sync {
-    /// # Errors
-    /// [`FenceError`] if another side has won a later generation. The fence itself makes sure
-    /// that this side halts.
-    fn check(&self) -> Result<(), FenceError>;
-}
-
-/// The fence of a machine that is nobody's pair.
-#[derive(Debug, Clone, Copy)]
-pub struct NoFence;
-
-impl Fence for NoFence {
-    fn check(&self) -> Result<(), FenceError> {
-        Ok(())
-    }
-}
-
-/// What a disk's thread does, in order.
-#[derive(Debug)]
-pub(super) enum DiskJob {
-    /// Executes a request.
-    Request(RequestId, DiskOperation),
-    /// Says that everything before it is done.
-    Drain(Sender<()>),
-}
-
-#[derive(Debug)]
-struct Worker {
-    disk: u8,
-    file: Arc<File>,
-    fence: Arc<dyn Fence>,
-    mailbox: Arc<Mailbox>,
-}
-
-impl Worker {
-    fn run(&self, jobs: &Receiver<DiskJob>) {
-        while let Ok(job) = jobs.recv() {
-            let (request, operation) = match job {
-                DiskJob::Request(request, operation) => (request, operation),
-                DiskJob::Drain(done) => {
-                    // Whoever asked may have gone; nothing is owed to it then.
-                    let _ = done.send(());
-                    continue;
-                }
-            };
-            let writes = !matches!(operation, DiskOperation::Read { .. });
-            if writes && self.fence.check().is_err() {
-                // A request that is never answered: this side is halting.
-                continue;
-            }
-            let (status, data) = match self.execute(operation) {
-                Ok(data) => (STATUS_OK, data),
-                Err(error) => {
-                    tracing::error!(disk = self.disk, request = request.0, %error, "disk request");
-                    (STATUS_IO_ERROR, Vec::new())
-                }
-            };
-            let disk = self.disk;
-            self.mailbox.push(Arrival::DiskCompletion { disk, request, status, data });
-        }
-    }
-
-    fn execute(&self, operation: DiskOperation) -> io::Result<Vec<u8>> {
-        match operation {
-            DiskOperation::Read { offset, len } => {
-                let len = usize::try_from(len).map_err(io::Error::other)?;
-                let mut data = vec![0; len];
-                self.file.read_exact_at(&mut data, offset)?;
-                Ok(data)
-            }
-            DiskOperation::Write { offset, data } => {
-                self.file.write_all_at(&data, offset)?;
-                Ok(Vec::new())
-            }
-            DiskOperation::Flush => {
-                self.file.sync_data()?;
-                Ok(Vec::new())
-            }
-        }
+    ) -> Result<DiskQueue, DiskFileError> {
+        let storage = Arc::clone(&self.image) as Arc<dyn Storage>;
+        DiskQueue::start(disk, storage, fence, mailbox)
+            .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
     }
 }
 
@@ -244,23 +208,27 @@ mod tests {
     #[test]
     fn a_disk_another_machine_lives_on_is_refused_and_a_pair_shares_it() {
         let image = image(1 << 20);
-        let primary = DiskFile::open(image.path(), false, true).expect("nobody has it");
-        let backup = DiskFile::open(image.path(), false, false).expect("anyone may look");
+        let primary =
+            DiskFile::open(image.path(), false, HostCache::WriteBack, true).expect("nobody has it");
+        let backup = DiskFile::open(image.path(), false, HostCache::WriteBack, false)
+            .expect("anyone may look");
         backup.share().expect("the pair shares it");
-        let other = DiskFile::open(image.path(), false, true);
+        let other = DiskFile::open(image.path(), false, HostCache::WriteBack, true);
         assert!(matches!(other, Err(DiskFileError::InUse { .. })));
         drop(primary);
-        let other = DiskFile::open(image.path(), false, true);
+        let other = DiskFile::open(image.path(), false, HostCache::WriteBack, true);
         assert!(matches!(other, Err(DiskFileError::InUse { .. })));
         drop(backup);
-        DiskFile::open(image.path(), false, true).expect("free again");
+        DiskFile::open(image.path(), false, HostCache::WriteBack, true).expect("free again");
     }
 
     #[test]
     fn a_backup_that_waits_does_not_keep_its_primary_from_starting() {
         let image = image(1 << 20);
-        let backup = DiskFile::open(image.path(), false, false).expect("anyone may look");
-        let primary = DiskFile::open(image.path(), false, true).expect("nobody has it");
+        let backup = DiskFile::open(image.path(), false, HostCache::WriteBack, false)
+            .expect("anyone may look");
+        let primary =
+            DiskFile::open(image.path(), false, HostCache::WriteBack, true).expect("nobody has it");
         backup.share().expect("the pair shares it");
         drop(primary);
     }
@@ -268,9 +236,11 @@ mod tests {
     #[test]
     fn a_read_only_disk_may_be_shared_by_anyone() {
         let image = image(1 << 20);
-        let first = DiskFile::open(image.path(), true, true).expect("nobody has it");
-        let second = DiskFile::open(image.path(), true, true).expect("readers share");
-        let writer = DiskFile::open(image.path(), false, true);
+        let first =
+            DiskFile::open(image.path(), true, HostCache::WriteBack, true).expect("nobody has it");
+        let second =
+            DiskFile::open(image.path(), true, HostCache::WriteBack, true).expect("readers share");
+        let writer = DiskFile::open(image.path(), false, HostCache::WriteBack, true);
         assert!(matches!(writer, Err(DiskFileError::InUse { .. })));
         drop((first, second));
     }
@@ -279,8 +249,18 @@ mod tests {
     fn a_broken_size_is_refused() {
         for size in [0, 511, 513] {
             let image = image(size);
-            let error = DiskFile::open(image.path(), false, true).expect_err("not whole sectors");
+            let error = DiskFile::open(image.path(), false, HostCache::WriteBack, true)
+                .expect_err("not whole sectors");
             assert!(matches!(error, DiskFileError::Size { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_system_that_keeps_everything_in_the_cache_is_refused_by_name() {
+        // proc(5) knows no O_DIRECT, and this file takes no harm from being opened.
+        let path = Path::new("/proc/self/comm");
+        let refused = Image::open_direct(path, false).expect("it is there");
+        assert!(refused.is_none());
+        assert_eq!(file_system(path), "proc");
     }
 }

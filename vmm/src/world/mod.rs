@@ -12,11 +12,22 @@ mod outside;
 mod source;
 mod watermark;
 
-pub use disk::{DiskFile, DiskFileError, Fence, FenceError, NoFence};
+pub use disk::{DiskFile, DiskFileError, Fence, FenceError, HostCache, NoFence};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
 pub use outside::HostOutside;
 pub use source::{Gauges, HostSource};
+
+use std::time::Duration;
+
+/// Time by a clock that goes on while the host is suspended. Only differences mean something.
+///
+/// # Panics
+/// On a kernel that has no such clock; Linux has had one since 2.6.39.
+pub fn time_with_suspension() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.expect("Linux has this clock").into()
+}
 
 /// An error with its causes, in one line.
 fn error_text(error: &dyn std::error::Error) -> String {

@@ -1,21 +1,24 @@
 //! Where released outputs go: the disks' threads, the console and the network.
 
 use super::console::ConsoleHub;
-use super::disk::DiskJob;
+use super::disk::DiskQueue;
 use super::net::NetPort;
 use super::watermark::Watermark;
 use super::{DiskFile, DiskFileError, Fence, Mailbox};
 use crate::board::DiskOperation;
+use crate::devices::virtio::block::completed::CompletedWrites;
 use crate::outputs::{Assurance, Output, OutputKind, Outside};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::channel;
 use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
 /// The host's disks, console and network.
 #[derive(Debug)]
 pub struct HostOutside {
-    disks: Vec<Mutex<Sender<DiskJob>>>,
+    disks: Vec<DiskQueue>,
+    /// Those that the guest may write to.
+    writable: Vec<bool>,
     console: Arc<ConsoleHub>,
     network: Option<Arc<NetPort>>,
     watermark: Arc<Watermark>,
@@ -35,14 +38,14 @@ impl HostOutside {
         fence: &Arc<dyn Fence>,
         mailbox: &Arc<Mailbox>,
     ) -> Result<Self, DiskFileError> {
+        let writable = disks.iter().map(|disk| !disk.read_only()).collect();
         let disks = (0u8..)
             .zip(disks)
-            .map(|(index, disk)| {
-                disk.start(index, Arc::clone(fence), Arc::clone(mailbox)).map(Mutex::new)
-            })
+            .map(|(index, disk)| disk.start(index, Arc::clone(fence), Arc::clone(mailbox)))
             .collect::<Result<_, _>>()?;
         let watermark = Arc::default();
-        Ok(Self { disks, console, network, watermark, packets: AtomicBool::new(false) })
+        let packets = AtomicBool::new(false);
+        Ok(Self { disks, writable, console, network, watermark, packets })
     }
 
     /// This side is live: the console's input goes to `mailbox`, and `on_out` is told up to which
@@ -64,22 +67,27 @@ impl HostOutside {
 
     /// Queues a disk request; its result comes through the mailbox.
     pub(super) fn start_disk(&self, disk: u8, request: RequestId, operation: DiskOperation) {
-        let sender = self.disks.get(usize::from(disk)).expect("the board has these disks only");
-        let sender = sender.lock().expect("no holder of this lock panics");
-        let job = DiskJob::Request(request, operation);
-        sender.send(job).expect("a disk's thread ends after its sender");
+        let queue = self.disks.get(usize::from(disk)).expect("the board has these disks only");
+        queue.request(request, operation);
     }
 
-    /// Waits until every disk request queued so far is done.
+    /// Waits until every disk request queued so far is done, and durable.
     pub fn drain(&self) {
         let (done, all_done) = channel();
         for disk in &self.disks {
-            let sender = disk.lock().expect("no holder of this lock panics");
-            let job = DiskJob::Drain(done.clone());
-            sender.send(job).expect("a disk's thread ends after its sender");
+            disk.settle(done.clone());
         }
         drop(done);
         while all_done.recv().is_ok() {}
+    }
+
+    /// Makes the writes again that a predecessor has completed, of each disk, and has them flushed, before
+    /// any request that comes later. They may have died with its host.
+    pub fn rewrite(&self, completed: &[CompletedWrites]) {
+        let disks = self.disks.iter().zip(&self.writable).zip(completed);
+        for ((disk, _), completed) in disks.filter(|((_, writable), _)| **writable) {
+            disk.rewrite(completed);
+        }
     }
 
     /// Does an outstanding request again at a go-live; reads are no outputs, but are asked for

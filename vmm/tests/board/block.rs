@@ -4,9 +4,9 @@ use crate::driver::{
     self, Buffer, DRIVER_OK, Driver, EVENT_INDEX, FIRST_DISK, INDIRECT, INDIRECT_TABLE, NEXT,
     SECOND_DISK, WRITE,
 };
-use crate::machine::{DISK_BYTES, Machine, completion, disk_effect};
+use crate::machine::{DISK_BYTES, Machine, completion, config, disk_effect};
 use vmft_logging_channel::entry::RequestId;
-use vmft_vmm::board::{DeliveryError, DiskOperation, Effect};
+use vmft_vmm::board::{Board, DeliveryError, DiskOperation, Effect};
 use vmft_vmm::devices::virtio::DeviceName;
 use vmft_vmm::engine::PortWidth;
 
@@ -419,4 +419,52 @@ fn nothing_happens_before_the_driver_is_ready() {
     assert_eq!(machine.take_interrupt(), None);
     driver.set_up(&mut machine, 0);
     assert_eq!(driver.status(&mut machine), DRIVER_OK);
+}
+
+#[test]
+fn completed_writes_are_kept_until_a_flush_and_come_along_with_the_state() {
+    let (mut machine, mut driver) = started();
+    write(&mut machine, &mut driver, Place::new(0), 8, &[7; 512]);
+    machine.complete(0, 1, OK, &[]);
+    assert!(machine.board.completed_writes(&[])[0].writes.is_empty(), "nobody's pair");
+    machine.board.keep_completed_writes();
+    write(&mut machine, &mut driver, Place::new(0), 9, &[8; 512]);
+    machine.complete(0, 2, OK, &[]);
+    let kept = machine.board.completed_writes(&[]);
+    assert_eq!(kept[0].writes.len(), 1);
+    assert_eq!((kept[0].writes[0].offset, &kept[0].writes[0].data[..]), (9 * 512, &[8; 512][..]));
+    let state = machine.board.save();
+    assert!(Board::restore(&config(), &machine.ram, &state).is_err(), "without what it keeps");
+    machine.board = Board::restore_with(&config(), &machine.ram, &state, &kept).unwrap();
+    assert_eq!(machine.board.completed_writes(&[]), kept);
+    driver.set_up(&mut machine, 0);
+    assert_eq!(machine.board.completed_writes(&[]), kept, "a reset is no flush");
+    flush(&mut machine, &mut driver, Place::new(1));
+    machine.complete(0, 3, OK, &[]);
+    assert!(machine.board.completed_writes(&[])[0].writes.is_empty());
+}
+
+#[test]
+fn a_guest_that_never_flushes_has_it_done_by_the_device() {
+    let (mut machine, mut driver) = started();
+    machine.board.keep_completed_writes();
+    machine.effects();
+    let data = vec![1; 120 << 10];
+    let mut requests = 1..;
+    let own = loop {
+        write(&mut machine, &mut driver, Place::new(0), 0, &data);
+        let request = requests.next().expect("endless");
+        assert!(request < 300, "it keeps everything for ever");
+        machine.effects();
+        machine.complete(0, request, OK, &[]);
+        driver.next_used(&machine).expect("answered");
+        if let Some(effect) = machine.effects().pop() {
+            assert_eq!(effect, disk_effect(0, request + 1, DiskOperation::Flush));
+            break request + 1;
+        }
+    };
+    assert_eq!(machine.board.outstanding().len(), 1);
+    machine.complete(0, own, OK, &[]);
+    assert_eq!(driver.next_used(&machine), None, "nobody in the guest has asked");
+    assert!(machine.board.completed_writes(&[])[0].writes.is_empty());
 }

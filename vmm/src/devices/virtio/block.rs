@@ -8,6 +8,7 @@
 //! further requests from the queue while [`requests::MAX_IN_FLIGHT`] of them, or
 //! [`requests::MAX_IN_FLIGHT_BYTES`], are on their way; completions make it go on.
 
+pub mod completed;
 pub mod requests;
 
 use super::queue::{Chain, QueueAccess, QueueFault, Segment, total_len};
@@ -15,6 +16,7 @@ use super::{DeviceKind, DeviceName, VirtioDevice};
 use crate::board::{DiskOperation, Effect};
 use crate::devices::InvalidState;
 use crate::memory::GuestMemoryMmap;
+use completed::{CompletedWrite, CompletedWrites, KeepLimit};
 use requests::{Request, Requests, RequestsState};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -88,6 +90,7 @@ pub struct Block {
     read_only: bool,
     serial: [u8; SERIAL_LEN],
     config_space: [u8; CONFIG_LEN],
+    keep_limit: KeepLimit,
     requests: Requests,
 }
 
@@ -102,7 +105,13 @@ enum Outcome {
 impl Block {
     /// Disk `number` of the machine with `sectors` sectors; a serial number longer than
     /// [`SERIAL_LEN`] bytes is cut.
-    pub fn new(number: u8, sectors: u64, read_only: bool, serial: &str) -> Self {
+    pub fn new(
+        number: u8,
+        sectors: u64,
+        read_only: bool,
+        serial: &str,
+        keep_limit: KeepLimit,
+    ) -> Self {
         let mut config_space = [0; CONFIG_LEN];
         config_space[0..8].copy_from_slice(&sectors.to_le_bytes());
         config_space[8..12].copy_from_slice(&SEGMENT_SIZE_MAX.to_le_bytes());
@@ -112,13 +121,32 @@ impl Block {
         for (to, from) in padded.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        let requests = Requests::default();
-        Self { number, sectors, read_only, serial: padded, config_space, requests }
+        let requests = Requests::new(keep_limit);
+        Self { number, sectors, read_only, serial: padded, config_space, keep_limit, requests }
     }
 
     /// The requests on their way.
     pub fn requests(&self) -> &Requests {
         &self.requests
+    }
+
+    /// From now on the writes that were completed are kept until a flush has covered them.
+    pub fn keep_completed(&mut self) {
+        self.requests.keep_completed();
+    }
+
+    /// The data of the completed writes of a restored device.
+    ///
+    /// # Errors
+    /// [`InvalidState`] if they are not those it has counted.
+    pub fn restore_completed(&mut self, writes: &CompletedWrites) -> Result<(), InvalidState> {
+        let (read_only, sectors) = (self.read_only, self.sectors);
+        let on_disk = |CompletedWrite { offset, data }: &CompletedWrite| {
+            !read_only
+                && offset.is_multiple_of(SECTOR_SIZE)
+                && offset_of(sectors, offset / SECTOR_SIZE, data.len() as u64).is_some()
+        };
+        self.requests.restore_completed(writes, on_disk)
     }
 
     /// A request has ended: `data` is what was read, `status` how it went. The caller has
@@ -133,8 +161,9 @@ impl Block {
         data: &[u8],
         access: &mut QueueAccess<'_>,
     ) -> Result<(), QueueFault> {
-        let ended = self.requests.remove(request);
+        let ended = self.requests.remove(request, status == DiskStatus::Ok);
         self.issue(access);
+        self.flush_if_due(access);
         if let Some(Request { head, buffers, status: place, abandoned: false, .. }) = ended {
             access.write(&buffers, 0, data);
             answer(access, head, place, data.len() as u32, status)?;
@@ -175,6 +204,10 @@ impl Block {
         let outcome = match u32::from_le_bytes(kind) {
             VIRTIO_BLK_T_IN => self.parse_read(sector, &buffers),
             VIRTIO_BLK_T_OUT => self.parse_write(sector, chain, access),
+            // What a flush of the device's own could not make durable, this one would not cover.
+            VIRTIO_BLK_T_FLUSH if self.requests.take_doubt() => {
+                Outcome::Answer(DiskStatus::IoError)
+            }
             VIRTIO_BLK_T_FLUSH => Outcome::Submit(DiskOperation::Flush),
             VIRTIO_BLK_T_GET_ID => {
                 access.write(&buffers, 0, &self.serial);
@@ -215,9 +248,7 @@ impl Block {
     /// Where on the disk a transfer begins, if the whole of it is on the disk and it is a
     /// whole number of sectors within the limits.
     fn offset(&self, sector: u64, len: u64) -> Option<u64> {
-        let whole = len > 0 && len.is_multiple_of(SECTOR_SIZE) && len <= MAX_REQUEST_BYTES;
-        let end = sector.checked_add(len / SECTOR_SIZE)?;
-        (whole && end <= self.sectors).then(|| sector * SECTOR_SIZE)
+        offset_of(self.sectors, sector, len)
     }
 
     /// Sends out every request that nothing holds back any more.
@@ -228,6 +259,21 @@ impl Block {
             access.effects().push(Effect::Disk { disk, request, operation });
         });
     }
+
+    /// Asks for a flush that nobody in the guest waits for, if much is completed that no flush has covered.
+    fn flush_if_due(&mut self, access: &mut QueueAccess<'_>) {
+        if let Some(request) = self.requests.add_own_flush() {
+            let (disk, operation) = (self.number, DiskOperation::Flush);
+            access.effects().push(Effect::Disk { disk, request, operation });
+        }
+    }
+}
+
+/// Where on a disk of so many sectors a transfer begins, if it is one that a request can make.
+fn offset_of(sectors: u64, sector: u64, len: u64) -> Option<u64> {
+    let whole = len > 0 && len.is_multiple_of(SECTOR_SIZE) && len <= MAX_REQUEST_BYTES;
+    let end = sector.checked_add(len / SECTOR_SIZE)?;
+    (whole && end <= sectors).then(|| sector * SECTOR_SIZE)
 }
 
 /// Puts a status into its place and gives the chain back.
@@ -312,7 +358,7 @@ impl VirtioDevice for Block {
                     && self.offset(offset / SECTOR_SIZE, data.len() as u64).is_some()
             }
         };
-        self.requests = Requests::restore(state, heads, memory, on_disk)?;
+        self.requests = Requests::restore(state, self.keep_limit, heads, memory, on_disk)?;
         Ok(())
     }
 }

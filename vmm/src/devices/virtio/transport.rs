@@ -125,6 +125,11 @@ impl<D: VirtioDevice> VirtioPci<D> {
         &self.device
     }
 
+    /// The same, for what concerns neither the guest nor the queues.
+    pub(crate) fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
     /// Back to the state after power-on, but for requests sent out.
     pub fn power_on_reset(&mut self, window: u32, line: IrqLine)
     where

@@ -1,0 +1,26 @@
+//! Whether this side may still write.
+
+use std::fmt;
+
+/// This side's generation is over: it may not write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this side's generation is over")]
+pub struct FenceError;
+
+/// Asked before each write: is this side's generation still the last?
+pub trait Fence: fmt::Debug + Send + Sync {
+    /// # Errors
+    /// [`FenceError`] if another side has won a later generation. The fence itself makes sure
+    /// that this side halts.
+    fn check(&self) -> Result<(), FenceError>;
+}
+
+/// The fence of a machine that is nobody's pair.
+#[derive(Debug, Clone, Copy)]
+pub struct NoFence;
+
+impl Fence for NoFence {
+    fn check(&self) -> Result<(), FenceError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+use super::*;
+use crate::devices::virtio::block::completed::{CompletedWrite, WriteCount};
+use crate::inputs::Room;
+use crate::world::{FenceError, NoFence};
+use std::collections::VecDeque;
+use std::sync::mpsc::channel;
+
+const SECTOR: usize = 512;
+
+/// A disk behind a cache that a crash empties.
+#[derive(Debug, Default)]
+struct Cached {
+    contents: Mutex<Contents>,
+    /// The next write or flush fails.
+    fails: Mutex<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Contents {
+    cache: Vec<u8>,
+    durable: Vec<u8>,
+    /// Writes and flushes as they came.
+    log: Vec<String>,
+}
+
+impl Cached {
+    fn new(sectors: usize) -> Arc<Self> {
+        let bytes = vec![b'.'; sectors * SECTOR];
+        let contents = Contents { cache: bytes.clone(), durable: bytes, log: Vec::new() };
+        Arc::new(Self { contents: Mutex::new(contents), fails: Mutex::new(false) })
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.contents.lock().expect("not poisoned").log.clone()
+    }
+
+    /// The first byte of each sector, as it is after a crash.
+    fn durable(&self) -> String {
+        let contents = self.contents.lock().expect("not poisoned");
+        contents.durable.chunks(SECTOR).map(|sector| char::from(sector[0])).collect()
+    }
+
+    fn fail_next(&self) {
+        *self.fails.lock().expect("not poisoned") = true;
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let fails = std::mem::take(&mut *self.fails.lock().expect("not poisoned"));
+        if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl Storage for Cached {
+    fn unit(&self) -> u64 {
+        1
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let contents = self.contents.lock().expect("not poisoned");
+        let start = offset as usize;
+        data.copy_from_slice(&contents.cache[start..start + data.len()]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        let mut contents = self.contents.lock().expect("not poisoned");
+        let start = offset as usize;
+        contents.cache[start..start + data.len()].copy_from_slice(data);
+        contents.log.push(format!("{} at {}", char::from(data[0]), start / SECTOR));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.check()?;
+        let mut contents = self.contents.lock().expect("not poisoned");
+        contents.durable = contents.cache.clone();
+        contents.log.push("flush".to_owned());
+        Ok(())
+    }
+}
+
+struct Stage {
+    queue: DiskQueue,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Stage {
+    fn new(storage: &Arc<Cached>, fence: impl Fence + 'static) -> Self {
+        let mailbox = Arc::new(Mailbox::default());
+        let storage = Arc::clone(storage) as Arc<dyn Storage>;
+        let queue = DiskQueue::start(0, storage, Arc::new(fence), Arc::clone(&mailbox));
+        Self { queue: queue.expect("a thread"), mailbox }
+    }
+
+    /// Waits until everything so far is done.
+    fn settle(&self) {
+        let (done, settled) = channel();
+        self.queue.settle(done);
+        settled.recv().expect("the disk's threads live as long as the queue");
+    }
+
+    /// The status of each request that is done, and what a read has brought, by first byte.
+    fn answers(&self) -> Vec<(u64, u8, String)> {
+        let room = Room::default();
+        let mut answers: Vec<_> = std::iter::from_fn(|| self.mailbox.take_arrival(room))
+            .map(|arrival| match arrival {
+                Arrival::DiskCompletion { request, status, data, .. } => (
+                    request.0,
+                    status,
+                    data.first().map(|byte| char::from(*byte)).into_iter().collect(),
+                ),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        answers.sort();
+        answers
+    }
+}
+
+fn write(sector: u64, letter: char) -> DiskOperation {
+    DiskOperation::Write { offset: sector * SECTOR as u64, data: vec![letter as u8; SECTOR] }
+}
+
+fn read(sector: u64) -> DiskOperation {
+    DiskOperation::Read { offset: sector * SECTOR as u64, len: SECTOR as u32 }
+}
+
+fn completed(writes: &[(u64, char)]) -> CompletedWrites {
+    let write = |(sector, letter): &(u64, char)| CompletedWrite {
+        offset: sector * SECTOR as u64,
+        data: Arc::new(vec![*letter as u8; SECTOR]),
+    };
+    CompletedWrites {
+        before: WriteCount(0),
+        writes: writes.iter().map(write).collect::<VecDeque<_>>(),
+    }
+}
+
+#[test]
+fn a_survivor_makes_completed_writes_again_and_flushes_before_any_request() {
+    let storage = Cached::new(8);
+    let stage = Stage::new(&storage, NoFence);
+    stage.queue.rewrite(&completed(&[(1, 'a'), (5, 'b'), (1, 'c')]));
+    stage.queue.request(RequestId(1), read(1));
+    stage.queue.request(RequestId(2), write(1, 'd'));
+    stage.queue.request(RequestId(3), DiskOperation::Flush);
+    stage.settle();
+    let log = storage.log();
+    let (again, later) = log.split_at(3);
+    let mut again = again.to_vec();
+    assert_eq!(again.pop().as_deref(), Some("flush"));
+    again.sort();
+    assert_eq!(again, ["b at 5", "c at 1"], "'a' is older");
+    assert_eq!(later, ["d at 1", "flush"]);
+    let expected = [(1, 0, "c".to_owned()), (2, 0, String::new()), (3, 0, String::new())];
+    assert_eq!(stage.answers(), expected);
+    assert_eq!(storage.durable(), ".d...b..");
+}
+
+#[test]
+fn a_flush_answers_for_the_writes_that_its_predecessor_completed() {
+    // The primary has completed a write into its host's cache, and died with it inside the flush.
+    let storage = Cached::new(4);
+    let stage = Stage::new(&storage, NoFence);
+    stage.queue.rewrite(&completed(&[(2, 'w')]));
+    stage.queue.request(RequestId(7), DiskOperation::Flush);
+    stage.settle();
+    assert_eq!(stage.answers(), [(7, 0, String::new())]);
+    assert_eq!(storage.durable(), "..w.");
+}
+
+#[test]
+fn what_cannot_be_written_again_makes_the_next_flush_fail_once() {
+    let storage = Cached::new(4);
+    let stage = Stage::new(&storage, NoFence);
+    storage.fail_next();
+    stage.queue.rewrite(&completed(&[(2, 'w')]));
+    stage.queue.request(RequestId(1), DiskOperation::Flush);
+    stage.settle();
+    stage.queue.request(RequestId(2), DiskOperation::Flush);
+    stage.settle();
+    let status = |answer: &(u64, u8, String)| (answer.0, answer.1);
+    let answers: Vec<_> = stage.answers().iter().map(status).collect();
+    assert_eq!(answers, [(1, STATUS_IO_ERROR), (2, STATUS_OK)]);
+}
+
+#[test]
+fn whoever_waits_for_everything_to_be_done_finds_it_durable() {
+    let storage = Cached::new(4);
+    let stage = Stage::new(&storage, NoFence);
+    stage.settle();
+    assert!(storage.log().is_empty(), "nothing was written");
+    for sector in 0..4 {
+        stage.queue.request(RequestId(sector + 1), write(sector, 'x'));
+    }
+    stage.settle();
+    assert_eq!(storage.durable(), "xxxx");
+    assert_eq!(storage.log().len(), 5);
+}
+
+#[derive(Debug)]
+struct Fenced;
+
+impl Fence for Fenced {
+    fn check(&self) -> Result<(), FenceError> {
+        Err(FenceError)
+    }
+}
+
+#[test]
+fn a_fenced_side_writes_nothing_not_even_what_was_completed() {
+    let storage = Cached::new(4);
+    let stage = Stage::new(&storage, Fenced);
+    stage.queue.rewrite(&completed(&[(2, 'w')]));
+    stage.queue.request(RequestId(1), write(0, 'x'));
+    stage.queue.request(RequestId(2), DiskOperation::Flush);
+    stage.queue.request(RequestId(3), read(0));
+    stage.settle();
+    assert!(storage.log().is_empty());
+    assert_eq!(stage.answers(), [(3, 0, ".".to_owned())]);
+}
