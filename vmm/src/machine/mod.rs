@@ -30,6 +30,7 @@ use crate::engine::{
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
+use crate::world::Repeats;
 use delta::SinceBase;
 use memory_sum::MemorySum;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
@@ -127,6 +128,9 @@ pub enum MachineError {
     #[error("restarting after a reset")]
     Reset(#[source] Box<SetupError>),
 }
+
+/// What is said of what a guest does, which can do it as often as it likes.
+static GUESTS_DOING: Repeats = Repeats::new();
 
 /// A guest: everything that a digest covers, and nothing else.
 #[derive(Debug)]
@@ -467,7 +471,9 @@ impl Machine {
                 }
                 Exit::Shutdown => {
                     let point = self.engine.point();
-                    tracing::warn!(%point, "triple fault: the guest starts again");
+                    if let Some(times) = GUESTS_DOING.note("triple fault") {
+                        tracing::warn!(%point, "triple fault: the guest starts again{times}");
+                    }
                     self.reset()?;
                     return Ok(());
                 }
@@ -497,7 +503,9 @@ impl Machine {
     fn report_faults(&mut self) {
         if self.board.has_faults() {
             for fault in self.board.take_faults() {
-                tracing::error!("{fault}: {}", fault.fault);
+                if let Some(times) = GUESTS_DOING.note(&fault.to_string()) {
+                    tracing::error!("{fault}: {}{times}", fault.fault);
+                }
             }
         }
     }

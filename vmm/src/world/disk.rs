@@ -5,6 +5,7 @@
 //! lock on it: sides of a pair hold it shared; a new machine takes it exclusively for a moment,
 //! so that it never starts on a disk that another machine lives on.
 
+use super::disk_errors::DiskErrors;
 use super::{Mailbox, try_join_file};
 use crate::board::DiskOperation;
 use std::fmt;
@@ -134,7 +135,8 @@ impl DiskFile {
         mailbox: Arc<Mailbox>,
     ) -> Result<Sender<DiskJob>, DiskFileError> {
         let (sender, receiver) = channel();
-        let worker = Worker { disk, file: Arc::clone(&self.file), fence, mailbox };
+        let (file, errors) = (Arc::clone(&self.file), DiskErrors::of(self.path.clone()));
+        let worker = Worker { disk, file, fence, mailbox, errors };
         std::thread::Builder::new()
             .name(format!("disk{disk}"))
             .spawn(move || worker.run(&receiver))
@@ -175,12 +177,27 @@ pub(super) enum DiskJob {
     Drain(Sender<()>),
 }
 
+/// What a request does, for messages, and where.
+fn describe(operation: &DiskOperation) -> (&'static str, impl Fn() -> String + use<>) {
+    let (what, len, offset) = match operation {
+        DiskOperation::Read { offset, len } => ("reading", u64::from(*len), *offset),
+        DiskOperation::Write { offset, data } => ("writing", data.len() as u64, *offset),
+        DiskOperation::Flush => ("making durable", 0, 0),
+    };
+    let place = move || match len {
+        0 => "what was written".to_owned(),
+        _ => format!("{len} bytes at byte {offset}"),
+    };
+    (what, place)
+}
+
 #[derive(Debug)]
 struct Worker {
     disk: u8,
     file: Arc<File>,
     fence: Arc<dyn Fence>,
     mailbox: Arc<Mailbox>,
+    errors: DiskErrors,
 }
 
 impl Worker {
@@ -199,10 +216,11 @@ impl Worker {
                 // A request that is never answered: this side is halting.
                 continue;
             }
+            let (what, place) = describe(&operation);
             let (status, data) = match self.execute(operation) {
                 Ok(data) => (STATUS_OK, data),
                 Err(error) => {
-                    tracing::error!(disk = self.disk, request = request.0, %error, "disk request");
+                    self.errors.say(what, &place(), &error);
                     (STATUS_IO_ERROR, Vec::new())
                 }
             };

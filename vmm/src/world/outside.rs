@@ -8,8 +8,9 @@ use super::{DiskFile, DiskFileError, Fence, Mailbox};
 use crate::board::DiskOperation;
 use crate::outputs::{Assurance, Output, OutputKind, Outside};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
 /// The host's disks, console and network.
@@ -21,6 +22,32 @@ pub struct HostOutside {
     watermark: Arc<Watermark>,
     /// A packet was let out since the watermark was told of.
     packets: AtomicBool,
+}
+
+/// Tells when disk requests are done.
+#[derive(Debug)]
+pub struct DisksDone {
+    all_done: Receiver<()>,
+    left: usize,
+}
+
+impl DisksDone {
+    /// Waits for that, for at most `limit` a disk; says whether it is so.
+    pub fn wait(&mut self, limit: Duration) -> bool {
+        while self.left > 0 {
+            match self.all_done.recv_timeout(limit) {
+                Ok(()) => self.left -= 1,
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        true
+    }
+
+    /// Disks that are not done.
+    pub fn left(&self) -> usize {
+        self.left
+    }
 }
 
 impl HostOutside {
@@ -70,16 +97,15 @@ impl HostOutside {
         sender.send(job).expect("a disk's thread ends after its sender");
     }
 
-    /// Waits until every disk request queued so far is done.
-    pub fn drain(&self) {
+    /// Asks to be told when every disk request queued so far is done.
+    pub fn drain(&self) -> DisksDone {
         let (done, all_done) = channel();
         for disk in &self.disks {
             let sender = disk.lock().expect("no holder of this lock panics");
             let job = DiskJob::Drain(done.clone());
             sender.send(job).expect("a disk's thread ends after its sender");
         }
-        drop(done);
-        while all_done.recv().is_ok() {}
+        DisksDone { all_done, left: self.disks.len() }
     }
 
     /// Does an outstanding request again at a go-live; reads are no outputs, but are asked for
@@ -95,7 +121,7 @@ impl Outside for HostOutside {
         self.watermark.let_out(output.sequence, is_console);
         match output.kind {
             OutputKind::Console { offset, bytes } => {
-                self.console.write(output.sequence, offset, bytes);
+                self.console.write(output.sequence, offset, &bytes);
             }
             OutputKind::Packet(packet) => {
                 if let Some(network) = &self.network {
@@ -113,5 +139,13 @@ impl Outside for HostOutside {
         if self.packets.swap(false, Ordering::Relaxed) {
             self.watermark.tell();
         }
+    }
+
+    fn backlog(&self) -> usize {
+        self.console.backlog()
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        self.console.unwritten()
     }
 }
