@@ -15,6 +15,9 @@ use vmft_vmm::inputs::Asked;
 /// send one.
 const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 
+/// How long the message about that may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 #[derive(Debug)]
 struct NoHook;
 
@@ -54,6 +57,7 @@ pub fn serve_side_with(
         }
         Some(first) if first.elapsed() >= SECOND_SIGNAL => {
             tell!("ended at once, on a second signal");
+            tell::finish(LAST_WORDS);
             process::exit(1);
         }
         Some(_) => {}

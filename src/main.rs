@@ -3,9 +3,9 @@
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 use vmft::remedy::{Remedy, one_line};
 use vmft::{commands, examples};
@@ -92,10 +92,10 @@ fn set_up_log(cli: &Cli) -> Result<()> {
                 .open(path)
                 .with_context(|| format!("opening {}", path.display()))
                 .remedy(|| "--log-file takes a file that this user may write")?;
-            tell::to_file(file.try_clone()?);
-            log.with_ansi(false).with_writer(file).init();
+            tell::to_file(file);
+            log.with_ansi(false).with_writer(tell::writer).init();
         }
-        None => log.with_writer(std::io::stderr).init(),
+        None => log.with_writer(tell::writer).init(),
     }
     Ok(())
 }
@@ -121,13 +121,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+/// How long a process that ends waits for a reader of its last messages.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Exit code for a command line that makes no sense.
 const USAGE: u8 = 2;
 
 /// Says on standard error what went wrong, in one line.
 fn complain(text: &str) {
-    // Whoever does not read it sees the exit code.
-    let _ = writeln!(std::io::stderr(), "vmft: {}", one_line(text));
+    tell!("{}", one_line(text));
 }
 
 /// Answers a command line that is no command: help where it was asked for, one line where not.
@@ -150,13 +152,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    tell::say_panics(LAST_WORDS);
     vmft_vmm::machine::abort_on_panics();
-    match Cli::try_parse() {
+    let code = match Cli::try_parse() {
         Err(error) => refuse(&error),
         Ok(cli) => run(cli).unwrap_or_else(|error| {
             // What went wrong, then why.
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }),
-    }
+    };
+    // Whoever does not read it sees the exit code.
+    tell::finish(LAST_WORDS);
+    code
 }

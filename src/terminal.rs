@@ -1,14 +1,16 @@
 //! The terminal as the guest's console: raw mode, and keys on their way to the guest.
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{self, SetArg, Termios};
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
-use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget};
+use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget, Typed};
 
 /// Prints one line to standard output; a reader that has gone away is no failure.
 ///
@@ -94,11 +96,25 @@ impl KeyFilter {
 /// Reads standard input on a thread of its own. `handle` gets the keys and returns false to end.
 pub fn read_keys(mut handle: impl FnMut(Keys) -> bool + Send + 'static) -> Result<()> {
     let run = move || {
-        let mut filter = KeyFilter::default();
+        let (stdin, mut filter) = (io::stdin(), KeyFilter::default());
         let mut bytes = [0; 1024];
-        while let Ok(len @ 1..) = io::stdin().read(&mut bytes) {
-            if !handle(filter.filter(&bytes[..len])) {
-                return;
+        loop {
+            match stdin.lock().read(&mut bytes) {
+                Ok(len @ 1..) => {
+                    if !handle(filter.filter(&bytes[..len])) {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever shares this terminal has made it so that a read does not wait.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut readable = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+                    let polled = poll(&mut readable, PollTimeout::NONE);
+                    if polled.is_err_and(|error| error != nix::errno::Errno::EINTR) {
+                        return;
+                    }
+                }
+                Ok(_) | Err(_) => return,
             }
         }
     };
@@ -120,10 +136,15 @@ pub fn attach(
         tell!("the guest's console; Ctrl-A x stops the guest");
     }
     let (console, mailbox) = (Arc::clone(console), Arc::clone(mailbox));
+    let mut told = false;
     read_keys(move |keys| {
-        console.type_in(&keys.typed);
         if keys.leave {
             mailbox.ask(Asked::Stop(StopReason::Operator));
+        }
+        // While the guest takes nothing, nothing is read here.
+        if !keys.typed.is_empty() && console.type_in(&keys.typed) == Typed::NotLive && !told {
+            tell!("this side does not run the guest: what is typed here does not reach it");
+            told = true;
         }
         !keys.leave
     })?;

@@ -7,6 +7,7 @@ use crate::epoch::Protection;
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
 use crate::identity::{fingerprint, protecting};
+use crate::join_content::JoinContent;
 use crate::lag::LagBound;
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::mending::Divergences;
@@ -27,7 +28,7 @@ use vmft_logging_channel::transport::{
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
-use vmft_vmm::outputs::KeptOutputs;
+use vmft_vmm::outputs::{KeptOutputs, OutputGate};
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -228,8 +229,9 @@ impl Side {
         control: &Arc<BackupControl>,
         divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
-        let Joined { channel, terms, checkpoint, sink } = joined;
+        let Joined { channel, terms, mut checkpoint, sink } = joined;
         let channel = Arc::new(channel);
+        let not_out = JoinContent::unpack(&mut checkpoint)?;
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
         let following = self.begin_following(
@@ -243,6 +245,7 @@ impl Side {
         tell!("following the primary from point {}", machine.point());
 
         let Following { race, kept, gate, source } = following;
+        not_out.into_iter().for_each(|output| gate.emit(output));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
         let open = self.faults.lockstep();

@@ -9,6 +9,7 @@ pub mod follower;
 pub mod following;
 pub mod identity;
 mod join;
+mod join_content;
 pub mod lag;
 pub mod live;
 mod mending;

@@ -319,7 +319,7 @@ struct LiveHost<'a> {
 
 impl JoinHost for LiveHost<'_> {
     fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning {
-        let LiveSide { side, policy, channel, .. } = self.live;
+        let LiveSide { doors, policy, channel, .. } = self.live;
         let Some(channel) = channel else { return Beginning::Gone };
         let followed = channel.followers() > 0;
         if followed && self.live.is_lockstep() && !machine.is_at_point() {
@@ -327,10 +327,6 @@ impl JoinHost for LiveHost<'_> {
         }
         if !self.live.make_room(followed) {
             return Beginning::Later;
-        }
-        if !followed {
-            // Outputs let out before a backup joins are this side's to finish.
-            side.console.drain();
         }
         if !policy.begin() {
             return Beginning::Gone;
@@ -345,7 +341,8 @@ impl JoinHost for LiveHost<'_> {
             Ok(begun) => {
                 self.first |= begun.first;
                 self.live.begin_epochs(machine);
-                Beginning::Here(begun.position, Box::new(state))
+                // Asked for after the log has begun: what is out from here on, that tells.
+                Beginning::Here(begun.position, Box::new(state), doors.gate.not_out())
             }
             Err(_) => {
                 if channel.followers() == 0 {

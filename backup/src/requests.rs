@@ -1,6 +1,7 @@
 //! What is asked of the machine's thread between two instructions.
 
 use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
+use crate::join_content::JoinContent;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use vmft_logging_channel::transport::JoinTicket;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::machine::{Machine, MachineState};
 use vmft_vmm::memory::WriteView;
+use vmft_vmm::outputs::Output;
 use vmft_vmm::snapshot::{self, SnapshotError};
 use vmft_vmm::world::Mailbox;
 
@@ -62,8 +64,8 @@ pub(crate) trait JoinHost {
 /// Whether a backup's log has begun.
 #[derive(Debug)]
 pub(crate) enum Beginning {
-    /// It has, here.
-    Here(LogPosition, Box<MachineState>),
+    /// It has, here; and these outputs, made before, are not known to be out.
+    Here(LogPosition, Box<MachineState>, Vec<Output>),
     /// The machine is at a place without a name, and somebody follows already.
     Later,
     /// The backup is gone.
@@ -188,9 +190,10 @@ impl Requests {
                         continue;
                     }
                     match host.begin(machine, &ticket) {
-                        Beginning::Here(position, state) => {
+                        Beginning::Here(position, state, outputs) => {
                             let pages = copy_pages(machine.ram(), &written);
-                            let state = state.encode();
+                            let content = JoinContent { machine: state.encode(), outputs };
+                            let state = content.encode();
                             let rest = rest(position, state, pages, paused);
                             // Without a taker the session ends, and what began with it.
                             let _ = reply.send(RoundEnd::Begun(rest));

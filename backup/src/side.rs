@@ -5,8 +5,10 @@ use crate::fault::Faults;
 use crate::nudges::Nudges;
 use crate::requests::{NoBackups, Requests};
 use crate::status::{Role, StatusBoard};
+use crate::tell;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
@@ -16,6 +18,37 @@ use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::{NetError, NetPort};
 use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
+
+/// How long an operator's stop waits for what is on its way out.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits for a console whose reader takes nothing.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one wait takes before it is looked whether an operator asks for a stop.
+const FINISH_STEP: Duration = Duration::from_millis(50);
+
+/// How outputs get on, once an operator has asked for a stop.
+#[derive(Debug)]
+struct Pace {
+    began: Instant,
+    /// Console bytes written when that was seen to change last, and when.
+    written: u64,
+    moved: Instant,
+}
+
+impl Pace {
+    fn new(written: u64) -> Self {
+        Self { began: Instant::now(), written, moved: Instant::now() }
+    }
+
+    /// True if it is not worth waiting any more.
+    fn is_over(&mut self, written: u64, disks_done: bool) -> bool {
+        if written != self.written {
+            (self.written, self.moved) = (written, Instant::now());
+        }
+        let is_stuck = disks_done && self.moved.elapsed() > CONSOLE_PATIENCE;
+        is_stuck || self.began.elapsed() > STOP_PATIENCE
+    }
+}
 
 /// Why a side cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +125,7 @@ impl Side {
         let outside = Arc::new(outside);
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>));
         self.status.set_gate(Arc::clone(&gate));
+        self.status.set_console(Arc::clone(&self.console));
         Ok(Doors { outside, gate })
     }
 
@@ -116,10 +150,10 @@ impl Side {
         doors: &Doors,
         machine: &Machine,
     ) -> Result<Live<HostSource>, SideError> {
-        let outside = Arc::clone(&doors.outside);
+        let (outside, gate) = (Arc::clone(&doors.outside), Arc::clone(&doors.gate));
         let gauges = Arc::clone(self.status.gauges());
-        let source =
-            HostSource::new(Arc::clone(&self.mailbox), outside, gauges).map_err(SideError::Host)?;
+        let source = HostSource::new(Arc::clone(&self.mailbox), outside, gate, gauges);
+        let source = source.map_err(SideError::Host)?;
         let scale = machine.scale();
         self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);
         Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point(), scale)))
@@ -244,9 +278,31 @@ impl Side {
         Ok(())
     }
 
-    /// Waits until everything let out is out.
+    /// Waits until everything let out is out: however long that takes, if the guest has ended by itself;
+    /// when an operator stops the side, no longer than the disks or the console's reader get on, and
+    /// [`STOP_PATIENCE`] at most. What is not out then is said.
     pub(crate) fn finish(&self, doors: &Doors) {
-        doors.outside.drain();
+        let mut disks = doors.outside.drain();
+        let mut pace = Pace::new(self.console.written());
+        let (mut disks_done, mut console_done) = (false, false);
+        while !(disks_done && console_done) {
+            disks_done = disks_done || disks.wait(FINISH_STEP);
+            console_done = self.console.drain(FINISH_STEP);
+            if !self.mailbox.was_asked_to_stop() {
+                pace = Pace::new(self.console.written());
+            } else if pace.is_over(self.console.written(), disks_done) {
+                break;
+            }
+        }
+        if disks.left() > 0 {
+            tell!("stopped before {} of the disks had done all requests", disks.left());
+        }
+        let bytes = self.console.undelivered();
+        if bytes > 0 {
+            let why = self.console.trouble();
+            let why = why.unwrap_or_else(|| "nobody took them".to_owned());
+            tell!("the last {bytes} bytes of the guest's console are not delivered: {why}");
+        }
         self.console.close();
     }
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::session::DivergenceNotice;
-use vmft_vmm::outputs::HeldOutputs;
+use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
 use vmft_vmm::world::Gauges;
+use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::{NetCounts, NetPort};
 
 /// What a side is doing.
@@ -152,6 +153,15 @@ pub struct SideStatus {
     pub console_bytes: u64,
     /// Outputs that wait for an acknowledgement.
     pub outputs_waiting: u64,
+    /// Memory taken by outputs that are not out: those that wait, and those that nobody outside takes.
+    #[serde(default)]
+    pub outputs_waiting_bytes: u64,
+    /// Why the guest is stopped until outputs have left, if it is.
+    #[serde(default)]
+    pub guest_waits_for: Option<String>,
+    /// Why the console's sink takes nothing, if it says so.
+    #[serde(default)]
+    pub console_trouble: Option<String>,
     /// Time an output waits between its mark and its release, median, in microseconds.
     pub output_delay_us: f64,
     /// The same, worst.
@@ -213,6 +223,7 @@ struct Board {
     status: SideStatus,
     probe: Option<ChannelProbe>,
     gate: Option<Arc<HeldOutputs>>,
+    console: Option<Arc<ConsoleHub>>,
     network: Option<Arc<NetPort>>,
     guest_memory: Vec<Range<usize>>,
 }
@@ -277,6 +288,11 @@ impl StatusBoard {
         self.lock().gate = Some(gate);
     }
 
+    /// The console this side lets its guest's bytes out to.
+    pub fn set_console(&self, console: Arc<ConsoleHub>) {
+        self.lock().console = Some(console);
+    }
+
     /// The network this side is attached to.
     pub fn set_network(&self, network: Arc<NetPort>) {
         self.lock().network = Some(network);
@@ -299,8 +315,12 @@ impl StatusBoard {
         let board = self.lock();
         let (mut status, probe, gate) =
             (board.status.clone(), board.probe.clone(), board.gate.clone());
-        let network = board.network.clone();
+        let (network, console) = (board.network.clone(), board.console.clone());
         drop(board);
+        if let Some(console) = console {
+            status.console_bytes = console.visible();
+            status.console_trouble = console.trouble();
+        }
         status.network = network.map(|network| {
             let NetCounts { sent, received, lost } = network.counts();
             NetworkStatus { sent, received, lost }
@@ -316,6 +336,19 @@ impl StatusBoard {
         if let Some(gate) = gate {
             let delays = gate.delays();
             status.outputs_waiting = gate.waiting() as u64;
+            let WaitingBytes { held, outside, guest_waits_for } = gate.waiting_bytes();
+            status.outputs_waiting_bytes = (held + outside) as u64;
+            status.guest_waits_for = guest_waits_for.map(|what| {
+                let why = match what {
+                    WaitsFor::Acknowledgement => "its backup acknowledges what it puts out",
+                    WaitsFor::Arbiter => "the arbiter says who goes on",
+                    WaitsFor::Outside => "its console is read",
+                };
+                match status.console_trouble.as_ref().filter(|_| what == WaitsFor::Outside) {
+                    Some(trouble) => format!("{why}: {trouble}"),
+                    None => why.to_owned(),
+                }
+            });
             status.output_delay_us = Duration::from_nanos(delays.median_ns).as_secs_f64() * 1e6;
             status.output_delay_worst_us =
                 Duration::from_nanos(delays.worst_ns).as_secs_f64() * 1e6;

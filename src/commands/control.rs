@@ -90,7 +90,16 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
     writeln!(text, "point                {} instructions", status.point)?;
     let idle = if status.guest_idle { ", idle" } else { "" };
     writeln!(text, "guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3)?;
-    writeln!(text, "outputs waiting      {}", status.outputs_waiting)?;
+    writeln!(
+        text,
+        "outputs waiting      {}, {} bytes not out",
+        status.outputs_waiting, status.outputs_waiting_bytes
+    )?;
+    if let Some(why) = &status.guest_waits_for {
+        writeln!(text, "guest stopped        until {why}")?;
+    } else if let Some(trouble) = &status.console_trouble {
+        writeln!(text, "console              {trouble}")?;
+    }
     writeln!(
         text,
         "output delay         median {:.0} µs, worst {:.0} µs",

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmft_backup::follower::ReplayGate;
 use vmft_backup::identity::check_version;
 use vmft_backup::recorded::RecordedLog;
@@ -74,6 +74,8 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
         }
         Ok(end)
     });
+    // However long its reader takes: Ctrl-C ends a replay.
+    while !console.drain(Duration::from_secs(1)) {}
     console.close();
 
     let seconds = started.elapsed().as_secs_f64();

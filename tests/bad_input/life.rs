@@ -1,7 +1,11 @@
 //! The whole life of a side under Ctrl-C and SIGTERM.
 
 use crate::harness::{Place, Running, strings};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::net::TcpListener;
 
 fn backup(place: &Place, primary: &str, more: &[&str]) -> Running {
@@ -125,4 +129,54 @@ fn a_primary_stopped_while_the_arbiter_is_away_says_that_outputs_are_lost() {
     assert_eq!(status.code(), Some(1));
     let messages = primary.messages();
     assert!(messages.contains("its last outputs were not let out"), "{messages}");
+}
+
+/// A named pipe that is full, and that nobody reads.
+fn stuck_pipe(place: &Place, name: &str) -> File {
+    let path = place.path(name);
+    nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+    // Both ends: opening it waits for nobody.
+    let mut pipe = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let size = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    pipe.write_all(&vec![0; usize::try_from(size).unwrap()]).unwrap();
+    pipe
+}
+
+fn primary_with_stuck_console(place: &Place) -> Running {
+    let words = strings(&["primary", "--no-wait", "--listen", "tcp:127.0.0.1:0"]);
+    let console = place.file("--serial", "file=", "pipe");
+    place.start("primary", &[words, place.machine(), console])
+}
+
+#[test]
+fn what_a_stuck_console_did_not_take_its_backup_has_from_the_first_byte_on() {
+    let place = Place::new();
+    let _pipe = stuck_pipe(&place, "pipe");
+    let mut primary = primary_with_stuck_console(&place);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    primary.wait_says("protected: a backup follows");
+    drop(primary);
+    following.wait_says("the primary is lost");
+    place.wait_console_grows("backup.console");
+    let shown = std::fs::read(place.path("backup.console")).unwrap();
+    assert!(!shown.contains(&0), "bytes from before the join are missing");
+}
+
+#[test]
+fn a_side_whose_console_nobody_reads_stops_and_says_what_was_not_delivered() {
+    let place = Place::new();
+    let _pipe = stuck_pipe(&place, "pipe");
+    let mut primary = primary_with_stuck_console(&place);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    primary.wait_says("protected: a backup follows");
+    primary.signal(Signal::SIGTERM);
+    assert!(primary.wait().success(), "{}", primary.messages());
+    assert!(following.wait().success(), "{}", following.messages());
+    let said = primary.messages();
+    assert!(said.contains("bytes of the guest's console are not delivered"), "{said}");
+    assert!(!following.messages().contains("lost"), "{}", following.messages());
 }

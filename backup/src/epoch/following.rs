@@ -6,6 +6,7 @@ use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
 use crate::following::{BackupControl, BackupDuties, Followed, Following, won};
+use crate::join_content::JoinContent;
 use crate::live::error_chain;
 use crate::mending::Divergences;
 use crate::side::{Side, SideEnd, SideError};
@@ -36,8 +37,9 @@ impl Side {
         control: &Arc<BackupControl>,
         divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
-        let Joined { channel, terms, checkpoint, sink } = joined;
+        let Joined { channel, terms, mut checkpoint, sink } = joined;
         let channel = Arc::new(channel);
+        let not_out = JoinContent::unpack(&mut checkpoint)?;
         let mut follower = EpochFollower::new(&checkpoint, sink.into_ram())?;
         drop(checkpoint);
         let (shown, ram) = (follower.console_offset(), follower.ram());
@@ -46,6 +48,7 @@ impl Side {
         tell!("following the primary by checkpoints from point {}", follower.point());
 
         let Following { race, kept, gate, mut source } = following;
+        not_out.into_iter().for_each(|output| gate.emit(output));
         let open = self.faults.epochs();
         let over = self.apply_epochs(&mut follower, &mut source, &gate, &kept);
         drop(open);

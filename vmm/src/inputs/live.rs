@@ -51,6 +51,11 @@ pub trait InputSource: std::fmt::Debug + Send {
     /// # Errors
     /// See [`InputError`].
     fn start(&mut self, wish: Wish) -> Result<(), InputError>;
+    /// Holds the guest back before it runs on, while too much of what it has put out waits. False if it
+    /// may not run on yet: then this is asked again, after what else there is to do.
+    fn hold_back(&mut self) -> bool {
+        true
+    }
     /// Tells the world where the guest is, for status.
     fn at(&mut self, boundary: &Boundary);
 }
@@ -197,10 +202,22 @@ impl<S: InputSource> Inputs for Live<S> {
         if boundary.idle {
             return Ok(self.next_idle(boundary, timer));
         }
-        if let Some(asked) = self.source.take_asked() {
-            return Ok(asked_step(asked));
+        // An idle guest puts nothing out.
+        let mut was_held = false;
+        loop {
+            if let Some(asked) = self.source.take_asked() {
+                return Ok(asked_step(asked));
+            }
+            if self.source.hold_back() {
+                break;
+            }
+            was_held = true;
         }
         let host = self.source.now();
+        if was_held {
+            self.clock.waited(host, boundary.point);
+            self.must_sync = true;
+        }
         if !boundary.is_point {
             return Ok(Step::RunTo(self.bound_between(boundary, host, timer)));
         }
@@ -306,6 +323,54 @@ mod tests {
         let stop = Asked::Stop(StopReason::Operator);
         assert_eq!(step(Some(stop), false), Step::Stop(StopReason::Operator));
         assert_eq!(step(Some(Asked::Halt), false), Step::Halt);
+    }
+
+    /// A world that holds its guest back so often, and then something is asked.
+    #[derive(Debug)]
+    struct Holding {
+        left: u32,
+        asked: Option<Asked>,
+    }
+
+    impl InputSource for Holding {
+        fn now(&mut self) -> HostTime {
+            HostTime(1_000_000_000)
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            self.asked.take_if(|_| self.left == 0)
+        }
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
+            None
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
+            false
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn hold_back(&mut self) -> bool {
+            self.left = self.left.saturating_sub(1);
+            self.left == 0 && self.asked.is_none()
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    #[test]
+    fn a_guest_that_is_held_back_can_be_stopped_and_finds_the_time_when_it_goes_on() {
+        let here = Boundary { next_timer: None, ..boundary(true) };
+        let live = |source| {
+            let clock = ClockControl::new(&here.clock, here.point, PointScale::SOFT);
+            let mut live = Live::new(source, clock);
+            live.must_sync = false;
+            live
+        };
+        let mut stopped = live(Holding { left: 3, asked: Some(Asked::Pause) });
+        assert_eq!(stopped.next(&here).expect("the world is well"), Step::Pause);
+        let mut held = live(Holding { left: 3, asked: None });
+        let Ok(Step::Deliver(Arrival::ClockSync { time, .. })) = held.next(&here) else {
+            panic!("guest time is corrected first");
+        };
+        assert_eq!(time, VirtualTime::ZERO.after_ns(1_000_000_000));
     }
 
     /// A world in which nothing happens but that a millisecond passes at every look.

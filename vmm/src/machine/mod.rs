@@ -36,6 +36,7 @@ use crate::engine::{
 use crate::inputs::{Boundary, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
+use crate::world::Repeats;
 use delta::SinceBase;
 use memory_sum::MemorySum;
 use std::path::PathBuf;
@@ -145,6 +146,9 @@ impl MachineError {
         matches!(self, Self::Engine(_) | Self::Broken(_))
     }
 }
+
+/// What is said of what a guest does, which can do it as often as it likes.
+static GUESTS_DOING: Repeats = Repeats::new();
 
 /// A guest: everything that a digest covers, and nothing else.
 #[derive(Debug)]
@@ -525,7 +529,9 @@ impl Machine {
                 }
                 Exit::Shutdown => {
                     let point = self.engine.point();
-                    tracing::warn!(%point, "triple fault: the guest starts again");
+                    if let Some(times) = GUESTS_DOING.note("triple fault") {
+                        tracing::warn!(%point, "triple fault: the guest starts again{times}");
+                    }
                     self.reset()?;
                     return Ok(());
                 }
@@ -562,7 +568,9 @@ impl Machine {
     fn report_faults(&mut self) {
         if self.board.has_faults() {
             for fault in self.board.take_faults() {
-                tracing::error!("{fault}: {}", fault.fault);
+                if let Some(times) = GUESTS_DOING.note(&fault.to_string()) {
+                    tracing::error!("{fault}: {}{times}", fault.fault);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The gate of a live side.
 
-use super::{Output, OutputGate, OutputKind, RecentOutputs};
+use super::queue::OutputQueue;
+use super::{OUTPUT_BYTES_LIMIT, OVERHEAD, Output, OutputGate, OutputKind, RecentOutputs};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,36 @@ pub trait Outside: fmt::Debug + Send + Sync {
     fn let_out(&self, output: Output, assurance: Assurance);
     /// Everything that can be let out now was.
     fn all_let_out(&self) {}
+    /// Memory taken by what was let out and is not out yet, in bytes: nobody outside takes it.
+    fn backlog(&self) -> usize {
+        0
+    }
+    /// Copies of what was let out and is not known to be out, in order, where it must not be lost.
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+}
+
+/// What outputs wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The backups' acknowledgement.
+    Acknowledgement,
+    /// The arbiter's decision who goes on.
+    Arbiter,
+    /// Somebody outside who takes them.
+    Outside,
+}
+
+/// The memory of outputs that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitingBytes {
+    /// Of those that may not leave yet.
+    pub held: usize,
+    /// Of those that nobody outside takes.
+    pub outside: usize,
+    /// What the guest is stopped for, if there are so many that it is.
+    pub guest_waits_for: Option<WaitsFor>,
 }
 
 /// How long outputs waited between mark and release, in nanoseconds.
@@ -74,7 +105,7 @@ pub struct MarkBegun(Instant);
 #[derive(Debug)]
 struct Held {
     mode: Mode,
-    waiting: VecDeque<Output>,
+    waiting: OutputQueue,
     /// Bytes of the packets among them.
     packet_bytes: usize,
     marks: VecDeque<Mark>,
@@ -94,15 +125,24 @@ pub struct HeldOutputs {
     urgent: AtomicBool,
     /// An output has begun to wait.
     arrived: Condvar,
+    /// Outputs have left.
+    left: Condvar,
+    /// The guest is stopped beyond so many bytes.
+    limit: usize,
 }
 
 impl HeldOutputs {
     /// A gate that lets everything out at once.
     pub fn open(outside: Arc<dyn Outside>) -> Self {
+        Self::with_limit(outside, OUTPUT_BYTES_LIMIT)
+    }
+
+    /// The same, which is full when outputs wait that take more than `limit` bytes.
+    pub fn with_limit(outside: Arc<dyn Outside>, limit: usize) -> Self {
         Self {
             held: Mutex::new(Held {
                 mode: Mode::Open,
-                waiting: VecDeque::new(),
+                waiting: OutputQueue::default(),
                 packet_bytes: 0,
                 marks: VecDeque::new(),
                 acknowledged: EntrySequence(0),
@@ -114,6 +154,8 @@ impl HeldOutputs {
             recent: RecentOutputs::default(),
             urgent: AtomicBool::new(false),
             arrived: Condvar::new(),
+            left: Condvar::new(),
+            limit,
         }
     }
 
@@ -167,10 +209,11 @@ impl HeldOutputs {
         held.marks.clear();
         self.urgent.store(false, Ordering::Relaxed);
         held.packet_bytes = 0;
-        while let Some(output) = held.waiting.pop_front() {
+        while let Some(output) = held.waiting.pop() {
             self.outside.let_out(output, Assurance::Fresh);
         }
         self.outside.all_let_out();
+        self.left.notify_all();
     }
 
     /// This side has lost its generation: nothing leaves any more.
@@ -230,28 +273,70 @@ impl HeldOutputs {
             held.delays.push_back(delay);
         }
         let Some((covered, begun)) = covered else { return };
-        while held.waiting.front().is_some_and(|output| output.sequence <= covered) {
-            let output = held.waiting.pop_front().expect("just seen");
+        while let Some(output) = held.waiting.pop_up_to(covered) {
             if let OutputKind::Packet(packet) = &output.kind {
-                held.packet_bytes -= packet.frame.len();
+                held.packet_bytes -= packet.frame.len() + OVERHEAD;
             }
             let assurance =
                 if begun.elapsed() < FRESH { Assurance::Fresh } else { Assurance::Stale };
             self.outside.let_out(output, assurance);
         }
         self.outside.all_let_out();
+        self.left.notify_all();
     }
 
     /// The outputs after `after` that wait: those an epoch has to tell of.
     pub fn waiting_after(&self, after: OutputSequence) -> Vec<Output> {
+        self.lock().waiting.after(after)
+    }
+
+    /// Console outputs and packets that were made and are not known to be out, in order: who begins to
+    /// follow here has not made them, and must have them all the same. To be called with the machine at
+    /// rest.
+    pub fn not_out(&self) -> Vec<Output> {
         let held = self.lock();
-        held.waiting.iter().filter(|output| output.sequence > after).cloned().collect()
+        let mut outputs = self.outside.not_out();
+        outputs.extend(held.waiting.after(OutputSequence(0)));
+        outputs.retain(|output| !matches!(output.kind, OutputKind::Disk { .. }));
+        outputs
+    }
+
+    fn is_full_with(&self, held: &Held) -> bool {
+        // A side that is fenced puts nothing out, and is about to halt.
+        held.mode != Mode::Shut && held.waiting.cost() + self.outside.backlog() > self.limit
+    }
+
+    /// True if so much waits that the guest must not put out more: it is stopped until some of that has
+    /// left. Its state knows nothing of it; and nothing is lost.
+    pub fn is_full(&self) -> bool {
+        self.is_full_with(&self.lock())
+    }
+
+    /// Waits until the gate is not full any more, for at most `limit`; says whether that is so.
+    pub fn wait_room(&self, limit: Duration) -> bool {
+        let held = self.lock();
+        let full = |held: &mut Held| self.is_full_with(held);
+        let waited = self.left.wait_timeout_while(held, limit, full);
+        let (held, _) = waited.expect("no holder of the gate's lock panics");
+        // What leaves outside, nobody tells here.
+        !self.is_full_with(&held)
+    }
+
+    /// What waits, in bytes, and whether the guest waits for that.
+    pub fn waiting_bytes(&self) -> WaitingBytes {
+        let held = self.lock();
+        let (waiting, outside) = (held.waiting.cost(), self.outside.backlog());
+        let guest_waits_for = self.is_full_with(&held).then_some(match held.mode {
+            _ if outside > waiting => WaitsFor::Outside,
+            Mode::Holding => WaitsFor::Arbiter,
+            Mode::Open | Mode::Protecting | Mode::Shut => WaitsFor::Acknowledgement,
+        });
+        WaitingBytes { held: waiting, outside, guest_waits_for }
     }
 
     /// Waits until an output after `after` waits, for at most `limit`; says whether one does.
     pub fn wait_after(&self, after: OutputSequence, limit: Duration) -> bool {
-        let none =
-            |held: &mut Held| held.waiting.back().is_none_or(|output| output.sequence <= after);
+        let none = |held: &mut Held| held.waiting.last().is_none_or(|last| last <= after);
         let waited = self.arrived.wait_timeout_while(self.lock(), limit, none);
         !waited.expect("no holder of the gate's lock panics").1.timed_out()
     }
@@ -293,14 +378,19 @@ impl OutputGate for HeldOutputs {
                     OutputKind::Console { .. } => {}
                     OutputKind::Disk { .. } => self.urgent.store(true, Ordering::Relaxed),
                     OutputKind::Packet(packet) => {
-                        if held.packet_bytes + packet.frame.len() > PACKET_BYTES_LIMIT {
+                        let bytes = packet.frame.len() + OVERHEAD;
+                        if held.packet_bytes + bytes > PACKET_BYTES_LIMIT {
                             return;
                         }
-                        held.packet_bytes += packet.frame.len();
+                        held.packet_bytes += bytes;
                         self.urgent.store(true, Ordering::Relaxed);
                     }
                 }
-                held.waiting.push_back(output);
+                held.waiting.push(output);
+                if held.waiting.cost() > self.limit / 2 {
+                    // Or the guest would be stopped before they are marked, and nothing would leave.
+                    self.urgent.store(true, Ordering::Relaxed);
+                }
                 self.arrived.notify_all();
             }
             Mode::Shut => {}
@@ -320,6 +410,65 @@ mod tests {
         fn let_out(&self, output: Output, _: Assurance) {
             self.0.lock().expect("not poisoned").push(output.sequence.0);
         }
+    }
+
+    /// An outside that takes nothing.
+    #[derive(Debug, Default)]
+    struct Stuck(Mutex<Vec<Output>>);
+
+    impl Outside for Stuck {
+        fn let_out(&self, output: Output, _: Assurance) {
+            self.0.lock().expect("not poisoned").push(output);
+        }
+        fn backlog(&self) -> usize {
+            self.0.lock().expect("not poisoned").len() * 100
+        }
+        fn not_out(&self) -> Vec<Output> {
+            self.0.lock().expect("not poisoned").clone()
+        }
+    }
+
+    #[test]
+    fn a_gate_is_full_of_what_waits_on_either_side_of_it_and_says_for_what() {
+        let outside = Arc::new(Stuck::default());
+        let gate = HeldOutputs::with_limit(Arc::clone(&outside) as Arc<dyn Outside>, 1000);
+        (1..=10).for_each(|sequence| gate.emit(output(sequence)));
+        assert!(!gate.is_full());
+        gate.emit(output(11));
+        assert_eq!(gate.waiting_bytes().guest_waits_for, Some(WaitsFor::Outside));
+        assert!(!gate.wait_room(Duration::ZERO));
+        outside.0.lock().unwrap().clear();
+        assert!(gate.wait_room(Duration::ZERO));
+
+        gate.protect();
+        (12..)
+            .take_while(|sequence| {
+                gate.emit(output(*sequence));
+                !gate.is_full()
+            })
+            .for_each(drop);
+        assert_eq!(gate.waiting_bytes().guest_waits_for, Some(WaitsFor::Acknowledgement));
+        assert!(gate.has_urgent(), "they are marked before the guest is stopped");
+        gate.hold();
+        assert_eq!(gate.waiting_bytes().guest_waits_for, Some(WaitsFor::Arbiter));
+        gate.shut();
+        assert!(!gate.is_full(), "a side that is fenced halts, and waits for nothing");
+    }
+
+    #[test]
+    fn who_begins_to_follow_gets_what_is_not_out_in_order() {
+        let outside = Arc::new(Stuck::default());
+        let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
+        gate.emit(output(1));
+        gate.protect();
+        gate.emit(output(2));
+        let operation = crate::board::DiskOperation::Flush;
+        let request = vmft_logging_channel::entry::RequestId(1);
+        let kind = OutputKind::Disk { disk: 0, request, operation };
+        gate.emit(Output { sequence: OutputSequence(3), kind });
+        gate.emit(output(4));
+        let sequences: Vec<u64> = gate.not_out().iter().map(|output| output.sequence.0).collect();
+        assert_eq!(sequences, [1, 2, 4], "disk requests are in the machine");
     }
 
     fn output(sequence: u64) -> Output {
@@ -411,7 +560,7 @@ mod tests {
         let gate = HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>);
         gate.protect();
         let packet = |sequence| {
-            let frame = vec![0; PACKET_BYTES_LIMIT / 2];
+            let frame = vec![0; PACKET_BYTES_LIMIT / 2 - OVERHEAD];
             let kind = OutputKind::Packet(Packet { frame, ..Packet::default() });
             Output { sequence: OutputSequence(sequence), kind }
         };

@@ -1,6 +1,7 @@
 //! The gate of a replaying side.
 
-use super::{Output, OutputGate, OutputKind};
+use super::queue::OutputQueue;
+use super::{OVERHEAD, Output, OutputGate, OutputKind};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use vmft_logging_channel::entry::OutputSequence;
@@ -11,7 +12,8 @@ const PACKET_BYTES_LIMIT: usize = 48 << 20;
 
 #[derive(Debug, Default)]
 struct Kept {
-    console: VecDeque<Output>,
+    /// Never forgotten; there are as many as the primary lets wait before it stops its guest.
+    console: OutputQueue,
     packets: VecDeque<Output>,
     packet_bytes: usize,
     /// Everything up to here is out.
@@ -20,7 +22,7 @@ struct Kept {
 
 fn frame_len(output: &Output) -> usize {
     match &output.kind {
-        OutputKind::Packet(packet) => packet.frame.len(),
+        OutputKind::Packet(packet) => packet.frame.len() + OVERHEAD,
         _ => 0,
     }
 }
@@ -42,18 +44,23 @@ impl KeptOutputs {
         let mut kept = self.lock();
         kept.out = kept.out.max(output);
         let is_out = |first: &Output| first.sequence <= output;
-        while kept.console.front().is_some_and(is_out) {
-            kept.console.pop_front();
-        }
+        while kept.console.pop_up_to(output).is_some() {}
         while kept.packets.front().is_some_and(is_out) {
             kept.forget_packet();
         }
     }
 
+    /// Memory that they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        let kept = self.lock();
+        kept.console.cost() + kept.packet_bytes
+    }
+
     /// Takes what is left, in order, to be emitted at a go-live.
     pub fn take(&self) -> Vec<Output> {
-        let Kept { console, packets, .. } = std::mem::take(&mut *self.lock());
-        let mut left: Vec<Output> = console.into_iter().chain(packets).collect();
+        let Kept { mut console, packets, .. } = std::mem::take(&mut *self.lock());
+        let console = std::iter::from_fn(|| console.pop());
+        let mut left: Vec<Output> = console.chain(packets).collect();
         left.sort_by_key(|output| output.sequence);
         left
     }
@@ -75,7 +82,7 @@ impl OutputGate for KeptOutputs {
             return;
         }
         match output.kind {
-            OutputKind::Console { .. } => kept.console.push_back(output),
+            OutputKind::Console { .. } => kept.console.push(output),
             OutputKind::Packet(_) => {
                 kept.packet_bytes += frame_len(&output);
                 kept.packets.push_back(output);
@@ -131,7 +138,7 @@ mod tests {
     fn packets_nobody_says_are_out_do_not_pile_up() {
         let kept = KeptOutputs::default();
         kept.emit(console(1));
-        (2..=5).for_each(|sequence| kept.emit(packet(sequence, PACKET_BYTES_LIMIT / 2)));
+        (2..=5).for_each(|sequence| kept.emit(packet(sequence, PACKET_BYTES_LIMIT / 2 - OVERHEAD)));
         assert_eq!(taken(&kept), [1, 4, 5]);
     }
 }

@@ -7,15 +7,27 @@
 
 mod held;
 mod kept;
+mod queue;
 mod recent;
 
-pub use held::{Assurance, DelayStatistics, HeldOutputs, MarkBegun, Outside};
+pub use held::{
+    Assurance, DelayStatistics, HeldOutputs, MarkBegun, Outside, WaitingBytes, WaitsFor,
+};
 pub use kept::KeptOutputs;
 pub use recent::RecentOutputs;
 
 use crate::board::DiskOperation;
 use serde::{Deserialize, Serialize};
 use vmft_logging_channel::entry::{OutputSequence, Packet, RequestId};
+
+/// Memory that console bytes and disk requests may take that wait, at the gate and outside, in bytes; beyond
+/// it the guest is stopped until some have left. So a backup never keeps more either: what it keeps is what
+/// its primary has not said to be out. Far more than is on its way within a round trip, or while somebody
+/// looks at a terminal that is stopped. Packets have bounds of their own, and are lost beyond them.
+pub const OUTPUT_BYTES_LIMIT: usize = 16 << 20;
+
+/// Memory that an output takes beside its bytes.
+const OVERHEAD: usize = 128;
 
 /// Something the outside world will see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! needs them all the same: those not known to be out, because a failover lets them out again, and console
 //! bytes in any case, for readers that attach later.
 
-use super::{Output, OutputKind};
+use super::{OVERHEAD, Output, OutputKind};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use vmft_logging_channel::entry::OutputSequence;
@@ -89,7 +89,7 @@ impl RecentOutputs {
 /// Bytes of a packet; `None` for what is none.
 fn packet_bytes(output: &Output) -> Option<usize> {
     match &output.kind {
-        OutputKind::Packet(packet) => Some(packet.frame.len()),
+        OutputKind::Packet(packet) => Some(packet.frame.len() + OVERHEAD),
         OutputKind::Console { .. } | OutputKind::Disk { .. } => None,
     }
 }
@@ -99,7 +99,7 @@ impl Recent {
         match &output.kind {
             OutputKind::Disk { .. } => return,
             OutputKind::Packet(packet) => {
-                self.packet_bytes += packet.frame.len();
+                self.packet_bytes += packet.frame.len() + OVERHEAD;
                 self.limit_packets();
             }
             OutputKind::Console { offset, bytes } => {
@@ -202,7 +202,7 @@ mod tests {
         recent.begin();
         recent.add(&console(1, 0, 1));
         for sequence in 2..=5 {
-            let frame = vec![0; PACKET_LIMIT / 2];
+            let frame = vec![0; PACKET_LIMIT / 2 - OVERHEAD];
             let kind = OutputKind::Packet(Packet { frame, ..Packet::default() });
             recent.add(&Output { sequence: OutputSequence(sequence), kind });
         }

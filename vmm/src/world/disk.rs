@@ -8,6 +8,7 @@
 //! A pair's images are opened without the host's cache ([`HostCache::None`]): what a host that freezes has
 //! not passed to the storage, it would pass on when it comes back, over what the survivor has written.
 
+mod errors;
 mod fence;
 mod image;
 mod order;
@@ -19,6 +20,7 @@ pub use image::HostCache;
 pub(super) use queue::DiskQueue;
 
 use super::{Mailbox, try_join_file};
+use errors::DiskErrors;
 use image::{Image, Storage, file_system};
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -190,7 +192,8 @@ impl DiskFile {
         mailbox: Arc<Mailbox>,
     ) -> Result<DiskQueue, DiskFileError> {
         let storage = Arc::clone(&self.image) as Arc<dyn Storage>;
-        DiskQueue::start(disk, storage, fence, mailbox)
+        let errors = DiskErrors::of(self.path.clone());
+        DiskQueue::start(disk, storage, fence, mailbox, errors)
             .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
     }
 }

@@ -5,11 +5,11 @@ use crate::inputs::{Asked, Room};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Console input kept for a guest that does not read it, in bytes. More is refused.
+/// Console input kept for a guest that does not read it, in bytes. More waits where it comes from.
 const CONSOLE_INPUT_LIMIT: usize = 64 << 10;
 
 /// Packets kept for a guest that does not take them, in packets and in bytes: two groups. More stay
@@ -26,6 +26,8 @@ struct Mail {
     /// Rung when there is room for packets again.
     packet_bell: Option<EventFd>,
     asked: Option<Asked>,
+    /// A stop was asked for, whether or not it was taken.
+    stop_asked: bool,
     /// Makes the running machine look here.
     bell: Option<Bell>,
 }
@@ -74,6 +76,8 @@ impl Mail {
 pub struct Mailbox {
     mail: Mutex<Mail>,
     wake: Condvar,
+    /// There is room for console input again.
+    console_room: Condvar,
     /// Set while there may be something to take: spares the run loop the lock.
     any: AtomicBool,
 }
@@ -135,6 +139,13 @@ impl Mailbox {
         taken
     }
 
+    /// Waits until there is room for console input, for at most `limit`.
+    pub fn wait_console_room(&self, limit: Duration) {
+        let full = |mail: &mut Mail| mail.console_input.len() >= CONSOLE_INPUT_LIMIT;
+        let waited = self.console_room.wait_timeout_while(self.lock(), limit, full);
+        drop(waited.expect("no holder of the mailbox's lock panics"));
+    }
+
     /// Asks the machine to pause, stop or halt. What is asked replaces only what is weaker.
     pub fn ask(&self, asked: Asked) {
         let strength = |asked| match asked {
@@ -143,10 +154,16 @@ impl Mailbox {
             Asked::Halt => 3,
         };
         let mut mail = self.lock();
+        mail.stop_asked |= matches!(asked, Asked::Stop(_));
         if mail.asked.is_none_or(|before| strength(before) < strength(asked)) {
             mail.asked = Some(asked);
         }
         self.rouse(mail);
+    }
+
+    /// True if anybody has ever asked the machine to stop.
+    pub fn was_asked_to_stop(&self) -> bool {
+        self.lock().stop_asked
     }
 
     /// True if the machine was asked to stop or halt, and has not taken notice yet.
@@ -183,7 +200,9 @@ impl Mailbox {
         }
         let typed = mail.console_input.len().min(room.console);
         if typed > 0 {
-            return Some(Arrival::ConsoleInput(mail.console_input.drain(..typed).collect()));
+            let bytes = mail.console_input.drain(..typed).collect();
+            self.console_room.notify_all();
+            return Some(Arrival::ConsoleInput(bytes));
         }
         if room.packets && !mail.packets.is_empty() {
             return Some(Arrival::Packets(mail.take_packets()));
@@ -211,11 +230,6 @@ impl Mailbox {
             mail = waited.expect("no holder of the mailbox's lock panics").0;
         }
         true
-    }
-
-    /// Forgets everything that came, and whom to tell: the machine it was for is no more.
-    pub fn clear(&self) {
-        *self.lock() = Mail::default();
     }
 }
 
@@ -274,6 +288,7 @@ mod tests {
         assert_eq!(mailbox.take_asked(), Some(Asked::Stop(StopReason::Operator)));
         assert!(!mailbox.is_asked_to_end());
         assert_eq!(mailbox.take_asked(), None);
+        assert!(mailbox.was_asked_to_stop(), "also after it was taken");
     }
 
     #[test]
@@ -281,5 +296,11 @@ mod tests {
         let mailbox = Mailbox::default();
         assert_eq!(mailbox.push_console_input(&[0; CONSOLE_INPUT_LIMIT + 5]), CONSOLE_INPUT_LIMIT);
         assert_eq!(mailbox.push_console_input(b"x"), 0);
+        let room = Room { console: 1, packets: false };
+        std::thread::scope(|scope| {
+            scope.spawn(|| mailbox.wait_console_room(Duration::MAX));
+            assert!(mailbox.take_arrival(room).is_some());
+        });
+        assert_eq!(mailbox.push_console_input(b"xy"), 1);
     }
 }

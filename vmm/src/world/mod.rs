@@ -9,13 +9,15 @@ mod file_lock;
 mod mailbox;
 pub mod net;
 mod outside;
+mod repeats;
 mod source;
 mod watermark;
 
 pub use disk::{DiskFile, DiskFileError, Fence, FenceError, HostCache, NoFence};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
-pub use outside::HostOutside;
+pub use outside::{DisksDone, HostOutside};
+pub use repeats::{Repeats, Times};
 pub use source::{Gauges, HostSource};
 
 use std::time::Duration;

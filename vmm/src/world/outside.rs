@@ -10,7 +10,8 @@ use crate::devices::virtio::block::completed::CompletedWrites;
 use crate::outputs::{Assurance, Output, OutputKind, Outside};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 use vmft_logging_channel::entry::{OutputSequence, RequestId};
 
 /// The host's disks, console and network.
@@ -24,6 +25,32 @@ pub struct HostOutside {
     watermark: Arc<Watermark>,
     /// A packet was let out since the watermark was told of.
     packets: AtomicBool,
+}
+
+/// Tells when disk requests are done, and durable.
+#[derive(Debug)]
+pub struct DisksDone {
+    all_done: Receiver<()>,
+    left: usize,
+}
+
+impl DisksDone {
+    /// Waits for that, for at most `limit` a disk; says whether it is so.
+    pub fn wait(&mut self, limit: Duration) -> bool {
+        while self.left > 0 {
+            match self.all_done.recv_timeout(limit) {
+                Ok(()) => self.left -= 1,
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        true
+    }
+
+    /// Disks that are not done.
+    pub fn left(&self) -> usize {
+        self.left
+    }
 }
 
 impl HostOutside {
@@ -71,14 +98,13 @@ impl HostOutside {
         queue.request(request, operation);
     }
 
-    /// Waits until every disk request queued so far is done, and durable.
-    pub fn drain(&self) {
+    /// Asks to be told when every disk request queued so far is done, and durable.
+    pub fn drain(&self) -> DisksDone {
         let (done, all_done) = channel();
         for disk in &self.disks {
             disk.settle(done.clone());
         }
-        drop(done);
-        while all_done.recv().is_ok() {}
+        DisksDone { all_done, left: self.disks.len() }
     }
 
     /// Makes the writes again that a predecessor has completed, of each disk, and has them flushed, before
@@ -103,7 +129,7 @@ impl Outside for HostOutside {
         self.watermark.let_out(output.sequence, is_console);
         match output.kind {
             OutputKind::Console { offset, bytes } => {
-                self.console.write(output.sequence, offset, bytes);
+                self.console.write(output.sequence, offset, &bytes);
             }
             OutputKind::Packet(packet) => {
                 if let Some(network) = &self.network {
@@ -121,5 +147,13 @@ impl Outside for HostOutside {
         if self.packets.swap(false, Ordering::Relaxed) {
             self.watermark.tell();
         }
+    }
+
+    fn backlog(&self) -> usize {
+        self.console.backlog()
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        self.console.unwritten()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Mailbox, outside::HostOutside};
 use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Room, Wish};
+use crate::outputs::HeldOutputs;
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
@@ -83,18 +84,23 @@ impl Gauges {
     }
 }
 
+/// How long one wait for outputs to leave may take before an operator is looked for again. A sink outside
+/// has far more to write than it can in that time.
+const HOLD_STEP: Duration = Duration::from_millis(5);
+
 /// The host's clock, disks, random numbers and mailbox.
 #[derive(Debug)]
 pub struct HostSource {
     live_since: Instant,
     mailbox: Arc<Mailbox>,
     outside: Arc<HostOutside>,
+    gate: Arc<HeldOutputs>,
     random: File,
     gauges: Arc<Gauges>,
 }
 
 impl HostSource {
-    /// A source whose host time starts now.
+    /// A source whose host time starts now, for a guest whose outputs leave by `gate`.
     ///
     /// # Errors
     /// If the host's random device cannot be opened.
@@ -102,10 +108,11 @@ impl HostSource {
     pub fn new(
         mailbox: Arc<Mailbox>,
         outside: Arc<HostOutside>,
+        gate: Arc<HeldOutputs>,
         gauges: Arc<Gauges>,
     ) -> std::io::Result<Self> {
         let random = File::open("/dev/urandom")?;
-        Ok(Self { live_since: Instant::now(), mailbox, outside, random, gauges })
+        Ok(Self { live_since: Instant::now(), mailbox, outside, gate, random, gauges })
     }
 }
 
@@ -141,6 +148,10 @@ impl InputSource for HostSource {
             }
         }
         Ok(())
+    }
+
+    fn hold_back(&mut self) -> bool {
+        !self.gate.is_full() || self.gate.wait_room(HOLD_STEP)
     }
 
     fn at(&mut self, boundary: &Boundary) {

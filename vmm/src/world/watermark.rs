@@ -10,10 +10,18 @@ use vmft_logging_channel::entry::OutputSequence;
 
 type Report = Box<dyn Fn(OutputSequence) + Send + Sync>;
 
+/// Console outputs that follow each other and are not yet written.
+#[derive(Debug)]
+struct Run {
+    /// The output before the first of them.
+    before: OutputSequence,
+    last: OutputSequence,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// Console outputs not yet written, oldest first.
-    pending: VecDeque<OutputSequence>,
+    /// Oldest first.
+    pending: VecDeque<Run>,
     /// The last output let out.
     last: OutputSequence,
     reported: OutputSequence,
@@ -42,23 +50,29 @@ impl Watermark {
         assert!(self.report.set(report).is_ok(), "told once");
     }
 
-    /// An output is let out; `is_console` if it is out only once it is written.
+    /// The outputs up to this one are let out, those after the last on which this was called;
+    /// `is_console` if they are out only once they are written.
     pub(super) fn let_out(&self, output: OutputSequence, is_console: bool) {
         if self.report.get().is_none() {
             return;
         }
         let mut state = self.lock();
-        state.last = state.last.max(output);
-        if is_console {
-            state.pending.push_back(output);
+        let before = std::mem::replace(&mut state.last, output);
+        match state.pending.back_mut() {
+            _ if !is_console => {}
+            Some(run) if run.last == before => run.last = output,
+            _ => state.pending.push_back(Run { before, last: output }),
         }
     }
 
     /// Console outputs up to `output` are written.
     pub(super) fn written(&self, output: OutputSequence) {
         let mut state = self.lock();
-        while state.pending.front().is_some_and(|first| *first <= output) {
+        while state.pending.front().is_some_and(|run| run.last <= output) {
             state.pending.pop_front();
+        }
+        if let Some(run) = state.pending.front_mut() {
+            run.before = run.before.max(output);
         }
         drop(state);
         self.tell();
@@ -69,7 +83,7 @@ impl Watermark {
         let Some(report) = self.report.get() else { return };
         let mut state = self.lock();
         let out = match state.pending.front() {
-            Some(first) => OutputSequence(first.0 - 1),
+            Some(run) => run.before,
             None => state.last,
         };
         if out <= state.reported {
@@ -107,5 +121,25 @@ mod tests {
         watermark.written(output(5));
         watermark.tell();
         assert_eq!(*told.lock().unwrap(), [1, 2, 4, 5]);
+    }
+
+    #[test]
+    fn console_bytes_that_nobody_writes_take_no_memory_here_and_none_counts_as_out_before_it_is() {
+        let told: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let heard = Arc::clone(&told);
+        let watermark = Watermark::default();
+        let report = move |output: OutputSequence| heard.lock().unwrap().push(output.0);
+        watermark.report_to(Box::new(report));
+        watermark.let_out(OutputSequence(7), false);
+        // Some are let out several at a time.
+        for output in [8, 9, 20, 21] {
+            watermark.let_out(OutputSequence(output), true);
+        }
+        assert_eq!(watermark.lock().pending.len(), 1);
+        watermark.tell();
+        watermark.written(OutputSequence(9));
+        watermark.written(OutputSequence(20));
+        watermark.written(OutputSequence(21));
+        assert_eq!(*told.lock().unwrap(), [7, 9, 20, 21]);
     }
 }

@@ -112,7 +112,7 @@ impl Merger {
 mod tests {
     use super::*;
     use crate::world::Mailbox;
-    use crate::world::console::{ConsoleHub, ConsoleTarget};
+    use crate::world::console::{ConsoleHub, ConsoleTarget, Typed};
     use std::sync::Arc;
     use vmft_logging_channel::entry::OutputSequence;
 
@@ -138,11 +138,11 @@ mod tests {
             sides.each_ref().map(|path| ConsoleClient::attach(path, 0).expect("listening"));
         let mut merger = Merger::default();
 
-        hubs[0].write(OutputSequence(1), 0, b"before ".to_vec());
+        hubs[0].write(OutputSequence(1), 0, b"before ");
         hubs[1].remember(0, b"before the crash");
         assert_eq!(read_to(&mut clients[0], &mut merger, 7), b"before ");
         hubs[1].reveal(16);
-        hubs[1].write(OutputSequence(3), 16, b", after it".to_vec());
+        hubs[1].write(OutputSequence(3), 16, b", after it");
         assert_eq!(read_to(&mut clients[1], &mut merger, 26), b"the crash, after it");
         assert_eq!((merger.repeated(), merger.missing()), (7, 0));
     }
@@ -150,8 +150,10 @@ mod tests {
     #[test]
     fn only_the_live_side_takes_input() {
         let hub = ConsoleHub::open(&ConsoleTarget::Null).expect("no target");
-        assert_eq!(hub.type_in(b"lost"), 0);
+        assert_eq!(hub.type_in(b"lost"), Typed::NotLive);
         hub.go_live(Arc::new(Mailbox::default()), None);
-        assert_eq!(hub.type_in(b"kept"), 4);
+        assert_eq!(hub.type_in(b"kept"), Typed::All);
+        hub.close();
+        assert_eq!(hub.type_in(b"late"), Typed::Over);
     }
 }

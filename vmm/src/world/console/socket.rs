@@ -2,14 +2,21 @@
 //!
 //! A reader first sends the offset it wants to read from (8 bytes, little-endian); what it sends
 //! after that is console input. It receives records: offset (8 bytes), length (4 bytes), bytes.
-//! Only the live side sends records and takes input.
+//! Only the live side sends records and takes input. A reader that is slow is not waited for: what it misses
+//! it can tell by the offsets. One that types more than the guest takes is made to wait, as its socket is not
+//! read meanwhile.
 
-use super::{CHUNK, ConsoleError, ConsoleHub};
+use super::{CHUNK, ConsoleError, ConsoleHub, Typed};
+use crate::world::Repeats;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a host that cannot take a reader is left alone before the next one is tried.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// Most bytes in one record.
 pub const MAX_RECORD: usize = CHUNK;
@@ -84,10 +91,14 @@ pub(super) fn listen(path: &Path, hub: &Arc<ConsoleHub>) -> Result<(), ConsoleEr
     })?;
     let hub = Arc::clone(hub);
     let accept = move || {
+        let repeats = Repeats::new();
         for stream in listener.incoming() {
             let served = stream.and_then(|stream| serve(stream, &hub));
             if let Err(error) = served {
-                tracing::warn!(%error, "a console reader could not be served");
+                if let Some(times) = repeats.note(&error.to_string()) {
+                    tracing::warn!("a console reader could not be served: {error}{times}");
+                }
+                hub.wait_retry(AFTER_ERROR);
             }
         }
     };
@@ -130,7 +141,10 @@ fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
         }
         let mut bytes = [0; 1024];
         while let Ok(len @ 1..) = input.read(&mut bytes) {
-            hub.type_in(&bytes[..len]);
+            // A side that is not live drops it: whoever types, types at both.
+            if hub.type_in(&bytes[..len]) == Typed::Over {
+                break;
+            }
         }
     };
     std::thread::Builder::new().name("console-writer".to_owned()).spawn(run).map(|_| ())

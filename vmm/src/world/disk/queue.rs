@@ -1,5 +1,6 @@
 //! The threads that do a disk's jobs, several at a time.
 
+use super::errors::{DiskError, DiskErrors};
 use super::fence::Fence;
 use super::image::Storage;
 use super::order::{Extent, Order};
@@ -68,6 +69,7 @@ struct Shared {
     storage: Arc<dyn Storage>,
     fence: Arc<dyn Fence>,
     mailbox: Arc<Mailbox>,
+    errors: DiskErrors,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -85,9 +87,10 @@ impl DiskQueue {
         storage: Arc<dyn Storage>,
         fence: Arc<dyn Fence>,
         mailbox: Arc<Mailbox>,
+        errors: DiskErrors,
     ) -> io::Result<Self> {
         let (state, work) = Default::default();
-        let shared = Arc::new(Shared { disk, storage, fence, mailbox, state, work });
+        let shared = Arc::new(Shared { disk, storage, fence, mailbox, errors, state, work });
         shared.start_thread(&mut shared.lock())?;
         Ok(Self { shared })
     }
@@ -199,10 +202,7 @@ impl Shared {
     }
 
     fn lost(&self, offset: u64, len: usize, error: &io::Error) {
-        tracing::error!(
-            disk = self.disk, offset, len, %error,
-            "what was completed before could not be made durable; the guest's next flush fails"
-        );
+        self.errors.say(DiskError::NotDurable, &place(offset, len as u64), error);
         self.lock().lost = true;
     }
 
@@ -227,6 +227,7 @@ impl Shared {
             // A request that is never answered: this side is halting.
             return;
         }
+        let (what, offset, len) = describe(&operation);
         let done = match operation {
             DiskOperation::Read { offset, len } => {
                 usize::try_from(len).map_err(io::Error::other).and_then(|len| {
@@ -243,11 +244,28 @@ impl Shared {
         let (status, data) = match done {
             Ok(data) => (STATUS_OK, data),
             Err(error) => {
-                tracing::error!(disk = self.disk, request = request.0, %error, "disk request");
+                self.errors.say(DiskError::Request(what), &place(offset, len), &error);
                 (STATUS_IO_ERROR, Vec::new())
             }
         };
         self.mailbox.push(Arrival::DiskCompletion { disk: self.disk, request, status, data });
+    }
+}
+
+/// What a request does, for messages, and the bytes it is about.
+fn describe(operation: &DiskOperation) -> (&'static str, u64, u64) {
+    match operation {
+        DiskOperation::Read { offset, len } => ("reading", *offset, u64::from(*len)),
+        DiskOperation::Write { offset, data } => ("writing", *offset, data.len() as u64),
+        DiskOperation::Flush => ("making durable", 0, 0),
+    }
+}
+
+/// Bytes of a disk, for messages; none are all that was written.
+fn place(offset: u64, len: u64) -> String {
+    match len {
+        0 => "what was written".to_owned(),
+        _ => format!("{len} bytes at byte {offset}"),
     }
 }
 

@@ -89,7 +89,13 @@ impl Stage {
     fn new(storage: &Arc<Cached>, fence: impl Fence + 'static) -> Self {
         let mailbox = Arc::new(Mailbox::default());
         let storage = Arc::clone(storage) as Arc<dyn Storage>;
-        let queue = DiskQueue::start(0, storage, Arc::new(fence), Arc::clone(&mailbox));
+        let queue = DiskQueue::start(
+            0,
+            storage,
+            Arc::new(fence),
+            Arc::clone(&mailbox),
+            DiskErrors::of("disk".into()),
+        );
         Self { queue: queue.expect("a thread"), mailbox }
     }
 

@@ -5,7 +5,7 @@ use super::doubt::{Doubt, Way};
 use super::link::Link;
 use super::{NetError, Shared, spawn};
 use crate::outputs::Assurance;
-use crate::world::Mailbox;
+use crate::world::{Mailbox, Repeats};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -101,6 +101,9 @@ struct Receiver {
     tried: Option<Instant>,
 }
 
+/// A peer may take the link away as often as it likes.
+static LOST: Repeats = Repeats::new();
+
 impl Receiver {
     fn run(mut self) {
         let mut link: Option<OwnedFd> = None;
@@ -119,7 +122,9 @@ impl Receiver {
             }
             let Some(shared) = self.shared.upgrade() else { return };
             if let Err(error) = self.serve(&shared) {
-                tracing::error!("the guest's network is lost: {error}; trying again");
+                if let Some(times) = LOST.note(&error.to_string()) {
+                    tracing::error!("the guest's network is lost: {error}; trying again{times}");
+                }
                 *shared.lock() = None;
                 (link, self.told) = (None, true);
                 self.note_try();
