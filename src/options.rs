@@ -40,6 +40,9 @@ pub enum OptionError {
     /// Neither on nor off.
     #[error("`{0}` is neither on nor off")]
     Switch(String),
+    /// No format of a disk.
+    #[error("disks of format `{0}` cannot be used; the only format is raw")]
+    Format(String),
     /// No number.
     #[error("`{0}` is no number")]
     Number(String),
@@ -173,23 +176,31 @@ impl FromStr for CpusOption {
     }
 }
 
-/// `--disk path=IMAGE,readonly=on`.
+/// `--disk path=IMAGE,readonly=on,format=raw`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
     /// The image.
     pub path: PathBuf,
     /// The guest may not write.
     pub read_only: bool,
+    /// The operator says that it is a raw disk, whatever it looks like.
+    pub is_raw: bool,
 }
 
 impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let pairs = Pairs::parse(text, &["path", "readonly"])?;
+        let pairs = Pairs::parse(text, &["path", "readonly", "format"])?;
+        let is_raw = match pairs.get("format") {
+            None => false,
+            Some("raw") => true,
+            Some(other) => return Err(OptionError::Format(other.to_owned())),
+        };
         Ok(Self {
             path: pairs.need("path")?.into(),
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
+            is_raw,
         })
     }
 }
@@ -331,7 +342,13 @@ mod tests {
     #[test]
     fn a_disk_has_a_path_and_may_be_read_only() {
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
-        assert_eq!(disk, Ok(DiskOption { path: "a.img".into(), read_only: true }));
+        let option = DiskOption { path: "a.img".into(), read_only: true, is_raw: false };
+        assert_eq!(disk, Ok(option));
+        let raw = "path=a.img,format=raw".parse::<DiskOption>();
+        let option = DiskOption { path: "a.img".into(), read_only: false, is_raw: true };
+        assert_eq!(raw, Ok(option));
+        let other = "path=a.img,format=qcow2".parse::<DiskOption>();
+        assert_eq!(other, Err(OptionError::Format("qcow2".into())));
         assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());

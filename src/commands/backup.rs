@@ -1,8 +1,9 @@
 //! `vmft backup` and `vmft standby`.
 
 use crate::api::ShutdownHook;
+use crate::disk_images::open_disks;
 use crate::interrupt;
-use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side, open_disks};
+use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
 use crate::net_options::NetOption;
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
@@ -66,8 +67,8 @@ struct FollowOptions {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
     backups: u8,
-    /// A disk image, the same as the primary's; may be given several times
-    #[arg(long, value_name = "path=FILE[,readonly=on|off]", help_heading = "Machine")]
+    /// A raw disk image, the same as the primary's; may be given several times
+    #[arg(long, value_name = "path=FILE[,readonly=on|off][,format=raw]", help_heading = "Machine")]
     disk: Vec<DiskOption>,
     /// Where the guest's network is connected once this side is live; needed if the primary has one
     #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
