@@ -3,6 +3,7 @@
 pub mod api;
 pub mod api_client;
 pub mod commands;
+pub mod disk_images;
 pub mod examples;
 pub mod host_choice;
 mod interrupt;

@@ -7,7 +7,6 @@ use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,7 +23,7 @@ use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::NetPort;
-use vmft_vmm::world::{DiskFile, DiskFileError, HostCache, Mailbox};
+use vmft_vmm::world::{DiskFile, Mailbox};
 
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -162,11 +161,12 @@ pub struct MachineOptions {
     /// Guest memory, 64M to 4G
     #[arg(long, value_name = "size=SIZE", default_value = "size=256M", help_heading = "Machine")]
     pub memory: MemoryOption,
-    /// A disk image; may be given several times. Both sides of a pair name the same image. A pair's is used
-    /// without the host's cache, unless cache=writeback accepts what is lost with a host
+    /// A raw disk image, or a block device; may be given several times. Both sides of a pair name the same
+    /// image. A file that looks like anything else is refused, unless format=raw says that it is a raw disk.
+    /// A pair's is used without the host's cache, unless cache=writeback accepts what is lost with a host
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw]",
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
@@ -200,56 +200,6 @@ pub struct SideOptions {
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
-}
-
-/// Opens the images, with the host's `cache` where an option does not say. A `new_machine` must find nobody
-/// else on them; a backup's are still to be shared.
-pub fn open_disks(
-    options: &[DiskOption],
-    cache: HostCache,
-    new_machine: bool,
-) -> Result<Vec<DiskFile>> {
-    let open = |disk: &DiskOption| {
-        let cache = disk.cache.unwrap_or(cache);
-        DiskFile::open(&disk.path, disk.read_only, cache, new_machine).map_err(|error| {
-            let remedy = disk_remedy(&error, new_machine);
-            anyhow!("{:#}{remedy}", anyhow::Error::from(error))
-        })
-    };
-    options.iter().map(open).collect()
-}
-
-/// What to do about a disk that cannot be used; empty where the error says it.
-fn disk_remedy(error: &DiskFileError, new_machine: bool) -> String {
-    match error {
-        DiskFileError::Open { path, source } => match source.kind() {
-            io::ErrorKind::NotFound if new_machine => {
-                format!(
-                    "; make an image first, for instance with `truncate -s 1G {}`",
-                    path.display()
-                )
-            }
-            io::ErrorKind::NotFound => {
-                "; name the image that the primary uses, on storage that both hosts share"
-                    .to_owned()
-            }
-            _ => "; --disk path= takes an image file that this user may use".to_owned(),
-        },
-        DiskFileError::Size { path, .. } => {
-            format!("; give it a size, for instance with `truncate -s 1G {}`", path.display())
-        }
-        DiskFileError::Cached { path, .. } => format!(
-            "; put it on one that does (local file systems, NFS, block devices), or accept that \
-             with --disk path={},cache=writeback",
-            path.display()
-        ),
-        // Growing changes nothing that is there.
-        DiskFileError::Unit { path, unit, .. } => format!(
-            "; enlarge it with `truncate -s %{unit} {}`, which adds zeroes behind its end",
-            path.display()
-        ),
-        DiskFileError::InUse { .. } | DiskFileError::Thread { .. } => String::new(),
-    }
 }
 
 /// The host's name, for people.

@@ -44,6 +44,9 @@ pub enum OptionError {
     /// No way to use the host's cache.
     #[error("`{0}` is neither none nor writeback")]
     Cache(String),
+    /// No format of a disk.
+    #[error("disks of format `{0}` cannot be used; the only format is raw")]
+    Format(String),
     /// No number.
     #[error("`{0}` is no number")]
     Number(String),
@@ -185,7 +188,7 @@ impl FromStr for CpusOption {
     }
 }
 
-/// `--disk path=IMAGE,readonly=on,cache=none`.
+/// `--disk path=IMAGE,readonly=on,cache=none,format=raw`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
     /// The image.
@@ -194,17 +197,25 @@ pub struct DiskOption {
     pub read_only: bool,
     /// Whether the host's cache has a part in it; else as the command has it.
     pub cache: Option<HostCache>,
+    /// The operator says that it is a raw disk, whatever it looks like.
+    pub is_raw: bool,
 }
 
 impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let pairs = Pairs::parse(text, &["path", "readonly", "cache"])?;
+        let pairs = Pairs::parse(text, &["path", "readonly", "cache", "format"])?;
+        let is_raw = match pairs.get("format") {
+            None => false,
+            Some("raw") => true,
+            Some(other) => return Err(OptionError::Format(other.to_owned())),
+        };
         Ok(Self {
             path: pairs.need("path")?.into(),
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
             cache: pairs.get("cache").map(parse_cache).transpose()?,
+            is_raw,
         })
     }
 }
@@ -346,12 +357,19 @@ mod tests {
     #[test]
     fn a_disk_has_a_path_and_may_be_read_only() {
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
-        let expected = DiskOption { path: "a.img".into(), read_only: true, cache: None };
-        assert_eq!(disk, Ok(expected));
+        let option =
+            DiskOption { path: "a.img".into(), read_only: true, cache: None, is_raw: false };
+        assert_eq!(disk, Ok(option));
         let cache = |text: &str| text.parse::<DiskOption>().map(|disk| disk.cache);
         assert_eq!(cache("path=a,cache=none"), Ok(Some(HostCache::None)));
         assert_eq!(cache("path=a,cache=writeback"), Ok(Some(HostCache::WriteBack)));
         assert_eq!(cache("path=a,cache=on"), Err(OptionError::Cache("on".to_owned())));
+        let raw = "path=a.img,format=raw".parse::<DiskOption>();
+        let option =
+            DiskOption { path: "a.img".into(), read_only: false, cache: None, is_raw: true };
+        assert_eq!(raw, Ok(option));
+        let other = "path=a.img,format=qcow2".parse::<DiskOption>();
+        assert_eq!(other, Err(OptionError::Format("qcow2".into())));
         assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());

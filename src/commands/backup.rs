@@ -1,8 +1,9 @@
 //! `vmft backup` and `vmft standby`.
 
 use crate::api::ShutdownHook;
+use crate::disk_images::open_disks;
 use crate::interrupt;
-use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side, open_disks};
+use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
 use crate::net_options::NetOption;
 use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
@@ -67,11 +68,11 @@ struct FollowOptions {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
     backups: u8,
-    /// A disk image, the same as the primary's; may be given several times. It is used without the host's
-    /// cache, unless cache=writeback accepts what is lost with a host
+    /// A raw disk image, the same as the primary's; may be given several times. It is used without the
+    /// host's cache, unless cache=writeback accepts what is lost with a host
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw]",
         help_heading = "Machine"
     )]
     disk: Vec<DiskOption>,

@@ -1,7 +1,8 @@
 //! `vmft primary`.
 
+use crate::disk_images::open_disks;
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, SideOptions, make_side, open_disks};
+use crate::machine_options::{MachineOptions, SideOptions, make_side};
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
 use anyhow::Result;

@@ -1,9 +1,8 @@
 //! `vmft record`.
 
+use crate::disk_images::open_disks;
 use crate::interrupt;
-use crate::machine_options::{
-    MachineOptions, Purpose, SideOptions, fresh_id, make_side, open_disks,
-};
+use crate::machine_options::{MachineOptions, Purpose, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
 use crate::terminal;
 use anyhow::{Context, Result, bail};

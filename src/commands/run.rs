@@ -1,9 +1,8 @@
 //! `vmft run`.
 
+use crate::disk_images::open_disks;
 use crate::interrupt;
-use crate::machine_options::{
-    ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side, open_disks,
-};
+use crate::machine_options::{ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side};
 use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;

@@ -6,6 +6,7 @@
 pub mod console;
 mod disk;
 mod file_lock;
+pub mod image_format;
 mod mailbox;
 pub mod net;
 mod outside;
