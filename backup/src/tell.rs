@@ -5,6 +5,7 @@ use std::fmt::Arguments;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
+use vmft_logging_channel::foreign::Printable;
 
 static FILE: OnceLock<File> = OnceLock::new();
 
@@ -15,7 +16,8 @@ pub fn to_file(file: File) {
 
 /// Says one line; see [`crate::tell!`].
 pub fn say(message: Arguments<'_>) {
-    let line = format!("vmft: {message}\n");
+    // Whatever foreign text came into it: one line, which no terminal obeys.
+    let line = format!("vmft: {}\n", Printable(&message.to_string()));
     // Nobody may be listening any more: a message is not worth a guest.
     let _ = match FILE.get() {
         Some(mut file) => file.write_all(line.as_bytes()),

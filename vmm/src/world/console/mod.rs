@@ -8,14 +8,14 @@ mod client;
 mod socket;
 
 pub use client::{ConsoleClient, ConsoleEvent, Merged, Merger};
-pub use socket::{ConsoleRecord, MAX_RECORD, bind_socket, read_record};
+pub use socket::{ConsoleRecord, MAX_RECORD, read_record};
 
 use super::Mailbox;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -358,7 +358,10 @@ impl ConsoleHub {
 
 fn open_file(path: &Path) -> Result<File, ConsoleError> {
     let error = |source| ConsoleError::File { path: path.to_owned(), source };
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(error)
+    // What a guest prints is for whoever may see the guest.
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options.open(path).map_err(error)
 }
 
 #[derive(Debug)]
