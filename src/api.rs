@@ -1,4 +1,5 @@
-//! The API socket: HTTP on a Unix socket, as in Cloud Hypervisor.
+//! The API socket: HTTP on a Unix socket, as in Cloud Hypervisor. Only its owner may connect: whoever
+//! may ask can stop the guest and have its memory written to a file.
 //!
 //! | request | what |
 //! |---|---|
@@ -22,9 +23,9 @@ use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
 use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
+use vmft_logging_channel::transport::bind_private_socket;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
-use vmft_vmm::world::console::bind_socket;
 
 /// What the API can ask.
 #[derive(Debug, Clone)]
@@ -56,7 +57,7 @@ pub struct SnapshotRequest {
 
 /// Serves the API on a thread of its own until the process ends.
 pub fn serve(path: &Path, api: Api) -> Result<()> {
-    let listener = match bind_socket(path) {
+    let listener = match bind_private_socket(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
             "API socket {} is in use by another process; stop that one, or name another",
             path.display()

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use vmft_backup::fault::{FaultOrder, Planted};
 use vmft_backup::status::SideStatus;
+use vmft_logging_channel::foreign::ForeignText;
 
 /// How long a side may take to answer. A fault waits for a point, a snapshot writes gigabytes.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,7 +78,7 @@ fn ask(
         .with_context(|| format!("asking the side at {}", socket.display()))
         .remedy(|| "is a side running with --api-socket and this path?")?;
     if status != StatusCode::OK && status != StatusCode::NO_CONTENT {
-        bail!("{}", String::from_utf8_lossy(&body));
+        bail!("{}", ForeignText::from(String::from_utf8_lossy(&body).into_owned()));
     }
     Ok(body)
 }

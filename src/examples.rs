@@ -27,37 +27,37 @@ Ctrl-A x stops the guest. With standard input that is no terminal, Ctrl-C does."
 /// For `vmft primary`.
 pub const PRIMARY: &str = "\
 Example, two hosts that share /shared:
-  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
-  B: vmft backup --disk path=/shared/guest.img --primary tcp:A:7000 --listen tcp:0.0.0.0:7000
+  A: vmft primary --disk path=/shared/guest.img --listen tls:0.0.0.0:7000
+  B: vmft backup --disk path=/shared/guest.img --primary tls:A:7000 --listen tls:0.0.0.0:7000
 
 The guest begins when the backup has joined. When B is lost, A goes on alone, and the next backup
-may join at the same address. With certificates from `vmft tls-init DIR`, add ,tls_dir=DIR/primary.
+may join at the same address. `vmft keys add A B` makes the certificates for ~/.config/vmft/tls.
 
 Exit code 0 when the guest has stopped; 1 if the other side goes on in place of this one.";
 
 /// For `vmft backup`.
 pub const BACKUP: &str = "\
 Example, two hosts that share /shared:
-  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
-  B: vmft backup --disk path=/shared/guest.img --primary tcp:A:7000 --listen tcp:0.0.0.0:7000
+  A: vmft primary --disk path=/shared/guest.img --listen tls:0.0.0.0:7000
+  B: vmft backup --disk path=/shared/guest.img --primary tls:A:7000 --listen tls:0.0.0.0:7000
   after A is lost, on C:
-  C: vmft backup --disk path=/shared/guest.img --primary tcp:B:7000
+  C: vmft backup --disk path=/shared/guest.img --primary tls:B:7000
 
 A backup needs no kernel: it gets the machine from the primary. It may be started first. Ctrl-C
-makes it leave, and the primary goes on alone. With certificates, add ,tls_dir=DIR/backup.
+makes it leave, and the primary goes on alone. Certificates: see `vmft keys --help`.
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
 
 /// For `vmft standby`.
 pub const STANDBY: &str = "\
 Example, three hosts that share /shared:
-  A: vmft primary --disk path=/shared/guest.img --listen tcp:0.0.0.0:7000
-  B: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:C:7000 --listen tcp:0.0.0.0:7000
-  C: vmft standby --disk path=/shared/guest.img --join tcp:A:7000 tcp:B:7000 --listen tcp:0.0.0.0:7000
+  A: vmft primary --disk path=/shared/guest.img --listen tls:0.0.0.0:7000
+  B: vmft standby --disk path=/shared/guest.img --join tls:A:7000 tls:C:7000 --listen tls:0.0.0.0:7000
+  C: vmft standby --disk path=/shared/guest.img --join tls:A:7000 tls:B:7000 --listen tls:0.0.0.0:7000
 
 One of B and C follows A, the other waits. When A is lost, its backup goes on, and the one that waits
 joins it. A host that comes back runs `vmft standby` as well. A standby never gives up; Ctrl-C ends it.
-With certificates, add ,tls_dir=DIR/backup to --join and to --listen.
+Certificates: see `vmft keys --help`.
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it was live and lost to another.";
 
@@ -120,12 +120,23 @@ Example:
 
 Keys go to the side that is live. Ctrl-A x detaches; the guest goes on.";
 
+/// For `vmft keys`.
+pub const KEYS: &str = "\
+Examples:
+  vmft keys add A B C                       vmft-keys/A, B, C: a key and a certificate each
+  scp -r vmft-keys/A A:.config/vmft/tls     and so on; then tls:HOST:PORT is all there is to say
+  vmft keys renew                           before a year is over: copy each cert.pem to its host
+  vmft keys revoke B                        B is lost or stolen: copy revoked.pem to the others
+  vmft keys list
+
+vmft-keys/authority can make sides: keep it off their hosts.";
+
 /// For `vmft tls-init`.
 pub const TLS_INIT: &str = "\
 Example:
   vmft tls-init certs
-  A: vmft primary ... --listen tcp:0.0.0.0:7000,tls_dir=certs/primary
-  B: vmft backup ... --primary tcp:A:7000,tls_dir=certs/backup";
+  A: vmft primary ... --listen tls:0.0.0.0:7000,tls_dir=certs/primary
+  B: vmft backup ... --primary tls:A:7000,tls_dir=certs/backup";
 
 /// For `vmft doctor`.
 pub const DOCTOR: &str = "\

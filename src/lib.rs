@@ -13,7 +13,7 @@ pub mod options;
 pub mod pair;
 pub mod pair_options;
 pub mod private_network;
-mod process;
+pub mod process;
 pub mod progress;
 pub mod remedy;
 pub mod terminal;

@@ -228,9 +228,9 @@ pub fn make_side(
     Ok(Side {
         who: Candidate {
             id: fresh_id()?,
-            host: host_name(),
+            host: host_name().into(),
             pid: std::process::id(),
-            role: role.to_owned(),
+            role: role.into(),
         },
         mailbox: Arc::new(Mailbox::default()),
         console: ConsoleHub::open(&options.serial.0)

@@ -3,12 +3,13 @@
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 use vmft::remedy::{Remedy, one_line};
-use vmft::{commands, examples};
+use vmft::{commands, examples, process};
 use vmft_backup::tell;
 
 /// Fault-tolerant virtual machines: an unmodified Linux guest runs on two hosts at once; when one
@@ -24,6 +25,9 @@ struct Cli {
     /// Write the program's own messages to this file instead of standard error
     #[arg(long, value_name = "FILE", global = true)]
     log_file: Option<PathBuf>,
+    /// Leave a core dump if the program crashes: it has the guest's memory in it
+    #[arg(long, global = true)]
+    allow_core_dumps: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -66,9 +70,12 @@ enum Command {
     /// Attach to the console of one or both sides
     #[command(after_help = examples::CONSOLE)]
     Console(commands::console::ConsoleOptions),
-    /// Make the certificates with which the two sides know each other
+    /// Make, renew and revoke the certificates with which the sides of a pair know each other
+    #[command(after_help = examples::KEYS)]
+    Keys(commands::keys::KeysOptions),
+    /// The same as `vmft keys --dir DIR add primary backup`
     #[command(after_help = examples::TLS_INIT)]
-    TlsInit(commands::tls_init::TlsInitOptions),
+    TlsInit(commands::keys::TlsInitOptions),
     /// Examine this host: what its KVM can do, and which engine would be taken
     #[command(after_help = examples::DOCTOR)]
     Doctor(commands::doctor::DoctorOptions),
@@ -89,6 +96,7 @@ fn set_up_log(cli: &Cli) -> Result<()> {
             let file = std::fs::OpenOptions::new()
                 .create(true)
                 .append(true)
+                .mode(0o600)
                 .open(path)
                 .with_context(|| format!("opening {}", path.display()))
                 .remedy(|| "--log-file takes a file that this user may write")?;
@@ -101,6 +109,11 @@ fn set_up_log(cli: &Cli) -> Result<()> {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    if !cli.allow_core_dumps {
+        process::forbid_core_dumps()
+            .context("forbidding core dumps")
+            .remedy(|| "--allow-core-dumps goes on without that")?;
+    }
     set_up_log(&cli)?;
     match cli.command {
         Command::Demo(options) => commands::demo::demo(&options),
@@ -115,7 +128,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
-        Command::TlsInit(options) => commands::tls_init::tls_init(&options),
+        Command::Keys(options) => commands::keys::keys(&options),
+        Command::TlsInit(options) => commands::keys::tls_init(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),
         Command::Guest(options) => commands::guest::guest(&options),
     }

@@ -14,11 +14,12 @@ use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
 use vmft_backup::side::Side;
+use vmft_backup::tell;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::sender::SenderConfig;
-use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig};
+use vmft_logging_channel::transport::{Listener, PeerAddress, PrimaryConfig, TransportError};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig};
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::world::DiskFile;
@@ -54,6 +55,10 @@ pub struct PairOptions {
     /// everything is replayed
     #[arg(long, value_name = "TIME", help_heading = "Pair")]
     pub bound_replay: Option<TimeOption>,
+    /// Let the channel go to other hosts without TLS (tcp: addresses that are not this host's): whoever
+    /// reaches them can read the guest, change it and take it over
+    #[arg(long, help_heading = "Pair")]
+    pub insecure: bool,
 }
 
 impl PairOptions {
@@ -114,6 +119,20 @@ impl PairOptions {
         }
     }
 
+    /// An address of the command line, if this side may use it. Says so where it may only because its
+    /// operator has said that.
+    ///
+    /// # Errors
+    /// For an address of another host, or open to others, without TLS.
+    pub fn address(&self, given: &PeerAddress) -> Result<PeerAddress> {
+        let address = PeerAddress { insecure: self.insecure, ..given.clone() };
+        address.check()?;
+        if address.is_exposed() {
+            tell!("{address} is insecure: whoever reaches it can take the guest over");
+        }
+        Ok(address)
+    }
+
     /// Where backups may join a side.
     pub fn primary_config(
         &self,
@@ -144,13 +163,14 @@ pub struct ListenPlace {
 impl ListenPlace {
     /// Takes the port.
     pub fn take(address: &PeerAddress) -> Result<Self> {
-        let listener = Listener::bind(address).remedy(|| match &address.tls_dir {
-            Some(_) => {
-                "stop what listens there or choose another port with --listen, and make \
-                        certificates with `vmft tls-init`"
+        let listener = Listener::bind(address);
+        let listener = match listener {
+            Err(error @ TransportError::Tls(_)) => {
+                Err(error).remedy(|| "make certificates with `vmft keys`")?
             }
-            None => "stop what listens there, or choose another address with --listen",
-        })?;
+            other => other
+                .remedy(|| "stop what listens there, or choose another address with --listen")?,
+        };
         Ok(Self { address: address.clone(), listener: Arc::new(listener) })
     }
 }

@@ -2,6 +2,15 @@
 
 use std::ops::Range;
 
+/// From now on this process leaves no core dump, and others of its user cannot read its memory: a guest's
+/// is in it. The programs it starts are as they would be.
+///
+/// # Errors
+/// If the host does not take that.
+pub fn forbid_core_dumps() -> nix::Result<()> {
+    nix::sys::prctl::set_dumpable(false)
+}
+
 /// Resident memory of this process outside the ranges of guest memory, in bytes; `None` where the
 /// host does not tell.
 pub fn overhead_bytes(guest_memory: &[Range<usize>]) -> Option<u64> {

@@ -8,16 +8,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
+use vmft_logging_channel::foreign::Printable;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
 use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget, Typed};
 
-/// Prints one line to standard output; a reader that has gone away is no failure.
+/// Prints a line, or several, to standard output, and nothing that a terminal obeys; a reader that has
+/// gone away is no failure.
 ///
 /// # Errors
 /// Any other error of standard output.
 pub fn say(line: &str) -> io::Result<()> {
-    match writeln!(io::stdout(), "{line}") {
+    let lines: Vec<String> = line.split('\n').map(|line| Printable(line).to_string()).collect();
+    match writeln!(io::stdout(), "{}", lines.join("\n")) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }

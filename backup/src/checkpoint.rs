@@ -10,6 +10,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
 use vmft_vmm::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 
+const ZERO_PAGE: Page = [0; PAGE_BYTES];
 const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE, "both sides speak of the same pages");
 
 /// A machine at rest, as the start of a log.
@@ -99,13 +100,21 @@ impl PageSource for RamPages {
     }
 }
 
-/// The memory of a machine that is being received.
-#[derive(Debug, Default)]
+/// The memory of a machine that is being received, within what its receiver allows. It is taken as it is
+/// filled: what the sender announces costs nothing, nor do pages of zeroes.
+#[derive(Debug)]
 pub struct MachineSink {
+    /// Most bytes of memory.
+    limit: u64,
     ram: Option<GuestRam>,
 }
 
 impl MachineSink {
+    /// For a machine with at most `limit` bytes of memory.
+    pub const fn within(limit: u64) -> Self {
+        Self { limit, ram: None }
+    }
+
     /// The machine, once the checkpoint is complete.
     ///
     /// # Errors
@@ -133,6 +142,16 @@ impl CheckpointSink for MachineSink {
         let end = header.page_limit.0.saturating_mul(PAGE_SIZE);
         let hole = if end > DEVICE_HOLE_START { DEVICE_HOLE_END - DEVICE_HOLE_START } else { 0 };
         let size = end.saturating_sub(hole);
+        if size > self.limit {
+            return Err(SinkRefusal(format!(
+                "it has {size} bytes of memory, and --memory allows {} here",
+                self.limit
+            )));
+        }
+        // What a reset boots from comes in the guest's memory.
+        if header.fixed_len > size {
+            return Err(SinkRefusal("its kernel is larger than its memory".to_owned()));
+        }
         let ram = GuestRam::new(size).map_err(|error| SinkRefusal(error.to_string()))?;
         self.ram = Some(ram);
         Ok(())
@@ -141,8 +160,16 @@ impl CheckpointSink for MachineSink {
     fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
         let refusal = || SinkRefusal(format!("there is no page {}", number.0));
         let ram = self.ram.as_ref().ok_or_else(refusal)?;
-        let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
-        ram.memory().write_slice(&data[..], GuestAddress(address)).map_err(|_| refusal())
+        let address = GuestAddress(number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?);
+        if *data == ZERO_PAGE {
+            let mut there = ZERO_PAGE;
+            ram.memory().read_slice(&mut there, address).map_err(|_| refusal())?;
+            // Reading takes no memory of the host; writing zeroes would.
+            if there == ZERO_PAGE {
+                return Ok(());
+            }
+        }
+        ram.memory().write_slice(&data[..], address).map_err(|_| refusal())
     }
 
     fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
@@ -150,5 +177,47 @@ impl CheckpointSink for MachineSink {
         let ram = self.ram.as_ref().ok_or_else(refusal)?;
         let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
         ram.memory().read_slice(&mut data[..], GuestAddress(address)).map_err(|_| refusal())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmft_vmm::memory::MIN_MEMORY;
+
+    fn header(memory: u64) -> CheckpointHeader {
+        let page_limit = PageNumber(memory / PAGE_SIZE);
+        CheckpointHeader { base: MemoryBase::Zeroes, fixed_len: 1000, page_limit }
+    }
+
+    #[test]
+    fn a_machine_larger_than_its_receiver_allows_is_refused() {
+        let begin = |header| MachineSink::within(MIN_MEMORY).begin(&header);
+        assert_eq!(begin(header(MIN_MEMORY)), Ok(()));
+        for pages in [MIN_MEMORY / PAGE_SIZE + 1, 1 << 20, 1 << 52, u64::MAX] {
+            let header = CheckpointHeader { page_limit: PageNumber(pages), ..header(0) };
+            let refused = begin(header).expect_err("too large");
+            assert!(refused.0.contains("--memory"), "{refused}");
+        }
+        let large = CheckpointHeader { fixed_len: MIN_MEMORY + 1, ..header(MIN_MEMORY) };
+        begin(large).expect_err("a kernel that no such machine has booted");
+    }
+
+    #[test]
+    fn pages_of_zeroes_take_no_memory_and_still_replace_what_was_there() {
+        let mut sink = MachineSink::within(MIN_MEMORY);
+        sink.begin(&header(MIN_MEMORY)).expect("allowed");
+        let pages = MIN_MEMORY / PAGE_SIZE;
+        for number in (0..pages).map(PageNumber) {
+            sink.page(number, &ZERO_PAGE).expect("there");
+        }
+        let ram = sink.ram.as_ref().expect("begun");
+        assert!(ram.tracker().take_written().is_empty(), "nothing was written");
+        sink.page(PageNumber(7), &[1; PAGE_BYTES]).expect("there");
+        sink.page(PageNumber(7), &ZERO_PAGE).expect("there");
+        let mut there = [1; PAGE_BYTES];
+        sink.read(PageNumber(7), &mut there).expect("there");
+        assert!(there == ZERO_PAGE);
+        sink.page(PageNumber(pages), &ZERO_PAGE).expect_err("no such page");
     }
 }

@@ -46,6 +46,8 @@ pub struct BackupDuties {
     pub primaries: Vec<PeerAddress>,
     /// How long to try to reach it.
     pub patience: Patience,
+    /// Most bytes of memory that the primary's machine may have.
+    pub memory: u64,
     /// How the pair protects its guest.
     pub protection: Protection,
     /// How far the next backup may be behind after a go-live.
@@ -198,7 +200,7 @@ impl Side {
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
             let config = BackupConfig { primary, ..duties.channel.clone() };
-            match join_once(&config, control)? {
+            match join_once(&config, duties.memory, control)? {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
@@ -345,7 +347,7 @@ impl Side {
             race.last_contact = asked.checked_sub(silent_for);
             race.report = FailoverReport {
                 generation: next.0,
-                suspicion: end.cause.to_string(),
+                suspicion: end.cause.to_string().into(),
                 detection_ms: ms(end.ended_at.since(end.last_contact)),
                 arbiter_ms: ms(asked.elapsed()),
                 ..FailoverReport::default()
@@ -391,7 +393,7 @@ impl Side {
                 return Followed::Again;
             }
             self.status.set_role(Role::Halted, generation);
-            self.status.update(|status| status.reason = Some(why.clone()));
+            self.status.update(|status| status.reason = Some(why.as_str().into()));
             return Followed::End(SideEnd::Halted(why));
         }
         self.status.set_role(Role::Stopped, generation);
@@ -496,13 +498,14 @@ pub(crate) fn won(machine: Machine, race: &Mutex<Race>, kept: &KeptOutputs) -> F
 /// itself.
 fn join_once(
     config: &BackupConfig,
+    memory: u64,
     control: &BackupControl,
 ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
     let (sender, outcome) = mpsc::channel();
     let config = config.clone();
     let join = move || {
         // A side that has left meanwhile does not listen.
-        let _ = sender.send(BackupChannel::join(config, MachineSink::default()));
+        let _ = sender.send(BackupChannel::join(config, MachineSink::within(memory)));
     };
     let thread = std::thread::Builder::new().name("join".to_owned());
     thread.spawn(join).map_err(SideError::Host)?;
@@ -548,6 +551,7 @@ fn is_of_a_standby(error: &TransportError) -> bool {
     use vmft_logging_channel::handshake::{HandshakeError, Refusal};
     match error {
         TransportError::Departed(_) | TransportError::TlsHandshake(_) => true,
+        TransportError::Certificate(refusal) => refusal.is_of_the_peer(),
         TransportError::Handshake(
             HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
         ) => matches!(refusal, Refusal::WrongGeneration { .. }),

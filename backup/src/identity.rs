@@ -123,11 +123,7 @@ pub fn protecting(fingerprint: Fingerprint, protection: Protection) -> Fingerpri
 pub fn check_version(log: &Fingerprint, kind: EngineKind) -> Result<(), Mismatch> {
     let ours = engine(program(), kind);
     let theirs = [VERSION, STATE, ENGINE, HOST_CPU, SOFT_CPU, KVM_CPU];
-    let theirs = theirs.into_iter().fold(Fingerprint::new(), |known, name| match log.get(name) {
-        Some(value) => known.with(name, value),
-        None => known,
-    });
-    theirs.mismatch(&ours).map_or(Ok(()), Err)
+    log.only(&theirs).mismatch(&ours).map_or(Ok(()), Err)
 }
 
 /// A number nobody has used before.

@@ -11,14 +11,13 @@ use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::tell;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    CheckpointStream, EndCause, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
+    CheckpointStream, EndCause, JoinTicket, Origin, PrimaryChannel, PrimaryConfig, PrimaryHandler,
     SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
@@ -134,13 +133,16 @@ impl PrimaryHandler for Handler {
         }
     }
 
-    fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError) {
+    fn peer_refused(&mut self, peer: Origin, error: &TransportError, untold: u64) {
         // A standby asks many times a second, and is told as often that it has to wait.
         if error.is_no_place() {
             tracing::debug!(%peer, "turned away: every place for a backup is taken");
-        } else {
-            tell!("{peer} did not join: {}", error_chain(error));
+            return;
         }
+        if untold > 0 {
+            tell!("{untold} more did not join, for reasons like the next");
+        }
+        tell!("{peer} did not join: {}", error_chain(error));
     }
 }
 
@@ -235,7 +237,7 @@ impl Side {
         if let Err(SideError::Machine(error)) = &ended
             && error.is_of_the_guest()
         {
-            live_side.leave(GoodbyeReason::Failed(error_chain(error)), FAILED_PATIENCE);
+            live_side.leave(GoodbyeReason::Failed(error_chain(error).into()), FAILED_PATIENCE);
         }
         match ended? {
             (SideEnd::Stopped(reason), inputs) => live_side.stop(&mut machine, inputs, reason),

@@ -61,13 +61,15 @@ fn notice(error: &MachineError) -> Option<DivergenceNotice> {
         MachineError::Input(InputError::Divergence(divergence)) => Some(DivergenceNotice {
             window: Some((divergence.agreed, divergence.point)),
             page: divergence.what.page().map(|page| page.address().0),
-            text: divergence.to_string(),
+            text: divergence.to_string().into(),
         }),
         MachineError::Delivery { .. }
         | MachineError::Adopt { .. }
         | MachineError::Engine(_)
-        | MachineError::Broken(_) => {
-            Some(DivergenceNotice { text: error_chain(error), ..DivergenceNotice::default() })
+        | MachineError::Broken(_) => Some(DivergenceNotice {
+            text: error_chain(error).into(),
+            ..DivergenceNotice::default()
+        }),
         }
         MachineError::Input(_) | MachineError::Reset(_) => None,
     }
@@ -123,7 +125,7 @@ impl Side {
             before.0 + 1
         );
         self.status.set_role(Role::Halted, before);
-        self.status.update(|status| status.reason = Some(why.clone()));
+        self.status.update(|status| status.reason = Some(why.as_str().into()));
         Followed::End(SideEnd::Halted(why))
     }
 

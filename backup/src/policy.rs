@@ -211,7 +211,7 @@ impl LossPolicy {
         if matches!(self.standing(), Standing::Fenced(_)) {
             return;
         }
-        self.status.update(|status| status.reason = Some(why.to_owned()));
+        self.status.update(|status| status.reason = Some(why.into()));
         self.set(Standing::Fenced(why.to_owned()), Role::Halted);
         self.mailbox.ask(Asked::Halt);
     }

@@ -98,7 +98,7 @@ impl<R: Read> RecordedLog<R> {
     ) -> Result<(LogHeader, Machine, Self), OpenLogError> {
         let reader = LogReader::open(input)?;
         let header = reader.header().clone();
-        let mut sink = MachineSink::default();
+        let mut sink = MachineSink::within(vmft_vmm::memory::MAX_MEMORY);
         let (checkpoint, entries) = reader.read_checkpoint(&mut sink)?;
         let machine = sink.into_machine(&checkpoint)?;
         Ok((header, machine, Self { entries, entries_read: 0, end: None, until }))

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
+use vmft_logging_channel::foreign::ForeignText;
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
 use vmft_vmm::world::Gauges;
@@ -108,7 +109,7 @@ pub struct FailoverReport {
     /// The generation won.
     pub generation: u64,
     /// What made this side suspect its peer.
-    pub suspicion: String,
+    pub suspicion: ForeignText,
     /// From the last sign of the peer to the suspicion, in milliseconds.
     pub detection_ms: f64,
     /// The arbiter's test-and-set.
@@ -131,7 +132,7 @@ pub struct DivergenceReport {
     /// The first address of the page of memory that differs, if it is known to be one alone.
     pub page: Option<u64>,
     /// The whole report.
-    pub text: String,
+    pub text: ForeignText,
 }
 
 /// A side, for `vmft status`.
@@ -202,7 +203,7 @@ pub struct SideStatus {
     /// Memory of this process beyond the guest's, in bytes, if the host says.
     pub overhead_bytes: Option<u64>,
     /// Why it halted or stopped.
-    pub reason: Option<String>,
+    pub reason: Option<ForeignText>,
 }
 
 /// Packets of the guest since this side was attached to its network.

@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
+use vmft_logging_channel::foreign::Printable;
 
 /// Bytes of lines that wait to be written. More are dropped and counted.
 const QUEUE_BYTES: usize = 256 << 10;
@@ -29,7 +30,8 @@ pub fn to_file(file: File) {
 
 /// Says one line; see [`crate::tell!`].
 pub fn say(message: Arguments<'_>) {
-    QUEUE.add(format!("vmft: {message}\n").into_bytes());
+    // Whatever foreign text came into it: one line, which no terminal obeys.
+    QUEUE.add(format!("vmft: {}\n", Printable(&message.to_string())).into_bytes());
 }
 
 /// Waits until everything said is written, for at most `limit`: before a process ends.
@@ -44,7 +46,7 @@ pub fn say_panics(limit: Duration) {
         let trace = std::backtrace::Backtrace::capture();
         say(format_args!("{panic}"));
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
-            say(format_args!("{trace}"));
+            trace.to_string().lines().for_each(|line| say(format_args!("{line}")));
         }
         finish(limit);
     }));

@@ -15,7 +15,7 @@ use crate::entry::{
     PacketOffload, RequestId, StateDigest, StopReason,
 };
 use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime};
-use crate::wire::{Cursor, DecodeError, put_varint};
+use crate::wire::{Cursor, DecodeError, MAX_COUNT, put_varint};
 
 /// Most bytes one encoded entry takes: the data of the largest disk read and its fields.
 pub const MAX_ENTRY_BYTES: usize = MAX_DISK_DATA + 64;
@@ -409,7 +409,7 @@ impl EntryBatch {
             return Err(DecodeError::Rule("batch without entries"));
         }
         let first = cursor.varint("entry sequence")?;
-        if first == 0 || first.checked_add(u64::from(count)).is_none() {
+        if first == 0 || first > MAX_COUNT {
             return Err(DecodeError::Rule("entry sequence is out of range"));
         }
         let base = ExecutionPoint::new(cursor.varint("base point")?);

@@ -183,8 +183,11 @@ fn the_largest_entry_fits_its_limit_and_its_frame() {
     let (mut out, mut last) = (Vec::new(), ExecutionPoint::START);
     encode_entry(&entry, &mut last, &mut out).expect("at the limit");
     assert!(out.len() <= MAX_ENTRY_BYTES);
-    let mut encoder =
-        BatchEncoder::new(vec![0; 20], EntrySequence(u64::MAX - 70_000), ExecutionPoint::START);
+    let mut encoder = BatchEncoder::new(
+        vec![0; 20],
+        EntrySequence(crate::wire::MAX_COUNT - 70_000),
+        ExecutionPoint::START,
+    );
     let filler = Entry::Progress { point: ExecutionPoint::START };
     while encoder.cost() < BATCH_COST {
         encoder.push(&filler).expect("fits");

@@ -1,7 +1,8 @@
 //! What two sides must agree on before one may replay the other, and who they are.
 
 use crate::entry::Generation;
-use crate::wire::DecodeError;
+use crate::foreign::ForeignText;
+use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,14 +51,15 @@ impl Fingerprint {
         self
     }
 
-    /// The value of a field.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// All fields, by name.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    /// The fields of these names, as far as there are any.
+    #[must_use]
+    pub fn only(&self, names: &[&str]) -> Self {
+        let known = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        Self(known.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     /// The first field, by name, that is not the same in `other`; `self` is the primary's. [`ANY`] on
@@ -73,9 +75,9 @@ impl Fingerprint {
             })
             .min()
             .map(|name| Mismatch {
-                field: name.clone(),
-                primary: self.0.get(name).cloned(),
-                backup: other.0.get(name).cloned(),
+                field: name.as_str().into(),
+                primary: self.get(name).map(ForeignText::from),
+                backup: other.get(name).map(ForeignText::from),
             })
     }
 
@@ -100,11 +102,11 @@ fn check(what: &'static str, found: usize, limit: usize) -> Result<(), DecodeErr
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// Its name.
-    pub field: String,
+    pub field: ForeignText,
     /// The primary's value; `None` if it has no such field.
-    pub primary: Option<String>,
+    pub primary: Option<ForeignText>,
     /// The backup's value; `None` if it has no such field.
-    pub backup: Option<String>,
+    pub backup: Option<ForeignText>,
 }
 
 impl Mismatch {
@@ -119,7 +121,7 @@ impl Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = |value: &Option<String>| match value {
+        let value = |value: &Option<ForeignText>| match value {
             Some(value) => format!("{value:?}"),
             None => "missing".to_owned(),
         };
@@ -136,7 +138,7 @@ impl fmt::Display for Mismatch {
 /// A name that is no pair's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("pair name {0:?} is not 1 to {MAX_PAIR_NAME} letters, digits, dots, dashes or underscores")]
-pub struct InvalidPairId(pub String);
+pub struct InvalidPairId(pub ForeignText);
 
 /// The name of a pair, given by its operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +151,7 @@ impl TryFrom<String> for PairId {
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if name.is_empty() || name.len() > MAX_PAIR_NAME || !name.chars().all(allowed) {
-            return Err(InvalidPairId(name));
+            return Err(InvalidPairId(name.into()));
         }
         Ok(Self(name))
     }
@@ -186,6 +188,13 @@ pub struct Identity {
     pub fingerprint: Fingerprint,
 }
 
+impl Identity {
+    pub(crate) fn validate(&self) -> Result<(), DecodeError> {
+        check_count("generation", self.generation.0)?;
+        self.fingerprint.validate()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +223,7 @@ mod tests {
     #[test]
     fn a_pair_name_with_odd_characters_is_refused() {
         for name in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
-            assert_eq!(name.parse::<PairId>(), Err(InvalidPairId(name.to_owned())));
+            assert_eq!(name.parse::<PairId>(), Err(InvalidPairId(name.into())));
         }
         assert_eq!("demo-1.a_b".parse::<PairId>().map(String::from), Ok("demo-1.a_b".to_owned()));
     }

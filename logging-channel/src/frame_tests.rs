@@ -28,11 +28,11 @@ fn every_frame() -> Vec<Frame> {
         Frame::HelloConfirm(HelloConfirm { echo }),
         Frame::Refusal(Refusal::HasBackup),
         Frame::Goodbye(GoodbyeReason::Stopped),
-        Frame::Goodbye(GoodbyeReason::Failed("at point 7".to_owned())),
+        Frame::Goodbye(GoodbyeReason::Failed("at point 7".into())),
         Frame::Goodbye(GoodbyeReason::Diverged(DivergenceNotice {
             window: Some((ExecutionPoint::new(300), ExecutionPoint::new(301))),
             page: Some(0x5000),
-            text: "differs".to_owned(),
+            text: "differs".into(),
         })),
         Frame::Heartbeat(Heartbeat {
             number: 7,
@@ -72,7 +72,7 @@ fn every_frame() -> Vec<Frame> {
         })),
         Frame::LogHeader(LogHeader {
             identity: identity(),
-            metadata: [("guest".to_owned(), "debian".to_owned())].into(),
+            metadata: [("guest".into(), "debian".into())].into(),
             nonce,
         }),
         Frame::Reign(Reign { generation: Generation(4) }),

@@ -12,6 +12,7 @@
 
 use crate::entry::Generation;
 use crate::fingerprint::{Identity, Mismatch, PairId};
+use crate::foreign::ForeignText;
 use crate::frame::{Frame, FrameKind};
 use crate::session::{Control, SessionId, check_text};
 use crate::wire::DecodeError;
@@ -101,21 +102,44 @@ pub enum Refusal {
     HasBackup,
     /// The primary takes no backup now.
     #[error("the primary takes no backup: {0}")]
-    NotAccepting(String),
+    NotAccepting(ForeignText),
     /// A nonce was not given back.
     #[error("the handshake was replayed from another session")]
     Replayed,
+    /// What differs is not for the other side to know, which has shown no certificate.
+    #[error("its log says why; without TLS it does not tell")]
+    Undisclosed,
+}
+
+impl Refusal {
+    /// The same for a side of which nothing is known: without the name of a pair and without the
+    /// values, and names, of fields. Who can learn from refusals what was expected needs but a few
+    /// attempts to meet it.
+    #[must_use]
+    pub fn to_a_stranger(&self) -> Self {
+        match self {
+            Self::WrongPair { .. } | Self::Fingerprint(_) => Self::Undisclosed,
+            // Who hears these speaks for the same pair and machine, or hears what he has sent.
+            Self::Version { .. }
+            | Self::WrongRole(_)
+            | Self::WrongGeneration { .. }
+            | Self::HasBackup
+            | Self::NotAccepting(_)
+            | Self::Replayed
+            | Self::Undisclosed => self.clone(),
+        }
+    }
 }
 
 impl Control for Hello {
     fn validate(&self) -> Result<(), DecodeError> {
-        self.identity.fingerprint.validate()
+        self.identity.validate()
     }
 }
 
 impl Control for HelloReply {
     fn validate(&self) -> Result<(), DecodeError> {
-        self.identity.fingerprint.validate()
+        self.identity.validate()
     }
 }
 
@@ -270,7 +294,7 @@ impl Answered {
             Admission::Open => {}
             Admission::HasBackup => return Err(HandshakeError::Refused(Refusal::HasBackup)),
             Admission::Closed(reason) => {
-                return Err(HandshakeError::Refused(Refusal::NotAccepting(reason.clone())));
+                return Err(HandshakeError::Refused(Refusal::NotAccepting(reason.clone().into())));
             }
         }
         let generation = identity.generation;

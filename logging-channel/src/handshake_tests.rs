@@ -98,7 +98,7 @@ fn a_second_backup_is_refused() {
 #[test]
 fn a_primary_that_wants_no_backup_says_why() {
     let closed = Admission::Closed("unprotected".to_owned());
-    let refusal = Refusal::NotAccepting("unprotected".to_owned());
+    let refusal = Refusal::NotAccepting("unprotected".into());
     assert_refused(shake(identity(1), identity(1), &closed), refusal);
 }
 

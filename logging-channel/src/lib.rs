@@ -12,6 +12,7 @@ pub mod codec;
 pub mod detector;
 pub mod entry;
 pub mod fingerprint;
+pub mod foreign;
 pub mod frame;
 pub mod handshake;
 pub mod latency;

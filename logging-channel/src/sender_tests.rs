@@ -333,10 +333,10 @@ fn an_idle_guest_stays_below_a_fifth_of_a_megabit_a_second() {
 #[test]
 fn a_goodbye_with_a_long_text_is_cut_not_refused() {
     let mut sender = sender(SenderConfig::default(), 1 << 20);
-    sender.leave(GoodbyeReason::Fault("ä".repeat(5_000)));
+    sender.leave(GoodbyeReason::Fault("ä".repeat(5_000).into()));
     let frame = sender.poll_transmit(at_us(1)).expect("the goodbye");
     let mut decoder = FrameDecoder::new(session());
     decoder.feed(&frame.seal());
     let goodbye = decoder.next_frame();
-    assert_eq!(goodbye, Ok(Some(Frame::Goodbye(GoodbyeReason::Fault("ä".repeat(512))))));
+    assert_eq!(goodbye, Ok(Some(Frame::Goodbye(GoodbyeReason::Fault("ä".repeat(512).into())))));
 }

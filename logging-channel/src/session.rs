@@ -1,9 +1,10 @@
 //! What both ends of a session share: its identity and the small messages both understand.
 
 use crate::entry::{EntrySequence, Generation};
+use crate::foreign::ForeignText;
 use crate::point::ExecutionPoint;
 use crate::time::MonotonicTime;
-use crate::wire::DecodeError;
+use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub enum GoodbyeReason {
     Leaving,
     /// The sender cannot go on with this session.
     #[error("the peer ended the session: {0}")]
-    Fault(String),
+    Fault(ForeignText),
     /// A backup whose state is not what the log says: it joins again, from a checkpoint.
     #[error("it diverged, and has to join again: {}", .0.text)]
     Diverged(DivergenceNotice),
@@ -55,7 +56,7 @@ pub enum GoodbyeReason {
     /// that runs no more. Whoever follows it may go on, and comes to the same if that is the guest's
     /// doing.
     #[error("the peer's machine failed: {0}")]
-    Failed(String),
+    Failed(ForeignText),
 }
 
 /// What a backup that diverged tells its primary.
@@ -67,17 +68,17 @@ pub struct DivergenceNotice {
     /// The first address of the page of memory that differs, if it is known to be one alone.
     pub page: Option<u64>,
     /// The whole report, for people.
-    pub text: String,
+    pub text: ForeignText,
 }
 
 impl GoodbyeReason {
     /// The same, its text cut to what a message may carry.
     pub(crate) fn clipped(self) -> Self {
         match self {
-            Self::Fault(text) => Self::Fault(clip_text(text)),
-            Self::Failed(text) => Self::Failed(clip_text(text)),
+            Self::Fault(text) => Self::Fault(text.clipped(MAX_TEXT)),
+            Self::Failed(text) => Self::Failed(text.clipped(MAX_TEXT)),
             Self::Diverged(notice) => {
-                Self::Diverged(DivergenceNotice { text: clip_text(notice.text), ..notice })
+                Self::Diverged(DivergenceNotice { text: notice.text.clipped(MAX_TEXT), ..notice })
             }
             other => other,
         }
@@ -232,7 +233,7 @@ pub(crate) trait Control: Serialize + for<'de> Deserialize<'de> {
 }
 
 /// Makes sure that `text` is no longer than [`MAX_TEXT`].
-pub(crate) fn check_text(what: &'static str, text: &str) -> Result<(), DecodeError> {
+pub(crate) fn check_text(what: &'static str, text: &ForeignText) -> Result<(), DecodeError> {
     let found = text.len() as u64;
     if text.len() > MAX_TEXT {
         return Err(DecodeError::Limit { what, found, limit: MAX_TEXT as u64 });
@@ -240,15 +241,12 @@ pub(crate) fn check_text(what: &'static str, text: &str) -> Result<(), DecodeErr
     Ok(())
 }
 
-/// `text`, cut at a character boundary to at most [`MAX_TEXT`] bytes.
-pub(crate) fn clip_text(mut text: String) -> String {
-    let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text.truncate(end.expect("0 is a boundary"));
-    text
-}
-
 impl Control for Heartbeat {}
-impl Control for Reign {}
+impl Control for Reign {
+    fn validate(&self) -> Result<(), DecodeError> {
+        check_count("generation", self.generation.0)
+    }
+}
 impl Control for Acknowledge {
     fn validate(&self) -> Result<(), DecodeError> {
         if self.applied > self.received {

@@ -51,6 +51,18 @@ pub enum DecodeError {
     Rule(&'static str),
 }
 
+/// The highest number of an entry or a generation that is taken from anybody: nothing counts so far, and
+/// whoever counts on from it does not overflow.
+pub const MAX_COUNT: u64 = 1 << 62;
+
+/// Makes sure that a count is one that can be counted on from.
+pub(crate) fn check_count(what: &'static str, found: u64) -> Result<(), DecodeError> {
+    if found > MAX_COUNT {
+        return Err(DecodeError::Limit { what, found, limit: MAX_COUNT });
+    }
+    Ok(())
+}
+
 /// Appends `value` as a variable-length integer of 1 to 10 bytes.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {

@@ -5,7 +5,7 @@ use crate::disk_images::open_disks;
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
 use crate::net_options::NetOption;
-use crate::options::DiskOption;
+use crate::options::{DiskOption, MemoryOption};
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::terminal;
 use anyhow::{Result, anyhow};
@@ -31,11 +31,12 @@ const POLL: Duration = Duration::from_millis(50);
 /// Options of `vmft backup`.
 #[derive(Debug, Args)]
 pub struct BackupOptions {
-    /// Where the primary listens
-    #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
+    /// Where the primary listens: with tls: both sides show certificates (see `vmft keys`); without, only
+    /// on this host (tcp:127.0.0.1:PORT, unix:PATH)
+    #[arg(long, value_name = "tls:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
     primary: PeerAddress,
     /// Where the next backup may join once this side has gone live
-    #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
+    #[arg(long, value_name = "tls:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
     listen: Option<PeerAddress>,
     /// How long to try to reach the primary, in seconds
     #[arg(long, value_name = "S", default_value_t = 60,
@@ -50,11 +51,11 @@ pub struct BackupOptions {
 pub struct StandbyOptions {
     /// Where the sides of the pair listen, this one's own address left out: whichever is live and
     /// wants a backup is joined
-    #[arg(long, required = true, num_args = 1.., value_name = "tcp:HOST:PORT[,tls_dir=DIR]",
+    #[arg(long, required = true, num_args = 1.., value_name = "tls:HOST:PORT[,tls_dir=DIR]",
           help_heading = "Pair")]
     join: Vec<PeerAddress>,
     /// Where the next backup may join once this side has gone live
-    #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
+    #[arg(long, value_name = "tls:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
     listen: PeerAddress,
     #[command(flatten)]
     follow: FollowOptions,
@@ -79,6 +80,10 @@ struct FollowOptions {
     /// Where the guest's network is connected once this side is live; needed if the primary has one
     #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
     net: Option<NetOption>,
+    /// The most memory that the primary's guest may have, 64M to 4G. It is taken as the guest's memory
+    /// comes; by default a guest may have what any may
+    #[arg(long, value_name = "size=BYTES", default_value = "size=4G", help_heading = "Machine")]
+    memory: MemoryOption,
     /// Acknowledge so late, in milliseconds: to see that outputs wait
     #[arg(long, value_name = "MS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Experiments")]
@@ -118,11 +123,14 @@ fn follow(
     patience: Patience,
 ) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
+    let used = |given: &PeerAddress| options.pair.address(given);
+    let primaries = primaries.iter().map(used).collect::<Result<Vec<_>>>()?;
+    let listen = listen.map(used).transpose()?;
     let directory = options.pair.arbiter_directory(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
     let disks = open_disks(&options.disk, HostCache::None, false)?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
-    let place = listen.map(ListenPlace::take).transpose()?;
+    let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
     let side = make_side(&options.side, disks, network, role)?;
     let control = Arc::new(BackupControl::default());
@@ -155,8 +163,9 @@ fn follow(
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let arbiter = Arc::new(arbiter);
+    let memory = options.memory.size;
     let duties =
-        BackupDuties { arbiter, channel, primaries, patience, protection, max_lag, listen };
+        BackupDuties { arbiter, channel, primaries, patience, memory, protection, max_lag, listen };
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
     Ok(super::run::report(&end?))
@@ -197,6 +206,9 @@ fn with_remedy(error: SideError) -> anyhow::Error {
         SideError::Transport(TransportError::Handshake(
             HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
         )) => match refusal {
+            Refusal::Undisclosed => {
+                "name the primary's own disks and arbiter here, and give both sides the same --protect"
+            }
             Refusal::WrongPair { .. } => "name the primary's own disk and arbiter here",
             Refusal::Fingerprint(mismatch) if mismatch.field == "engine" => {
                 "name the primary's --engine and --points here, or none"
@@ -219,8 +231,15 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Version { .. } | Refusal::Replayed => return error.into(),
         },
         SideError::State(StateError::Engine { .. }) => ENGINE_REMEDY,
-        SideError::Transport(TransportError::Tls(_)) => {
-            "tls_dir= takes a directory that `vmft tls-init` has made"
+        SideError::Transport(TransportError::Connect { source, .. })
+            if matches!(**source, TransportError::Tls(_)) =>
+        {
+            "tls_dir= takes a directory that `vmft keys` has made, default ~/.config/vmft/tls"
+        }
+        SideError::Transport(TransportError::Connect { source, .. })
+            if matches!(**source, TransportError::Certificate(_)) =>
+        {
+            return error.into();
         }
         SideError::Transport(
             TransportError::Connect { .. }

@@ -11,15 +11,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use vmft_backup::live::LiveDuties;
 use vmft_backup::tell;
-use vmft_logging_channel::transport::PeerAddress;
+use vmft_logging_channel::transport::{LocalAddress, PeerAddress};
 use vmft_vmm::machine::MachineConfig;
 use vmft_vmm::world::HostCache;
 
 /// Options of `vmft primary`.
 #[derive(Debug, Args)]
 pub struct PrimaryOptions {
-    /// Where the backup joins; with tls_dir both sides show certificates (see `vmft tls-init`)
-    #[arg(long, value_name = "tcp:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
+    /// Where the backup joins: with tls: both sides show certificates (see `vmft keys`); without, only on
+    /// this host (tcp:127.0.0.1:PORT, unix:PATH)
+    #[arg(long, value_name = "tls:HOST:PORT[,tls_dir=DIR]", help_heading = "Pair")]
     listen: PeerAddress,
     /// Begin without a backup: the guest is unprotected until one joins
     #[arg(long, help_heading = "Pair")]
@@ -37,12 +38,21 @@ pub struct PrimaryOptions {
     side: SideOptions,
 }
 
+/// Where a side listens, as its operator is told.
+fn told_address(address: &LocalAddress) -> String {
+    match address {
+        LocalAddress::Tcp(address) => format!("tcp:{address}"),
+        unix @ LocalAddress::Unix(_) => unix.to_string(),
+    }
+}
+
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
+    let address = options.pair.address(&options.listen)?;
     let directory = options.pair.arbiter_directory(&options.machine.disk)?;
     let disks = open_disks(&options.machine.disk, HostCache::None, true)?;
-    let place = ListenPlace::take(&options.listen)?;
+    let place = ListenPlace::take(&address)?;
     let machine = options.machine.machine(&disks, options.pair.purpose())?;
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
@@ -55,15 +65,15 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let (arbiter, identity) =
         pair_options::begin_reign(&directory, &side, engine, &board, protection)?;
     let generation = identity.generation;
-    let address = place.listener.local_address();
+    let address = told_address(place.listener.local_address());
     let backups = usize::from(options.backups);
     let listen = options.pair.primary_config(place, identity, backups);
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     if options.no_wait {
-        tell!("unprotected until a backup joins at tcp:{address}");
+        tell!("unprotected until a backup joins at {address}");
     } else {
         tell!(
-            "waiting for {} at tcp:{address}",
+            "waiting for {} at {address}",
             match backups {
                 1 => "a backup".to_owned(),
                 count => format!("{count} backups"),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use vmft_backup::identity::{fingerprint, nonce};
@@ -47,10 +48,11 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let file = OpenOptions::new()
         .create_new(true)
         .write(true)
+        .mode(0o600)
         .open(&options.log)
         .with_context(|| format!("creating log {}", options.log.display()))
         .remedy(|| "--log takes a path for a new file")?;
-    let metadata = BTreeMap::from([("recorded on".to_owned(), side.who.host.clone())]);
+    let metadata = BTreeMap::from([("recorded on".into(), side.who.host.clone())]);
     let header = LogHeader {
         identity: Identity {
             pair: format!("record-{}", fresh_id()?).parse()?,

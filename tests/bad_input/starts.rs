@@ -120,7 +120,27 @@ fn missing_certificates_are_refused_before_the_arbiter_is_touched() {
         let listen = format!("tcp:127.0.0.1:0,tls_dir={}", place.text("no-tls"));
         [strings(&["primary", "--serial", "null", "--listen", &listen]), place.machine()].concat()
     };
-    assert_start_refused(primary, &["no-tls/ca.pem", "vmft tls-init"]);
+    assert_start_refused(primary, &["no-tls/ca.pem", "vmft keys"]);
+}
+
+#[test]
+fn an_address_of_other_hosts_without_tls_is_refused_before_the_arbiter_is_touched() {
+    let place = Place::new();
+    let before = place.listing();
+    let refused = |words: &[&str], machine: Vec<String>| {
+        let words = [strings(words), strings(&["--serial", "null"]), machine].concat();
+        assert_refused(&run(words), &["without TLS", "vmft keys", "--insecure"]);
+    };
+    for open in ["tcp:0.0.0.0:0", "tcp:[::]:0", "tcp:192.0.2.1:0"] {
+        refused(&["primary", "--listen", open], place.machine());
+        refused(&["backup", "--listen", open, "--primary", "tcp:127.0.0.1:1"], place.disk());
+        refused(&["standby", "--listen", open, "--join", "tcp:127.0.0.1:1"], place.disk());
+    }
+    let away = "tcp:192.0.2.1:1";
+    refused(&["backup", "--primary", away], place.disk());
+    refused(&["standby", "--listen", "tcp:127.0.0.1:0", "--join", away], place.disk());
+    assert_eq!(place.listing(), before, "something was left behind");
+    place.assert_disk_unchanged();
 }
 
 #[test]

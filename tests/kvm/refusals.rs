@@ -208,7 +208,9 @@ fn mismatched_backup(primary: Engine, backup: Engine, wanted: &[&str]) {
     arguments.extend([format!("tcp:{address}").into(), "--arbiter".into()]);
     arguments.push(prefixed("dir=", &directory.path().join("arbiter")));
     arguments.extend(words(backup.options()));
-    refuse(arguments, wanted);
+    refuse(arguments, &["its log says why", "--engine"]);
+    let said = side.messages();
+    assert!(wanted.iter().all(|wanted| said.contains(wanted)), "{said}");
     assert!(side.try_exit().unwrap().is_none(), "the primary must wait on");
 }
 

@@ -176,14 +176,14 @@ impl Pair {
         let arbiter =
             |side: &str| ["--arbiter".into(), prefixed("dir=", &directory.path().join(side))];
         let mut arguments: Vec<OsString> =
-            vec!["--listen".into(), format!("tcp:{LOG_A}:7000").into()];
+            vec!["--insecure".into(), "--listen".into(), format!("tcp:{LOG_A}:7000").into()];
         arguments.extend(setup.both.iter().map(Into::into));
         arguments.extend(arbiter("a"));
         let mut primary =
             start_restored(&lab, Which::Primary, "primary", directory.path(), &arguments);
         primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
         let mut arguments: Vec<OsString> =
-            vec!["--primary".into(), format!("tcp:{LOG_A}:7000").into()];
+            vec!["--insecure".into(), "--primary".into(), format!("tcp:{LOG_A}:7000").into()];
         arguments.extend(setup.both.iter().chain(&setup.backup).map(Into::into));
         arguments.extend(arbiter("b"));
         let mut backup = start_side(&lab, Which::Backup, "backup", directory.path(), &arguments);

@@ -16,11 +16,12 @@ use crate::engine::EngineKind;
 use crate::machine::{BootSource, Machine, MachineConfig, MachineState, StateError};
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_logging_channel::foreign::ForeignText;
 use vmft_logging_channel::point::ExecutionPoint;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -35,10 +36,10 @@ struct SnapshotConfig {
     cmdline: String,
     has_initramfs: bool,
     /// Of what a reset boots from, in hexadecimal.
-    boot_digest: String,
+    boot_digest: ForeignText,
     point: ExecutionPoint,
     /// Of the whole machine, in hexadecimal.
-    digest: String,
+    digest: ForeignText,
 }
 
 /// Why a snapshot cannot be written or read.
@@ -116,9 +117,14 @@ fn digest(machine: &Machine, state_json: &[u8]) -> String {
     format!("{:016x}", hasher.digest())
 }
 
+/// A new file that is its owner's alone: what a guest has in memory is nobody else's to read.
+fn private_file(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
     let write = || -> io::Result<()> {
-        let file = File::create(path)?;
+        let file = private_file(path)?;
         file.write_all_at(bytes, 0)?;
         file.sync_all()
     };
@@ -136,7 +142,10 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
     let mut partial = directory.as_os_str().to_owned();
     partial.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(partial);
-    fs::create_dir_all(&partial).map_err(io_error(&partial))?;
+    if let Some(parent) = partial.parent() {
+        fs::create_dir_all(parent).map_err(io_error(parent))?;
+    }
+    DirBuilder::new().mode(0o700).create(&partial).map_err(io_error(&partial))?;
     let result = write_all(machine, &partial)
         .and_then(|()| fs::rename(&partial, directory).map_err(io_error(directory)));
     if result.is_err() {
@@ -155,9 +164,9 @@ fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotErro
         machine: state.config().clone(),
         cmdline: source.cmdline.clone(),
         has_initramfs: source.initramfs.is_some(),
-        boot_digest: boot_digest(&source),
+        boot_digest: boot_digest(&source).into(),
         point: state.point(),
-        digest: digest(machine, &state_json),
+        digest: digest(machine, &state_json).into(),
     };
     let json = |value| serde_json::to_vec_pretty(value);
     let config = json(&config).expect("plain values always encode");
@@ -175,7 +184,7 @@ fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotErro
 const RUN_PAGES: usize = 256;
 
 fn write_memory(ram: &GuestRam, pages: &[PageNumber], path: &Path) -> io::Result<()> {
-    let file = File::create(path)?;
+    let file = private_file(path)?;
     file.set_len(ram.size())?;
     let mut bytes = vec![0; RUN_PAGES * PAGE_SIZE as usize];
     let neighbours = |first: &PageNumber, second: &PageNumber| first.0 + 1 == second.0;
@@ -219,7 +228,7 @@ pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, 
         cmdline: config.cmdline,
     };
     let found = boot_digest(&source);
-    if found != config.boot_digest {
+    if config.boot_digest != *found {
         let written = config.boot_digest;
         let kernel = directory.join("kernel");
         return Err(damaged(&kernel, format!("boot digest {found}, written {written}")));
@@ -247,7 +256,7 @@ pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, 
     };
     let machine = Machine::restore(state, ram).map_err(refused)?;
     let digest = digest(&machine, &state_json);
-    if digest != config.digest {
+    if config.digest != *digest {
         return Err(damaged(&memory_path, format!("digest {digest}, written {}", config.digest)));
     }
     Ok(machine)

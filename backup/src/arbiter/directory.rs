@@ -2,7 +2,7 @@
 
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,6 +11,8 @@ use vmft_vmm::world::try_join_file;
 
 const PREFIX: &str = "generation-";
 const CANDIDATE: &str = "candidate-";
+/// Most bytes of a file there.
+const MAX_FILE: u64 = 64 << 10;
 
 /// A directory on storage that both sides share. The file of a generation names its winner; it is
 /// linked into place whole, so it exists with its content or not at all (`link(2)` is atomic on
@@ -82,7 +84,7 @@ impl DirectoryArbiter {
     /// # Errors
     /// [`ArbiterError::Unreachable`].
     pub fn pair_name(&self) -> Result<String, ArbiterError> {
-        fs::read_to_string(self.path.join("pair")).map_err(|source| self.unreachable(source))
+        read_text(&self.path.join("pair")).map_err(|source| self.unreachable(source))
     }
 
     /// The pair's name, the same for every side that shares the directory. A directory without one
@@ -99,7 +101,7 @@ impl DirectoryArbiter {
             fs::remove_file(&mine)?;
             match linked {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => fs::read_to_string(&target),
+                _ => read_text(&target),
             }
         };
         name().map_err(|source| self.unreachable(source))
@@ -130,7 +132,7 @@ impl DirectoryArbiter {
         match linked {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => {
-                let winner: Candidate = match fs::read(&target) {
+                let winner: Candidate = match read_small(&target) {
                     Ok(bytes) => serde_json::from_slice(&bytes)?,
                     // The storage has just said that there is one.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => unnamed(),
@@ -141,6 +143,25 @@ impl DirectoryArbiter {
             }
         }
     }
+}
+
+/// Reads a file of the arbiter, none of which is large: whoever else can write there cannot have this side
+/// take memory without end.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a file too large for an arbiter's",
+        ));
+    }
+    Ok(bytes)
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read_small(path)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a file that is no text"))
 }
 
 impl Arbiter for DirectoryArbiter {
@@ -171,7 +192,7 @@ impl Arbiter for DirectoryArbiter {
                 let is_other =
                     name.to_str().is_some_and(|name| name.starts_with(&prefix) && name != mine);
                 // One that is no number is none of ours.
-                if is_other && let Ok(number) = fs::read_to_string(entry.path())?.parse() {
+                if is_other && let Ok(number) = read_text(&entry.path())?.parse() {
                     others.push(EntrySequence(number));
                 }
             }
@@ -215,7 +236,7 @@ impl Arbiter for DirectoryArbiter {
 
     fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
         let unreachable = |source| self.unreachable(source);
-        match fs::read(self.file(generation)) {
+        match read_small(&self.file(generation)) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
             }
@@ -301,6 +322,20 @@ mod tests {
         assert_eq!(arbiter.winner(Generation(1)).expect("reachable"), None);
         fs::remove_file(dir.path().join("lock")).expect("removed");
         assert!(arbiter.winner(Generation(1)).is_err());
+    }
+
+    #[test]
+    fn what_others_have_written_there_is_read_within_bounds_and_shown_as_text() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
+        let mut evil = candidate(1);
+        evil.host = "\x1b]0;gone\x07\nvmft: protected".into();
+        assert_eq!(arbiter.try_win(Generation(1), &evil).expect("reachable"), Verdict::Won);
+        let winner = arbiter.winner(Generation(1)).expect("reachable").expect("there is one");
+        assert!(!winner.to_string().contains(|c: char| c.is_control()), "{winner:?}");
+        let large = File::create(dir.path().join("pair")).expect("made");
+        large.set_len(1 << 40).expect("sparse");
+        assert!(matches!(arbiter.pair_name(), Err(ArbiterError::Unreachable { .. })));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_logging_channel::foreign::ForeignText;
 
 /// Who asks for a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,11 +24,11 @@ pub struct Candidate {
     /// Names this process's life; no two processes have the same.
     pub id: String,
     /// For people: where it runs.
-    pub host: String,
+    pub host: ForeignText,
     /// For people: its process id there.
     pub pid: u32,
     /// What it was before it asked.
-    pub role: String,
+    pub role: ForeignText,
 }
 
 impl fmt::Display for Candidate {

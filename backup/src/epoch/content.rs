@@ -45,6 +45,6 @@ impl EpochNumber {
     }
 
     pub(super) const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }

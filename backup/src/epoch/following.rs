@@ -62,7 +62,7 @@ impl Side {
             LogOver::Ended if source.won() => Ok(won(follower.into_machine()?, &race, &kept)),
             LogOver::Ended => Ok(self.not_won(&channel, &race, duties.patience)),
             LogOver::Broken(why) => {
-                let text = format!("an epoch is refused: {why}");
+                let text = format!("an epoch is refused: {why}").into();
                 let notice = DivergenceNotice { text, ..DivergenceNotice::default() };
                 let epochs = follower.epochs();
                 Ok(self.join_again(notice, "", &channel, divergences, epochs))

@@ -29,7 +29,7 @@ pub use writer::{CheckpointSource, CheckpointWriter, PageSource, WholeCheckpoint
 
 use crate::entry::LogPosition;
 use crate::session::{Control, decode_control};
-use crate::wire::DecodeError;
+use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
@@ -102,6 +102,7 @@ impl Control for CheckpointHeader {
 
 impl Control for CheckpointEnd {
     fn validate(&self) -> Result<(), DecodeError> {
+        check_count("entry number", self.position.entry.0)?;
         check_state_len(self.state_len)
     }
 }

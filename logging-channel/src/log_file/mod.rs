@@ -15,6 +15,7 @@ pub use reader::{LogDamage, LogDamageCause, LogEntries, LogReader};
 pub use writer::{LogWriteError, LogWriter};
 
 use crate::fingerprint::Identity;
+use crate::foreign::ForeignText;
 use crate::handshake::Nonce;
 use crate::session::{Control, SessionId, check_text};
 use crate::wire::DecodeError;
@@ -31,7 +32,7 @@ pub struct LogHeader {
     pub identity: Identity,
     /// Facts for people, which nothing depends on: at most [`MAX_METADATA`], each name and value
     /// at most [`crate::session::MAX_TEXT`] bytes.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: BTreeMap<ForeignText, ForeignText>,
     /// Drawn for this recording.
     pub nonce: Nonce,
 }
@@ -46,7 +47,7 @@ impl LogHeader {
 
 impl Control for LogHeader {
     fn validate(&self) -> Result<(), DecodeError> {
-        self.identity.fingerprint.validate()?;
+        self.identity.validate()?;
         let (found, limit) = (self.metadata.len() as u64, MAX_METADATA as u64);
         if found > limit {
             return Err(DecodeError::Limit { what: "metadata fields", found, limit });

@@ -12,7 +12,7 @@ fn header(nonce: u8) -> LogHeader {
             generation: Generation(1),
             fingerprint: Fingerprint::new().with("engine", "soft"),
         },
-        metadata: [("guest".to_owned(), "toy".to_owned())].into(),
+        metadata: [("guest".into(), "toy".into())].into(),
         nonce: Nonce([nonce; 16]),
     }
 }

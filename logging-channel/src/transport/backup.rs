@@ -32,7 +32,7 @@ pub struct BackupConfig {
     pub receiver: ReceiverConfig,
     /// When the primary is suspected. Its heartbeat interval is for both sides.
     pub detector: DetectorConfig,
-    /// How long each step before the session may take.
+    /// How long the greeting may take, and a checkpoint stand still.
     pub setup_timeout: Duration,
 }
 
@@ -273,27 +273,9 @@ async fn join(
     sink: &mut dyn CheckpointSink,
 ) -> Result<(Connection, SessionTerms, CompleteCheckpoint), TransportError> {
     let limit = config.setup_timeout;
-    let mut connection = connect(config).await.map_err(|source| TransportError::Connect {
-        address: config.primary.clone(),
-        source: Box::new(source),
-    })?;
-    let (offered, hello) = Offered::new(config.identity.clone(), fresh_nonce());
-    let hello = hello.encode(SessionId::HANDSHAKE)?;
-    connection.writer.send(hello, limit, "taking the hello").await?;
-    let reply = connection.reader.next_frame(limit, "its reply to the hello").await?;
-    let (terms, confirm) = match offered.handle_frame(&reply) {
-        Ok(agreed) => agreed,
-        Err(HandshakeError::Refused(refusal)) => {
-            let frame = Frame::Refusal(refusal.clone()).encode(SessionId::HANDSHAKE)?;
-            // The primary may be gone; that it was refused is what matters here.
-            let _ = connection.writer.send(frame, limit, "taking the refusal").await;
-            return Err(HandshakeError::Refused(refusal).into());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    connection.reader.set_session(terms.session);
-    let confirm = confirm.encode(terms.session)?;
-    connection.writer.send(confirm, limit, "taking the confirmation").await?;
+    let timed_out = TransportError::TimedOut { what: "its greeting", limit };
+    let greeted = clock::within(limit, greet(config)).await;
+    let (mut connection, terms) = greeted.unwrap_or(Err(timed_out))?;
     let mut reader = CheckpointReader::new();
     loop {
         let frame = connection.reader.next_frame(limit, "the checkpoint").await?;
@@ -308,12 +290,43 @@ async fn join(
     }
 }
 
+/// The handshake, from connecting to the confirmation.
+async fn greet(config: &BackupConfig) -> Result<(Connection, SessionTerms), TransportError> {
+    let limit = config.setup_timeout;
+    let mut connection = connect(config).await.map_err(|source| match source {
+        exposed @ TransportError::Exposed { .. } => exposed,
+        source => {
+            TransportError::Connect { address: config.primary.clone(), source: Box::new(source) }
+        }
+    })?;
+    let (offered, hello) = Offered::new(config.identity.clone(), fresh_nonce());
+    let hello = hello.encode(SessionId::HANDSHAKE)?;
+    connection.writer.send(hello, limit, "taking the hello").await?;
+    let reply = connection.reader.next_frame(limit, "its reply to the hello").await?;
+    let (terms, confirm) = match offered.handle_frame(&reply) {
+        Ok(agreed) => agreed,
+        Err(HandshakeError::Refused(refusal)) => {
+            let trusted = config.primary.tls_dir.is_some();
+            let told = if trusted { refusal.clone() } else { refusal.to_a_stranger() };
+            let frame = Frame::Refusal(told).encode(SessionId::HANDSHAKE)?;
+            // The primary may be gone; that it was refused is what matters here.
+            let _ = connection.writer.send(frame, limit, "taking the refusal").await;
+            return Err(HandshakeError::Refused(refusal).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    connection.reader.set_session(terms.session);
+    let confirm = confirm.encode(terms.session)?;
+    connection.writer.send(confirm, limit, "taking the confirmation").await?;
+    Ok((connection, terms))
+}
+
 async fn connect(config: &BackupConfig) -> Result<Connection, TransportError> {
+    let place = config.primary.resolve()?;
     let tls = config.primary.tls_dir.as_deref().map(tls::client_config).transpose()?;
-    let addresses = config.primary.resolve()?;
     let limit = config.setup_timeout;
     let timed_out = TransportError::TimedOut { what: "the connection", limit };
-    clock::within(limit, Connection::connect(&addresses, tls)).await.ok_or(timed_out)?
+    clock::within(limit, Connection::connect(&place, tls)).await.ok_or(timed_out)?
 }
 
 /// The backup's session, for the loop.

@@ -1,6 +1,7 @@
 //! The one place that reads a clock.
 
 use crate::time::MonotonicTime;
+use rustls::pki_types::UnixTime;
 use std::time::Duration;
 
 /// The host's monotonic clock. Processes on one host read the same clock, so their moments can
@@ -12,6 +13,15 @@ pub fn now() -> MonotonicTime {
     let seconds = u64::try_from(time.tv_sec()).expect("the monotonic clock is not negative");
     let ns = u64::try_from(time.tv_nsec()).expect("nanoseconds are not negative");
     MonotonicTime::from_ns(seconds * 1_000_000_000 + ns)
+}
+
+/// What the date is, for certificates. A host that takes itself for older than 1970 gets that.
+#[expect(clippy::disallowed_methods, reason = "certificates are valid from one date to another")]
+pub(super) fn today() -> UnixTime {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)
+        .expect("every Linux has a wall clock");
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
 /// Waits until `moment`, to about a millisecond; for ever if there is none.

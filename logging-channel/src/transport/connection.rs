@@ -1,23 +1,69 @@
 //! One connection: frames over a byte stream, plain or TLS.
 
+use super::address::Resolved;
+use super::lobby::Visit;
 use super::tls;
 use super::{TransportError, clock};
 use crate::frame::{Frame, FrameDecoder, FrameError, UnsealedFrame};
 use crate::session::SessionId;
 use rustls::{ClientConfig, ServerConfig};
 use std::io;
-use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Bytes asked of a socket at a time.
 const READ_BYTES: usize = 256 << 10;
 
-trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
+
+/// A stream of any kind.
+pub(super) type Stream = Box<dyn ByteStream>;
+
+/// A stream whose first byte was looked at.
+struct Begun {
+    first: Option<u8>,
+    stream: Stream,
+}
+
+impl AsyncRead for Begun {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.first.take_if(|_| buffer.remaining() > 0) {
+            Some(first) => {
+                buffer.put_slice(&[first]);
+                Poll::Ready(Ok(()))
+            }
+            None => Pin::new(&mut self.stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Begun {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 /// Finds the frames in what a connection delivers.
 pub(super) struct FrameReader {
@@ -38,44 +84,71 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(stream: Box<dyn ByteStream>) -> Self {
+    /// A connection over a stream, with nothing said yet.
+    pub(super) fn new(stream: Stream) -> Self {
         let (input, output) = tokio::io::split(stream);
         let decoder = FrameDecoder::new(SessionId::HANDSHAKE);
         let reader = FrameReader { input, decoder, chunk: vec![0; READ_BYTES] };
         Self { reader, writer: FrameWriter { output } }
     }
 
-    /// Takes over an accepted stream; with TLS, after the client has proved who it is.
+    /// Takes over an accepted stream, whose first byte must come within `first_byte`; with TLS, after the
+    /// client has proved who it is.
     pub(super) async fn accept(
-        stream: TcpStream,
+        mut stream: Stream,
         tls: Option<Arc<ServerConfig>>,
+        first_byte: Duration,
+        visit: &Visit,
     ) -> Result<Self, TransportError> {
-        stream.set_nodelay(true)?;
-        let Some(config) = tls else { return Ok(Self::new(Box::new(stream))) };
         let mut first = [0];
-        if stream.peek(&mut first).await? == 1 && first[0] == crate::frame::MAGIC[0] {
+        let what = "its first byte";
+        let timed_out = TransportError::TimedOut { what, limit: first_byte };
+        if clock::within(first_byte, stream.read(&mut first)).await.ok_or(timed_out)?? == 0 {
+            return Err(TransportError::Closed { what });
+        }
+        visit.speaks();
+        let [first] = first;
+        let stream = Begun { first: Some(first), stream };
+        let Some(config) = tls else { return Ok(Self::new(Box::new(stream))) };
+        if first == crate::frame::MAGIC[0] {
             return Err(TransportError::PeerIsPlain);
         }
-        let stream =
-            TlsAcceptor::from(config).accept(stream).await.map_err(TransportError::TlsHandshake)?;
-        Ok(Self::new(Box::new(stream)))
+        match TlsAcceptor::from(config).accept(stream).into_fallible().await {
+            Ok(stream) => {
+                visit.is_authenticated();
+                Ok(Self::new(Box::new(stream)))
+            }
+            Err((error, mut stream)) => {
+                // The alert says why: the peer should read it before it is cut off.
+                clock::within(super::LINGER, drain(&mut stream)).await;
+                Err(TransportError::of_tls_handshake(error))
+            }
+        }
     }
 
-    /// Connects to the first of `addresses` that answers.
+    /// Connects to the place, or to the first of its addresses that answers.
     pub(super) async fn connect(
-        addresses: &[SocketAddr],
+        place: &Resolved,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, TransportError> {
-        let stream = TcpStream::connect(addresses).await?;
-        stream.set_nodelay(true)?;
-        let Some(config) = tls else { return Ok(Self::new(Box::new(stream))) };
-        let connector = TlsConnector::from(config);
-        let stream = connector
-            .connect(tls::side_name(), stream)
-            .await
-            .map_err(TransportError::TlsHandshake)?;
-        Ok(Self::new(Box::new(stream)))
+        let stream: Stream = match place {
+            Resolved::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Resolved::Tcp(addresses) => {
+                let stream = TcpStream::connect(&addresses[..]).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        };
+        let Some(config) = tls else { return Ok(Self::new(stream)) };
+        let connected = TlsConnector::from(config).connect(tls::side_name(), stream).await;
+        Ok(Self::new(Box::new(connected.map_err(TransportError::of_tls_handshake)?)))
     }
+}
+
+/// Says that nothing follows, and reads until the peer closes.
+async fn drain(stream: &mut Begun) {
+    let _ = stream.shutdown().await;
+    while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
 }
 
 impl FrameReader {

@@ -9,25 +9,36 @@ mod address;
 mod backup;
 mod clock;
 mod connection;
+mod greeting;
+mod keys;
 mod listener;
+mod lobby;
 mod primary;
 mod primary_session;
+mod refusals;
 mod session_loop;
 mod tls;
+mod unix;
 
-pub use address::{InvalidAddress, PeerAddress};
+pub use address::{DEFAULT_TLS_DIR, InvalidAddress, PeerAddress, Place};
 pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
 pub use clock::now;
-pub use listener::Listener;
+pub use keys::{
+    DEFAULT_DAYS, InvalidSideName, Issued, KeyStore, KeysError, MAX_DAYS, SideName, TLS_SIDES,
+    create_tls_directories,
+};
+pub use listener::{Listener, LocalAddress, Origin};
 pub use primary::{
     Begun, CheckpointStream, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
     PrimaryPushError, Room,
 };
-pub use tls::{TLS_SIDES, TlsError, create_tls_directories};
+pub use tls::{CertificateRefusal, Date, TlsError};
+pub use unix::bind_private_socket;
 
 use crate::checkpoint::CheckpointError;
 use crate::codec::EncodeError;
 use crate::detector::Suspicion;
+use crate::foreign::ForeignText;
 use crate::frame::FrameError;
 use crate::handshake::{HandshakeError, Nonce, Refusal};
 use crate::receiver::ReceiveError;
@@ -35,10 +46,11 @@ use crate::sender::SendError;
 use crate::session::GoodbyeReason;
 use crate::time::MonotonicTime;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
-/// How long each step before the session may take: connecting, TLS, every message of the
-/// handshake, and every stretch of the checkpoint without a byte.
+/// How long the whole greeting may take (TLS and the handshake, from connecting to the confirmation),
+/// and every stretch of the checkpoint without a byte.
 pub const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait for the peer to close its end after a goodbye.
@@ -56,6 +68,17 @@ pub enum TransportError {
         #[source]
         source: io::Error,
     },
+    /// Without TLS, and not of this machine: nobody has said that this may be.
+    #[error(
+        "{address} is open to other hosts ({found}) and without TLS: whoever reaches it could take the \
+         guest over. Write tls: in place of tcp:, with certificates from `vmft keys`; or say --insecure"
+    )]
+    Exposed {
+        /// The address.
+        address: PeerAddress,
+        /// What it was found to be.
+        found: IpAddr,
+    },
     /// The peer cannot be reached.
     #[error("connecting to {address}")]
     Connect {
@@ -71,14 +94,17 @@ pub enum TransportError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A certificate that is good no more.
+    #[error(transparent)]
+    Certificate(#[from] CertificateRefusal),
     /// The peer is not who it should be, or not one for TLS.
     #[error("TLS handshake failed")]
     TlsHandshake(#[source] io::Error),
     /// TLS is configured here, and not there.
-    #[error("the peer does not use TLS, this side does: give both sides a tls_dir")]
+    #[error("the peer does not use TLS, this side does: name it with tls: on both sides")]
     PeerIsPlain,
     /// TLS is configured there, and not here.
-    #[error("the peer uses TLS, this side does not: give both sides a tls_dir")]
+    #[error("the peer uses TLS, this side does not: name it with tls: on both sides")]
     PeerUsesTls,
     /// The peer did not answer or go on.
     #[error("the peer did not go on with {what} for {} ms", limit.as_millis())]
@@ -94,9 +120,12 @@ pub enum TransportError {
         /// What was due.
         what: &'static str,
     },
+    /// It had shown nothing for itself, and had to make way for others who came.
+    #[error("it was sent away to make way for others")]
+    MadeWay,
     /// The connection failed.
     #[error("connection failed")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// What came is no frame.
     #[error("the peer does not speak this protocol")]
     Frame(#[source] FrameError),
@@ -126,6 +155,11 @@ impl TransportError {
         )
     }
 
+    /// An error of a TLS handshake.
+    fn of_tls_handshake(error: io::Error) -> Self {
+        CertificateRefusal::of(&error).map_or_else(|| Self::TlsHandshake(error), Self::Certificate)
+    }
+
     /// A stranger's bytes: TLS where none is expected shows by its record types and version.
     fn from_frame_error(error: FrameError) -> Self {
         match error {
@@ -138,6 +172,13 @@ impl TransportError {
             }
             other => Self::Frame(other),
         }
+    }
+}
+
+impl From<io::Error> for TransportError {
+    /// A server looks at the certificate last: its client hears of it with the first bytes it reads.
+    fn from(error: io::Error) -> Self {
+        CertificateRefusal::of(&error).map_or_else(|| Self::Io(error), Self::Certificate)
     }
 }
 
@@ -161,7 +202,7 @@ pub enum Violation {
     Primary(#[from] ReceiveError),
     /// What came was not authentic.
     #[error("TLS: {0}")]
-    Tls(String),
+    Tls(ForeignText),
 }
 
 /// Why a session ended.

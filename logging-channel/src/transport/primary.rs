@@ -5,8 +5,8 @@
 
 use super::primary_session::serve;
 use super::{
-    DEFAULT_SETUP_TIMEOUT, Listener, PeerAddress, SessionEnd, TransportError, clock, join_thread,
-    spawn_thread,
+    DEFAULT_SETUP_TIMEOUT, Listener, LocalAddress, Origin, PeerAddress, SessionEnd, TransportError,
+    clock, join_thread, spawn_thread,
 };
 use crate::checkpoint::CheckpointPiece;
 use crate::detector::DetectorConfig;
@@ -15,9 +15,8 @@ use crate::fingerprint::Identity;
 use crate::handshake::{Admission, SessionTerms};
 use crate::point::ExecutionPoint;
 use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
-use crate::session::{GoodbyeReason, SessionId, clip_text};
+use crate::session::{GoodbyeReason, MAX_TEXT, SessionId};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -36,7 +35,7 @@ pub struct PrimaryConfig {
     pub sender: SenderConfig,
     /// When a backup is suspected. Its heartbeat interval is for both sides.
     pub detector: DetectorConfig,
-    /// How long each step before the session may take.
+    /// How long a greeting may take, and a checkpoint stand still.
     pub setup_timeout: Duration,
     /// How many backups may follow at a time.
     pub backups: usize,
@@ -125,8 +124,9 @@ pub trait PrimaryHandler: Send + 'static {
     /// ([`SessionEnd::protected`]), no other backup is admitted until [`PrimaryChannel::reopen`].
     fn session_ended(&mut self, end: &SessionEnd);
     /// Somebody who connected got no session (or, after [`Self::session_ended`] of an unprotected
-    /// session, did not get as far as the log). The primary goes on listening.
-    fn peer_refused(&mut self, peer: SocketAddr, error: &TransportError);
+    /// session, did not get as far as the log). The primary goes on listening. Of many like that only a
+    /// few are told one by one; `untold` says how many there were since the last of this kind.
+    fn peer_refused(&mut self, peer: Origin, error: &TransportError, untold: u64);
 }
 
 /// Why an entry was not taken.
@@ -252,6 +252,23 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// A channel with nobody on it.
+    pub(super) fn new(config: &PrimaryConfig) -> Self {
+        let state = State {
+            identity: config.identity.clone(),
+            closed_because: None,
+            occupied: 0,
+            next_ticket: 1,
+            joining: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            last: config.log_start,
+            told: config.log_start,
+            closing: false,
+            last_stats: SenderStats::default(),
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new(), close: Notify::new() }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panics while it holds the channel's lock")
     }
@@ -270,7 +287,7 @@ pub struct Begun {
 #[derive(Debug)]
 pub struct PrimaryChannel {
     shared: Arc<Shared>,
-    local_address: SocketAddr,
+    local_address: LocalAddress,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -278,8 +295,7 @@ impl PrimaryChannel {
     /// Begins to listen. The first backup is welcome.
     ///
     /// # Errors
-    /// [`TransportError::Listen`] if the address is in use or not ours, [`TransportError::Tls`],
-    /// [`TransportError::Thread`].
+    /// As [`Listener::bind`], and [`TransportError::Thread`].
     pub fn listen(
         mut config: PrimaryConfig,
         handler: impl PrimaryHandler,
@@ -288,28 +304,13 @@ impl PrimaryChannel {
             Some(listener) => listener,
             None => Arc::new(Listener::bind(&config.listen)?),
         };
-        let local_address = listener.local_address();
+        let local_address = listener.local_address().clone();
         let tls = listener.tls.clone();
         let socket = listener
             .socket()
             .map_err(|source| TransportError::Listen { address: config.listen.clone(), source })?;
         drop(listener);
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                identity: config.identity.clone(),
-                closed_because: None,
-                occupied: 0,
-                next_ticket: 1,
-                joining: BTreeMap::new(),
-                sessions: BTreeMap::new(),
-                last: config.log_start,
-                told: config.log_start,
-                closing: false,
-                last_stats: SenderStats::default(),
-            }),
-            changed: Condvar::new(),
-            close: Notify::new(),
-        });
+        let shared = Arc::new(Shared::new(&config));
         let theirs = Arc::clone(&shared);
         let thread = spawn_thread("vmft-primary", move || {
             serve(config, tls, socket, theirs, Box::new(handler))
@@ -318,8 +319,8 @@ impl PrimaryChannel {
     }
 
     /// Where it listens.
-    pub const fn local_address(&self) -> SocketAddr {
-        self.local_address
+    pub const fn local_address(&self) -> &LocalAddress {
+        &self.local_address
     }
 
     /// Puts an entry into the log and returns its place. Takes well below a microsecond a backup,
@@ -412,7 +413,8 @@ impl PrimaryChannel {
 
     /// Admits no backup, for a reason that those who ask are told. Sessions go on.
     pub fn close_admission(&self, reason: &str) {
-        self.shared.lock().closed_because = Some(clip_text(reason.to_owned()));
+        let reason = reason.chars().take(MAX_TEXT / 4).collect();
+        self.shared.lock().closed_because = Some(reason);
     }
 
     /// Sessions that have begun: backups that get every entry.
@@ -458,7 +460,7 @@ impl PrimaryChannel {
         for session in state.sessions.values_mut() {
             if session.given_up.is_none() && session.sender.execution_lag(now) > limit {
                 session.given_up = Some(why.to_owned());
-                session.sender.leave_at_once(GoodbyeReason::Fault(why.to_owned()));
+                session.sender.leave_at_once(GoodbyeReason::Fault(why.into()));
                 session.wake.notify_one();
                 any = true;
             }

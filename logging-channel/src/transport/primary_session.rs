@@ -1,68 +1,75 @@
-//! What happens on the primary's channel thread: strangers are heard, backups are served.
+//! What happens on the primary's channel thread: whoever connects is heard, backups are served.
 
 use super::connection::Connection;
+use super::greeting::{self, Stranger};
+use super::listener::{ACCEPT_PAUSE, HeardSocket};
+use super::lobby::{Lobby, Visit};
 use super::primary::{
     CheckpointStream, JoinTicket, Joining, PrimaryConfig, PrimaryHandler, Session, SessionKey,
     Shared,
 };
+use super::refusals::Refusals;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
-use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce};
+use super::tls::ServerIdentity;
+use super::{EndCause, SessionEnd, TransportError, Violation, clock};
 use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
 use crate::frame::Frame;
-use crate::handshake::{Answered, HandshakeError, SessionTerms};
+use crate::handshake::SessionTerms;
 use crate::sender::SenderEvent;
 use crate::session::SessionId;
 use crate::time::MonotonicTime;
-use rustls::ServerConfig;
-use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 
-/// Most strangers that are heard at a time; more have to wait. Each can hold some hundred
-/// kilobytes, for as long as the set-up timeout.
-const MAX_STRANGERS: usize = 16;
-
 /// What the tasks of the thread share.
-struct Context {
-    config: PrimaryConfig,
-    tls: Option<Arc<ServerConfig>>,
-    shared: Arc<Shared>,
+pub(super) struct Context {
+    pub(super) config: PrimaryConfig,
+    pub(super) shared: Arc<Shared>,
     handler: RefCell<Box<dyn PrimaryHandler>>,
-    strangers: Cell<usize>,
+    pub(super) lobby: Rc<Lobby>,
+    refusals: RefCell<Refusals>,
     task_ended: Notify,
+}
+
+impl Context {
+    pub(super) fn new(
+        config: PrimaryConfig,
+        shared: Arc<Shared>,
+        handler: Box<dyn PrimaryHandler>,
+    ) -> Self {
+        Self {
+            config,
+            shared,
+            handler: RefCell::new(handler),
+            lobby: Rc::default(),
+            refusals: RefCell::default(),
+            task_ended: Notify::new(),
+        }
+    }
 }
 
 /// The thread's main: accepts until the channel is closed.
 pub(super) async fn serve(
     config: PrimaryConfig,
-    tls: Option<Arc<ServerConfig>>,
-    listener: std::net::TcpListener,
+    tls: Option<Arc<ServerIdentity>>,
+    socket: HeardSocket,
     shared: Arc<Shared>,
     handler: Box<dyn PrimaryHandler>,
 ) {
-    let listener = TcpListener::from_std(listener).expect("a listening socket, non-blocking");
-    let context = Rc::new(Context {
-        config,
-        tls,
-        shared,
-        handler: RefCell::new(handler),
-        strangers: Cell::new(0),
-        task_ended: Notify::new(),
-    });
+    let acceptor = socket.acceptor();
+    let context = Rc::new(Context::new(config, shared, handler));
     loop {
-        let crowded = context.strangers.get() >= MAX_STRANGERS;
         tokio::select! {
             biased;
             () = context.shared.close.notified() => break,
-            () = context.task_ended.notified(), if crowded => {}
-            accepted = listener.accept(), if !crowded => match accepted {
-                Ok((stream, peer)) => {
-                    context.strangers.set(context.strangers.get() + 1);
-                    tokio::task::spawn_local(hear(Rc::clone(&context), stream, peer));
+            accepted = acceptor.accept() => match accepted {
+                Ok((stream, origin)) => {
+                    let stranger = Stranger { stream, origin, tls: tls.clone() };
+                    let visit = context.lobby.enter(origin);
+                    tokio::task::spawn_local(hear(Rc::clone(&context), stranger, visit));
                 }
                 // Out of descriptors, or a connection that was gone at once: others may come.
                 Err(_) => clock::sleep_until(Some(clock::now().after(ACCEPT_PAUSE))).await,
@@ -78,15 +85,10 @@ pub(super) async fn serve(
     clock::within(super::LINGER, session_ended).await;
 }
 
-/// How long not to accept after an error of the socket.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-
 /// Hears one who connected, and serves him if he becomes the backup.
-async fn hear(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
-    let greeted = greet(&context, stream).await;
-    context.strangers.set(context.strangers.get() - 1);
-    context.task_ended.notify_one();
-    let result = match greeted {
+async fn hear(context: Rc<Context>, stranger: Stranger, visit: Visit) {
+    let origin = stranger.origin;
+    let result = match greeting::hear(&context, stranger, visit).await {
         Ok((connection, terms, place)) => {
             let result = serve_backup(&context, connection, &terms).await;
             drop(place);
@@ -95,88 +97,12 @@ async fn hear(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
         Err(error) => Err(error),
     };
     if let Err(error) = result {
-        context.handler.borrow_mut().peer_refused(peer, &error);
+        let untold = context.refusals.borrow_mut().count(clock::now(), &error);
+        if let Some(untold) = untold {
+            context.handler.borrow_mut().peer_refused(origin, &error, untold);
+        }
     }
     context.task_ended.notify_one();
-}
-
-/// A place for a backup; taken while this lives.
-struct Place {
-    shared: Arc<Shared>,
-}
-
-impl Place {
-    fn take(shared: &Arc<Shared>) -> Self {
-        shared.lock().occupied += 1;
-        Self { shared: Arc::clone(shared) }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.lock().occupied -= 1;
-    }
-}
-
-/// The handshake, from the first byte to the backup's confirmation.
-async fn greet(
-    context: &Context,
-    stream: TcpStream,
-) -> Result<(Connection, SessionTerms, Place), TransportError> {
-    let limit = context.config.setup_timeout;
-    let accepting = Connection::accept(stream, context.tls.clone());
-    let timed_out = TransportError::TimedOut { what: "the TLS handshake", limit };
-    let mut connection = clock::within(limit, accepting).await.ok_or(timed_out)??;
-    let hello = connection.reader.next_frame(limit, "its hello").await;
-    let hello = refuse_on_error(&mut connection, context, hello).await?;
-    let (answer, place) = {
-        let state = context.shared.lock();
-        let identity = state.identity.clone();
-        let answer = Answered::new(
-            &hello,
-            identity,
-            fresh_nonce(),
-            &state.admission(context.config.backups),
-        );
-        drop(state);
-        // No await between looking and taking: nobody else can take the place meanwhile.
-        let place = answer.is_ok().then(|| Place::take(&context.shared));
-        (answer.map_err(TransportError::from), place)
-    };
-    let (answered, reply) = refuse_on_error(&mut connection, context, answer).await?;
-    let place = place.expect("taken with every good answer");
-    let session = answered.session();
-    let reply = reply.encode(SessionId::HANDSHAKE)?;
-    connection.writer.send(reply, limit, "taking the hello's reply").await?;
-    connection.reader.set_session(session);
-    let confirm = connection.reader.next_frame(limit, "its confirmation").await;
-    let confirm = refuse_on_error(&mut connection, context, confirm).await?;
-    let terms = answered.handle_frame(&confirm).map_err(TransportError::from);
-    let terms = refuse_on_error(&mut connection, context, terms).await?;
-    Ok((connection, terms, place))
-}
-
-/// Tells the peer when it is this side that refuses.
-async fn refuse_on_error<T>(
-    connection: &mut Connection,
-    context: &Context,
-    result: Result<T, TransportError>,
-) -> Result<T, TransportError> {
-    if let Err(TransportError::Handshake(HandshakeError::Refused(refusal))) = &result
-        && let Ok(frame) = Frame::Refusal(refusal.clone()).encode(SessionId::HANDSHAKE)
-    {
-        let limit = context.config.setup_timeout;
-        // The peer may be gone; that it was refused is what matters here.
-        let _ = connection.writer.send(frame, limit, "taking the refusal").await;
-        let _ = connection.writer.shutdown().await;
-        let _ = clock::within(limit.min(super::LINGER), drain(connection)).await;
-    }
-    result
-}
-
-/// Reads until the peer closes, so that it is not cut off before it has read.
-async fn drain(connection: &mut Connection) {
-    while matches!(connection.reader.fill().await, Ok(true)) {}
 }
 
 /// From the checkpoint to the end of the session. An error is one from before the session was

@@ -94,7 +94,7 @@ async fn read(
             Ok(true) => {}
             // Damaged TLS records; all else is a connection that is gone.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return EndCause::Violation(Violation::Tls(error.to_string()));
+                return EndCause::Violation(Violation::Tls(error.to_string().into()));
             }
             Ok(false) | Err(_) => {
                 // After our own goodbye, this is what was waited for.

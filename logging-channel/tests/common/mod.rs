@@ -3,7 +3,6 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_logging_channel::checkpoint::{
@@ -17,7 +16,7 @@ use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::transport::{
-    BackupConfig, CheckpointStream, JoinTicket, PeerAddress, PrimaryChannel, PrimaryConfig,
+    BackupConfig, CheckpointStream, JoinTicket, Origin, PeerAddress, PrimaryChannel, PrimaryConfig,
     PrimaryHandler, SessionEnd, TransportError,
 };
 
@@ -130,7 +129,7 @@ impl PrimaryHandler for Scribe {
         self.tell(Told::Ended(end.clone()));
     }
 
-    fn peer_refused(&mut self, _peer: SocketAddr, error: &TransportError) {
+    fn peer_refused(&mut self, _peer: Origin, error: &TransportError, _untold: u64) {
         self.tell(Told::Refused(chain(error)));
     }
 }
@@ -174,8 +173,8 @@ pub fn primary(config: PrimaryConfig) -> (PrimaryChannel, Receiver<Told>) {
 }
 
 pub fn backup_config(primary: &PrimaryChannel) -> BackupConfig {
-    let port = primary.local_address().port();
-    let address = PeerAddress { host: "127.0.0.1".to_owned(), port, tls_dir: None };
+    let port = primary.local_address().socket_address().port();
+    let address = PeerAddress::tcp("127.0.0.1", port);
     let mut config = BackupConfig::new(address, identity());
     config.detector.suspect_after = CALM;
     config

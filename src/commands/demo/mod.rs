@@ -19,7 +19,9 @@ use ledger::Ledger;
 use network::Client;
 use report::{RecordVerdicts, Report, Verdicts};
 use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -125,7 +127,8 @@ impl Workplace {
         match keep {
             None => Ok(Self::Temporary(tempfile::tempdir().context("making a directory")?)),
             Some(path) => {
-                std::fs::create_dir(path).with_context(|| format!("making {}", path.display()))?;
+                let made = DirBuilder::new().mode(0o700).create(path);
+                made.with_context(|| format!("making {}", path.display()))?;
                 Ok(Self::Kept(std::path::absolute(path)?))
             }
         }

@@ -10,7 +10,7 @@ mod sink;
 mod socket;
 
 pub use client::{ConsoleClient, ConsoleEvent, Merged, Merger};
-pub use socket::{ConsoleRecord, MAX_RECORD, bind_socket, read_record};
+pub use socket::{ConsoleRecord, MAX_RECORD, read_record};
 
 use super::Mailbox;
 use crate::outputs::Output;

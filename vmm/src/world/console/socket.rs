@@ -9,11 +9,11 @@
 use super::{CHUNK, ConsoleError, ConsoleHub, Typed};
 use crate::world::Repeats;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use vmft_logging_channel::transport::bind_private_socket;
 
 /// How long a host that cannot take a reader is left alone before the next one is tried.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -63,29 +63,9 @@ fn write_record(stream: &mut impl Write, offset: u64, bytes: &[u8]) -> io::Resul
     stream.write_all(&record)
 }
 
-/// Listens on a Unix socket at `path`, in place of one that a process left there when it died.
-/// Anything else at that place stays.
-///
-/// # Errors
-/// `AddrInUse` if a process listens there, `AlreadyExists` if it is no socket, or the host's error.
-pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else is there"));
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        Ok(_) => std::fs::remove_file(path)?,
-    }
-    UnixListener::bind(path)
-}
-
 /// Listens on `path` and serves readers, each on two threads of its own.
 pub(super) fn listen(path: &Path, hub: &Arc<ConsoleHub>) -> Result<(), ConsoleError> {
-    let listener = bind_socket(path).map_err(|source| match source.kind() {
+    let listener = bind_private_socket(path).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ConsoleError::InUse { path: path.to_owned() },
         _ => ConsoleError::Socket { path: path.to_owned(), source },
     })?;

@@ -75,6 +75,24 @@ pub struct Tcp {
     payload: usize,
     /// Payload bytes of each segment but the last, not zero.
     size: usize,
+    /// What the length field of the IP header counts beside a segment's payload: checked together with
+    /// the largest payload, so that no segment's length wraps.
+    counted: IpLength,
+}
+
+/// A length for an IP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct IpLength(u16);
+
+impl IpLength {
+    fn new(bytes: usize) -> Result<Self, Malformed> {
+        let length = u16::try_from(bytes);
+        length.map(Self).map_err(|_| Malformed("more than an IP header can count"))
+    }
+
+    fn plus(self, bytes: usize) -> Result<Self, Malformed> {
+        Self::new(usize::from(self.0).saturating_add(bytes))
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
@@ -138,7 +156,10 @@ fn tcp(frame: &[u8], is_ipv6: bool, transport: usize, size: usize) -> Result<Tcp
     if !fits {
         return Err(Malformed("the IP header does not lead to the TCP header"));
     }
-    Ok(Tcp { is_ipv6, network, transport, payload, size })
+    let counted = payload - network - if is_ipv6 { IPV6_HEADER } else { 0 };
+    let counted = IpLength::new(counted)?;
+    counted.plus(size.min(frame.len() - payload))?;
+    Ok(Tcp { is_ipv6, network, transport, payload, size, counted })
 }
 
 /// The sum of 16-bit words that checksums are made of, not folded.
@@ -171,11 +192,11 @@ impl Tcp {
         let mut segment = frame[..self.payload].to_vec();
         segment.extend_from_slice(&frame[from..end]);
         let (network, transport) = (self.network, self.transport);
-        let behind = (segment.len() - network) as u16;
+        let length = self.counted.plus(end - from).expect("checked for the largest segment").0;
         if self.is_ipv6 {
-            put_word(&mut segment, network + 4, behind - IPV6_HEADER as u16);
+            put_word(&mut segment, network + 4, length);
         } else {
-            put_word(&mut segment, network + 2, behind);
+            put_word(&mut segment, network + 2, length);
             let id = word(&segment, network + 4).expect("checked").wrapping_add(number);
             put_word(&mut segment, network + 4, id);
             put_word(&mut segment, network + 10, 0);

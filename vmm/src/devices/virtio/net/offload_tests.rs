@@ -146,3 +146,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_segment_is_longer_than_its_header_can_count() {
+    // The length field counts all behind Ethernet with IPv4, and all behind the IP header with IPv6.
+    for (is_ipv6, fits) in [(false, 65_535 - 20 - 20), (true, 65_535 - 20)] {
+        for (payload, size, good) in [
+            (fits, u16::MAX, true),
+            (fits + 1, u16::MAX, false),
+            // A smaller size makes good segments of the same packet.
+            (fits + 1, 1_448, true),
+            (fits - 1, fits as u16, true),
+        ] {
+            let packet = packet(is_ipv6, payload, size);
+            let frames = finish(packet);
+            assert_eq!(frames.is_ok(), good, "IPv6 {is_ipv6}, {payload} bytes by {size}");
+            for frame in frames.unwrap_or_default() {
+                assert!(is_good(&frame, is_ipv6), "IPv6 {is_ipv6}, {payload} bytes by {size}");
+            }
+        }
+    }
+    // With extension headers of IPv6 between, they count, too.
+    let mut long = packet(true, 65_400, u16::MAX);
+    let extension = vec![0; 200];
+    long.frame.splice(54..54, extension);
+    long.offload.checksum_start += 200;
+    assert_eq!(finish(long), Err(Malformed("more than an IP header can count")));
+}
