@@ -70,7 +70,6 @@ fn notice(error: &MachineError) -> Option<DivergenceNotice> {
             text: error_chain(error).into(),
             ..DivergenceNotice::default()
         }),
-        }
         MachineError::Input(_) | MachineError::Reset(_) => None,
     }
 }

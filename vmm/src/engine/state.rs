@@ -133,7 +133,8 @@ pub struct CpuState {
     pub cr4: u64,
     /// CR8, the task priority.
     pub cr8: u64,
-    /// DR0 to DR7 (4 and 5 unused).
+    /// DR0 to DR7; of 4 and 5, which are no registers, `soft` keeps in 4 the debug events that wait
+    /// for the next instruction: the watchpoints hit (0–3), and a shadow cast by a load of SS (15).
     pub debug: [u64; 8],
     /// Model-specific registers.
     pub msrs: ModelSpecificRegisters,

@@ -1,6 +1,6 @@
 //! One case: a snippet with everything that goes into it, and what came out of running it.
 
-use crate::layout::{CODE, EXIT, MEMORY_LEN, memory_offset};
+use crate::layout::{CODE, EXIT, EXIT_32, MEMORY_LEN, memory_offset};
 use iced_x86::{Code, Decoder, DecoderOptions, Encoder, IcedError, Instruction, OpKind, Register};
 
 /// Bytes in front of an instruction that change nothing about it.
@@ -10,6 +10,41 @@ pub enum Redundant {
     Segment(u8),
     /// A REX prefix none of whose bits has an effect.
     Rex(u8),
+}
+
+/// The size of code: how it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bits {
+    /// 64-bit code.
+    Long,
+    /// 32-bit code.
+    Short,
+}
+
+impl Bits {
+    /// What decoder and encoder call it.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Long => 64,
+            Self::Short => 32,
+        }
+    }
+
+    /// How many general registers it has, and vector registers.
+    pub fn registers(self) -> usize {
+        match self {
+            Self::Long => 16,
+            Self::Short => 8,
+        }
+    }
+
+    /// The bits of a general register that it has.
+    pub fn mask(self) -> u64 {
+        match self {
+            Self::Long => u64::MAX,
+            Self::Short => u64::from(u32::MAX),
+        }
+    }
 }
 
 /// One instruction of a snippet.
@@ -95,6 +130,8 @@ pub struct Link {
 pub struct Case {
     /// Its number under the seed.
     pub index: u64,
+    /// The size of its code.
+    pub bits: Bits,
     /// The form the case was made for.
     pub focus: Code,
     /// Which step is an instance of [`Self::focus`].
@@ -116,7 +153,9 @@ pub struct Case {
 /// A case made concrete.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// The code from the case's origin on, the jump to [`EXIT`] included.
+    /// The size of the code.
+    pub bits: Bits,
+    /// The code from the case's origin on, the jump to its end included.
     pub code: Vec<u8>,
     /// The address of each step, and of the final jump.
     pub starts: Vec<u64>,
@@ -129,7 +168,7 @@ pub struct Ready {
 impl Case {
     /// Assembles the snippet and lays out its memory over `template`.
     pub fn ready(&self, template: &[u8]) -> Result<Ready, IcedError> {
-        let (code, starts) = assemble(&self.steps, self.origin)?;
+        let (code, starts) = assemble(&self.steps, self.origin, self.bits)?;
         let mut inputs = self.inputs.clone();
         let mut memory = template.to_vec();
         debug_assert_eq!(memory.len(), MEMORY_LEN);
@@ -149,7 +188,7 @@ impl Case {
                 }
             }
         }
-        Ok(Ready { code, starts, inputs, memory })
+        Ok(Ready { bits: self.bits, code, starts, inputs, memory })
     }
 }
 
@@ -190,13 +229,18 @@ pub struct Outcome {
 
 /// True for branches whose target is part of the instruction.
 pub fn is_near_branch(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::NearBranch64)
+    (0..instruction.op_count())
+        .any(|n| matches!(instruction.op_kind(n), OpKind::NearBranch64 | OpKind::NearBranch32))
 }
 
 fn aimed(step: &Step, at: u64) -> Instruction {
     let mut instruction = step.instruction;
     if is_near_branch(&instruction) {
-        instruction.set_near_branch64(at);
+        if instruction.op0_kind() == OpKind::NearBranch32 {
+            instruction.set_near_branch32(at as u32);
+        } else {
+            instruction.set_near_branch64(at);
+        }
     } else if step.target.is_some() {
         debug_assert_eq!(instruction.memory_base(), Register::RIP);
         instruction.set_memory_displacement64(at);
@@ -204,8 +248,8 @@ fn aimed(step: &Step, at: u64) -> Instruction {
     instruction
 }
 
-fn encode(step: &Step, ip: u64, target: u64) -> Result<Vec<u8>, IcedError> {
-    let mut encoder = Encoder::new(64);
+fn encode(step: &Step, ip: u64, target: u64, bits: Bits) -> Result<Vec<u8>, IcedError> {
+    let mut encoder = Encoder::new(bits.number());
     let instruction = aimed(step, target);
     encoder.encode(&instruction, ip)?;
     let mut bytes = encoder.take_buffer();
@@ -223,34 +267,38 @@ fn encode(step: &Step, ip: u64, target: u64) -> Result<Vec<u8>, IcedError> {
     Ok(bytes)
 }
 
-/// The bytes of the steps one after the other, a jump to [`EXIT`] behind them, and where each begins.
-pub fn assemble(steps: &[Step], origin: u64) -> Result<(Vec<u8>, Vec<u64>), IcedError> {
+/// The bytes of the steps one after the other, a jump to the end behind them, and where each begins.
+pub fn assemble(steps: &[Step], origin: u64, bits: Bits) -> Result<(Vec<u8>, Vec<u64>), IcedError> {
     let mut starts = Vec::with_capacity(steps.len() + 1);
     let mut ip = origin;
     for step in steps {
         starts.push(ip);
-        ip += encode(step, ip, ip)?.len() as u64;
+        ip += encode(step, ip, ip, bits)?.len() as u64;
     }
     starts.push(ip);
     let mut code = Vec::with_capacity((ip - origin) as usize + 5);
     for (step, &ip) in steps.iter().zip(&starts) {
         let target = step.target.map_or(ip, |target| starts[target]);
-        code.extend(encode(step, ip, target)?);
+        code.extend(encode(step, ip, target, bits)?);
     }
-    let leave = Instruction::with_branch(Code::Jmp_rel32_64, EXIT)?;
-    code.extend(encode(&Step::plain(leave), ip, EXIT)?);
+    let (leave, end) = match bits {
+        Bits::Long => (Code::Jmp_rel32_64, EXIT),
+        Bits::Short => (Code::Jmp_rel32_32, EXIT_32),
+    };
+    let leave = Instruction::with_branch(leave, end)?;
+    code.extend(encode(&Step::plain(leave), ip, end, bits)?);
     debug_assert!(origin >= CODE);
     Ok((code, starts))
 }
 
 /// True if the bytes of this step are decoded as the very instruction it was built from.
-pub fn decodes_as_built(step: &Step) -> bool {
-    let Ok(bytes) = encode(step, CODE, CODE + 0x40) else { return false };
+pub fn decodes_as_built(step: &Step, bits: Bits) -> bool {
+    let Ok(bytes) = encode(step, CODE, CODE + 0x40, bits) else { return false };
     let built = aimed(step, CODE + 0x40);
     if bytes.len() > 15 {
         return false;
     }
-    let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits.number(), &bytes, CODE, DecoderOptions::NONE);
     let decoded = decoder.decode();
     if step.redundant.is_none() {
         return decoded.code() == built.code() && decoded.len() == bytes.len();

@@ -12,10 +12,9 @@
 //!   address of a page fault in it;
 //! - whether an MMX instruction that faults has already taken over TOP and tags;
 //! - the arithmetic flags of a repeated comparison left in the middle by a single step: Intel
-//!   keeps the old ones until the end;
-//! - RF in the frame of a single step: it would only hold off instruction breakpoints, which the
-//!   engine does not have;
+//!   keeps the old ones until the end, and shows RF there, which the engine does not;
 //! - which operand of CMPS is read first, and so the address if both fault;
+//! - of 32-bit code, the upper halves of registers, and the registers it does not have;
 //! - on hosts that are not by Intel, what [`crate::vendor`] lists.
 
 use crate::case::{Case, Floating, Outcome, Ready, Stop};
@@ -88,8 +87,8 @@ pub fn compare(
     let mid = if vendor::left_comparing(faulting, host) { ARITHMETIC } else { 0 };
     let flags = !undefined.rflags & !step_flags(case, ready, host) & !mid;
     findings.hex("RFLAGS", (host.rflags & flags).into(), (engine.rflags & flags).into());
-    for (n, name) in NAMES.iter().enumerate() {
-        let mask = allowed.general_mask(n);
+    for (n, name) in NAMES.iter().enumerate().take(case.bits.registers()) {
+        let mask = allowed.general_mask(n) & case.bits.mask();
         findings.hex(name, (host.general[n] & mask).into(), (engine.general[n] & mask).into());
     }
     for (n, name) in ["DS", "ES"].iter().enumerate() {
@@ -133,7 +132,11 @@ fn step_flags(case: &Case, ready: &Ready, host: &Outcome) -> u64 {
     let step = ready.starts.iter().position(|&start| start == host.rip);
     let next = step.and_then(|step| case.steps.get(step));
     let repeats = next.is_some_and(|step| step.instruction.is_string_instruction());
-    if repeats { RESUME | ARITHMETIC } else { RESUME }
+    match repeats {
+        true if vendor::is_intel() => ARITHMETIC | RESUME,
+        true => ARITHMETIC,
+        false => 0,
+    }
 }
 
 /// Compares why the snippet stopped; the addresses of page faults may be `distance` bytes apart, also

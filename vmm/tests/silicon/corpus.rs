@@ -1,7 +1,7 @@
 //! Which instruction forms are tested, where in a snippet each may stand, and which are left out
 //! and why. The forms are those the engine says it executes.
 
-use crate::case::{Step, decodes_as_built};
+use crate::case::{Bits, Step, decodes_as_built};
 use crate::operands;
 use crate::rng::Rng;
 use crate::vendor;
@@ -38,6 +38,8 @@ pub enum Inexact {
 /// The forms under test, each with where it may stand.
 #[derive(Debug)]
 pub struct Corpus {
+    /// The size of the code.
+    pub bits: Bits,
     /// Forms that run: cases are made for each in turn.
     pub focus: Vec<(Code, Policy)>,
     /// Forms that may stand anywhere.
@@ -47,16 +49,22 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Sorts every form of 64-bit mode that `supports` accepts.
-    pub fn of(supports: impl Fn(Code) -> bool) -> Self {
-        let mut corpus = Self { focus: Vec::new(), anywhere: Vec::new(), excluded: Vec::new() };
+    /// Sorts every form of such code that `supports` accepts.
+    pub fn of(bits: Bits, supports: impl Fn(Code) -> bool) -> Self {
+        let mut corpus =
+            Self { bits, focus: Vec::new(), anywhere: Vec::new(), excluded: Vec::new() };
         for code in Code::values() {
-            if !code.op_code().is_instruction() || !code.op_code().mode64() || !supports(code) {
+            let op_code = code.op_code();
+            let exists = match bits {
+                Bits::Long => op_code.mode64(),
+                Bits::Short => op_code.mode32(),
+            };
+            if !op_code.is_instruction() || !exists || !supports(code) {
                 continue;
             }
             match policy(code) {
                 Policy::Excluded(reason) => corpus.excluded.push((code, reason)),
-                _ if !decodable(code) => {
+                _ if !decodable(code, bits) => {
                     corpus.excluded.push((code, "the decoder knows its bytes by another name"));
                 }
                 policy => {
@@ -72,19 +80,25 @@ impl Corpus {
 }
 
 /// True if some encoding of `code` is decoded as `code`.
-fn decodable(code: Code) -> bool {
+fn decodable(code: Code, bits: Bits) -> bool {
     let mut rng = Rng::new(0, code as u64);
-    let mut plan = operands::Plan::new(&mut rng);
+    let mut plan = operands::Plan::new(bits, &mut rng);
     (0..200).any(|_| {
         operands::build(code, &mut plan, &mut rng)
-            .is_some_and(|built| decodes_as_built(&Step::plain(built)))
+            .is_some_and(|built| decodes_as_built(&Step::plain(built), bits))
     })
 }
 
 /// True for branches whose target is part of the instruction.
 fn is_near(code: Code) -> bool {
     let branch = |kind: &OpCodeOperandKind| {
-        matches!(kind, OpCodeOperandKind::br64_1 | OpCodeOperandKind::br64_4)
+        matches!(
+            kind,
+            OpCodeOperandKind::br64_1
+                | OpCodeOperandKind::br64_4
+                | OpCodeOperandKind::br32_1
+                | OpCodeOperandKind::br32_4
+        )
     };
     code.op_code().op_kinds().iter().any(branch)
 }
@@ -118,6 +132,7 @@ pub fn policy(code: Code) -> Policy {
             Policy::Last(Inexact::ZeroSource)
         }
         Mnemonic::Popf
+        | Mnemonic::Popfd
         | Mnemonic::Popfq
         | Mnemonic::Iret
         | Mnemonic::Iretd
@@ -125,6 +140,8 @@ pub fn policy(code: Code) -> Policy {
         | Mnemonic::Ret
         | Mnemonic::Retf
         | Mnemonic::Lss
+        | Mnemonic::Les
+        | Mnemonic::Lds
         | Mnemonic::Lar
         | Mnemonic::Lsl
         | Mnemonic::Verr
@@ -139,6 +156,7 @@ pub fn policy(code: Code) -> Policy {
         | Mnemonic::Fldcw => Policy::First,
         Mnemonic::Jmp | Mnemonic::Call if !is_near(code) => Policy::First,
         Mnemonic::Mov if kinds[0] == Kind::seg_reg => Policy::First,
+        Mnemonic::Pop if matches!(kinds, [Kind::es | Kind::ss | Kind::ds]) => Policy::First,
         _ if matches!(code, Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL) => Policy::First,
         _ if always_faults(code) => Policy::First,
         _ => Policy::Anywhere,

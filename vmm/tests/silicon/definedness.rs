@@ -4,7 +4,7 @@
 //! instruction that defines it goes in between ([`repair`]). What is still undefined where the
 //! snippet stops is not compared ([`Undefined`]).
 
-use crate::case::{Case, Inputs, Step};
+use crate::case::{Bits, Case, Inputs, Step};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 /// The x87 condition codes in the status word.
@@ -185,7 +185,7 @@ fn reads(instruction: &Instruction) -> Undefined {
         _ => 0,
     };
     let rflags = match instruction.mnemonic() {
-        Mnemonic::Pushf | Mnemonic::Pushfq => u64::MAX,
+        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => u64::MAX,
         // Pushes no flags in 64-bit mode's INT either, but the handler's frame shows them all.
         _ => places(instruction.rflags_read()),
     };
@@ -252,8 +252,11 @@ pub fn is_sound(case: &Case) -> bool {
 pub fn repair(case: &mut Case) {
     while let Some((n, rflags)) = first_reader(case) {
         let filler = if rflags {
-            Instruction::with2(Code::Cmp_r64_rm64, Register::RDX, Register::RCX)
-                .expect("CMP takes two registers")
+            match case.bits {
+                Bits::Long => Instruction::with2(Code::Cmp_r64_rm64, Register::RDX, Register::RCX),
+                Bits::Short => Instruction::with2(Code::Cmp_r32_rm32, Register::EDX, Register::ECX),
+            }
+            .expect("CMP takes two registers")
         } else {
             Instruction::with(Code::Fxam)
         };

@@ -1,7 +1,7 @@
 //! Makes cases: a pure function of the seed and the case's number.
 
 use crate::case::{
-    Case, Floating, Inputs, Link, Redundant, Step, assemble, decodes_as_built, is_near_branch,
+    Bits, Case, Floating, Inputs, Link, Redundant, Step, assemble, decodes_as_built, is_near_branch,
 };
 use crate::corpus::{Corpus, Inexact, Policy};
 use crate::definedness;
@@ -93,7 +93,7 @@ fn attempt(
     corpus: &Corpus,
     rng: &mut Rng,
 ) -> Option<Case> {
-    let mut plan = Plan::new(rng);
+    let mut plan = Plan::new(corpus.bits, rng);
     // How exact a transcendental function must be depends on its argument, which is known alone.
     let alone = policy == Policy::Last(Inexact::Transcendental) || rng.percent(45);
     let length = if alone { 1 } else { 2 + rng.below(MAX_STEPS - 1) };
@@ -117,7 +117,7 @@ fn attempt(
         extras = found;
     }
     let flavor = special::flavor(&instruction);
-    draft.push(decorated(instruction, rng));
+    draft.push(decorated(instruction, corpus.bits, rng));
     if !matches!(policy, Policy::Last(_)) {
         for _ in before + 1..length {
             push_any(&mut draft, focus, strings, corpus, &plan, rng)?;
@@ -129,6 +129,7 @@ fn attempt(
     let steps = draft.steps;
     let mut case = Case {
         index,
+        bits: corpus.bits,
         focus,
         focus_step,
         origin: CODE,
@@ -140,7 +141,7 @@ fn attempt(
     };
     definedness::repair(&mut case);
     place(&mut case, rng)?;
-    case.steps.iter().all(decodes_as_built).then_some(case)
+    case.steps.iter().all(|step| decodes_as_built(step, case.bits)).then_some(case)
 }
 
 /// An instance of the focus; at the very beginning with the inputs it needs.
@@ -153,7 +154,7 @@ fn focus_instruction(
     if !first {
         let mut instruction = operands::build(focus, plan, rng)?;
         special::tame(&mut instruction);
-        if special::repeats_narrowly(&instruction) {
+        if plan.bits == Bits::Long && special::repeats_narrowly(&instruction) {
             return None;
         }
         return Some((instruction, None));
@@ -173,7 +174,7 @@ fn push_any(
     plan: &Plan,
     rng: &mut Rng,
 ) -> Option<()> {
-    if rng.percent(3) {
+    if plan.bits == Bits::Long && rng.percent(3) {
         push_indirect(draft, rng);
         return Some(());
     }
@@ -190,11 +191,11 @@ fn push_any(
         }
         let Some(mut instruction) = operands::build(code, &mut plan, rng) else { continue };
         special::tame(&mut instruction);
-        if special::repeats_narrowly(&instruction) {
+        if plan.bits == Bits::Long && special::repeats_narrowly(&instruction) {
             continue;
         }
-        let step = decorated(instruction, rng);
-        if decodes_as_built(&step) {
+        let step = decorated(instruction, corpus.bits, rng);
+        if decodes_as_built(&step, corpus.bits) {
             draft.push(step);
             return Some(());
         }
@@ -227,8 +228,11 @@ fn push_indirect(draft: &mut Draft, rng: &mut Rng) {
 }
 
 /// Sometimes with a prefix that changes nothing.
-fn decorated(instruction: Instruction, rng: &mut Rng) -> Step {
+fn decorated(instruction: Instruction, bits: Bits, rng: &mut Rng) -> Step {
     let plain = Step::plain(instruction);
+    if bits == Bits::Short {
+        return plain;
+    }
     let redundant = match rng.below(100) {
         0..=4 if instruction.segment_prefix() == Register::None => {
             Redundant::Segment(rng.pick(&[0x26, 0x2E, 0x36, 0x3E]))
@@ -238,12 +242,12 @@ fn decorated(instruction: Instruction, rng: &mut Rng) -> Step {
     };
     let step = Step { redundant: Some(redundant), ..plain.clone() };
     let relative = instruction.flow_control() != FlowControl::Next;
-    if !relative && decodes_as_built(&step) { step } else { plain }
+    if !relative && decodes_as_built(&step, bits) { step } else { plain }
 }
 
 /// Chooses where the snippet lies: inside a page, or across the boundary of two.
 fn place(case: &mut Case, rng: &mut Rng) -> Option<()> {
-    let (code, _) = assemble(&case.steps, CODE).ok()?;
+    let (code, _) = assemble(&case.steps, CODE, case.bits).ok()?;
     if code.len() > MAX_CODE {
         return None;
     }

@@ -5,10 +5,11 @@
 //! not executed, so that a finished snippet stops there by a page fault; every other exception
 //! goes the same way, through the IDT and a supervisor stack, and is read off its frame.
 
-use crate::case::{Floating, Outcome, Ready, Stop};
+use crate::breakpoints::{Hit, Setting};
+use crate::case::{Bits, Floating, Outcome, Ready, Stop};
 use crate::layout::{
-    CODE, CODE_FILL, CODE_LEN, CONST, DATA, DATA_LEN, EXIT, GS_BASE, MEMORY_LEN, PAGE, TAIL,
-    USER_CODE, USER_DATA,
+    CODE, CODE_FILL, CODE_LEN, CONST, DATA, DATA_LEN, EXIT, EXIT_32, GS_BASE, MEMORY_LEN, PAGE,
+    TAIL, USER_CODE, USER_CODE_32, USER_DATA,
 };
 use crate::native::has_error_code;
 use vm_memory::{Bytes, GuestAddress};
@@ -174,12 +175,52 @@ impl Guest {
         }
     }
 
-    /// Runs a case that begins at `origin`, `stride` instructions at a time.
-    pub fn run(&mut self, ready: &Ready, origin: u64, stride: u64) -> Result<Outcome, Stuck> {
+    fn load(&self, ready: &Ready, origin: u64) {
         self.write(physical(origin), &ready.code);
         let split = (DATA_LEN + PAGE) as usize;
         self.write(physical(DATA), &ready.memory[..split]);
         self.write(physical(TAIL), &ready.memory[split..]);
+    }
+
+    /// Runs a program with breakpoints until anything but a debug exception; these are what comes
+    /// back. Each is left as Linux leaves it: an instruction with a breakpoint on it is executed
+    /// under RF.
+    pub fn debug(
+        &mut self,
+        ready: &Ready,
+        origin: u64,
+        setting: &Setting,
+        most: usize,
+    ) -> Vec<Hit> {
+        self.load(ready, origin);
+        let mut state = initial_state(ready, origin);
+        state.debug[..4].copy_from_slice(&setting.addresses);
+        state.debug[7] = setting.control | 0x400;
+        let mut hits = Vec::new();
+        loop {
+            self.engine.restore(&state, ExecutionPoint::START).expect("a state any CPU can be in");
+            let exit = self.run_to_halt(0);
+            assert_eq!(exit, Exit::Halted { interruptible: false });
+            let met = self.engine.save().debug[6] & 0xF;
+            let outcome = self.outcome().expect("it halts in a handler");
+            if !matches!(outcome.stop, Stop::Exception { vector: 1, .. }) || hits.len() > most {
+                self.write(physical(origin), &vec![CODE_FILL; ready.code.len()]);
+                return hits;
+            }
+            hits.push((outcome.rip, met));
+            let executes =
+                (0..4).any(|n| met >> n & 1 != 0 && setting.control >> (16 + 4 * n) & 3 == 0);
+            state.general = outcome.general;
+            state.rip = outcome.rip;
+            state.rflags = outcome.rflags | if executes { 1 << 16 } else { 0 };
+            state.x87 = self.engine.save().x87;
+            state.sse = self.engine.save().sse;
+        }
+    }
+
+    /// Runs a case that begins at `origin`, `stride` instructions at a time.
+    pub fn run(&mut self, ready: &Ready, origin: u64, stride: u64) -> Result<Outcome, Stuck> {
+        self.load(ready, origin);
         let state = initial_state(ready, origin);
         self.engine.restore(&state, ExecutionPoint::START).expect("a state any CPU can be in");
         let exit = self.run_to_halt(stride);
@@ -228,14 +269,15 @@ impl Guest {
         }
         let frame = |n: u64| self.read_word(KERNEL_PHYSICAL + STACK_TOP - KERNEL - 40 + n * 8);
         let [rip, code, mut rflags, stack, data] = [0, 1, 2, 3, 4].map(frame);
-        if code != u64::from(USER_CODE) || data != u64::from(USER_DATA) {
+        let selectors = [USER_CODE, USER_CODE_32].map(u64::from);
+        if !selectors.contains(&code) || data != u64::from(USER_DATA) {
             return None;
         }
         let error =
             if with_error { self.read_word(KERNEL_PHYSICAL + STACK_TOP - KERNEL - 48) } else { 0 };
         let mut general = state.general;
         general[4] = stack;
-        let stop = if vector == 14 && rip == EXIT {
+        let stop = if vector == 14 && matches!(rip, EXIT | EXIT_32) {
             // The fault that stops a finished snippet sets it; the host's way out does not.
             rflags &= !RESUME;
             Stop::End
@@ -251,7 +293,7 @@ impl Guest {
         Some(Outcome {
             stop,
             general,
-            rip,
+            rip: if stop == Stop::End { EXIT } else { rip },
             rflags,
             data_selectors: [state.segments.ds.selector, state.segments.es.selector],
             floating: floating(&state),
@@ -265,18 +307,23 @@ fn initial_state(ready: &Ready, origin: u64) -> CpuState {
     const CR4: u64 = 0x6A0; // PGE, OSXMMEXCPT, OSFXSR, PAE
     const EFER: u64 = 0xD01; // NXE, LMA, LME, SCE
     let null = |base| Segment { base, ..Segment::default() };
+    let flat = |selector, attributes| Segment { selector, base: 0, limit: u32::MAX, attributes };
+    let (code, data) = match ready.bits {
+        Bits::Long => (flat(USER_CODE, 0xAFB), null(0)),
+        Bits::Short => (flat(USER_CODE_32, 0xCFB), flat(USER_DATA, 0xCF3)),
+    };
     CpuState {
         general: ready.inputs.general,
         rip: origin,
         rflags: ready.inputs.rflags,
         segments: Segments {
-            es: null(0),
-            ds: null(0),
+            es: data,
+            ds: data,
             fs: null(0),
             gs: null(GS_BASE),
             ldtr: null(0),
-            cs: Segment { selector: USER_CODE, base: 0, limit: u32::MAX, attributes: 0xAFB },
-            ss: Segment { selector: USER_DATA, base: 0, limit: u32::MAX, attributes: 0xCF3 },
+            cs: code,
+            ss: flat(USER_DATA, 0xCF3),
             tr: Segment { selector: TSS_SELECTOR, base: TSS, limit: 0x67, attributes: 0x8B },
         },
         gdtr: DescriptorTable { base: GDT, limit: 0x7F },

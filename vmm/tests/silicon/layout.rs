@@ -20,6 +20,9 @@ pub const CODE_LEN: usize = 2 * PAGE as usize;
 /// Where every snippet goes when it is done.
 pub const EXIT: u64 = 0x2000_3000;
 
+/// Where a snippet of 32-bit code goes when it is done; the host goes on to [`EXIT`] in 64-bit code.
+pub const EXIT_32: u64 = EXIT + 0x40;
+
 /// Where the writable data begins.
 pub const DATA: u64 = 0x2001_0000;
 /// Bytes of writable data before [`CONST`].
@@ -39,6 +42,8 @@ pub const GS_BASE: u64 = DATA + 0x1230;
 
 /// The host's selectors for 64-bit user code and data, mirrored by the guest's GDT.
 pub const USER_CODE: u16 = 0x33;
+/// The host's selector for 32-bit user code.
+pub const USER_CODE_32: u16 = 0x23;
 /// See [`USER_CODE`].
 pub const USER_DATA: u16 = 0x2b;
 

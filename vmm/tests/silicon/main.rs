@@ -17,6 +17,7 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+mod breakpoints;
 mod case;
 mod compare;
 mod corpus;
@@ -35,7 +36,7 @@ mod trampoline;
 mod values;
 mod vendor;
 
-use case::{Case, Outcome, Ready, Stop};
+use case::{Bits, Case, Outcome, Ready, Stop};
 use compare::Difference;
 use corpus::{Corpus, Policy};
 use guest::Guest;
@@ -48,6 +49,8 @@ use vmft_vmm::engine::soft;
 
 /// Cases of an ordinary test run.
 const DEFAULT_CASES: u64 = 150_000;
+/// The same, of 32-bit code.
+const DEFAULT_CASES_32: u64 = 50_000;
 const DEFAULT_SEED: u64 = 0x5111_C0DE;
 /// Retries to make a failure smaller; each costs a fork.
 const SHRINK_ATTEMPTS: u32 = 600;
@@ -192,13 +195,22 @@ fn run(bench: &mut Bench, corpus: &Corpus, numbers: &[u64], limit: usize) -> Vec
 
 #[test]
 fn the_engine_does_what_the_processor_does() {
+    agree(Bits::Long, DEFAULT_CASES);
+}
+
+#[test]
+fn the_engine_does_what_the_processor_does_in_32_bit_code() {
+    agree(Bits::Short, DEFAULT_CASES_32);
+}
+
+fn agree(bits: Bits, default_cases: u64) {
     let seed = from_environment("VMFT_SILICON_SEED").unwrap_or(DEFAULT_SEED);
-    let cases = from_environment("VMFT_SILICON_CASES").unwrap_or(DEFAULT_CASES);
+    let cases = from_environment("VMFT_SILICON_CASES").unwrap_or(default_cases);
     let limit = from_environment("VMFT_SILICON_FAILURES").unwrap_or(5) as usize;
     let only = std::env::var("VMFT_SILICON_ONLY").unwrap_or_default();
-    let corpus = Corpus::of(|code| soft::supports(code) && host_has(code));
+    let corpus = Corpus::of(bits, |code| soft::supports(code) && host_has(code));
     let forms = corpus.focus.len() as u64;
-    println!("seed {seed}, {cases} cases over {forms} instruction forms");
+    println!("{}-bit code, seed {seed}, {cases} cases over {forms} forms", bits.number());
     let numbers: Vec<u64> = match from_environment("VMFT_SILICON_CASE") {
         Some(number) => vec![number],
         None => (0..cases).collect(),

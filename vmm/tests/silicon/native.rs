@@ -3,9 +3,10 @@
 //! Parent and child share two mappings: the slots, which carry cases over and outcomes back,
 //! and the backing of the layout, which the child also maps at the layout's own addresses.
 
-use crate::case::{Floating, Outcome, Ready, Stop};
+use crate::case::{Bits, Floating, Outcome, Ready, Stop};
 use crate::layout::{
-    CODE, CODE_FILL, CODE_LEN, CONST, DATA, DATA_LEN, EXIT, MEMORY_LEN, PAGE, TAIL,
+    CODE, CODE_FILL, CODE_LEN, CONST, DATA, DATA_LEN, EXIT, MEMORY_LEN, PAGE, TAIL, USER_CODE,
+    USER_CODE_32, USER_DATA,
 };
 use crate::trampoline::{self, CONTEXT, FxImage, NO_TRAP, Registers, Trap};
 use std::io;
@@ -230,11 +231,16 @@ fn fill_slot(slot: &mut Slot, ready: &Ready, origin: u64) {
     let len = ready.code.len();
     assert!(len <= SNIPPET_LEN, "a snippet of {len} bytes");
     assert!(origin >= CODE && origin + len as u64 <= CODE + CODE_LEN as u64);
+    let (code, data) = match ready.bits {
+        Bits::Long => (USER_CODE, 0),
+        Bits::Short => (USER_CODE_32, USER_DATA.into()),
+    };
     slot.input = Registers {
         general: ready.inputs.general,
         rflags: ready.inputs.rflags,
         rip: origin,
-        data_selectors: [0; 2],
+        data_selectors: [data; 2],
+        code_selector: code.into(),
     };
     slot.code[..len].copy_from_slice(&ready.code);
     slot.code_len = len;

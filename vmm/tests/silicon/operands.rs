@@ -1,6 +1,7 @@
 //! Operands: builds a random instance of an instruction form whose memory operands mostly hit
 //! the data, given what the registers hold.
 
+use crate::case::Bits;
 use crate::layout::{CONST, DATA, GS_BASE, PAGE, TAIL};
 use crate::rng::Rng;
 use crate::values;
@@ -20,6 +21,8 @@ pub const RDI: usize = 7;
 /// What the general registers are for in one case.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// The size of the code.
+    pub bits: Bits,
     /// What they hold when the case begins.
     pub general: [u64; 16],
     /// Those that point into the data.
@@ -32,8 +35,9 @@ pub struct Plan {
 
 impl Plan {
     /// Random roles and values.
-    pub fn new(rng: &mut Rng) -> Self {
+    pub fn new(bits: Bits, rng: &mut Rng) -> Self {
         let mut plan = Self {
+            bits,
             general: std::array::from_fn(|_| values::integer(rng)),
             pointers: [false; 16],
             index: 0,
@@ -43,7 +47,7 @@ impl Plan {
             plan.pointers[register] = rng.percent(60);
         }
         for _ in 0..3 {
-            plan.pointers[rng.index(16)] = true;
+            plan.pointers[rng.index(bits.registers())] = true;
         }
         plan.pointers[RSP] = rng.percent(97);
         for register in 0..16 {
@@ -55,7 +59,7 @@ impl Plan {
             plan.general[RSP] &= !7;
         }
         plan.index = loop {
-            let register = rng.index(16);
+            let register = rng.index(bits.registers());
             if !plan.pointers[register] && register != RSP {
                 break register;
             }
@@ -80,13 +84,22 @@ impl Plan {
 
     fn any_pointer(&self, rng: &mut Rng) -> usize {
         let pointers: Vec<usize> = (0..16).filter(|&register| self.pointers[register]).collect();
-        if pointers.is_empty() { rng.index(16) } else { rng.pick(&pointers) }
+        if pointers.is_empty() { self.any_register(rng) } else { rng.pick(&pointers) }
     }
 
     /// A register for an operand; a pointer only now and then, since it may be written.
     fn operand_register(&self, rng: &mut Rng) -> usize {
-        let register = rng.index(16);
-        if self.pointers[register] && rng.percent(80) { rng.index(16) } else { register }
+        let register = self.any_register(rng);
+        if self.pointers[register] && rng.percent(80) { self.any_register(rng) } else { register }
+    }
+
+    fn any_register(&self, rng: &mut Rng) -> usize {
+        rng.index(self.bits.registers())
+    }
+
+    /// True if an address has 32 bits.
+    fn narrow(&self, percent: u64, rng: &mut Rng) -> bool {
+        self.bits == Bits::Short || rng.percent(percent)
     }
 }
 
@@ -107,7 +120,7 @@ pub fn build(code: Code, plan: &mut Plan, rng: &mut Rng) -> Option<Instruction> 
     let mut instruction = Instruction::new();
     instruction.set_code(code);
     plan.operand = None;
-    let narrow_address = rng.percent(6);
+    let narrow_address = plan.narrow(6, rng);
     for (n, &kind) in (0u32..).zip(code.op_code().op_kinds()) {
         build_operand(&mut instruction, n, kind, narrow_address, plan, rng)?;
     }
@@ -157,6 +170,7 @@ fn build_operand(
             let narrow = if narrow_address { OpKind::MemorySegEDI } else { OpKind::MemorySegRDI };
             instruction.set_op_kind(n, narrow);
         }
+        Kind::br32_1 | Kind::br32_4 => instruction.set_op_kind(n, OpKind::NearBranch32),
         Kind::br64_1 | Kind::br64_4 => instruction.set_op_kind(n, OpKind::NearBranch64),
         _ => return None,
     }
@@ -183,7 +197,12 @@ fn byte_register(rng: &mut Rng, plan: &Plan) -> Register {
         Register::R14L,
         Register::R15L,
     ];
-    if rng.percent(25) { rng.pick(&HIGH) } else { LOW[plan.operand_register(rng)] }
+    if rng.percent(25) {
+        return rng.pick(&HIGH);
+    }
+    let low = plan.operand_register(rng);
+    // Without REX there are the low bytes of four registers.
+    LOW[if plan.bits == Bits::Short { low & 3 } else { low }]
 }
 
 /// The same register in 2, 4 or 8 bytes.
@@ -207,13 +226,17 @@ fn register_operand(kind: Kind, code: Code, plan: &Plan, rng: &mut Rng) -> Optio
         Kind::cl => Register::CL,
         Kind::dx => Register::DX,
         Kind::st0 => Register::ST0,
+        Kind::es => Register::ES,
+        Kind::cs => Register::CS,
+        Kind::ss => Register::SS,
+        Kind::ds => Register::DS,
         Kind::fs => Register::FS,
         Kind::gs => Register::GS,
         Kind::sti_opcode => Register::ST0 + rng.below(8) as u32,
         Kind::mm_reg | Kind::mm_rm => Register::MM0 + rng.below(8) as u32,
         Kind::mm_or_mem if mixed(rng) => Register::MM0 + rng.below(8) as u32,
-        Kind::xmm_reg | Kind::xmm_rm => Register::XMM0 + rng.below(16) as u32,
-        Kind::xmm_or_mem if mixed(rng) => Register::XMM0 + rng.below(16) as u32,
+        Kind::xmm_reg | Kind::xmm_rm => Register::XMM0 + plan.any_register(rng) as u32,
+        Kind::xmm_or_mem if mixed(rng) => Register::XMM0 + plan.any_register(rng) as u32,
         Kind::r8_reg | Kind::r8_opcode => byte_register(rng, plan),
         Kind::r8_or_mem if mixed(rng) => byte_register(rng, plan),
         Kind::r16_reg | Kind::r16_opcode | Kind::r16_rm => sized(bit_offset(code, plan, rng), 2),
@@ -356,9 +379,14 @@ fn memory_operand(
         instruction.set_segment_prefix(Register::GS);
         target = target.wrapping_sub(GS_BASE);
     }
+    if plan.bits == Bits::Short && rng.percent(8) {
+        let segments = [Register::ES, Register::SS, Register::DS, Register::CS, Register::FS];
+        instruction.set_segment_prefix(rng.pick(&segments));
+    }
     if kind == Kind::mem_offs {
-        instruction.set_memory_displ_size(8);
-        instruction.set_memory_displacement64(target);
+        let narrow = plan.bits == Bits::Short;
+        instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
+        instruction.set_memory_displacement64(target & plan.bits.mask());
         return;
     }
     address(instruction, target, plan, rng);
@@ -366,25 +394,26 @@ fn memory_operand(
 
 /// Fills in base, index, scale and displacement so that their sum is `target`.
 fn address(instruction: &mut Instruction, target: u64, plan: &mut Plan, rng: &mut Rng) {
-    if rng.percent(6) && instruction.segment_prefix() == Register::None {
+    let relative = plan.bits == Bits::Long && rng.percent(6);
+    if relative && instruction.segment_prefix() == Register::None {
         instruction.set_memory_base(Register::RIP);
         instruction.set_memory_displ_size(8);
         instruction.set_memory_displacement64(target);
         return;
     }
-    let narrow = rng.percent(8);
+    let narrow = plan.narrow(8, rng);
     let register = |number: usize| if narrow { sized(number, 4) } else { sized(number, 8) };
     let value = |number: usize| plan.general[number];
     let mut sum = 0u64;
     let with_base = rng.percent(93);
     if with_base {
-        let base = if rng.percent(96) { plan.any_pointer(rng) } else { rng.index(16) };
+        let base = if rng.percent(96) { plan.any_pointer(rng) } else { plan.any_register(rng) };
         instruction.set_memory_base(register(base));
         sum = value(base);
     }
     if rng.percent(35) {
         let scale = 1 << rng.below(4);
-        let index = if rng.percent(95) { plan.index } else { rng.index(16) };
+        let index = if rng.percent(95) { plan.index } else { plan.any_register(rng) };
         if index != RSP {
             instruction.set_memory_index(register(index));
             instruction.set_memory_index_scale(scale);

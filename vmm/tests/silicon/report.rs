@@ -144,7 +144,8 @@ fn render(text: &mut String, case: &Case, ready: &Ready, seed: u64) -> std::fmt:
         "  VMFT_SILICON_SEED={seed} VMFT_SILICON_CASE={index} cargo test -p vmft-vmm --test silicon"
     )?;
     let mut formatter = IntelFormatter::new();
-    let mut decoder = Decoder::with_ip(64, &ready.code, case.origin, DecoderOptions::NONE);
+    let mut decoder =
+        Decoder::with_ip(case.bits.number(), &ready.code, case.origin, DecoderOptions::NONE);
     for &start in &ready.starts[..case.steps.len()] {
         let instruction = decoder.decode();
         let at = (start - case.origin) as usize;

@@ -1,8 +1,8 @@
 //! Inputs that particular instructions need to do anything but fault, for the first instruction
 //! of a snippet, whose registers and memory are known.
 
-use crate::case::{Patch, Place};
-use crate::layout::{CONST, GS_BASE, USER_CODE, USER_DATA};
+use crate::case::{Bits, Patch, Place};
+use crate::layout::{CONST, GS_BASE, USER_CODE, USER_CODE_32, USER_DATA};
 use crate::operands::{Plan, RBP, RCX, RDI, RSI, RSP};
 use crate::rng::Rng;
 use crate::values::{self, Flavor};
@@ -141,7 +141,7 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
         Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b if rng.percent(50) => {
             comparand(instruction, plan, &mut extras);
         }
-        Mnemonic::Popf | Mnemonic::Popfq => {
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => {
             extras.patch(plan.general[RSP], &flags_to_load(rng).to_le_bytes());
         }
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
@@ -151,7 +151,7 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
         Mnemonic::Retf => {
             let slot = far_slot(instruction);
             extras.link(plan.general[RSP], slot);
-            let selector = u64::from(code_selector(rng)).to_le_bytes();
+            let selector = u64::from(code_selector(plan.bits, rng)).to_le_bytes();
             extras.patch(plan.general[RSP].wrapping_add(slot), &selector[..slot as usize]);
             extras
                 .patch(plan.general[RSP].wrapping_add(2 * slot), &plan.general[RSI].to_le_bytes());
@@ -169,7 +169,13 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
         {
             selector_operand(instruction, plan, &mut extras, loadable_selector(rng));
         }
-        Mnemonic::Lss => {
+        Mnemonic::Pop
+            if instruction.op0_kind() == OpKind::Register
+                && instruction.op0_register().is_segment_register() =>
+        {
+            extras.patch(plan.general[RSP], &loadable_selector(rng).to_le_bytes());
+        }
+        Mnemonic::Lss | Mnemonic::Les | Mnemonic::Lds => {
             if let Some((address, len)) = at {
                 extras.patch(address + len as u64 - 2, &loadable_selector(rng).to_le_bytes());
             }
@@ -270,10 +276,16 @@ fn flags_to_load(rng: &mut Rng) -> u64 {
     (rng.next() & HARMLESS) | trap
 }
 
-/// A code selector a far transfer may name; never 0x23, the host's 32-bit code segment.
-fn code_selector(rng: &mut Rng) -> u16 {
+/// A code selector a far transfer may name: code of the same size, or none.
+fn code_selector(bits: Bits, rng: &mut Rng) -> u16 {
+    let own = match bits {
+        Bits::Long => USER_CODE,
+        Bits::Short => USER_CODE_32,
+    };
     if rng.percent(75) {
-        USER_CODE
+        own
+    } else if bits == Bits::Short {
+        rng.pick(&[0, 3, USER_CODE_32 & !3, USER_DATA, 0x10, 0x18, 0xFFF8, 0xFFFB, 0x7])
     } else {
         rng.pick(&[0, 3, USER_CODE & !3, USER_DATA, 0x10, 0x18, 0xFFF8, 0xFFFB, 0x7])
     }
@@ -310,7 +322,11 @@ fn software_vector(rng: &mut Rng) -> u8 {
 }
 
 fn near_slot(instruction: &Instruction) -> u64 {
-    if matches!(instruction.code(), Code::Retnw | Code::Retnw_imm16) { 2 } else { 8 }
+    match instruction.code() {
+        Code::Retnw | Code::Retnw_imm16 => 2,
+        Code::Retnd | Code::Retnd_imm16 => 4,
+        _ => 8,
+    }
 }
 
 fn far_slot(instruction: &Instruction) -> u64 {
@@ -325,8 +341,13 @@ fn interrupt_frame(instruction: &Instruction, plan: &Plan, extras: &mut Extras, 
     let stack = plan.general[RSP];
     let slot = far_slot(instruction);
     let data = if rng.percent(85) { USER_DATA } else { rng.pick(&[0, 0x28, USER_CODE, 0x18]) };
-    let words =
-        [0, u64::from(code_selector(rng)), flags_to_load(rng), plan.general[RSI], u64::from(data)];
+    let words = [
+        0,
+        u64::from(code_selector(plan.bits, rng)),
+        flags_to_load(rng),
+        plan.general[RSI],
+        u64::from(data),
+    ];
     for (n, word) in (0u64..).zip(words) {
         extras.patch(stack.wrapping_add(n * slot), &word.to_le_bytes()[..slot as usize]);
     }
@@ -346,10 +367,12 @@ fn branch_operand(instruction: &Instruction, plan: &mut Plan, extras: &mut Extra
         OpKind::Memory => {
             if let Some((address, len)) = plan.operand {
                 // Far pointers: an offset, then a selector.
-                if matches!(len, 4 | 6 | 10) {
+                let near =
+                    instruction.is_jmp_near_indirect() || instruction.is_call_near_indirect();
+                if !near && matches!(len, 4 | 6 | 10) {
                     let offset = len as u64 - 2;
                     extras.link(address, offset);
-                    extras.patch(address + offset, &code_selector(rng).to_le_bytes());
+                    extras.patch(address + offset, &code_selector(plan.bits, rng).to_le_bytes());
                 } else {
                     extras.link(address, len as u64);
                 }

@@ -6,7 +6,7 @@
 //! Out of it: the snippet jumps to the stub at [`crate::layout::EXIT`], which jumps here; or it
 //! faults, and the signal handler notes the exception and resumes at the same place.
 
-use crate::layout::GS_BASE;
+use crate::layout::{EXIT, GS_BASE, USER_CODE};
 use std::arch::global_asm;
 use std::mem::offset_of;
 
@@ -20,8 +20,10 @@ pub struct Registers {
     pub rflags: u64,
     /// Instruction pointer.
     pub rip: u64,
-    /// Selectors of DS and ES (out only).
+    /// Selectors of DS and ES.
     pub data_selectors: [u32; 2],
+    /// Selector of CS (in only).
+    pub code_selector: u64,
 }
 
 /// An `FXSAVE64` image.
@@ -53,7 +55,7 @@ pub const NO_TRAP: Trap =
 
 /// All zero.
 pub const NO_REGISTERS: Registers =
-    Registers { general: [0; 16], rflags: 0, rip: 0, data_selectors: [0; 2] };
+    Registers { general: [0; 16], rflags: 0, rip: 0, data_selectors: [0; 2], code_selector: 0 };
 
 /// What the assembly and the signal handler share with the child's loop.
 #[repr(C)]
@@ -104,9 +106,12 @@ global_asm!(
     "push rax",
     "push qword ptr [rip + {context} + {input} + 4 * 8]",
     "push qword ptr [rip + {context} + {input} + 16 * 8]",
-    "mov eax, cs",
-    "push rax",
+    "push qword ptr [rip + {context} + {input} + 19 * 8]",
     "push qword ptr [rip + {context} + {input} + 17 * 8]",
+    "mov eax, [rip + {context} + {input} + 18 * 8]",
+    "mov ds, eax",
+    "mov eax, [rip + {context} + {input} + 18 * 8 + 4]",
+    "mov es, eax",
     "mov rax, [rip + {context} + {input}]",
     "mov rcx, [rip + {context} + {input} + 1 * 8]",
     "mov rdx, [rip + {context} + {input} + 2 * 8]",
@@ -184,12 +189,16 @@ pub unsafe fn enter() {
     unsafe { silicon_enter() }
 }
 
-/// The stub for the page at [`crate::layout::EXIT`]: `jmp [rip]` and the address it takes.
-pub fn exit_stub() -> [u8; 14] {
-    let mut stub = [0; 14];
+/// The stubs for the page at [`crate::layout::EXIT`]: `jmp [rip]` and the address it takes, and at
+/// [`crate::layout::EXIT_32`] a far jump to it.
+pub fn exit_stub() -> [u8; 0x47] {
+    let mut stub = [0; 0x47];
     stub[..6].copy_from_slice(&[0xFF, 0x25, 0, 0, 0, 0]);
     let leave: unsafe extern "C" fn() = silicon_leave;
-    stub[6..].copy_from_slice(&(leave as usize as u64).to_le_bytes());
+    stub[6..14].copy_from_slice(&(leave as usize as u64).to_le_bytes());
+    stub[0x40] = 0xEA;
+    stub[0x41..0x45].copy_from_slice(&(EXIT as u32).to_le_bytes());
+    stub[0x45..].copy_from_slice(&USER_CODE.to_le_bytes());
     stub
 }
 
@@ -215,6 +224,8 @@ extern "C" fn on_exception(
     registers[libc::REG_EFL as usize] &= !TRAP_AND_OTHERS;
     let leave: unsafe extern "C" fn() = silicon_leave;
     registers[libc::REG_RIP as usize] = leave as usize as i64;
+    let selectors = &mut registers[libc::REG_CSGSFS as usize];
+    *selectors = *selectors & !0xFFFF | i64::from(USER_CODE);
 }
 
 /// Installs the signal handlers, their stack, and the base of GS. For the child only.

@@ -14,6 +14,7 @@
 //! Nothing here is visible to the guest. What the run loop asks for is a block and its ops; a
 //! compiler that attaches machine code to blocks would do so here.
 
+use super::compat::CodeSize;
 use super::cpu::Cpu;
 use super::fast;
 use super::generic::{Ending, ends_block};
@@ -68,6 +69,8 @@ pub(super) struct Block {
     pub(super) bytes: u16,
     /// Nothing but RIP needs a look after it.
     linkable: bool,
+    /// How it was decoded.
+    size: CodeSize,
 }
 
 impl Block {
@@ -91,13 +94,15 @@ impl Block {
 
 #[derive(Debug, Clone, Copy)]
 struct Recent {
-    physical: u64,
+    /// Physical address, and the tag of the code size.
+    key: u64,
     block: BlockId,
 }
 
-const NO_RECENT: Recent = Recent { physical: u64::MAX, block: NO_BLOCK };
+const NO_RECENT: Recent = Recent { key: u64::MAX, block: NO_BLOCK };
 
-/// A block in its page's list: the offset of its first byte, or [`SECOND_PAGE`].
+/// A block in its page's list: the offset of its first byte and its code size, or
+/// [`SECOND_PAGE`].
 #[derive(Debug, Clone, Copy)]
 struct Listed {
     offset: u16,
@@ -106,6 +111,10 @@ struct Listed {
 
 /// The block begins in another page.
 const SECOND_PAGE: u16 = u16::MAX;
+
+fn listed_offset(physical: u64, size: CodeSize) -> u16 {
+    (physical % PAGE_SIZE) as u16 | (size as u16) << 12
+}
 
 /// The blocks with bytes in a page.
 #[derive(Debug)]
@@ -176,6 +185,7 @@ impl BlockCache {
         let near = from.linkable
             && !from.crosses()
             && !to.crosses()
+            && from.size == to.size
             && from.physical & PAGE_MASK == to.physical & PAGE_MASK
             && from.physical.wrapping_add(distance) == to.physical;
         if near && let Ok(distance) = i32::try_from(distance as i64) {
@@ -186,21 +196,22 @@ impl BlockCache {
     }
 
     #[inline(always)]
-    fn recent_slot(&self, physical: u64) -> usize {
-        ((physical ^ (physical >> 13)) as usize) & (self.recent.len() - 1)
+    fn recent_slot(&self, key: u64) -> usize {
+        ((key ^ (key >> 13)) as usize) & (self.recent.len() - 1)
     }
 
-    /// The block at a physical address, if it is decoded and lies in one page.
+    /// The block at a physical address with the tag of its code size, if it is decoded and lies in
+    /// one page.
     #[inline(always)]
-    pub(super) fn recent(&self, physical: u64) -> Option<BlockId> {
-        let recent = &self.recent[self.recent_slot(physical)];
-        (recent.physical == physical).then_some(recent.block)
+    pub(super) fn recent(&self, key: u64) -> Option<BlockId> {
+        let recent = &self.recent[self.recent_slot(key)];
+        (recent.key == key).then_some(recent.block)
     }
 
     /// Finds or decodes the block at `physical`. `None` if its first instruction goes on in the
     /// page that follows in linear order: see [`Self::find_crossing`].
     pub(super) fn find(&mut self, cpu: &mut Cpu, physical: u64) -> Option<BlockId> {
-        if let Some((id, second)) = self.listed(physical) {
+        if let Some((id, second)) = self.listed(physical, cpu.code_size) {
             return (second == NO_PAGE).then_some(id);
         }
         self.make_room(cpu);
@@ -216,7 +227,7 @@ impl BlockCache {
         physical: u64,
         next_page: u64,
     ) -> BlockId {
-        if let Some((id, second)) = self.listed(physical) {
+        if let Some((id, second)) = self.listed(physical, cpu.code_size) {
             if second == NO_PAGE || second == next_page {
                 return id;
             }
@@ -233,19 +244,19 @@ impl BlockCache {
     }
 
     /// The block at `physical`, and the second page it has bytes in.
-    fn listed(&mut self, physical: u64) -> Option<(BlockId, u64)> {
+    fn listed(&mut self, physical: u64, size: CodeSize) -> Option<(BlockId, u64)> {
         let list = &self.lists[self.list(PageNumber::containing(physical))?];
-        let offset = (physical % PAGE_SIZE) as u16;
+        let offset = listed_offset(physical, size);
         let id = list.blocks.iter().find(|listed| listed.offset == offset)?.block;
         let second = self.get(id)?.second;
-        self.remember(physical, id, second);
+        self.remember(physical | size.tag(), id, second);
         Some((id, second))
     }
 
-    fn remember(&mut self, physical: u64, block: BlockId, second: u64) {
+    fn remember(&mut self, key: u64, block: BlockId, second: u64) {
         if second == NO_PAGE {
-            let slot = self.recent_slot(physical);
-            self.recent[slot] = Recent { physical, block };
+            let slot = self.recent_slot(key);
+            self.recent[slot] = Recent { key, block };
         }
     }
 
@@ -264,7 +275,7 @@ impl BlockCache {
         let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
         let available = in_page.min(buffer.len());
         cpu.ram.read(physical, &mut buffer[..available]);
-        let mut decoder = Decoder::with_ip(64, &buffer[..available], 0, OPTIONS);
+        let mut decoder = Decoder::with_ip(cpu.code_size.bits(), &buffer[..available], 0, OPTIONS);
         let mut draft = Draft { bytes: 0, ending: Ending::No };
         while self.scratch.len() < self.limits.block
             && draft.ending == Ending::No
@@ -289,7 +300,7 @@ impl BlockCache {
         let (first, second) = buffer.split_at_mut(in_page);
         cpu.ram.read(physical, first);
         cpu.ram.read(next_page, second);
-        let instruction = Decoder::with_ip(64, &buffer, 0, OPTIONS).decode();
+        let instruction = Decoder::with_ip(cpu.code_size.bits(), &buffer, 0, OPTIONS).decode();
         let op = self.translate(cpu, &instruction);
         self.scratch.push(op);
         Draft { bytes: instruction.len(), ending: ends_block(&instruction) }
@@ -300,7 +311,7 @@ impl BlockCache {
         if self.general_only {
             return general_op(cpu, *instruction);
         }
-        fast::select(instruction).unwrap_or_else(|| general_op(cpu, *instruction))
+        fast::select(instruction, cpu.code_size).unwrap_or_else(|| general_op(cpu, *instruction))
     }
 
     /// Makes a block of a draft; `next_page` is where its bytes beyond the page are, if it has any.
@@ -316,6 +327,7 @@ impl BlockCache {
             epoch: 0,
             bytes: draft.bytes as u16,
             linkable: draft.ending != Ending::System,
+            size: cpu.code_size,
         };
         self.live += 1;
         self.ops += block.ops.len();
@@ -331,12 +343,12 @@ impl BlockCache {
                 BlockId { slot: (self.slots.len() - 1) as u32, epoch: 0 }
             }
         };
-        let offset = (physical % PAGE_SIZE) as u16;
+        let offset = listed_offset(physical, cpu.code_size);
         self.enlist(cpu, id, offset, physical, draft.bytes - beyond);
         if second != NO_PAGE {
             self.enlist(cpu, id, SECOND_PAGE, second, beyond);
         }
-        self.remember(physical, id, second);
+        self.remember(physical | cpu.code_size.tag(), id, second);
         id
     }
 
@@ -375,13 +387,13 @@ impl BlockCache {
     pub(super) fn forget_page(&mut self, cpu: &mut Cpu, page: PageNumber) {
         for listed in self.drop_list(cpu, page) {
             let Some(block) = self.get(listed.block) else { continue };
-            let (physical, second) = (block.physical, block.second);
+            let (physical, second, size) = (block.physical, block.second, block.size);
             if listed.offset == SECOND_PAGE {
                 self.strike(cpu, listed.block, physical);
             } else if second != NO_PAGE {
                 self.strike(cpu, listed.block, second);
             }
-            let slot = self.recent_slot(physical);
+            let slot = self.recent_slot(physical | size.tag());
             if self.recent[slot].block == listed.block {
                 self.recent[slot] = NO_RECENT;
             }

@@ -2,11 +2,13 @@
 
 use super::access::Ram;
 use super::code_map::CodeMap;
+use super::compat::CodeSize;
 use super::decoded::DecodedInstructions;
 use super::event::{BusRequest, Event, Restart, Trap};
 use super::exception::Exception;
 use super::flags::{self, Int, LazyFlags};
 use super::limits::CacheLimits;
+use super::system::debug::{Breakpoints, WAITING, WAITING_HITS, WAITING_KNOWN, WAITING_SHIELDED};
 use super::tlb::{Tlb, View};
 use crate::engine::cpu_model::TimeStamp;
 use crate::engine::state::{
@@ -87,7 +89,14 @@ pub(super) const SHUT_DOWN: u64 = 1 << 35;
 /// The instruction being executed began with TF set and loaded RFLAGS: its single step is due
 /// even if it cleared TF.
 pub(super) const STEP_DUE: u64 = 1 << 36;
-const INTERNAL: u64 = SHADOW | SS_SHADOW | HALTED | SHUT_DOWN | STEP_DUE;
+/// DR7 enables a breakpoint.
+pub(super) const ARMED: u64 = 1 << 37;
+/// The code segment is neither 64-bit nor flat: each instruction is looked at.
+pub(super) const CHECKED_CODE: u64 = 1 << 38;
+/// The instruction just executed is a string instruction with iterations left.
+pub(super) const UNFINISHED: u64 = 1 << 39;
+const INTERNAL: u64 =
+    SHADOW | SS_SHADOW | HALTED | SHUT_DOWN | STEP_DUE | ARMED | CHECKED_CODE | UNFINISHED;
 
 /// The CPU.
 #[derive(Debug)]
@@ -102,6 +111,8 @@ pub(super) struct Cpu {
     pub(super) system_flags: u64,
     /// Which data translations the fast path may use.
     pub(super) view: View,
+    /// What CS makes of the code.
+    pub(super) code_size: CodeSize,
     /// Current privilege level.
     pub(super) cpl: u8,
     /// Ops of the block behind the one that trapped.
@@ -130,6 +141,10 @@ pub(super) struct Cpu {
     pub(super) cr4: u64,
     pub(super) cr8: u64,
     pub(super) debug: [u64; 8],
+    /// What `debug` enables.
+    pub(super) breakpoints: Breakpoints,
+    /// The watchpoints hit and not yet delivered, as in DR6.
+    pub(super) hits: u64,
     /// The bases of FS and GS are in `regs`.
     pub(super) segments: Segments,
     pub(super) gdtr: DescriptorTable,
@@ -167,6 +182,7 @@ impl Cpu {
             flags: LazyFlags::default(),
             system_flags: flags::FIXED,
             view: View::Supervisor,
+            code_size: CodeSize::Long,
             cpl: 0,
             ops_left: 0,
             retired: 0,
@@ -186,6 +202,8 @@ impl Cpu {
             cr4: CR4_PAE,
             cr8: 0,
             debug: [0; 8],
+            breakpoints: Breakpoints::default(),
+            hits: 0,
             segments: Segments::default(),
             gdtr: DescriptorTable::default(),
             idtr: DescriptorTable::default(),
@@ -254,10 +272,11 @@ impl Cpu {
         self.update_view();
     }
 
-    /// Chooses what the fast path may use, after CPL, CR0.AM or EFLAGS.AC changed. With
-    /// alignment checks on, everything goes the slow way.
+    /// Chooses what the fast path may use, after CPL, CR0.AM, EFLAGS.AC or the watchpoints
+    /// changed. With alignment checks or watchpoints on, everything goes the slow way.
     pub(super) fn update_view(&mut self) {
-        self.view = if self.checks_alignment() { View::None } else { View::of(self.cpl == 3) };
+        let slow = self.checks_alignment() || self.breakpoints.on_memory;
+        self.view = if slow { View::None } else { View::of(self.cpl == 3) };
     }
 
     /// True if misaligned data accesses fault.
@@ -293,6 +312,12 @@ impl Cpu {
 
     /// Asks the bus; at the first attempt this traps, at the next the answer is there.
     pub(super) fn bus(&mut self, request: BusRequest) -> Result<u64, Trap> {
+        if self.system_flags & ARMED != 0
+            && let BusRequest::PortRead { port, width } | BusRequest::PortWrite { port, width, .. } =
+                request
+        {
+            self.note_port(port, width.bytes());
+        }
         if let Some(answer) = self.restart.take() {
             return Ok(answer);
         }
@@ -316,9 +341,14 @@ impl Cpu {
         let mut segments = self.segments;
         segments.fs.base = self.full(slot::FS);
         segments.gs.base = self.full(slot::GS);
+        let mut debug = self.debug;
+        debug[WAITING] = self.hits;
+        if self.system_flags & (ARMED | SS_SHADOW) == ARMED | SS_SHADOW {
+            debug[WAITING] |= WAITING_SHIELDED;
+        }
         CpuState {
             general,
-            rip: self.rip(),
+            rip: self.own_rip(),
             rflags: self.rflags(),
             segments,
             gdtr: self.gdtr,
@@ -328,7 +358,7 @@ impl Cpu {
             cr3: self.cr3,
             cr4: self.cr4,
             cr8: self.cr8,
-            debug: self.debug,
+            debug,
             msrs: self.msrs,
             x87: self.x87,
             sse: self.sse,
@@ -352,6 +382,8 @@ impl Cpu {
         self.cr4 = state.cr4;
         self.cr8 = state.cr8;
         self.debug = state.debug;
+        self.debug[WAITING] = 0;
+        self.hits = state.debug[WAITING] & WAITING_HITS;
         self.gdtr = state.gdtr;
         self.idtr = state.idtr;
         self.msrs = state.msrs;
@@ -359,12 +391,17 @@ impl Cpu {
         self.sse = state.sse;
         self.system_flags = 0;
         self.set_rflags(state.rflags);
+        self.arm();
         if state.interrupt_shadow {
             self.system_flags |= SHADOW;
+        }
+        if state.debug[WAITING] & WAITING_SHIELDED != 0 {
+            self.system_flags |= SHADOW | SS_SHADOW;
         }
         if state.halted {
             self.system_flags |= HALTED;
         }
+        self.set_code_segment(state.segments.cs);
         self.set_cpl((state.segments.cs.selector & 3) as u8);
         self.event = Event::None;
         self.restart = Restart::default();
@@ -387,6 +424,21 @@ impl Cpu {
     }
 }
 
+/// CS as a far transfer can have loaded it, and RIP as code in it can have it.
+fn validate_code(state: &CpuState) -> Result<(), InvalidState> {
+    use super::system::segments::attribute::{BIG, CODE, LONG, NOT_SYSTEM};
+    let attributes = state.segments.cs.attributes;
+    if attributes & (NOT_SYSTEM | CODE) != NOT_SYSTEM | CODE
+        || attributes & (LONG | BIG) == LONG | BIG
+    {
+        return Err(InvalidState(format!("CS is no code segment ({attributes:#x})")));
+    }
+    if attributes & LONG == 0 && (state.rip >> 32 != 0 || state.segments.cs.base >> 32 != 0) {
+        return Err(InvalidState(format!("RIP {:#x} is beyond 32-bit code", state.rip)));
+    }
+    Ok(())
+}
+
 fn validate(state: &CpuState) -> Result<(), InvalidState> {
     let refuse = |what: String| Err(InvalidState(what));
     if state.cr0 & CR0_ALWAYS != CR0_ALWAYS || state.cr0 >> 32 != 0 {
@@ -398,9 +450,7 @@ fn validate(state: &CpuState) -> Result<(), InvalidState> {
     if state.msrs.efer & EFER_LONG != EFER_LONG {
         return refuse(format!("EFER {:#x} is not that of long mode", state.msrs.efer));
     }
-    if state.segments.cs.attributes & (1 << 9) == 0 {
-        return refuse("CS is not a 64-bit code segment".to_owned());
-    }
+    validate_code(state)?;
     if state.rflags & !flags::ALL != 0 {
         return refuse(format!("RFLAGS {:#x} is not possible", state.rflags));
     }
@@ -418,6 +468,13 @@ fn validate(state: &CpuState) -> Result<(), InvalidState> {
         if !is_canonical(address) {
             return refuse(format!("{name} is {address:#x}, which is not canonical"));
         }
+    }
+    if state.debug[6] >> 32 != 0 || state.debug[7] >> 32 != 0 {
+        let [status, control] = [state.debug[6], state.debug[7]];
+        return refuse(format!("DR6 {status:#x} and DR7 {control:#x} are not possible"));
+    }
+    if state.debug[WAITING] & !WAITING_KNOWN != 0 {
+        return refuse(format!("debug events {:#x} are not possible", state.debug[WAITING]));
     }
     if state.sse.mxcsr >> 16 != 0 {
         return refuse(format!("MXCSR {:#x} is not possible", state.sse.mxcsr));

@@ -33,6 +33,8 @@ pub(super) enum Event {
         /// The gate's privilege does not matter (`INT1`).
         privileged: bool,
     },
+    /// A debug register was to be accessed while DR7.GD forbids it.
+    GeneralDetect,
     /// The bus is needed.
     Bus(BusRequest),
     /// A store hits decoded instructions.

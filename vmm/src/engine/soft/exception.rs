@@ -6,6 +6,8 @@
 pub(super) enum Exception {
     /// `#DE`, vector 0.
     DivideError,
+    /// `#BR`, vector 5.
+    BoundRange,
     /// `#UD`, vector 6.
     InvalidOpcode,
     /// `#NM`, vector 7: CR0.TS or CR0.EM.
@@ -40,6 +42,7 @@ impl Exception {
     pub(super) const fn vector(self) -> u8 {
         match self {
             Self::DivideError => 0,
+            Self::BoundRange => 5,
             Self::InvalidOpcode => 6,
             Self::DeviceNotAvailable => 7,
             Self::DoubleFault => 8,

@@ -5,8 +5,10 @@
 
 use super::cpu::Cpu;
 use super::event::Flow;
-use super::ops::{alu, bits, control, moves, muldiv, shift, stack, string};
-use super::system::{control as registers, interrupts, io, msr, segments, syscall, transfer};
+use super::ops::{alu, bits, control, legacy, moves, muldiv, shift, stack, string};
+use super::system::{
+    control as registers, debug, interrupts, io, msr, segments, syscall, transfer,
+};
 use super::{vector, vector_context};
 use crate::engine::cpu_model as cpuid;
 use iced_x86::{Code, Instruction, Mnemonic};
@@ -40,7 +42,9 @@ fn missing(cpu: &mut Cpu, _: &Instruction) -> Flow {
 
 /// The function for an instruction form, if the engine has it.
 pub(super) fn select(code: Code) -> Option<General> {
-    if cpuid::withholds(code) {
+    // Forms of old CPUs, with mnemonics that live on.
+    let gone = matches!(code, Code::Popw_CS | Code::Mov_r32_tr | Code::Mov_tr_r32);
+    if cpuid::withholds(code) || gone {
         return None;
     }
     string_instruction(code)
@@ -82,15 +86,55 @@ fn special_move(code: Code) -> Option<General> {
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             segments::mov_to_segment
         }
-        Code::Mov_r64_cr | Code::Mov_cr_r64 => registers::mov_control,
-        Code::Mov_r64_dr | Code::Mov_dr_r64 => registers::mov_debug,
-        Code::Popw_FS | Code::Popq_FS | Code::Popw_GS | Code::Popq_GS => segments::pop_segment,
+        Code::Mov_r64_cr | Code::Mov_cr_r64 | Code::Mov_r32_cr | Code::Mov_cr_r32 => {
+            registers::mov_control
+        }
+        Code::Mov_r64_dr | Code::Mov_dr_r64 | Code::Mov_r32_dr | Code::Mov_dr_r32 => {
+            debug::mov_debug
+        }
+        _ if pops_segment(code) => segments::pop_segment,
         _ => return None,
     })
 }
 
+fn pops_segment(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Popw_ES
+            | Code::Popd_ES
+            | Code::Popw_SS
+            | Code::Popd_SS
+            | Code::Popw_DS
+            | Code::Popd_DS
+            | Code::Popw_FS
+            | Code::Popd_FS
+            | Code::Popq_FS
+            | Code::Popw_GS
+            | Code::Popd_GS
+            | Code::Popq_GS
+    )
+}
+
 fn program(mnemonic: Mnemonic) -> Option<General> {
-    arithmetic(mnemonic).or_else(|| data(mnemonic))
+    arithmetic(mnemonic).or_else(|| data(mnemonic)).or_else(|| legacy(mnemonic))
+}
+
+fn legacy(mnemonic: Mnemonic) -> Option<General> {
+    Some(match mnemonic {
+        Mnemonic::Daa => legacy::daa,
+        Mnemonic::Das => legacy::das,
+        Mnemonic::Aaa => legacy::aaa,
+        Mnemonic::Aas => legacy::aas,
+        Mnemonic::Aam => legacy::aam,
+        Mnemonic::Aad => legacy::aad,
+        Mnemonic::Salc => legacy::salc,
+        Mnemonic::Into => legacy::into,
+        Mnemonic::Bound => legacy::bound,
+        Mnemonic::Arpl => legacy::arpl,
+        Mnemonic::Pusha | Mnemonic::Pushad => legacy::pusha,
+        Mnemonic::Popa | Mnemonic::Popad => legacy::popa,
+        _ => return None,
+    })
 }
 
 fn arithmetic(mnemonic: Mnemonic) -> Option<General> {
@@ -192,8 +236,8 @@ fn data(mnemonic: Mnemonic) -> Option<General> {
         M::Xlatb => moves::xlat,
         M::Push => stack::push,
         M::Pop => stack::pop,
-        M::Pushf | M::Pushfq => stack::pushf,
-        M::Popf | M::Popfq => stack::popf,
+        M::Pushf | M::Pushfd | M::Pushfq => stack::pushf,
+        M::Popf | M::Popfd | M::Popfq => stack::popf,
         M::Enter => stack::enter,
         M::Leave => stack::leave,
         M::Clflush => moves::clflush,
@@ -217,11 +261,29 @@ fn data(mnemonic: Mnemonic) -> Option<General> {
     })
 }
 
+fn is_far_jump(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Jmp_ptr1616 | Code::Jmp_ptr1632
+    )
+}
+
+fn is_far_call(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Call_m1616
+            | Code::Call_m1632
+            | Code::Call_m1664
+            | Code::Call_ptr1616
+            | Code::Call_ptr1632
+    )
+}
+
 fn branch(code: Code) -> Option<General> {
     use Mnemonic as M;
     Some(match code {
-        Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 => transfer::jmp_far,
-        Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664 => transfer::call_far,
+        _ if is_far_jump(code) => transfer::jmp_far,
+        _ if is_far_call(code) => transfer::call_far,
         _ => match code.mnemonic() {
             M::Jmp => control::jmp,
             M::Call => control::call,
@@ -243,7 +305,7 @@ fn branch(code: Code) -> Option<General> {
             | M::Jge
             | M::Jle
             | M::Jg => control::jcc,
-            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz => control::count_branch,
+            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz | M::Jcxz => control::count_branch,
             M::Ud0 | M::Ud1 | M::Ud2 => control::undefined,
             M::Int3 => control::int3,
             M::Int1 => control::int1,
@@ -263,7 +325,9 @@ fn system(mnemonic: Mnemonic) -> Option<General> {
         Mnemonic::Cli => io::cli,
         Mnemonic::Sti => io::sti,
         Mnemonic::Hlt => io::hlt,
-        Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs => segments::load_far_pointer,
+        Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Les | Mnemonic::Lds => {
+            segments::load_far_pointer
+        }
         Mnemonic::Lgdt | Mnemonic::Lidt => segments::load_table,
         Mnemonic::Sgdt | Mnemonic::Sidt => segments::store_table,
         Mnemonic::Sldt | Mnemonic::Str => segments::store_selector,
@@ -302,15 +366,8 @@ pub(super) fn ends_block(instruction: &Instruction) -> Ending {
         return if repeats { Ending::Near } else { Ending::No };
     }
     match instruction.mnemonic() {
-        M::Jmp | M::Call => match code {
-            Code::Jmp_m1616
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-            | Code::Call_m1616
-            | Code::Call_m1632
-            | Code::Call_m1664 => Ending::System,
-            _ => Ending::Near,
-        },
+        M::Jmp | M::Call if is_far_jump(code) || is_far_call(code) => Ending::System,
+        M::Jmp | M::Call => Ending::Near,
         M::Ret
         | M::Jo
         | M::Jno
@@ -332,9 +389,11 @@ pub(super) fn ends_block(instruction: &Instruction) -> Ending {
         | M::Loope
         | M::Loopne
         | M::Jrcxz
-        | M::Jecxz => Ending::Near,
+        | M::Jecxz
+        | M::Jcxz => Ending::Near,
         M::Sti
         | M::Popf
+        | M::Popfd
         | M::Popfq
         | M::Hlt
         | M::Lmsw
@@ -345,6 +404,7 @@ pub(super) fn ends_block(instruction: &Instruction) -> Ending {
         | M::Int3
         | M::Int1
         | M::Int
+        | M::Into
         | M::Iret
         | M::Iretd
         | M::Iretq
@@ -357,6 +417,7 @@ pub(super) fn ends_block(instruction: &Instruction) -> Ending {
         | M::INVALID
         | M::In
         | M::Out => Ending::System,
+        M::Pop if matches!(code, Code::Popw_SS | Code::Popd_SS) => Ending::System,
         M::Mov => match special_move(code) {
             Some(_)
                 if !matches!(

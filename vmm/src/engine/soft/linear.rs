@@ -71,7 +71,7 @@ impl Cpu {
 
     /// Faults as a store of `len` bytes would, without storing.
     pub(super) fn probe_store(&mut self, address: u64, len: usize) -> Flow {
-        self.locate(address, len, Intent::Write, self.cpl == 3).map(|_| ())
+        self.find_place(address, len, Intent::Write, self.cpl == 3).map(|_| ())
     }
 
     /// Loads with supervisor rights, as the CPU reads its own tables.
@@ -95,8 +95,23 @@ impl Cpu {
         Ok(())
     }
 
-    /// `len` is at most a page.
+    /// Where an access goes, which watchpoints take note of.
     fn locate(
+        &mut self,
+        address: u64,
+        len: usize,
+        intent: Intent,
+        user: bool,
+    ) -> Result<Place, Trap> {
+        let place = self.find_place(address, len, intent, user)?;
+        if self.breakpoints.on_memory {
+            self.note_access(address, len, intent);
+        }
+        Ok(place)
+    }
+
+    /// `len` is at most a page.
+    fn find_place(
         &mut self,
         address: u64,
         len: usize,

@@ -1,7 +1,7 @@
 //! The `soft` engine: an x86-64 system CPU in user space.
 //!
-//! It executes 64-bit code only: the machine starts in long mode, and a transfer to a 32-bit
-//! code segment faults in the guest. What it is, `CPUID` says (`cpuid`); an instruction that is
+//! It is always in long mode, where it executes 64-bit code, and 32-bit and 16-bit code beside it
+//! (`compat`). What it is, `CPUID` says (`cpuid`); an instruction that is
 //! not offered is undefined, and one that is offered but missing ends the run with its bytes.
 //!
 //! ```text
@@ -20,6 +20,7 @@
 mod access;
 mod block;
 mod code_map;
+mod compat;
 mod cpu;
 mod decoded;
 mod event;
@@ -46,7 +47,7 @@ use super::cpu_model::{self as cpuid, TimeStamp};
 use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
 use block::BlockCache;
-use cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN};
+use cpu::{ARMED, CHECKED_CODE, Cpu, HALTED, SHADOW, SHUT_DOWN};
 pub use limits::CacheLimits;
 use system::interrupts::Source;
 use vmft_logging_channel::point::ExecutionPoint;
@@ -193,4 +194,4 @@ impl Engine for SoftEngine {
 }
 
 /// The internal bits that keep the run loop from simply going on.
-const ATTENTION: u64 = SHADOW | HALTED | SHUT_DOWN | flags::TF;
+const ATTENTION: u64 = SHADOW | HALTED | SHUT_DOWN | ARMED | CHECKED_CODE | flags::TF | flags::RF;

@@ -1,5 +1,6 @@
 //! Decoded instructions in the form the interpreter executes.
 
+use super::compat::CodeSize;
 use super::cpu::Cpu;
 use super::event::Flow;
 use super::generic;
@@ -120,15 +121,18 @@ pub(super) fn general_op(cpu: &mut Cpu, instruction: Instruction) -> Op {
         index: 0,
         scale: 0,
         segment: 0,
-        stack: is_on_stack(&instruction),
+        stack: is_on_stack(&instruction, cpu.code_size),
         general: true,
     }
 }
 
-/// True if the memory operand is on the stack segment: by its base alone, since 64-bit mode
+/// True if the memory operand is on the stack segment: in 64-bit code by its base alone, since it
 /// ignores overrides other than FS and GS (SDM volume 1, 3.3.7.1).
-pub(super) fn is_on_stack(instruction: &Instruction) -> bool {
+pub(super) fn is_on_stack(instruction: &Instruction, size: CodeSize) -> bool {
     use iced_x86::Register;
+    if size != CodeSize::Long {
+        return instruction.memory_segment() == Register::SS;
+    }
     !matches!(instruction.segment_prefix(), Register::FS | Register::GS)
         && matches!(
             instruction.memory_base(),

@@ -62,13 +62,25 @@ pub(super) fn segment_slot(register: Register) -> u8 {
     }
 }
 
-/// True if the memory operand is addressed with 32-bit registers or a 32-bit displacement.
-pub(super) fn has_short_address(instruction: &Instruction) -> bool {
+/// The bits of the memory operand's offset: by its registers, or by its displacement alone.
+pub(super) fn address_mask(instruction: &Instruction) -> u64 {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
-    if base == Register::None && index == Register::None {
-        return instruction.memory_displ_size() == 4;
+    let bytes = match (base, index) {
+        (Register::None, Register::None) => instruction.memory_displ_size(),
+        _ if base.is_gpr32() || base == Register::EIP || index.is_gpr32() => 4,
+        _ if base.is_gpr16() || index.is_gpr16() => 2,
+        _ => 8,
+    };
+    match bytes {
+        2 => 0xFFFF,
+        4 => u64::from(u32::MAX),
+        _ => u64::MAX,
     }
-    base.is_gpr32() || base == Register::EIP || index.is_gpr32()
+}
+
+/// True if the memory operand is addressed with less than 64 bits.
+pub(super) fn has_short_address(instruction: &Instruction) -> bool {
+    address_mask(instruction) != u64::MAX
 }
 
 /// Width of an operand in bytes.
@@ -101,13 +113,17 @@ impl Cpu {
         let offset = base
             .wrapping_add(index.wrapping_mul(u64::from(instruction.memory_index_scale())))
             .wrapping_add(instruction.memory_displacement64());
-        if has_short_address(instruction) { cut::<u32>(offset) } else { offset }
+        offset & address_mask(instruction)
     }
 
     /// The memory operand's linear address.
     pub(super) fn address_of(&self, instruction: &Instruction) -> u64 {
-        let segment = self.full(segment_slot(instruction.memory_segment()));
-        self.offset_of(instruction).wrapping_add(segment)
+        let offset = self.offset_of(instruction);
+        if !self.is_long() {
+            let len = instruction.memory_size().size();
+            return self.in_operand_segment(instruction, offset, len);
+        }
+        offset.wrapping_add(self.full(segment_slot(instruction.memory_segment())))
     }
 
     /// A general or segment register, zero-extended.

@@ -6,7 +6,9 @@
 //! permission to overwrite decoded code), or its exception is delivered.
 
 use super::block::{Block, BlockId};
-use super::cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, is_canonical};
+use super::cpu::{
+    ARMED, Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, UNFINISHED, is_canonical,
+};
 use super::event::{BusRequest, Event, Flow, Trap};
 use super::exception::Exception;
 use super::flags;
@@ -23,8 +25,6 @@ use vmft_logging_channel::point::ExecutionPoint;
 /// in a fault of its own fault handler. No bound could stop it there, because the count of
 /// instructions stands still.
 const MAX_DELIVERIES: u32 = 1 << 16;
-/// DR6.BS: a single step.
-const DR6_STEP: u64 = 1 << 14;
 /// Longest instruction in bytes.
 const MAX_LENGTH: usize = 15;
 
@@ -85,25 +85,41 @@ impl SoftEngine {
         if self.cpu.retired >= bound {
             return Some(Exit::Bound);
         }
+        // Watchpoints that the delivery of an event hit, or an instruction that loaded SS.
+        if self.cpu.hits != 0 && state & SS_SHADOW == 0 {
+            self.cpu.deliver_debug_trap(false);
+            return None;
+        }
         if want && self.cpu.can_take_interrupt() {
             return Some(Exit::InterruptWindow);
         }
+        if state & (ARMED | flags::RF | SS_SHADOW) == ARMED {
+            let address = self.cpu.linear_rip();
+            if self.cpu.break_at(address) {
+                return None;
+            }
+        }
         // One instruction, at whose end the shadow is over and the trap is due.
-        let before = self.cpu.retired;
-        self.cpu.system_flags &= !(SHADOW | SS_SHADOW);
+        let (before, hits) = (self.cpu.retired, self.cpu.hits);
+        self.cpu.system_flags &= !(SHADOW | SS_SHADOW | UNFINISHED | flags::RF);
         let exit = self.run_one(bus);
         if let Some(Exit::Fatal(_)) = exit {
             self.cpu.system_flags = state;
+            self.cpu.hits = hits;
             return exit;
         }
         let after = self.cpu.system_flags;
         self.cpu.system_flags &= !STEP_DUE;
+        if after & UNFINISHED != 0 {
+            // RF lasts until the last iteration: a breakpoint on the instruction is met once.
+            self.cpu.system_flags |= state & flags::RF;
+        }
         // Gates and SYSCALL clear TF and with it the step; POPF and IRET do not.
         let stepping = state & flags::TF != 0 && after & (flags::TF | STEP_DUE) != 0;
-        let trapping = stepping && after & SS_SHADOW == 0;
-        if trapping && self.cpu.retired > before {
-            self.cpu.debug[6] |= DR6_STEP;
-            self.cpu.deliver_event(1, Source::Trap);
+        let stepped = stepping && self.cpu.retired > before;
+        let due = stepped || self.cpu.hits != 0;
+        if due && after & (SS_SHADOW | SHUT_DOWN) == 0 {
+            self.cpu.deliver_debug_trap(stepped);
         }
         exit
     }
@@ -183,6 +199,9 @@ impl SoftEngine {
             let end = rip.wrapping_add(block.bytes.into());
             self.cpu.next_rip = end;
             let site = Site::new(block, 0, rip, end);
+            if self.cpu.check_code(site.op.length.into()).is_err() {
+                return self.fetch_trapped();
+            }
             if self.cpu.attempt(&site).is_ok() {
                 self.cpu.retire(&site);
                 return None;
@@ -196,6 +215,7 @@ impl SoftEngine {
     /// The next instruction could not be fetched.
     fn fetch_trapped(&mut self) -> Option<Exit> {
         self.cpu.restart.finish();
+        self.cpu.hits = 0;
         let exception = self.cpu.take_exception();
         self.cpu.deliver_exception(exception);
         None
@@ -204,7 +224,8 @@ impl SoftEngine {
     /// The block at RIP.
     fn next_block(&mut self) -> Result<BlockId, Trap> {
         let rip = self.cpu.rip();
-        if let Some(frame) = self.cpu.tlb.fetch(self.cpu.cpl == 3, rip & PAGE_MASK)
+        if self.cpu.is_long()
+            && let Some(frame) = self.cpu.tlb.fetch(self.cpu.cpl == 3, rip & PAGE_MASK)
             && self.cpu.stale.is_empty()
             && let Some(id) = self.cache.recent(frame | (rip & !PAGE_MASK))
         {
@@ -215,13 +236,24 @@ impl SoftEngine {
 
     #[cold]
     #[inline(never)]
-    fn find_block(&mut self, rip: u64) -> Result<BlockId, Trap> {
+    fn find_block(&mut self, mut rip: u64) -> Result<BlockId, Trap> {
+        if !self.cpu.is_long() {
+            self.cpu.set_rip(self.cpu.own_rip());
+            self.cpu.check_code(1)?;
+            rip = self.cpu.linear_rip();
+        }
         let physical = self.cpu.fetch_address(rip)?;
         self.forget_stale();
+        if let Some(id) = self.cache.recent(physical | self.cpu.code_size.tag()) {
+            return Ok(id);
+        }
         if let Some(id) = self.cache.find(&mut self.cpu, physical) {
             return Ok(id);
         }
-        let next = (rip & PAGE_MASK).wrapping_add(PAGE_SIZE);
+        let mut next = (rip & PAGE_MASK).wrapping_add(PAGE_SIZE);
+        if !self.cpu.is_long() {
+            next &= u64::from(u32::MAX);
+        }
         let next_page = self.cpu.fetch_address(next)? & PAGE_MASK;
         self.forget_stale();
         Ok(self.cache.find_crossing(&mut self.cpu, physical, next_page))
@@ -283,8 +315,14 @@ impl Cpu {
     fn faulted(&mut self, site: &Site<'_>) -> Option<Exit> {
         let own = site.block_rip.wrapping_add(site.op.offset.into());
         self.set_rip(own);
-        match std::mem::take(&mut self.event) {
+        let event = std::mem::take(&mut self.event);
+        if !matches!(event, Event::Interrupt { .. }) {
+            // What the instruction accessed before it faulted it will access again.
+            self.hits = 0;
+        }
+        match event {
             Event::Exception(exception) => self.deliver_exception(exception),
+            Event::GeneralDetect => self.deliver_general_detect(),
             Event::NonCanonical if site.op.stack => {
                 self.deliver_exception(Exception::StackFault(0));
             }
@@ -341,7 +379,8 @@ impl Cpu {
             let mut byte = [0];
             self.ram.read(frame | (address & !PAGE_MASK), &mut byte).then_some(byte[0])
         };
-        (0..most as u64).map_while(|offset| byte_at(rip.wrapping_add(offset))).collect()
+        let first = self.linear(rip);
+        (0..most as u64).map_while(|offset| byte_at(first.wrapping_add(offset))).collect()
     }
 }
 

@@ -28,7 +28,8 @@ impl BlockCache {
                 let second = entry.offset == SECOND_PAGE;
                 let place = if second { block.second } else { block.physical };
                 assert_eq!(PageNumber::containing(place), list.page);
-                assert!(second || u64::from(entry.offset) == block.physical % PAGE_SIZE);
+                let offset = listed_offset(block.physical, block.size);
+                assert!(second || entry.offset == offset);
                 listed.insert((entry.block.slot, entry.block.epoch));
             }
         }
@@ -44,7 +45,7 @@ impl BlockCache {
         assert!(self.free.len() + self.live <= self.slots.len());
         for recent in self.recent.iter().filter(|recent| recent.block != NO_BLOCK) {
             let block = self.get(recent.block).expect("what is recent is there");
-            assert!(block.physical == recent.physical && !block.crosses());
+            assert!(block.physical | block.size.tag() == recent.key && !block.crosses());
         }
         for link in blocks.iter().flat_map(|block| &block.links) {
             assert!(link.block == NO_BLOCK || self.get(link.block).is_some());

@@ -318,16 +318,16 @@ fn xchg_rr<T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 fn push_r(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.full(op.a);
-    cpu.push::<u64>(value)
+    cpu.push_long(value)
 }
 
 fn push_i(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.push::<u64>(op.immediate)
+    cpu.push_long(op.immediate)
 }
 
 fn pop_r(cpu: &mut Cpu, op: &Op) -> Flow {
-    let value = cpu.top::<u64>()?;
-    cpu.drop_stack(8);
+    let value = cpu.top_long()?;
+    cpu.drop_long(8);
     cpu.set_full(op.a, value);
     Ok(())
 }
@@ -340,12 +340,12 @@ fn relative(cpu: &Cpu, op: &Op) -> u64 {
 
 fn call_near(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = relative(cpu, op);
-    cpu.call(target)
+    cpu.call_long(target)
 }
 
 fn call_r(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = cpu.full(op.a);
-    cpu.call(target)
+    cpu.call_long(target)
 }
 
 fn jmp_near(cpu: &mut Cpu, op: &Op) -> Flow {
@@ -359,7 +359,7 @@ fn jmp_r(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 pub(super) fn ret(cpu: &mut Cpu, _: &Op) -> Flow {
-    cpu.ret(0)
+    cpu.ret_long(0)
 }
 
 fn jcc_near<const C: u8>(cpu: &mut Cpu, op: &Op) -> Flow {

@@ -115,12 +115,12 @@ pub(super) fn cmov_rm<T: Int, const SHAPE: bool, const C: u8>(cpu: &mut Cpu, op:
 
 pub(super) fn push_m<const SHAPE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.load::<u64>(op.address::<SHAPE>(cpu))?;
-    cpu.push::<u64>(value)
+    cpu.push_long(value)
 }
 
 pub(super) fn call_m<const SHAPE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = cpu.load::<u64>(op.address::<SHAPE>(cpu))?;
-    cpu.call(target)
+    cpu.call_long(target)
 }
 
 pub(super) fn jmp_m<const SHAPE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {

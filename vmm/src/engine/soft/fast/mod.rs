@@ -6,11 +6,12 @@
 mod handlers;
 mod memory;
 
+use super::compat::CodeSize;
 use super::cpu::slot;
 use super::op::{self, Handler, Op};
 use super::operand::{address_slot, has_short_address, index, is_high_byte, segment_slot};
 use super::ops::{alu, shift};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 
 /// The shape of an instruction's operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +39,22 @@ struct Seen {
 }
 
 /// The specialised op for an instruction, if there is one.
-pub(super) fn select(instruction: &Instruction) -> Option<Op> {
+pub(super) fn select(instruction: &Instruction, size: CodeSize) -> Option<Op> {
+    if size != CodeSize::Long && !is_alike(instruction) {
+        return None;
+    }
     let (seen, mut op) = look(instruction)?;
     op.handler = handler(instruction, seen)?;
     Some(op)
+}
+
+/// True if 64-bit code and other code cannot differ in what the instruction does: it touches
+/// neither memory nor the stack, and does not branch.
+fn is_alike(instruction: &Instruction) -> bool {
+    let memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+    !memory
+        && !instruction.is_stack_instruction()
+        && instruction.flow_control() == FlowControl::Next
 }
 
 fn look(i: &Instruction) -> Option<(Seen, Op)> {
@@ -57,7 +70,7 @@ fn look(i: &Instruction) -> Option<(Seen, Op)> {
         index: slot::ZERO,
         scale: 0,
         segment: slot::ZERO,
-        stack: super::op::is_on_stack(i),
+        stack: super::op::is_on_stack(i, CodeSize::Long),
         general: false,
     };
     let mut kinds = [Kind::None; 2];

@@ -1,9 +1,9 @@
 //! Bit tests, bit scans, byte swaps.
 
-use crate::engine::soft::cpu::{Cpu, slot};
+use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::event::Flow;
-use crate::engine::soft::flags::{Int, cut, signed};
-use crate::engine::soft::operand::{by_width, segment_slot, width};
+use crate::engine::soft::flags::{Int, signed};
+use crate::engine::soft::operand::{address_mask, by_width, width};
 use iced_x86::{Instruction, OpKind};
 
 /// What a bit test does to the bit.
@@ -67,10 +67,7 @@ fn bit_address<T: Int>(cpu: &Cpu, i: &Instruction, number: u64) -> u64 {
     }
     let units = (signed::<T>(number) as i64) >> T::BITS.trailing_zeros();
     let offset = cpu.offset_of(i).wrapping_add((units * T::BYTES as i64) as u64);
-    let short = crate::engine::soft::operand::has_short_address(i);
-    let offset = if short { cut::<u32>(offset) } else { offset };
-    let segment = segment_slot(i.memory_segment());
-    if segment == slot::ZERO { offset } else { offset.wrapping_add(cpu.full(segment)) }
+    cpu.in_operand_segment(i, offset & address_mask(i), T::BYTES)
 }
 
 fn changed(value: u64, bit: u64, change: Change) -> u64 {

@@ -6,6 +6,7 @@
 pub(super) mod alu;
 pub(super) mod bits;
 pub(super) mod control;
+pub(super) mod legacy;
 pub(super) mod moves;
 pub(super) mod muldiv;
 pub(super) mod shift;

@@ -3,7 +3,7 @@
 use crate::engine::soft::cpu::{Cpu, gpr};
 use crate::engine::soft::event::Flow;
 use crate::engine::soft::flags::{self, cut, signed};
-use crate::engine::soft::operand::{by_width, has_short_address, segment_slot, width};
+use crate::engine::soft::operand::{address_mask, by_width, width};
 use iced_x86::{ConditionCode, Instruction};
 
 /// `MOV` between general registers, memory and immediates; `MOVZX`.
@@ -137,9 +137,7 @@ pub(in super::super) fn std(cpu: &mut Cpu, _: &Instruction) -> Flow {
 /// `XLATB`.
 pub(in super::super) fn xlat(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let offset = cpu.full(gpr::RBX).wrapping_add(cpu.reg::<u8>(gpr::RAX));
-    let short = has_short_address(i);
-    let offset = if short { cut::<u32>(offset) } else { offset };
-    let address = offset.wrapping_add(cpu.full(segment_slot(i.memory_segment())));
+    let address = cpu.in_operand_segment(i, offset & address_mask(i), 1);
     let value = cpu.load::<u8>(address)?;
     cpu.set_reg::<u8>(gpr::RAX, value);
     Ok(())

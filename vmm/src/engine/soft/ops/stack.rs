@@ -8,11 +8,11 @@ use crate::engine::soft::operand::{by_width, width};
 use iced_x86::{Code, Instruction, OpKind};
 
 impl Cpu {
-    /// Stores below RSP and moves RSP.
+    /// Stores below RSP and moves RSP, in 64-bit code.
     #[inline(always)]
-    pub(in super::super) fn push<T: Int>(&mut self, value: u64) -> Flow {
-        let top = self.full(gpr::RSP).wrapping_sub(T::BYTES as u64);
-        match self.store::<T>(top, value) {
+    pub(in super::super) fn push_long(&mut self, value: u64) -> Flow {
+        let top = self.full(gpr::RSP).wrapping_sub(8);
+        match self.store::<u64>(top, value) {
             Ok(()) => {
                 self.set_full(gpr::RSP, top);
                 Ok(())
@@ -21,20 +21,46 @@ impl Cpu {
         }
     }
 
-    /// Loads at RSP, without moving RSP.
+    /// Loads at RSP, without moving RSP, in 64-bit code.
     #[inline(always)]
-    pub(in super::super) fn top<T: Int>(&mut self) -> Result<u64, Trap> {
+    pub(in super::super) fn top_long(&mut self) -> Result<u64, Trap> {
         let top = self.full(gpr::RSP);
-        match self.load::<T>(top) {
+        match self.load::<u64>(top) {
             Ok(value) => Ok(value),
             Err(trap) => Err(self.on_stack(trap)),
         }
     }
 
-    /// Moves RSP up by `bytes`.
+    /// Moves RSP up by `bytes`, in 64-bit code.
     #[inline(always)]
-    pub(in super::super) fn drop_stack(&mut self, bytes: u64) {
+    pub(in super::super) fn drop_long(&mut self, bytes: u64) {
         self.set_full(gpr::RSP, self.full(gpr::RSP).wrapping_add(bytes));
+    }
+
+    /// Stores below the stack pointer and moves it.
+    pub(in super::super) fn push<T: Int>(&mut self, value: u64) -> Flow {
+        let top = self.stack_pointer(-(T::BYTES as i64));
+        let address = self.on_stack_at(top, T::BYTES);
+        self.store::<T>(address, value).map_err(|trap| self.on_stack(trap))?;
+        self.set_stack_pointer(top);
+        Ok(())
+    }
+
+    /// Loads `offset` bytes above the stack pointer, without moving it.
+    pub(in super::super) fn on_top<T: Int>(&mut self, offset: u64) -> Result<u64, Trap> {
+        let address = self.on_stack_at(self.stack_pointer(offset as i64), T::BYTES);
+        self.load::<T>(address).map_err(|trap| self.on_stack(trap))
+    }
+
+    /// Loads at the stack pointer, without moving it.
+    pub(in super::super) fn top<T: Int>(&mut self) -> Result<u64, Trap> {
+        self.on_top::<T>(0)
+    }
+
+    /// Moves the stack pointer up by `bytes`.
+    pub(in super::super) fn drop_stack(&mut self, bytes: u64) {
+        let pointer = self.stack_pointer(bytes as i64);
+        self.set_stack_pointer(pointer);
     }
 
     /// A non-canonical stack address is `#SS(0)`.
@@ -108,20 +134,21 @@ pub(in super::super) fn popf(cpu: &mut Cpu, i: &Instruction) -> Flow {
 pub(in super::super) fn enter(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let size = cpu.get(i, 0)?;
     let level = cpu.get(i, 1)? % 32;
-    if i.code() == Code::Enterw_imm16_imm8 {
-        enter_frame::<u16>(cpu, size, level)
-    } else {
-        enter_frame::<u64>(cpu, size, level)
+    match i.code() {
+        Code::Enterw_imm16_imm8 => enter_frame::<u16>(cpu, size, level),
+        Code::Enterd_imm16_imm8 => enter_frame::<u32>(cpu, size, level),
+        _ => enter_frame::<u64>(cpu, size, level),
     }
 }
 
 fn enter_frame<T: Int>(cpu: &mut Cpu, size: u64, level: u64) -> Flow {
     let before = cpu.full(gpr::RSP);
     let outcome = push_frame::<T>(cpu, level).and_then(|frame| {
-        let bottom = cpu.full(gpr::RSP).wrapping_sub(size);
+        let bottom = cpu.stack_pointer(-(size as i64));
         // The last byte of the new stack must be writable.
-        cpu.probe_store(bottom, T::BYTES).map_err(|trap| cpu.on_stack(trap))?;
-        cpu.set_full(gpr::RSP, bottom);
+        let address = cpu.on_stack_at(bottom, T::BYTES);
+        cpu.probe_store(address, T::BYTES).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.set_stack_pointer(bottom);
         cpu.set_reg::<T>(gpr::RBP, cut::<T>(frame));
         Ok(())
     });
@@ -133,11 +160,12 @@ fn enter_frame<T: Int>(cpu: &mut Cpu, size: u64, level: u64) -> Flow {
 
 fn push_frame<T: Int>(cpu: &mut Cpu, level: u64) -> Result<u64, Trap> {
     cpu.push::<T>(cpu.reg::<T>(gpr::RBP))?;
-    let frame = cpu.full(gpr::RSP);
+    let frame = cpu.stack_pointer(0);
     let mut pointer = cpu.full(gpr::RBP);
     for _ in 1..level {
         pointer = pointer.wrapping_sub(T::BYTES as u64);
-        let value = cpu.load::<T>(pointer).map_err(|trap| cpu.on_stack(trap))?;
+        let address = cpu.on_stack_at(pointer, T::BYTES);
+        let value = cpu.load::<T>(address).map_err(|trap| cpu.on_stack(trap))?;
         cpu.push::<T>(value)?;
     }
     if level > 0 {
@@ -148,15 +176,18 @@ fn push_frame<T: Int>(cpu: &mut Cpu, level: u64) -> Result<u64, Trap> {
 
 /// `LEAVE`.
 pub(in super::super) fn leave(cpu: &mut Cpu, i: &Instruction) -> Flow {
-    let frame = cpu.full(gpr::RBP);
-    if i.code() == Code::Leavew {
-        let value = cpu.load::<u16>(frame).map_err(|trap| cpu.on_stack(trap))?;
-        cpu.set_full(gpr::RSP, frame.wrapping_add(2));
-        cpu.set_reg::<u16>(gpr::RBP, value);
-    } else {
-        let value = cpu.load::<u64>(frame).map_err(|trap| cpu.on_stack(trap))?;
-        cpu.set_full(gpr::RSP, frame.wrapping_add(8));
-        cpu.set_full(gpr::RBP, value);
+    match i.code() {
+        Code::Leavew => leave_frame::<u16>(cpu),
+        Code::Leaved => leave_frame::<u32>(cpu),
+        _ => leave_frame::<u64>(cpu),
     }
+}
+
+fn leave_frame<T: Int>(cpu: &mut Cpu) -> Flow {
+    let frame = cpu.full(gpr::RBP);
+    let address = cpu.on_stack_at(frame, T::BYTES);
+    let value = cpu.load::<T>(address).map_err(|trap| cpu.on_stack(trap))?;
+    cpu.set_stack_pointer(frame.wrapping_add(T::BYTES as u64));
+    cpu.set_reg::<T>(gpr::RBP, value);
     Ok(())
 }

@@ -2,15 +2,16 @@
 //!
 //! One retired step executes at most [`CHUNK`] iterations. If iterations are left, the step
 //! ends with RIP unchanged, so that a huge count neither delays an interrupt nor the engine's
-//! bound. An iteration that used the bus also ends its step. A fault leaves the registers as
-//! after the last complete iteration.
+//! bound. An iteration that used the bus or hit a watchpoint also ends its step. A fault leaves
+//! the registers as after the last complete iteration.
 
-use crate::engine::soft::cpu::{Cpu, gpr, port_width};
+use crate::engine::soft::cpu::{Cpu, UNFINISHED, gpr, port_width};
 use crate::engine::soft::event::{BusRequest, Flow, Trap};
 use crate::engine::soft::flags::{self, Int, cut};
 use crate::engine::soft::mmu::Intent;
-use crate::engine::soft::operand::{by_width, segment_slot};
+use crate::engine::soft::operand::by_width;
 use crate::engine::soft::ops::alu::{Alu, Cmp};
+use crate::engine::soft::tlb::View;
 use crate::memory::{PAGE_SIZE, PageNumber};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
@@ -20,12 +21,16 @@ pub(in super::super) const CHUNK: u64 = 4096;
 /// What a string instruction's prefixes and operand sizes come to.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    /// Address size is 32 bits.
-    short: bool,
-    /// Slot of the source's segment base.
-    segment: u8,
+    /// The bits of an offset, and of the count.
+    mask: u64,
+    /// The source's segment.
+    segment: Register,
     /// Added to the pointers after each iteration.
     step: u64,
+    /// Bytes of an element.
+    bytes: usize,
+    /// Offsets are linear addresses, whatever they are.
+    flat: bool,
 }
 
 /// What one call of an iteration's body did.
@@ -38,36 +43,59 @@ struct Done {
 
 const ONE: Done = Done { iterations: 1, stop: false };
 
+/// The bits of the offsets of a string instruction.
+fn offset_mask(i: &Instruction) -> u64 {
+    let kinds = [i.op0_kind(), i.op1_kind()];
+    for kind in kinds {
+        match kind {
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 0xFFFF,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
+                return u64::from(u32::MAX);
+            }
+            _ => {}
+        }
+    }
+    u64::MAX
+}
+
 impl Shape {
     fn of<T: Int>(cpu: &Cpu, i: &Instruction) -> Self {
-        let kinds = [i.op0_kind(), i.op1_kind()];
-        let short = kinds.iter().any(|kind| {
-            matches!(kind, OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI)
-        });
         let down = cpu.system_flags & flags::DF != 0;
         let bytes = T::BYTES as u64;
+        let segment = i.memory_segment();
         Self {
-            short,
-            segment: segment_slot(i.memory_segment()),
+            mask: offset_mask(i),
+            segment,
             step: if down { bytes.wrapping_neg() } else { bytes },
+            bytes: T::BYTES,
+            flat: cpu.is_long() || (cpu.is_flat(segment) && cpu.is_flat(Register::ES)),
         }
     }
 
     fn offset(&self, cpu: &Cpu, register: u8) -> u64 {
-        if self.short { cpu.reg::<u32>(register) } else { cpu.full(register) }
+        cpu.full(register) & self.mask
     }
 
     fn source(&self, cpu: &Cpu) -> u64 {
-        self.offset(cpu, gpr::RSI).wrapping_add(cpu.full(self.segment))
+        cpu.in_segment(self.segment, self.offset(cpu, gpr::RSI), self.bytes, || false)
     }
 
+    /// Where an element is read from ES.
+    fn compared(&self, cpu: &Cpu) -> u64 {
+        cpu.in_segment(Register::ES, self.offset(cpu, gpr::RDI), self.bytes, || false)
+    }
+
+    /// Where an element is written.
     fn target(&self, cpu: &Cpu) -> u64 {
-        self.offset(cpu, gpr::RDI)
+        cpu.in_segment(Register::ES, self.offset(cpu, gpr::RDI), self.bytes, || true)
     }
 
     fn advance(&self, cpu: &mut Cpu, register: u8, iterations: u64) {
-        let moved = self.offset(cpu, register).wrapping_add(self.step.wrapping_mul(iterations));
-        cpu.set_full(register, if self.short { cut::<u32>(moved) } else { moved });
+        let moved = cpu.full(register).wrapping_add(self.step.wrapping_mul(iterations));
+        match self.mask {
+            0xFFFF => cpu.set_reg::<u16>(register, cut::<u16>(moved)),
+            mask => cpu.set_full(register, moved & mask),
+        }
     }
 }
 
@@ -75,13 +103,12 @@ impl Shape {
 fn repeat(
     cpu: &mut Cpu,
     i: &Instruction,
-    short: bool,
+    mask: u64,
     mut body: impl FnMut(&mut Cpu, u64) -> Result<Done, Trap>,
 ) -> Flow {
     if !i.has_rep_prefix() && !i.has_repne_prefix() {
         return body(cpu, 1).map(|_| ());
     }
-    let mask = if short { u64::from(u32::MAX) } else { u64::MAX };
     let mut left = cpu.full(gpr::RCX) & mask;
     let quota = if cpu.system_flags & flags::TF != 0 { 1 } else { CHUNK };
     let mut budget = quota - cpu.restart.iterations.min(quota - 1);
@@ -100,8 +127,8 @@ fn repeat(
         left -= done.iterations;
         budget -= done.iterations;
         stop = done.stop;
-        cpu.set_full(gpr::RCX, left);
-        if cpu.restart.used_bus() {
+        cpu.set_counter(mask, left);
+        if cpu.restart.used_bus() || cpu.hits != 0 {
             break;
         }
     }
@@ -109,6 +136,7 @@ fn repeat(
         // As in a fault: the comparisons show in the flags when the last is done.
         cpu.flags = before;
         cpu.next_rip = cpu.own_address(i);
+        cpu.system_flags |= UNFINISHED;
     }
     Ok(())
 }
@@ -128,9 +156,11 @@ fn plain_target(cpu: &mut Cpu, address: u64) -> Result<Option<u64>, Trap> {
 }
 
 fn may_run(cpu: &Cpu, shape: Shape, max: u64, bytes: usize, addresses: &[u64]) -> u64 {
-    let usable = !shape.short
+    let usable = shape.flat
+        && (shape.mask == u64::MAX || !cpu.is_long())
+        && shape.mask != 0xFFFF
         && shape.step == bytes as u64
-        && !cpu.checks_alignment()
+        && cpu.view != View::None
         && addresses.iter().all(|address| crate::engine::soft::cpu::is_canonical(*address));
     if !usable {
         return 0;
@@ -141,7 +171,7 @@ fn may_run(cpu: &Cpu, shape: Shape, max: u64, bytes: usize, addresses: &[u64]) -
 
 fn movs<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
-    repeat(cpu, i, shape.short, |cpu, max| {
+    repeat(cpu, i, shape.mask, |cpu, max| {
         let (source, target) = (shape.source(cpu), shape.target(cpu));
         let run = may_run(cpu, shape, max, T::BYTES, &[source, target]);
         if run > 1 {
@@ -165,7 +195,7 @@ fn movs<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 fn stos<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
-    repeat(cpu, i, shape.short, |cpu, max| {
+    repeat(cpu, i, shape.mask, |cpu, max| {
         let target = shape.target(cpu);
         let value = cpu.reg::<T>(gpr::RAX);
         let run = may_run(cpu, shape, max, T::BYTES, &[target]);
@@ -185,7 +215,7 @@ fn stos<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 fn lods<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
-    repeat(cpu, i, shape.short, |cpu, _| {
+    repeat(cpu, i, shape.mask, |cpu, _| {
         let value = cpu.load::<T>(shape.source(cpu))?;
         cpu.set_reg::<T>(gpr::RAX, value);
         shape.advance(cpu, gpr::RSI, 1);
@@ -201,9 +231,9 @@ fn ends(cpu: &Cpu, i: &Instruction) -> bool {
 
 fn cmps<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
-    repeat(cpu, i, shape.short, |cpu, _| {
+    repeat(cpu, i, shape.mask, |cpu, _| {
         // In the order of Intel's processors, which shows if both fault.
-        let b = cpu.load::<T>(shape.target(cpu))?;
+        let b = cpu.load::<T>(shape.compared(cpu))?;
         let a = cpu.load::<T>(shape.source(cpu))?;
         Cmp::apply::<T>(&mut cpu.flags, a, b);
         shape.advance(cpu, gpr::RSI, 1);
@@ -214,8 +244,8 @@ fn cmps<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 fn scas<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
-    repeat(cpu, i, shape.short, |cpu, _| {
-        let b = cpu.load::<T>(shape.target(cpu))?;
+    repeat(cpu, i, shape.mask, |cpu, _| {
+        let b = cpu.load::<T>(shape.compared(cpu))?;
         let a = cpu.reg::<T>(gpr::RAX);
         Cmp::apply::<T>(&mut cpu.flags, a, b);
         shape.advance(cpu, gpr::RDI, 1);
@@ -227,7 +257,7 @@ fn ins<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
     let port = cpu.reg::<u16>(gpr::RDX) as u16;
     cpu.check_port(port, T::BYTES)?;
-    repeat(cpu, i, shape.short, |cpu, _| {
+    repeat(cpu, i, shape.mask, |cpu, _| {
         let target = shape.target(cpu);
         // The store must not fault once the port has been read.
         cpu.probe_store(target, T::BYTES)?;
@@ -242,7 +272,7 @@ fn outs<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let shape = Shape::of::<T>(cpu, i);
     let port = cpu.reg::<u16>(gpr::RDX) as u16;
     cpu.check_port(port, T::BYTES)?;
-    repeat(cpu, i, shape.short, |cpu, _| {
+    repeat(cpu, i, shape.mask, |cpu, _| {
         let value = cpu.load::<T>(shape.source(cpu))? as u32;
         cpu.bus(BusRequest::PortWrite { port, width: port_width(T::BYTES), value })?;
         shape.advance(cpu, gpr::RSI, 1);
@@ -252,13 +282,12 @@ fn outs<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 /// `MASKMOVDQU` and its like store here: DS:[RDI] with its override.
 pub(in super::super) fn implicit_target(cpu: &Cpu, i: &Instruction) -> u64 {
-    let short = matches!(i.op0_kind(), OpKind::MemorySegEDI);
-    let offset = if short { cpu.reg::<u32>(gpr::RDI) } else { cpu.full(gpr::RDI) };
+    let offset = cpu.full(gpr::RDI) & offset_mask(i);
     let segment = match i.memory_segment() {
         Register::None => Register::DS,
         other => other,
     };
-    offset.wrapping_add(cpu.full(segment_slot(segment)))
+    cpu.in_segment(segment, offset, i.memory_size().size(), || true)
 }
 
 macro_rules! dispatch {

@@ -1,7 +1,4 @@
-//! Control and debug registers, and the flushes.
-//!
-//! Debug registers hold what is written to them; breakpoints in them do not fire. They are
-//! the guest's own debugging aid, and a stock kernel works without them.
+//! Control registers, and the flushes.
 
 use crate::engine::cpu_model::PHYSICAL_BITS;
 use crate::engine::soft::cpu::{
@@ -19,7 +16,8 @@ const CR0_CD: u64 = 1 << 30;
 const CR0_WRITABLE: u64 =
     CR0_ALWAYS | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD;
 
-const CR4_DE: u64 = 1 << 3;
+/// CR4.DE.
+pub(in super::super) const CR4_DE: u64 = 1 << 3;
 const CR4_PSE: u64 = 1 << 4;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
@@ -38,11 +36,6 @@ pub(in super::super) const CR4_OFFERED: u64 = CR4_TSD
 
 /// CR3 bits 3 and 4 choose caching of the top table, which has no meaning here.
 const CR3_KEPT: u64 = ((1 << PHYSICAL_BITS) - 1) & !0xFE7;
-
-const DR6_FIXED: u64 = 0xFFFF_0FF0;
-const DR6_WRITABLE: u64 = 0xE00F;
-const DR7_FIXED: u64 = 1 << 10;
-const DR7_WRITABLE: u64 = 0xFFFF_2BFF;
 
 impl Cpu {
     /// Writes CR0. Leaving long mode is not offered: `#GP(0)`.
@@ -83,6 +76,7 @@ impl Cpu {
             self.tlb.flush();
         }
         self.cr4 = value;
+        self.arm();
         Ok(())
     }
 
@@ -114,16 +108,6 @@ impl Cpu {
             _ => Err(self.raise(Exception::InvalidOpcode)),
         }
     }
-
-    /// DR4 and DR5 are other names of DR6 and DR7 unless CR4.DE is set.
-    fn debug_number(&mut self, register: Register) -> Result<usize, Trap> {
-        let number = register.number();
-        match number {
-            4 | 5 if self.cr4 & CR4_DE == 0 => Ok(number + 2),
-            0..=3 | 6 | 7 => Ok(number),
-            _ => Err(self.raise(Exception::InvalidOpcode)),
-        }
-    }
 }
 
 /// `MOV` to and from control registers.
@@ -142,34 +126,6 @@ pub(in super::super) fn mov_control(cpu: &mut Cpu, i: &Instruction) -> Flow {
     }
     cpu.require_supervisor()?;
     let value = cpu.control(source)?;
-    cpu.set_register(target, value);
-    Ok(())
-}
-
-/// `MOV` to and from debug registers.
-pub(in super::super) fn mov_debug(cpu: &mut Cpu, i: &Instruction) -> Flow {
-    let (target, source) = (i.op0_register(), i.op1_register());
-    if target.is_dr() {
-        let number = cpu.debug_number(target)?;
-        cpu.require_supervisor()?;
-        let value = cpu.register(source);
-        if number >= 6 && value >> 32 != 0 {
-            return Err(cpu.general_protection(0));
-        }
-        cpu.debug[number] = match number {
-            6 => (value & DR6_WRITABLE) | DR6_FIXED,
-            7 => (value & DR7_WRITABLE) | DR7_FIXED,
-            _ => value,
-        };
-        return Ok(());
-    }
-    let number = cpu.debug_number(source)?;
-    cpu.require_supervisor()?;
-    let value = match number {
-        6 => cpu.debug[6] | DR6_FIXED,
-        7 => cpu.debug[7] | DR7_FIXED,
-        _ => cpu.debug[number],
-    };
     cpu.set_register(target, value);
     Ok(())
 }

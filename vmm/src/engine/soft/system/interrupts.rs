@@ -1,7 +1,9 @@
 //! Delivery of exceptions and interrupts (SDM volume 3, chapter 6.14), and `IRET`.
 
 use super::segments::{attribute, error_of};
-use crate::engine::soft::cpu::{Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, gpr, is_canonical};
+use crate::engine::soft::cpu::{
+    ARMED, Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, gpr, is_canonical,
+};
 use crate::engine::soft::event::{Event, Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::{self, Int};
@@ -112,7 +114,7 @@ impl Cpu {
         }
         let words: [u64; 6] = [
             error.unwrap_or_default().into(),
-            self.rip(),
+            self.own_rip(),
             self.segments.cs.selector.into(),
             rflags,
             self.full(gpr::RSP),
@@ -131,7 +133,7 @@ impl Cpu {
             self.segments.ss =
                 Segment { selector: u16::from(gate.privilege), ..Segment::default() };
         }
-        self.segments.cs = gate.code;
+        self.set_code_segment(gate.code);
         self.set_full(gpr::RSP, top);
         self.set_rip(gate.target);
         let mut cleared = flags::TF | flags::NT | flags::RF;
@@ -225,7 +227,7 @@ impl Cpu {
     }
 }
 
-/// `IRET` of any operand size. It always pops five values in 64-bit mode.
+/// `IRET` of any operand size.
 pub(in super::super) fn iret(cpu: &mut Cpu, i: &Instruction) -> Flow {
     match i.code() {
         Code::Iretq => iret_of::<u64>(cpu),
@@ -238,20 +240,25 @@ fn iret_of<T: Int>(cpu: &mut Cpu) -> Flow {
     if cpu.system_flags & flags::NT != 0 {
         return Err(cpu.general_protection(0));
     }
-    let stack = cpu.full(gpr::RSP);
-    let mut words = [0; 5];
-    for (word, offset) in words.iter_mut().zip((0..).step_by(T::BYTES)) {
-        let address = stack.wrapping_add(offset);
-        *word = cpu.load::<T>(address).map_err(|trap| cpu.on_stack(trap))?;
-    }
-    let [rip, cs, rflags, rsp, ss] = words;
+    let word = |cpu: &mut Cpu, number: u64| cpu.on_top::<T>(number * T::BYTES as u64);
+    let [rip, cs, rflags] = [word(cpu, 0)?, word(cpu, 1)?, word(cpu, 2)?];
     let mut changed = cpu.changeable_flags();
     if T::BITS == 16 {
         changed &= 0xFFFF;
     }
-    cpu.return_to(cs as u16, rip, rsp, ss as u16)?;
+    // 64-bit code always pops the stack, other code if the privilege level changes.
+    if cpu.is_long() || (cs & 3) as u8 > cpu.cpl {
+        let [rsp, ss] = [word(cpu, 3)?, word(cpu, 4)?];
+        cpu.return_to(cs as u16, rip, rsp, ss as u16)?;
+    } else {
+        let pointer = cpu.stack_pointer(3 * T::BYTES as i64);
+        cpu.return_within(cs as u16, rip)?;
+        cpu.set_stack_pointer(pointer);
+    }
+    // RF lasts for one instruction. It matters to breakpoints, and shows in the frame of a step.
+    let matters = cpu.system_flags & ARMED != 0 || rflags & flags::TF != 0;
+    let resume = if matters { 0 } else { flags::RF };
     let old = cpu.rflags();
-    // RF would only matter to instruction breakpoints, and lasts for one instruction.
-    cpu.load_rflags(((old & !changed) | (rflags & changed)) & !flags::RF);
+    cpu.load_rflags(((old & !changed) | (rflags & changed)) & !resume);
     Ok(())
 }

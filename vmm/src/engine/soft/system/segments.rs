@@ -1,9 +1,10 @@
 //! Segment registers, descriptor tables, and the instructions that inspect descriptors.
 
-use crate::engine::soft::cpu::{CR4_UMIP, Cpu, slot};
+use crate::engine::soft::cpu::{CR4_UMIP, Cpu, gpr, slot};
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::cut;
+use crate::engine::soft::operand::by_width;
 use crate::engine::state::Segment;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -138,7 +139,7 @@ impl Cpu {
         let is_stack = number == 2;
         if selector & !3 == 0 {
             let rpl = (selector & 3) as u8;
-            if is_stack && (self.cpl == 3 || rpl != self.cpl) {
+            if is_stack && (self.cpl == 3 || rpl != self.cpl || !self.is_long()) {
                 return Err(self.general_protection(0));
             }
             return self.set_segment(number, Segment { selector, ..Segment::default() });
@@ -210,10 +211,12 @@ pub(in super::super) fn mov_from_segment(cpu: &mut Cpu, i: &Instruction) -> Flow
     cpu.put(i, 0, selector)
 }
 
-/// `LSS`, `LFS`, `LGS`: a segment register and a general one from a far pointer.
+/// `LSS`, `LFS`, `LGS`, `LES`, `LDS`: a segment register and a general one from a far pointer.
 pub(in super::super) fn load_far_pointer(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let number = match i.mnemonic() {
+        Mnemonic::Les => 0,
         Mnemonic::Lss => 2,
+        Mnemonic::Lds => 3,
         Mnemonic::Lfs => 4,
         _ => 5,
     };
@@ -229,12 +232,22 @@ pub(in super::super) fn load_far_pointer(cpu: &mut Cpu, i: &Instruction) -> Flow
     cpu.put(i, 0, offset)
 }
 
-/// `POP FS`, `POP GS`.
+/// `POP` to a segment register.
 pub(in super::super) fn pop_segment(cpu: &mut Cpu, i: &Instruction) -> Flow {
-    let bytes = i.stack_pointer_increment() as u64;
-    let value = if bytes == 2 { cpu.top::<u16>()? } else { cpu.top::<u64>()? };
-    cpu.load_segment(i.op0_register().number() as u8, value as u16)?;
-    cpu.drop_stack(bytes);
+    let bytes = i.stack_pointer_increment() as usize;
+    let value = by_width!(bytes, T => cpu.top::<T>())?;
+    let number = i.op0_register().number() as u8;
+    // By the stack as it was, also if it is SS that is loaded.
+    let pointer = cpu.stack_pointer(bytes as i64);
+    let before = cpu.full(gpr::RSP);
+    cpu.set_stack_pointer(pointer);
+    if let Err(trap) = cpu.load_segment(number, value as u16) {
+        cpu.set_full(gpr::RSP, before);
+        return Err(trap);
+    }
+    if number == 2 {
+        cpu.cast_stack_shadow();
+    }
     Ok(())
 }
 
@@ -243,7 +256,8 @@ pub(in super::super) fn load_table(cpu: &mut Cpu, i: &Instruction) -> Flow {
     cpu.require_supervisor()?;
     let address = cpu.address_of(i);
     let mut bytes = [0; 10];
-    cpu.load_bytes(address, &mut bytes)?;
+    let len = table_len(cpu);
+    cpu.load_bytes(address, &mut bytes[..len])?;
     let limit = u16::from_le_bytes([bytes[0], bytes[1]]);
     let base = u64::from_le_bytes(bytes[2..].try_into().expect("ten bytes less two are eight"));
     if !crate::engine::soft::cpu::is_canonical(base) {
@@ -262,7 +276,13 @@ pub(in super::super) fn store_table(cpu: &mut Cpu, i: &Instruction) -> Flow {
     bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
     bytes[2..].copy_from_slice(&table.base.to_le_bytes());
     let address = cpu.address_of(i);
-    cpu.store_bytes(address, &bytes)
+    let len = table_len(cpu);
+    cpu.store_bytes(address, &bytes[..len])
+}
+
+/// Bytes of a limit and a base in memory.
+fn table_len(cpu: &Cpu) -> usize {
+    if cpu.is_long() { 10 } else { 6 }
 }
 
 /// `SLDT`, `STR`.

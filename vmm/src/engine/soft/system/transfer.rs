@@ -1,16 +1,17 @@
-//! Far jumps, calls and returns: to 64-bit code segments only.
+//! Far jumps, calls and returns, to 64-bit and other code. Call gates are refused.
 
 use super::segments::{Descriptor, attribute, error_of};
+use crate::engine::soft::compat::CodeSize;
 use crate::engine::soft::cpu::{Cpu, gpr, is_canonical};
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::{Int, cut};
 use crate::engine::state::Segment;
-use iced_x86::{Code, Instruction};
+use iced_x86::{Code, Instruction, OpKind};
 
 impl Cpu {
-    /// A descriptor that code can run in: `#GP(selector)` if it is not 64-bit code, `#NP` if
-    /// it is absent. `allowed` judges privilege.
+    /// A descriptor that code can run in: `#GP(selector)` if it is not code, `#NP` if it is
+    /// absent. `allowed` judges privilege.
     fn code_descriptor(
         &mut self,
         selector: u16,
@@ -28,7 +29,7 @@ impl Cpu {
         if !descriptor.has(attribute::PRESENT) {
             return Err(self.raise(Exception::SegmentNotPresent(error)));
         }
-        if !descriptor.has(attribute::LONG) || descriptor.has(attribute::BIG) {
+        if descriptor.has(attribute::LONG | attribute::BIG) {
             return Err(self.general_protection(error));
         }
         Ok(descriptor)
@@ -48,17 +49,26 @@ impl Cpu {
         Ok(descriptor.segment((selector & !3) | u16::from(cpl)))
     }
 
+    /// `#GP(0)` unless code in the segment can be at `rip`.
+    fn check_target(&mut self, code: &Segment, rip: u64) -> Flow {
+        let within = if CodeSize::of(code) == CodeSize::Long {
+            is_canonical(rip)
+        } else {
+            rip <= u64::from(code.limit)
+        };
+        if within { Ok(()) } else { Err(self.general_protection(0)) }
+    }
+
     /// Goes to `cs:rip` with the stack `ss:rsp`, at the same or a less privileged level.
     pub(in super::super) fn return_to(&mut self, cs: u16, rip: u64, rsp: u64, ss: u16) -> Flow {
         let privilege = (cs & 3) as u8;
         let mut code = self.return_code(cs)?;
-        if !is_canonical(rip) {
-            return Err(self.general_protection(0));
-        }
-        let stack = self.return_stack(ss, privilege)?;
+        self.check_target(&code.segment(cs), rip)?;
+        let long = CodeSize::of(&code.segment(cs)) == CodeSize::Long;
+        let stack = self.return_stack(ss, privilege, long)?;
         self.mark_accessed(&mut code)?;
         let outward = privilege > self.cpl;
-        self.segments.cs = code.segment(cs);
+        self.set_code_segment(code.segment(cs));
         self.segments.ss = stack;
         self.set_full(gpr::RSP, rsp);
         self.next_rip = rip;
@@ -66,6 +76,16 @@ impl Cpu {
         if outward {
             self.drop_privileged_segments();
         }
+        Ok(())
+    }
+
+    /// Goes to `cs:rip` at the same privilege level, with the same stack.
+    pub(in super::super) fn return_within(&mut self, cs: u16, rip: u64) -> Flow {
+        let mut code = self.return_code(cs)?;
+        self.check_target(&code.segment(cs), rip)?;
+        self.mark_accessed(&mut code)?;
+        self.set_code_segment(code.segment(cs));
+        self.next_rip = rip;
         Ok(())
     }
 
@@ -83,9 +103,9 @@ impl Cpu {
         })
     }
 
-    fn return_stack(&mut self, ss: u16, privilege: u8) -> Result<Segment, Trap> {
+    fn return_stack(&mut self, ss: u16, privilege: u8, long: bool) -> Result<Segment, Trap> {
         if ss & !3 == 0 {
-            if privilege == 3 || (ss & 3) as u8 != privilege {
+            if privilege == 3 || !long || (ss & 3) as u8 != privilege {
                 return Err(self.general_protection(0));
             }
             return Ok(Segment { selector: ss, ..Segment::default() });
@@ -119,8 +139,13 @@ impl Cpu {
     }
 }
 
-/// Reads a far pointer from memory: offset, then selector.
+/// Reads a far pointer, of the instruction or from memory: offset, then selector.
 fn far_pointer(cpu: &mut Cpu, i: &Instruction, bytes: u64) -> Result<(u16, u64), Trap> {
+    match i.op0_kind() {
+        OpKind::FarBranch16 => return Ok((i.far_branch_selector(), i.far_branch16().into())),
+        OpKind::FarBranch32 => return Ok((i.far_branch_selector(), i.far_branch32().into())),
+        _ => {}
+    }
     let address = cpu.address_of(i);
     let selector = cpu.load::<u16>(address.wrapping_add(bytes))? as u16;
     let offset = match bytes {
@@ -140,16 +165,17 @@ pub(in super::super) fn jmp_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
     };
     let (selector, target) = far_pointer(cpu, i, bytes)?;
     let segment = cpu.jump_segment(selector)?;
-    cpu.branch(target)?;
-    cpu.segments.cs = segment;
+    cpu.check_target(&segment, target)?;
+    cpu.next_rip = target;
+    cpu.set_code_segment(segment);
     Ok(())
 }
 
 /// Far `CALL`.
 pub(in super::super) fn call_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
     match i.code() {
-        Code::Call_m1616 => call_far_of::<u16>(cpu, i),
-        Code::Call_m1632 => call_far_of::<u32>(cpu, i),
+        Code::Call_m1616 | Code::Call_ptr1616 => call_far_of::<u16>(cpu, i),
+        Code::Call_m1632 | Code::Call_ptr1632 => call_far_of::<u32>(cpu, i),
         _ => call_far_of::<u64>(cpu, i),
     }
 }
@@ -157,17 +183,16 @@ pub(in super::super) fn call_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
 fn call_far_of<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let (selector, target) = far_pointer(cpu, i, T::BYTES as u64)?;
     let segment = cpu.jump_segment(selector)?;
-    if !is_canonical(target) {
-        return Err(cpu.general_protection(0));
-    }
+    cpu.check_target(&segment, target)?;
     let mut frame = Vec::with_capacity(2 * T::BYTES);
     for word in [cut::<T>(cpu.next_rip), u64::from(cpu.segments.cs.selector)] {
         frame.extend_from_slice(&word.to_le_bytes()[..T::BYTES]);
     }
-    let top = cpu.full(gpr::RSP).wrapping_sub(frame.len() as u64);
-    cpu.store_bytes(top, &frame).map_err(|trap| cpu.on_stack(trap))?;
-    cpu.set_full(gpr::RSP, top);
-    cpu.segments.cs = segment;
+    let top = cpu.stack_pointer(-(frame.len() as i64));
+    let address = cpu.on_stack_at(top, frame.len());
+    cpu.store_bytes(address, &frame).map_err(|trap| cpu.on_stack(trap))?;
+    cpu.set_stack_pointer(top);
+    cpu.set_code_segment(segment);
     cpu.next_rip = target;
     Ok(())
 }
@@ -184,20 +209,15 @@ pub(in super::super) fn ret_far(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 fn ret_far_of<T: Int>(cpu: &mut Cpu, extra: u64) -> Flow {
     let bytes = T::BYTES as u64;
-    let stack = cpu.full(gpr::RSP);
-    let word = |cpu: &mut Cpu, offset: u64| {
-        cpu.load::<T>(stack.wrapping_add(offset)).map_err(|trap| cpu.on_stack(trap))
-    };
-    let rip = word(cpu, 0)?;
-    let cs = word(cpu, bytes)? as u16;
+    let rip = cpu.on_top::<T>(0)?;
+    let cs = cpu.on_top::<T>(bytes)? as u16;
     if (cs & 3) as u8 <= cpu.cpl {
-        let code = cpu.return_code(cs)?;
-        cpu.branch(rip)?;
-        cpu.segments.cs = code.segment(cs);
-        cpu.drop_stack(2 * bytes + extra);
+        let pointer = cpu.stack_pointer((2 * bytes + extra) as i64);
+        cpu.return_within(cs, rip)?;
+        cpu.set_stack_pointer(pointer);
         return Ok(());
     }
-    let rsp = word(cpu, 2 * bytes + extra)?;
-    let ss = word(cpu, 3 * bytes + extra)? as u16;
+    let rsp = cpu.on_top::<T>(2 * bytes + extra)?;
+    let ss = cpu.on_top::<T>(3 * bytes + extra)? as u16;
     cpu.return_to(cs, rip, rsp.wrapping_add(extra), ss)
 }

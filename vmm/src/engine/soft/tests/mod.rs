@@ -1,6 +1,8 @@
 //! Tests of the engine as a whole, on a small machine: identity-mapped memory, a GDT, an IDT
 //! whose handlers halt, and a bus that remembers.
 
+mod compat;
+mod debug;
 mod faults;
 mod fuzz;
 mod instructions;
@@ -43,6 +45,7 @@ const DEVICE_FRAME: u64 = 0xD000_0000;
 
 const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
+const USER_CODE_32: u16 = 0x18;
 const USER_DATA: u16 = 0x20;
 const USER_CODE: u16 = 0x28;
 const TASK: u16 = 0x30;
@@ -245,10 +248,15 @@ fn assemble(program: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
     assembler.assemble(CODE).expect("the program assembles")
 }
 
+fn is_of_some_mode(code: iced_x86::Code) -> bool {
+    let op_code = code.op_code();
+    op_code.mode64() || op_code.mode32() || op_code.mode16()
+}
+
 #[test]
 fn the_engine_has_every_instruction_that_cpuid_offers() {
     let missing: Vec<String> = iced_x86::Code::values()
-        .filter(|code| code.op_code().is_instruction() && code.op_code().mode64())
+        .filter(|code| code.op_code().is_instruction() && is_of_some_mode(*code))
         .filter(|code| crate::engine::cpu_model::offers(*code) && !super::supports(*code))
         .map(|code| format!("{code:?}"))
         .collect();
@@ -258,7 +266,7 @@ fn the_engine_has_every_instruction_that_cpuid_offers() {
 #[test]
 fn the_engine_has_no_instruction_that_cpuid_does_not_offer() {
     let extra: Vec<iced_x86::Code> = iced_x86::Code::values()
-        .filter(|code| code.op_code().is_instruction() && code.op_code().mode64())
+        .filter(|code| code.op_code().is_instruction() && is_of_some_mode(*code))
         .filter(|code| !crate::engine::cpu_model::offers(*code) && super::supports(*code))
         .collect();
     assert!(extra.is_empty(), "{extra:?}");
