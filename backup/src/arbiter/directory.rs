@@ -250,7 +250,7 @@ impl Arbiter for DirectoryArbiter {
 /// that there was none. It is not this side, which would have made the file itself.
 fn unnamed() -> Candidate {
     let (host, role) = ("another host".to_owned(), "side".to_owned());
-    Candidate { id: String::new(), host, pid: 0, role }
+    Candidate { id: String::new(), host: host.into(), pid: 0, role: role.into() }
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use super::*;
 use crate::board::{BoardConfig, Bytes, UnixSeconds};
 use crate::boot::synthetic::{Part, TEXT, elf};
 use crate::engine::CpuCount;
+use crate::engine::ExitRecord;
 use crate::engine::soft::SoftEngine;
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
 use vmft_logging_channel::entry::StateDigest;
+use vmft_logging_channel::point::CodeAddress;
 
 /// A machine whose kernel is this code, at [`TEXT`].
 fn machine(code: &[u8]) -> Machine {
@@ -50,6 +52,26 @@ impl Inputs for RunTo {
     }
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn branch_before(&self, _: ExecutionPoint) -> Option<CodeAddress> {
+        None
+    }
+
+    fn is_base(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {
+        Ok(())
+    }
+
+    fn watches_exits(&self) -> bool {
+        false
+    }
+
+    fn exits(&mut self, _: ExecutionPoint, _: &[ExitRecord]) -> Result<(), InputError> {
         Ok(())
     }
 }
