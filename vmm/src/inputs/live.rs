@@ -370,7 +370,7 @@ mod tests {
         let Ok(Step::Deliver(Arrival::ClockSync { time, .. })) = held.next(&here) else {
             panic!("guest time is corrected first");
         };
-        assert_eq!(time, VirtualTime::ZERO.after_ns(1_000_000_000));
+        assert_eq!(time, here.clock.time_at(here.point).after_ns(1_000_000_000));
     }
 
     /// A world in which nothing happens but that a millisecond passes at every look.

@@ -201,7 +201,7 @@ mod tests {
             seen(queue.after(OutputSequence(3))),
             [(5, b"lo".to_vec()), (6, vec![]), (7, b"!".to_vec())]
         );
-        assert_eq!(seen(queue.pop_up_to(OutputSequence(0))), []);
+        assert_eq!(queue.pop_up_to(OutputSequence(0)), None);
         assert_eq!(seen(queue.pop_up_to(OutputSequence(2))), [(2, b"he".to_vec())]);
         assert_eq!(queue.pop_up_to(OutputSequence(2)), None);
         let rest = queue.pop_up_to(OutputSequence(9)).expect("it is left");

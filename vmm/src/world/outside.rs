@@ -157,3 +157,24 @@ impl Outside for HostOutside {
         self.console.unwritten()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_does_not_get_done_is_waited_for_no_longer_than_was_asked() {
+        let (done, all_done) = channel();
+        let stuck = done.clone();
+        let mut disks = DisksDone { all_done, left: 2 };
+        done.send(()).expect("somebody waits");
+        assert!(!disks.wait(Duration::ZERO));
+        assert_eq!(disks.left(), 1);
+        stuck.send(()).expect("somebody waits");
+        assert!(disks.wait(Duration::ZERO));
+        // A disk whose thread is no more has nothing left to do.
+        drop((done, stuck));
+        disks.left = 1;
+        assert!(disks.wait(Duration::ZERO));
+    }
+}

@@ -67,6 +67,8 @@ impl Sink for Stream {
 struct Placed {
     path: PathBuf,
     file: File,
+    /// The end of what was written here: before it, another side may have written elsewhere.
+    end: u64,
     cut: Repeats,
 }
 
@@ -74,9 +76,15 @@ impl Placed {
     /// Notices that somebody has removed the file, or cut it: both lose what is not this side's to
     /// write again.
     fn look(&mut self, offset: u64) -> io::Result<()> {
-        let found = self.file.metadata()?;
-        if found.nlink() == 0 {
+        let found = self.file.metadata();
+        let is_removed = match &found {
+            Ok(found) => found.nlink() == 0,
+            // By another client of a network file system.
+            Err(error) => error.raw_os_error() == Some(libc::ESTALE),
+        };
+        if is_removed {
             self.file = create(&self.path)?;
+            self.end = 0;
             if let Some(times) = self.cut.note("removed") {
                 let path = self.path.display();
                 tracing::warn!(
@@ -84,13 +92,16 @@ impl Placed {
                      {offset}{times}"
                 );
             }
-        } else if found.len() < offset
+            return Ok(());
+        }
+        let len = found?.len();
+        if len < self.end
             && let Some(times) = self.cut.note("cut")
         {
-            let (path, len) = (self.path.display(), found.len());
+            let (path, end) = (self.path.display(), self.end);
             tracing::warn!(
-                "console file {path} has {len} bytes where the guest has written {offset} before: \
-                 it goes on there, after a gap{times}"
+                "console file {path} has {len} bytes, and had {end}: it goes on at byte {offset}, \
+                 after a gap{times}"
             );
         }
         Ok(())
@@ -104,7 +115,9 @@ impl Sink for Placed {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         self.look(offset)?;
-        self.file.write_at(bytes, offset)
+        let taken = self.file.write_at(bytes, offset)?;
+        self.end = offset + taken as u64;
+        Ok(taken)
     }
 
     fn is_gone(&self, _: &io::Error) -> bool {
@@ -131,7 +144,7 @@ pub(super) fn file(path: &Path) -> Result<Box<dyn Sink>, ConsoleError> {
     let is_placed = file.metadata().map_err(error)?.is_file();
     let path = path.to_owned();
     match is_placed {
-        true => Ok(Box::new(Placed { path, file, cut: Repeats::new() })),
+        true => Ok(Box::new(Placed { path, file, end: 0, cut: Repeats::new() })),
         false => Ok(Box::new(Stream { name: path.display().to_string(), file })),
     }
 }
