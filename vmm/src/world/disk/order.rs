@@ -61,14 +61,14 @@ impl Extent {
     }
 }
 
-/// Names a job under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The place of a job in the order in which they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
 /// The jobs of one disk.
 #[derive(Debug)]
 pub(super) struct Order<T> {
-    waiting: VecDeque<(Extent, T)>,
+    waiting: VecDeque<(Ticket, Extent, T)>,
     under_way: Vec<(Ticket, Extent)>,
     last: Ticket,
 }
@@ -82,7 +82,8 @@ impl<T> Default for Order<T> {
 impl<T> Order<T> {
     /// Adds a job behind all others.
     pub(super) fn push(&mut self, extent: Extent, job: T) {
-        self.waiting.push_back((extent, job));
+        self.last.0 += 1;
+        self.waiting.push_back((self.last, extent, job));
     }
 
     /// True if no job waits.
@@ -97,10 +98,9 @@ impl<T> Order<T> {
 
     /// Takes the first job that need not wait.
     pub(super) fn take(&mut self) -> Option<(Ticket, T)> {
-        let (extent, job) = self.waiting.remove(self.next_index()?)?;
-        self.last.0 += 1;
-        self.under_way.push((self.last, extent));
-        Some((self.last, job))
+        let (ticket, extent, job) = self.waiting.remove(self.next_index()?)?;
+        self.under_way.push((ticket, extent));
+        Some((ticket, job))
     }
 
     /// A job has ended.
@@ -109,9 +109,12 @@ impl<T> Order<T> {
     }
 
     fn next_index(&self) -> Option<usize> {
-        for (index, (extent, _)) in self.waiting.iter().take(LOOK_AHEAD).enumerate() {
-            let under_way = self.under_way.iter().map(|(_, extent)| extent);
-            let mut earlier = under_way.chain(self.waiting.iter().take(index).map(|(e, _)| e));
+        for (index, (ticket, extent, _)) in self.waiting.iter().take(LOOK_AHEAD).enumerate() {
+            // What came later and is under way already holds nothing up: a flush would wait for as long
+            // as others write.
+            let under_way = self.under_way.iter().filter(|(other, _)| other < ticket);
+            let under_way = under_way.map(|(_, extent)| extent);
+            let mut earlier = under_way.chain(self.waiting.iter().take(index).map(|(_, e, _)| e));
             if !earlier.any(|earlier| extent.waits_for(*earlier)) {
                 return Some(index);
             }
