@@ -100,7 +100,8 @@ fn add(dir: &Path, sides: &[SideName], days: u32) -> Result<()> {
     }
     say(
         "copy each to its host as ~/.config/vmft/tls, or name it with tls_dir=; keep key.pem secret",
-    )
+    )?;
+    Ok(())
 }
 
 fn renew(dir: &Path, sides: &[SideName], days: u32) -> Result<()> {
@@ -116,7 +117,8 @@ fn renew(dir: &Path, sides: &[SideName], days: u32) -> Result<()> {
     for side in &sides {
         say(&store.renew(side, days)?.display().to_string())?;
     }
-    say("copy each to the tls_dir of its side, which reads it with its next connection")
+    say("copy each to the tls_dir of its side, which reads it with its next connection")?;
+    Ok(())
 }
 
 /// As `vmft keys --dir DIR add primary backup`.
