@@ -145,7 +145,9 @@ fn any_number_of_sides_talk_and_one_that_is_revoked_does_not_while_the_others_go
     }
     let (listening, told) = primary(secured_primary(dir.path()));
     let secured = secured_backup(&listening, dir.path());
-    drop(BackupChannel::join(secured.clone(), ToyMemory::default()).expect("trusted"));
+    let joined = BackupChannel::join(secured.clone(), ToyMemory::default()).expect("trusted");
+    assert!(listening.wait_protected(PATIENCE));
+    drop(joined);
     common::wait_for_end(&told);
     listening.reopen(vmft_logging_channel::entry::Generation(1));
 

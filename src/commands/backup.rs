@@ -207,7 +207,7 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             HandshakeError::Refused(refusal) | HandshakeError::RefusedByPeer(refusal),
         )) => match refusal {
             Refusal::Undisclosed => {
-                "name the primary's own disks and arbiter here, and give both sides the same --protect"
+                "name the primary's own disks and arbiter here, and --protect, --engine and --net as there"
             }
             Refusal::WrongPair { .. } => "name the primary's own disk and arbiter here",
             Refusal::Fingerprint(mismatch) if mismatch.field == "engine" => {

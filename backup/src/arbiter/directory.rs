@@ -1,9 +1,9 @@
 //! An arbiter on a shared directory: the exclusive creation of a generation's file.
 
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use vmft_logging_channel::entry::{EntrySequence, Generation};
@@ -33,8 +33,9 @@ impl DirectoryArbiter {
     /// cannot be used.
     pub fn create(path: &Path) -> Result<Self, ArbiterError> {
         let arbiter = Self { path: path.to_owned(), lock: OnceLock::new() };
-        // The directory above is the shared storage: where it is missing, it is not mounted.
-        match fs::create_dir(path) {
+        // The directory above is the shared storage: where it is missing, it is not mounted. The pair's
+        // name is in this one, by which a backup is known where there is no TLS.
+        match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(arbiter.unreachable(error));
             }
@@ -379,6 +380,7 @@ mod tests {
         assert!(matches!(absent, Err(ArbiterError::Absent { .. })));
         assert!(!path.exists());
         DirectoryArbiter::create(&path).expect("made").pair("name").expect("reachable");
+        assert_eq!(fs::metadata(&path).expect("made").mode() & 0o777, 0o700);
         let waiting = DirectoryArbiter::open(&path).expect("made");
         assert_eq!(waiting.pair_name().expect("reachable"), "name");
         DirectoryArbiter::create(&path).expect("a backup that waits is in nobody's way");

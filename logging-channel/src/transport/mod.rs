@@ -163,7 +163,10 @@ impl TransportError {
     /// A stranger's bytes: TLS where none is expected shows by its record types and version.
     fn from_frame_error(error: FrameError) -> Self {
         match error {
-            FrameError::Magic { found: [0x14..=0x17, 3, _] } => Self::PeerUsesTls,
+            // The first byte may have come alone.
+            FrameError::Magic { found: [0x14..=0x17, 3, _] | [0x14..=0x17, 0, 0] } => {
+                Self::PeerUsesTls
+            }
             FrameError::Version { found } => {
                 Self::Handshake(HandshakeError::Refused(Refusal::Version {
                     ours: crate::frame::PROTOCOL_VERSION,
