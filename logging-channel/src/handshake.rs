@@ -105,6 +105,9 @@ pub enum Refusal {
     /// A nonce was not given back.
     #[error("the handshake was replayed from another session")]
     Replayed,
+    /// What the backup left with its arbiter is not to be found with the primary's: theirs are not one.
+    #[error("the backup's arbiter is not the primary's: it is a copy of it, or another one")]
+    OtherStorage,
 }
 
 impl Control for Hello {

@@ -6,6 +6,7 @@
 //! switch of threads. Nothing here decides anything about the protocol or about failover.
 
 mod address;
+mod admission;
 mod backup;
 mod clock;
 mod connection;
@@ -16,6 +17,7 @@ mod session_loop;
 mod tls;
 
 pub use address::{InvalidAddress, PeerAddress};
+pub use admission::AdmissionCheck;
 pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
 pub use clock::now;
 pub use listener::Listener;

@@ -10,7 +10,7 @@ use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce}
 use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
 use crate::frame::Frame;
-use crate::handshake::{Answered, HandshakeError, SessionTerms};
+use crate::handshake::{Answered, HandshakeError, Hello, SessionTerms};
 use crate::sender::SenderEvent;
 use crate::session::SessionId;
 use crate::time::MonotonicTime;
@@ -142,6 +142,13 @@ async fn greet(
         // No await between looking and taking: nobody else can take the place meanwhile.
         let place = answer.is_ok().then(|| Place::take(&context.shared));
         (answer.map_err(TransportError::from), place)
+    };
+    let answer = match (answer, &context.config.check, hello) {
+        (Ok(answer), Some(check), Frame::Hello(Hello { identity, .. })) => {
+            let checked = check.make(identity, limit).await;
+            checked.map(|()| answer).map_err(|refusal| HandshakeError::Refused(refusal).into())
+        }
+        (answer, ..) => answer,
     };
     let (answered, reply) = refuse_on_error(&mut connection, context, answer).await?;
     let place = place.expect("taken with every good answer");
