@@ -25,7 +25,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {

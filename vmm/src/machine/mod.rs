@@ -12,11 +12,13 @@
 //! place that no log can name. The loop serves an operator there, who only looks; nothing reaches
 //! the guest before the next point.
 
+mod copy;
 mod delta;
 mod digest;
 mod memory_sum;
 mod state;
 
+pub use copy::{CopyError, FRESH_BYTES};
 pub use delta::{Delta, DeltaBase};
 pub use memory_sum::differing_page;
 pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
