@@ -15,10 +15,12 @@ use vmft_backup::epoch::Protection;
 use vmft_backup::requests::Requests;
 use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
+use vmft_backup::tell;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
 use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
+use vmft_vmm::inputs::WallClock;
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
@@ -190,6 +192,24 @@ pub struct MachineOptions {
     pub engine: EngineOptions,
 }
 
+/// What a guest's real-time clock is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClockChoice {
+    /// The host's time
+    Host,
+    /// Nothing once the guest has begun: it goes on from what it told
+    Keep,
+}
+
+impl From<ClockChoice> for WallClock {
+    fn from(choice: ClockChoice) -> Self {
+        match choice {
+            ClockChoice::Host => Self::Host,
+            ClockChoice::Keep => Self::Keep,
+        }
+    }
+}
+
 /// How a side talks to people and programs on its host.
 #[derive(Debug, Clone, Args)]
 pub struct SideOptions {
@@ -197,6 +217,10 @@ pub struct SideOptions {
     /// may name the same file), socket=PATH (for `vmft console`)
     #[arg(long, value_name = "WHERE", default_value = "tty", help_heading = "This side")]
     pub serial: SerialOption,
+    /// What the guest's real-time clock tells when it begins here, is restored, or goes live after another
+    /// side: the host's time, or what it told before. Its clocks of time passed never jump
+    #[arg(long, value_enum, default_value = "host", help_heading = "This side")]
+    pub clock: ClockChoice,
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
@@ -208,13 +232,19 @@ pub fn host_name() -> String {
         .map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
 }
 
-/// Bytes nobody else has, in hexadecimal.
-pub fn fresh_id() -> Result<String> {
+/// Bytes nobody else has.
+fn fresh_bytes<const N: usize>() -> Result<[u8; N]> {
     use std::io::Read;
-    let mut bytes = [0; 16];
+    let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .context("reading random bytes")?;
+    Ok(bytes)
+}
+
+/// The same, in hexadecimal.
+pub fn fresh_id() -> Result<String> {
+    let bytes: [u8; 16] = fresh_bytes()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -237,6 +267,7 @@ pub fn make_side(
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
         network,
+        wall_clock: options.clock.into(),
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
         faults: Arc::default(),
@@ -302,11 +333,17 @@ impl MachineOptions {
         self.check_cpus(wanted, purpose)?;
         let configs = disk_configs(disks);
         if let Some(directory) = &self.restore {
-            let machine = snapshot::restore(directory, wanted)
+            let mut machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
             NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;
             host_choice::check(machine.config().engine, purpose, machine.kernel())?;
+            if let Err(why) = machine.become_a_copy(&fresh_bytes()?) {
+                tell!(
+                    "warning: {why}, so this guest draws the random numbers that every other copy of its \
+                     snapshot draws, until its kernel mixes in others (up to a minute)"
+                );
+            }
             return Ok(machine);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;

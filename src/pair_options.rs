@@ -14,6 +14,7 @@ use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
 use vmft_backup::side::Side;
+use vmft_backup::storage;
 use vmft_backup::tell;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::entry::Generation;
@@ -189,7 +190,9 @@ pub fn begin_reign(
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
     let fingerprint = protecting(fingerprint(engine, board), protection);
+    let fingerprint = storage::on(fingerprint, directory, side.disks.iter().map(DiskFile::path));
     let identity = identity(directory, &name, generation, fingerprint)?;
+    arbiter.share(&side.who)?;
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
             "generation {} has just been won by {winner}; stop that one first, or join it with \
@@ -204,11 +207,13 @@ pub fn begin_reign(
 pub fn find_pair(
     directory: &Path,
     joining: Joining<'_>,
+    disks: &[DiskFile],
     protection: Protection,
 ) -> Result<(DirectoryArbiter, Identity)> {
     let arbiter = DirectoryArbiter::open(directory)?;
     let name = arbiter.pair_name()?;
     let fingerprint = protecting(joining_fingerprint(joining), protection);
+    let fingerprint = storage::on(fingerprint, directory, disks.iter().map(DiskFile::path));
     let identity = identity(directory, &name, arbiter.latest()?, fingerprint)?;
     Ok((arbiter, identity))
 }

@@ -13,6 +13,7 @@ use crate::live::{LiveDuties, Succession, error_chain};
 use crate::mending::Divergences;
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, FailoverReport, Role, ms};
+use crate::storage::{self, Token};
 use crate::tell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,7 +170,9 @@ impl Side {
                         let machine = machine.config();
                         config.identity.generation = generation;
                         let fingerprint = fingerprint(machine.engine, &machine.board);
-                        config.identity.fingerprint = protecting(fingerprint, duties.protection);
+                        let fingerprint = protecting(fingerprint, duties.protection);
+                        let known = &duties.channel.identity.fingerprint;
+                        config.identity.fingerprint = storage::same_as(fingerprint, known);
                     }
                     let live = LiveDuties {
                         arbiter: duties.arbiter,
@@ -195,16 +198,33 @@ impl Side {
         let mut told = false;
         self.status.set_role(Role::Joining, duties.channel.identity.generation);
         let mut next = 0;
+        let mut token: Option<Token> = None;
         loop {
+            let identity = &duties.channel.identity;
+            let identity = match Token::renew(&mut token, &duties.arbiter, &self.who) {
+                Ok(token) => token.said_by(identity),
+                Err(error) if duties.patience.is_over(started.elapsed()) => {
+                    return Err(error.into());
+                }
+                Err(_) if control.is_leaving() => return Ok(None),
+                // The storage may come back; a primary asks it as well.
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tell!("{}; {}", error_chain(&error), duties.patience);
+                    }
+                    std::thread::sleep(RETRY * 5);
+                    continue;
+                }
+            };
             let primary = duties.primaries[next % duties.primaries.len()].clone();
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
-            let config = BackupConfig { primary, ..duties.channel.clone() };
+            let config = BackupConfig { primary, identity, ..duties.channel.clone() };
             match join_once(&config, duties.memory, control)? {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
-                    duties.arbiter.share()?;
+                    duties.arbiter.share(&self.who)?;
                     for disk in &self.disks {
                         disk.share()?;
                     }

@@ -20,4 +20,5 @@ pub mod recorded;
 pub mod requests;
 pub mod side;
 pub mod status;
+pub mod storage;
 pub mod tell;

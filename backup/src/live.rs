@@ -10,6 +10,7 @@ use crate::rate_probe::RateProbe;
 use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
+use crate::storage;
 use crate::tell;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -17,8 +18,8 @@ use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequen
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    CheckpointStream, EndCause, JoinTicket, Origin, PrimaryChannel, PrimaryConfig, PrimaryHandler,
-    SessionEnd, TransportError,
+    AdmissionCheck, CheckpointStream, EndCause, JoinTicket, Origin, PrimaryChannel, PrimaryConfig,
+    PrimaryHandler, SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
@@ -254,6 +255,8 @@ impl Side {
             }
         };
         let arbiter = Arc::clone(&duties.arbiter);
+        let storage = Arc::clone(&arbiter);
+        let check = AdmissionCheck::new(move |peer| storage::check(&*storage, peer));
         let fence = GenerationFence::new(arbiter, self.who.clone(), duties.generation, on_fenced);
         let fence = Arc::new(fence);
         let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
@@ -267,8 +270,8 @@ impl Side {
             Arc::clone(&self.status),
         ));
         policy_slot.set(Arc::downgrade(&policy)).expect("set once");
-        let channel =
-            duties.listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
+        let listen = duties.listen.map(|config| PrimaryConfig { check: Some(check), ..config });
+        let channel = listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
         let (protection, max_lag) = (duties.protection, duties.max_lag);
         let epochs = Mutex::default();
         let fence = dyn_fence;

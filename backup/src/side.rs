@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
-use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, Recording};
+use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, Recording, WallClock};
 use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateError};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::world::console::ConsoleHub;
@@ -101,6 +101,8 @@ pub struct Side {
     pub disks: Vec<DiskFile>,
     /// Where the guest's network device is connected, if it has one.
     pub network: Option<Arc<NetPort>>,
+    /// What the guest's real-time clock is told when it runs here.
+    pub wall_clock: WallClock,
     /// For `vmft status`.
     pub status: Arc<StatusBoard>,
     /// What operators ask.
@@ -156,7 +158,8 @@ impl Side {
         let source = source.map_err(SideError::Host)?;
         let scale = machine.scale();
         self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);
-        Ok(Live::new(source, ClockControl::new(&machine.clock(), machine.point(), scale)))
+        let clock = ClockControl::new(&machine.clock(), machine.point(), scale);
+        Ok(Live::new(source, clock).with_wall_clock(self.wall_clock))
     }
 
     /// Does again what the devices still wait for: a side that goes live, or that was restored,

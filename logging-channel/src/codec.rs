@@ -14,7 +14,7 @@ use crate::entry::{
     MAX_ENTROPY, MAX_EXITS, MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, OutputSequence, Packet,
     PacketOffload, RequestId, StateDigest, StopReason,
 };
-use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime};
+use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime, WallTime};
 use crate::wire::{Cursor, DecodeError, MAX_COUNT, put_varint};
 
 /// Most bytes one encoded entry takes: the data of the largest disk read and its fields.
@@ -49,6 +49,7 @@ mod kind {
     pub const LANDING: u8 = 11;
     pub const CHECKPOINT_PART: u8 = 20;
     pub const PACKETS: u8 = 16;
+    pub const WALL_CLOCK: u8 = 17;
 }
 
 /// Why something cannot be put into the log or on the wire. Nothing was.
@@ -213,6 +214,10 @@ pub fn encode_entry(
                 start(out, kind::CONSOLE_INPUT);
                 put_bytes(out, data);
             }
+            Arrival::WallClock { time } => {
+                start(out, kind::WALL_CLOCK);
+                put_varint(out, time.as_unix_ns());
+            }
             Arrival::Packets(packets) => {
                 start(out, kind::PACKETS);
                 put_varint(out, packets.len() as u64);
@@ -310,6 +315,9 @@ fn decode_arrival(kind: u8, cursor: &mut Cursor<'_>) -> Result<Arrival, DecodeEr
         },
         kind::CONSOLE_INPUT => {
             Arrival::ConsoleInput(cursor.bytes("console input", MAX_CONSOLE_INPUT)?.to_vec())
+        }
+        kind::WALL_CLOCK => {
+            Arrival::WallClock { time: WallTime::from_unix_ns(cursor.varint("wall clock")?) }
         }
         kind::PACKETS => Arrival::Packets(decode_packets(cursor)?),
         tag => return Err(DecodeError::Tag { what: "entry kind", tag }),

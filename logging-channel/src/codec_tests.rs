@@ -48,6 +48,10 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         ),
         (arrival(Arrival::ConsoleInput(b"ls\n".to_vec())), b"\x04\xAC\x02\x03ls\n".to_vec()),
         (
+            arrival(Arrival::WallClock { time: WallTime::from_unix_ns(300) }),
+            vec![17, 0xAC, 0x02, 0xAC, 0x02],
+        ),
+        (
             arrival(Arrival::Packets(vec![
                 Packet { offload: PacketOffload::default(), frame: vec![0xAA, 0xBB] },
                 Packet {
@@ -262,6 +266,7 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
         (any::<u64>(), bytes(MAX_ENTROPY))
             .prop_map(|(request, data)| Arrival::Entropy { request: RequestId(request), data }),
         bytes(MAX_CONSOLE_INPUT).prop_map(Arrival::ConsoleInput),
+        any::<u64>().prop_map(|ns| Arrival::WallClock { time: WallTime::from_unix_ns(ns) }),
         proptest::collection::vec(any_packet(), 1..4).prop_map(Arrival::Packets),
     ];
     (point, arrival, any::<u64>(), any::<[u64; 18]>(), any::<u32>(), 0..8).prop_map(

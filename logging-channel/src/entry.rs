@@ -1,7 +1,7 @@
 //! The records of the log.
 
 use crate::checkpoint::PieceKind;
-use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime};
+use crate::point::{ClockRate, CodeAddress, ExecutionPoint, VirtualTime, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// Most data a disk completion carries: devices split or refuse larger reads. A megabyte is more
@@ -157,6 +157,12 @@ pub enum Arrival {
     },
     /// Bytes typed at the console, at most [`MAX_CONSOLE_INPUT`].
     ConsoleInput(Vec<u8>),
+    /// The world's time here: what the real-time clock tells from here on, as far as the guest has not
+    /// set it to something else. Guest time is as before.
+    WallClock {
+        /// The world's time.
+        time: WallTime,
+    },
     /// Packets from the network, for one interrupt: 1 to [`MAX_PACKETS`] of them, together at most
     /// [`MAX_PACKET_BYTES`].
     Packets(Vec<Packet>),

@@ -51,8 +51,14 @@ impl Fingerprint {
         self
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// The value of a field.
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// All fields, by name.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The fields of these names, as far as there are any.

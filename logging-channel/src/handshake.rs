@@ -109,6 +109,9 @@ pub enum Refusal {
     /// What differs is not for the other side to know, which has shown no certificate.
     #[error("its log says why; without TLS it does not tell")]
     Undisclosed,
+    /// What the backup left with its arbiter is not to be found with the primary's: theirs are not one.
+    #[error("the backup's arbiter is not the primary's: it is a copy of it, or another one")]
+    OtherStorage,
 }
 
 impl Refusal {
@@ -126,6 +129,7 @@ impl Refusal {
             | Self::HasBackup
             | Self::NotAccepting(_)
             | Self::Replayed
+            | Self::OtherStorage
             | Self::Undisclosed => self.clone(),
         }
     }

@@ -156,6 +156,24 @@ impl VirtualTime {
     }
 }
 
+/// A moment of the world's time, in nanoseconds since 1970-01-01 00:00 UTC; good until 2554.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// `ns` nanoseconds after 1970-01-01 00:00 UTC.
+    pub const fn from_unix_ns(ns: u64) -> Self {
+        Self(ns)
+    }
+
+    /// Nanoseconds since 1970-01-01 00:00 UTC.
+    pub const fn as_unix_ns(self) -> u64 {
+        self.0
+    }
+}
+
 /// How much guest time passes from one point to the next: nanoseconds as a fixed-point
 /// number with 24 fractional bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

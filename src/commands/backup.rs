@@ -17,6 +17,7 @@ use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
 use vmft_backup::identity::{Joining, PROTECTION};
 use vmft_backup::side::SideError;
+use vmft_backup::storage::is_storage_field;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
@@ -146,7 +147,7 @@ fn follow(
     let configs = pair_options::disk_configs(&side.disks);
     let mac = options.net.as_ref().map(|net| net.mac);
     let joining = Joining { engine: wanted, disks: &configs, network: mac };
-    let find = || pair_options::find_pair(&directory, joining, protection);
+    let find = || pair_options::find_pair(&directory, joining, &side.disks, protection);
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -223,6 +224,14 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {
                 "name with --net where the guest's network is connected on this host, without mac=, \
                  if the primary has one"
+            }
+            Refusal::Fingerprint(mismatch) if is_storage_field(&mismatch.field.to_string()) => {
+                "the image here is another file than the primary's, perhaps a copy: both sides must name \
+                 the same image on storage that they share"
+            }
+            Refusal::OtherStorage => {
+                "name the primary's own --disk or --arbiter here, on storage that both hosts share; a copy \
+                 of it lets both sides go live"
             }
             Refusal::Fingerprint(_) => "give both sides the same --disk options and the same vmft",
             Refusal::WrongGeneration { .. } => "name the side that is live now with --primary",

@@ -120,6 +120,37 @@ fn a_backup_of_another_machine_or_another_pair_is_refused_and_the_primary_goes_o
 }
 
 #[test]
+fn a_backup_on_a_copy_of_the_storage_is_refused_and_leaves_nothing_there() {
+    let place = Place::new();
+    let (mut primary, address) = unprotected(&place);
+    fs::create_dir_all(place.path("copy/disk.vmft")).unwrap();
+    for name in ["disk", "disk.vmft/pair", "disk.vmft/lock"] {
+        fs::copy(place.path(name), place.path(&format!("copy/{name}"))).unwrap();
+    }
+    let backup = |disk: &str, arbiter: &str| {
+        let words = ["backup", "--serial", "null", "--connect-timeout", "0", "--primary"];
+        let disk = ["--disk", &format!("path={}", place.text(disk))].map(str::to_owned);
+        let arbiter = ["--arbiter", &format!("dir={}", place.text(arbiter))].map(str::to_owned);
+        let peer = vec![format!("tcp:{address}")];
+        run([strings(&words), peer, disk.to_vec(), arbiter.to_vec()].concat())
+    };
+    let files = |arbiter: &str| fs::read_dir(place.path(arbiter)).unwrap().count();
+    let before = files("disk.vmft");
+    for (disk, arbiter, told) in [
+        ("copy/disk", "disk.vmft", "disk 0 image"),
+        ("copy/disk", "copy/disk.vmft", "disk 0 image"),
+        ("disk", "copy/disk.vmft", "arbiter is not the primary's"),
+    ] {
+        assert_refused(&backup(disk, arbiter), &[told, "copy", "both"]);
+    }
+    assert_eq!((files("disk.vmft"), files("copy/disk.vmft")), (before, 2));
+    primary.assert_runs();
+    place.wait_console_grows("primary.console");
+    place.assert_disk_unchanged();
+    primary.assert_stops_cleanly(Signal::SIGINT);
+}
+
+#[test]
 fn a_disk_and_an_arbiter_of_a_living_pair_are_refused_to_others() {
     let place = Place::new();
     let (mut primary, _) = unprotected(&place);

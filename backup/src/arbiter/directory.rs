@@ -1,11 +1,21 @@
 //! An arbiter on a shared directory: the exclusive creation of a generation's file.
+//!
+//! | name | what |
+//! |---|---|
+//! | `pair` | the pair's name |
+//! | `lock` | held shared by every side |
+//! | `generation-NNNNNNNNNN` | who won it: a link to the winner's claim |
+//! | `claim-ID` | who that side is, written and synced when it belongs to the pair, long before it asks |
+//! | `spare-ID-N` | names that are given up where there is no room for another |
+//! | `join-TOKEN` | left by a side that joins, for the other to find |
+//! | `candidate-N-ID` | how far that side's log goes |
 
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_vmm::world::try_join_file;
 
@@ -13,18 +23,54 @@ const PREFIX: &str = "generation-";
 const CANDIDATE: &str = "candidate-";
 /// Most bytes of a file there.
 const MAX_FILE: u64 = 64 << 10;
+/// Names that each side keeps in reserve: one is enough to win a generation, the other stays if that has to
+/// be done again.
+const SPARES: usize = 2;
+/// Bytes of a token, in hexadecimal digits.
+const TOKEN_DIGITS: usize = 32;
 
 /// A directory on storage that both sides share. The file of a generation names its winner; it is
 /// linked into place whole, so it exists with its content or not at all (`link(2)` is atomic on
-/// local file systems and on NFS).
+/// local file systems and on NFS). What is linked is there beforehand, and so is the room for its name: a
+/// full file system does not keep a side from winning.
 #[derive(Debug)]
 pub struct DirectoryArbiter {
     path: PathBuf,
     /// Holds the directory's lock, from the moment this side belongs to the pair to its end.
     lock: OnceLock<File>,
+    /// The pair's name, once it is known.
+    pair: OnceLock<String>,
+    /// The file by which the directory was last known to be the pair's.
+    known: Mutex<Option<FileId>>,
+}
+
+/// What tells a file from every other on this host, and from one that has its number after it.
+type FileId = (u64, u64, i64, i64);
+
+fn file_id(data: &fs::Metadata) -> FileId {
+    (data.dev(), data.ino(), data.ctime(), data.ctime_nsec())
+}
+
+/// No room, of whatever kind, for what was to be made.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull, TooManyLinks};
+    matches!(error.kind(), StorageFull | QuotaExceeded | TooManyLinks)
+}
+
+fn exists_already(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
 }
 
 impl DirectoryArbiter {
+    fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            lock: OnceLock::new(),
+            pair: OnceLock::new(),
+            known: Mutex::default(),
+        }
+    }
+
     /// Opens the directory for a new pair, making it if need be, and makes sure that no other pair
     /// lives there.
     ///
@@ -32,15 +78,16 @@ impl DirectoryArbiter {
     /// [`ArbiterError::InUse`] for another pair's directory, [`ArbiterError::Unreachable`] if it
     /// cannot be used.
     pub fn create(path: &Path) -> Result<Self, ArbiterError> {
-        let arbiter = Self { path: path.to_owned(), lock: OnceLock::new() };
+        let arbiter = Self::at(path);
         // The directory above is the shared storage: where it is missing, it is not mounted. The pair's
         // name is in this one, by which a backup is known where there is no TLS.
         match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error) if !exists_already(&error) => {
                 return Err(arbiter.unreachable(error));
             }
             _ => arbiter.join(true)?,
         }
+        arbiter.clean();
         Ok(arbiter)
     }
 
@@ -50,7 +97,7 @@ impl DirectoryArbiter {
     /// # Errors
     /// [`ArbiterError::Absent`] if there is no pair, [`ArbiterError::Unreachable`].
     pub fn open(path: &Path) -> Result<Self, ArbiterError> {
-        let arbiter = Self { path: path.to_owned(), lock: OnceLock::new() };
+        let arbiter = Self::at(path);
         match fs::metadata(path.join("pair")) {
             Ok(_) => Ok(arbiter),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -80,69 +127,166 @@ impl DirectoryArbiter {
         }
     }
 
+    /// Takes away what sides have left that belong to the pair no longer: nobody does but a new one. A side
+    /// that waits leaves its token again.
+    fn clean(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let is_left = name.to_str().is_some_and(|name| {
+                ["claim-", "spare-", "join-", CANDIDATE].iter().any(|left| name.starts_with(left))
+            });
+            if is_left {
+                // What stays is in nobody's way.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// The name of the pair there is.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
     pub fn pair_name(&self) -> Result<String, ArbiterError> {
-        read_text(&self.path.join("pair")).map_err(|source| self.unreachable(source))
+        let name = read_text(&self.path.join("pair")).map_err(|source| self.unreachable(source))?;
+        Ok(self.pair.get_or_init(|| name).clone())
     }
 
     /// The pair's name, the same for every side that shares the directory. A directory without one
-    /// is given `fresh`. That both sides read the same name shows that they ask the same arbiter.
+    /// is given `fresh`.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
     pub fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
-        let name = || -> io::Result<String> {
-            let target = self.path.join("pair");
+        let make = || -> io::Result<()> {
             let mine = self.path.join(format!("pair-{}", std::process::id()));
-            fs::write(&mine, fresh)?;
-            let linked = fs::hard_link(&mine, &target);
+            write_synced(&mine, fresh.as_bytes())?;
+            let linked = fs::hard_link(&mine, self.path.join("pair"));
             fs::remove_file(&mine)?;
             match linked {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => read_text(&target),
+                Err(error) if !exists_already(&error) => Err(error),
+                _ => Ok(()),
             }
         };
-        name().map_err(|source| self.unreachable(source))
+        make().map_err(|source| self.unreachable(source))?;
+        self.pair_name()
     }
 
     fn file(&self, generation: Generation) -> PathBuf {
         self.path.join(format!("{PREFIX}{:010}", generation.0))
     }
 
+    fn claim(&self, who: &Candidate) -> PathBuf {
+        self.path.join(format!("claim-{}", who.id))
+    }
+
+    fn spare(&self, who: &Candidate, number: usize) -> PathBuf {
+        // Longer than the name that is made in its place.
+        self.path.join(format!("spare-{}-{number}", who.id))
+    }
+
     fn unreachable(&self, source: io::Error) -> ArbiterError {
         ArbiterError::Unreachable { path: self.path.clone(), source }
     }
 
-    fn claim(&self, generation: Generation, who: &Candidate) -> io::Result<Verdict> {
-        let target = self.file(generation);
-        let mine = self.path.join(format!("claim-{}-{}", generation.0, who.id));
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&mine)?;
-        file.write_all(&serde_json::to_vec_pretty(who)?)?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&mine, &target);
-        // Over NFS the answer to a link can be lost; the count of links tells the truth.
-        let won = linked.is_ok() || fs::metadata(&mine)?.nlink() == 2;
-        fs::remove_file(&mine)?;
-        if won {
-            File::open(&self.path)?.sync_all()?;
-            return Ok(Verdict::Won);
+    /// Has ready what it takes to win a generation: the claim, on the storage, and names to give up.
+    fn prepare(&self, who: &Candidate) -> io::Result<()> {
+        let claim = self.claim(who);
+        let text = serde_json::to_vec_pretty(who)?;
+        if read_small(&claim).ok().as_ref() != Some(&text) {
+            write_synced(&claim, &text)?;
         }
-        match linked {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => {
-                let winner: Candidate = match read_small(&target) {
-                    Ok(bytes) => serde_json::from_slice(&bytes)?,
-                    // The storage has just said that there is one.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => unnamed(),
-                    Err(error) => return Err(error),
-                };
-                let won = winner.id == who.id;
-                Ok(if won { Verdict::Won } else { Verdict::Lost { winner } })
+        for number in 0..SPARES {
+            match fs::hard_link(&claim, self.spare(who, number)) {
+                Err(error) if !exists_already(&error) => return Err(error),
+                _ => {}
             }
         }
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Links the claim into the place of a generation; where there is no room, in the place of a spare name.
+    fn link_claim(&self, generation: Generation, who: &Candidate) -> io::Result<()> {
+        let (claim, target) = (self.claim(who), self.file(generation));
+        let mut linked = fs::hard_link(&claim, &target);
+        for number in 0..SPARES {
+            if !matches!(&linked, Err(error) if is_full(error)) {
+                break;
+            }
+            if fs::remove_file(self.spare(who, number)).is_ok() {
+                linked = fs::hard_link(&claim, &target);
+            }
+        }
+        linked
+    }
+
+    fn decide(&self, generation: Generation, who: &Candidate) -> io::Result<Verdict> {
+        if !self.is_ours()? {
+            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.path) });
+        }
+        if !fs::exists(self.claim(who))? {
+            self.prepare(who)?;
+        }
+        match self.link_claim(generation, who) {
+            // Over NFS the answer to a link can be lost: what is there tells the truth.
+            Err(error) if !exists_already(&error) => return Err(error),
+            _ => {}
+        }
+        let winner: Candidate = match read_small(&self.file(generation)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            // The storage has just said that there is one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Candidate::unnamed(),
+            Err(error) => return Err(error),
+        };
+        if winner.id != who.id {
+            return Ok(Verdict::Lost { winner });
+        }
+        File::open(&self.path)?.sync_all()?;
+        // Won in this pair's directory, and not in one that has taken its place meanwhile.
+        if !self.is_ours()? {
+            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.path) });
+        }
+        // For the next time. Where there is no room now, there may be then.
+        if let Err(error) = self.prepare(who) {
+            tracing::debug!(%error, "no names in reserve for the next generation");
+        }
+        Ok(Verdict::Won)
+    }
+
+    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        let unreachable = |source| self.unreachable(source);
+        match read_small(&self.file(generation)) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+
+    /// True if the directory is still the one of this side's pair, and no other that was made in its place.
+    /// An unmounted share looks like an empty directory: ours has the lock file.
+    fn is_ours(&self) -> io::Result<bool> {
+        let Some(name) = self.pair.get() else {
+            return fs::metadata(self.path.join("lock")).map(|_| true);
+        };
+        let found = file_id(&fs::metadata(self.path.join("lock"))?);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == Some(found) {
+            return Ok(true);
+        }
+        // Another file, or the same by another mount: the name decides.
+        let is_ours = read_text(&self.path.join("pair"))? == *name;
+        if is_ours {
+            *known = Some(found);
+        }
+        Ok(is_ours)
+    }
+
+    /// What a token is called, if it is one.
+    fn token(&self, token: &str) -> Option<PathBuf> {
+        let is_token = token.len() == TOKEN_DIGITS && token.bytes().all(|b| b.is_ascii_hexdigit());
+        is_token.then(|| self.path.join(format!("join-{token}")))
     }
 }
 
@@ -165,13 +309,52 @@ fn read_text(path: &Path) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a file that is no text"))
 }
 
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Digits that nobody else has.
+fn fresh_digits() -> io::Result<String> {
+    let mut bytes = [0; TOKEN_DIGITS / 2];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 impl Arbiter for DirectoryArbiter {
-    fn share(&self) -> Result<(), ArbiterError> {
-        if self.lock.get().is_some() { Ok(()) } else { self.join(false) }
+    fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
+        if self.lock.get().is_none() {
+            self.join(false)?;
+        }
+        self.prepare(who).map_err(|source| self.unreachable(source))
+    }
+
+    fn leave_token(&self, _: &Candidate) -> Result<String, ArbiterError> {
+        let leave = || -> io::Result<String> {
+            let digits = fresh_digits()?;
+            let token = self.token(&digits).expect("digits are a token");
+            // A link needs no room but for its name.
+            fs::hard_link(self.path.join("pair"), token)?;
+            Ok(digits)
+        };
+        leave().map_err(|source| self.unreachable(source))
+    }
+
+    fn take_token(&self, token: &str) {
+        if let Some(path) = self.token(token) {
+            // One that stays says nothing to anybody.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn finds(&self, token: &str) -> Result<bool, ArbiterError> {
+        let Some(path) = self.token(token) else { return Ok(false) };
+        fs::exists(path).map_err(|source| self.unreachable(source))
     }
 
     fn try_win(&self, generation: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
-        self.claim(generation, who).map_err(|source| self.unreachable(source))
+        self.decide(generation, who).map_err(|source| self.unreachable(source))
     }
 
     fn announce(
@@ -221,168 +404,19 @@ impl Arbiter for DirectoryArbiter {
     fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
         let unreachable = |source| self.unreachable(source);
         let wanted = self.file(generation);
-        let (mut is_won, mut is_ours) = (false, false);
+        let mut is_won = false;
         for entry in fs::read_dir(&self.path).map_err(unreachable)? {
             let name = entry.map_err(unreachable)?.file_name();
             is_won |= Some(name.as_os_str()) == wanted.file_name();
-            is_ours |= name == "lock";
         }
-        match (is_won, is_ours) {
-            (true, _) => Ok(Some(self.known_winner(generation)?.unwrap_or_else(unnamed))),
-            (false, true) => Ok(None),
-            // An unmounted share looks like an empty directory: ours has the lock file.
-            (false, false) => Err(unreachable(io::ErrorKind::NotFound.into())),
+        if is_won {
+            return Ok(Some(self.known_winner(generation)?.unwrap_or_else(Candidate::unnamed)));
         }
+        let is_ours = self.is_ours().map_err(unreachable)?;
+        Ok((!is_ours).then(|| Candidate::another_pair(&self.path)))
     }
-
-    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
-        let unreachable = |source| self.unreachable(source);
-        match read_small(&self.file(generation)) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreachable(error)),
-        }
-    }
-}
-
-/// Whoever has a generation whose file is there, and that this host will not read yet because it remembers
-/// that there was none. It is not this side, which would have made the file itself.
-fn unnamed() -> Candidate {
-    let (host, role) = ("another host".to_owned(), "side".to_owned());
-    Candidate { id: String::new(), host: host.into(), pid: 0, role: role.into() }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arbiter::win_or_wait;
-    use std::sync::{Arc, Barrier};
-
-    fn candidate(id: usize) -> Candidate {
-        Candidate { id: format!("id{id}"), host: "here".into(), pid: 1, role: "backup".into() }
-    }
-
-    #[test]
-    fn of_many_that_ask_at_once_exactly_one_wins() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let pair = DirectoryArbiter::create(dir.path()).expect("made");
-        pair.pair("name").expect("reachable");
-        for generation in (1..=20).map(Generation) {
-            let barrier = Arc::new(Barrier::new(4));
-            let threads: Vec<_> = (0..4)
-                .map(|id| {
-                    let arbiter = DirectoryArbiter::open(dir.path()).expect("made");
-                    let barrier = Arc::clone(&barrier);
-                    std::thread::spawn(move || {
-                        barrier.wait();
-                        arbiter.try_win(generation, &candidate(id)).expect("reachable")
-                    })
-                })
-                .collect();
-            let verdicts: Vec<_> =
-                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
-            let winners = verdicts.iter().filter(|verdict| **verdict == Verdict::Won).count();
-            assert_eq!(winners, 1, "{verdicts:?}");
-        }
-    }
-
-    #[test]
-    fn a_winner_who_asks_again_has_still_won() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
-        assert_eq!(arbiter.latest().expect("reachable"), Generation(0));
-        let won = |id| arbiter.try_win(Generation(3), &candidate(id)).expect("reachable");
-        assert_eq!(won(1), Verdict::Won);
-        assert_eq!(won(1), Verdict::Won);
-        assert_eq!(won(2), Verdict::Lost { winner: candidate(1) });
-        assert_eq!(arbiter.latest().expect("reachable"), Generation(3));
-        assert_eq!(arbiter.winner(Generation(3)).expect("reachable"), Some(candidate(1)));
-        assert_eq!(arbiter.winner(Generation(4)).expect("reachable"), None);
-    }
-
-    #[test]
-    fn candidates_learn_how_far_the_others_are_for_the_same_generation() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
-        let announce = |generation, id, last| {
-            let last = EntrySequence(last);
-            arbiter.announce(Generation(generation), &candidate(id), last).expect("reachable")
-        };
-        assert_eq!(announce(2, 1, 70), []);
-        assert_eq!(announce(2, 2, 65), [EntrySequence(70)]);
-        assert_eq!(announce(2, 1, 71), [EntrySequence(65)]);
-        assert_eq!(announce(3, 2, 65), []);
-    }
-
-    #[test]
-    fn a_directory_that_lost_its_lock_file_is_none_of_ours() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
-        assert_eq!(arbiter.winner(Generation(1)).expect("reachable"), None);
-        fs::remove_file(dir.path().join("lock")).expect("removed");
-        assert!(arbiter.winner(Generation(1)).is_err());
-    }
-
-    #[test]
-    fn what_others_have_written_there_is_read_within_bounds_and_shown_as_text() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let arbiter = DirectoryArbiter::create(dir.path()).expect("made");
-        let mut evil = candidate(1);
-        evil.host = "\x1b]0;gone\x07\nvmft: protected".into();
-        assert_eq!(arbiter.try_win(Generation(1), &evil).expect("reachable"), Verdict::Won);
-        let winner = arbiter.winner(Generation(1)).expect("reachable").expect("there is one");
-        assert!(!winner.to_string().contains(|c: char| c.is_control()), "{winner:?}");
-        let large = File::create(dir.path().join("pair")).expect("made");
-        large.set_len(1 << 40).expect("sparse");
-        assert!(matches!(arbiter.pair_name(), Err(ArbiterError::Unreachable { .. })));
-    }
-
-    #[test]
-    fn an_unreachable_arbiter_decides_nothing_until_it_returns() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("arbiter");
-        let away = dir.path().join("away");
-        let arbiter = DirectoryArbiter::create(&path).expect("made");
-        fs::rename(&path, &away).expect("renamed");
-        assert!(arbiter.winner(Generation(1)).is_err());
-        let mut attempts = 0;
-        let verdict = win_or_wait(&arbiter, Generation(1), &candidate(1), |_| {
-            attempts += 1;
-            if attempts == 3 {
-                fs::rename(&away, &path).expect("renamed");
-            }
-            true
-        });
-        assert_eq!(verdict.expect("it came back"), Verdict::Won);
-        assert_eq!(attempts, 3);
-    }
-
-    #[test]
-    fn a_directory_of_a_living_pair_is_refused() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let primary = DirectoryArbiter::create(dir.path()).expect("made");
-        primary.pair("name").expect("reachable");
-        let backup = DirectoryArbiter::open(dir.path()).expect("made");
-        backup.share().expect("shared");
-        let other = DirectoryArbiter::create(dir.path());
-        assert!(matches!(other, Err(ArbiterError::InUse { .. })));
-        drop((primary, backup));
-        DirectoryArbiter::create(dir.path()).expect("free again");
-    }
-
-    #[test]
-    fn a_backup_that_looks_for_its_pair_changes_nothing() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("arbiter");
-        let absent = DirectoryArbiter::open(&path);
-        assert!(matches!(absent, Err(ArbiterError::Absent { .. })));
-        assert!(!path.exists());
-        DirectoryArbiter::create(&path).expect("made").pair("name").expect("reachable");
-        assert_eq!(fs::metadata(&path).expect("made").mode() & 0o777, 0o700);
-        let waiting = DirectoryArbiter::open(&path).expect("made");
-        assert_eq!(waiting.pair_name().expect("reachable"), "name");
-        DirectoryArbiter::create(&path).expect("a backup that waits is in nobody's way");
-    }
-}
+#[path = "directory_tests.rs"]
+mod tests;

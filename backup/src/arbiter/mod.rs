@@ -13,7 +13,7 @@ pub use fence::{GenerationFence, RETRY};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::foreign::ForeignText;
@@ -31,8 +31,36 @@ pub struct Candidate {
     pub role: ForeignText,
 }
 
+impl Candidate {
+    /// Stands for whoever has made the arbiter anew in the place of the one that was asked before: what
+    /// that one knew of generations is gone, so nobody who asked it may go on.
+    pub(crate) fn another_pair(path: &Path) -> Self {
+        Self {
+            id: String::new(),
+            host: ForeignText::default(),
+            pid: 0,
+            role: format!("another pair, which has the place of this one at {}", path.display())
+                .into(),
+        }
+    }
+
+    /// Whoever has a generation whose file is there, and that this host will not read yet because it
+    /// remembers that there was none. It is not this side, which would have made the file itself.
+    pub(crate) fn unnamed() -> Self {
+        Self {
+            id: String::new(),
+            host: ForeignText::default(),
+            pid: 0,
+            role: "a side of another host".into(),
+        }
+    }
+}
+
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.id.is_empty() {
+            return self.role.fmt(f);
+        }
         write!(f, "the {} on {} (process {})", self.role, self.host, self.pid)
     }
 }
@@ -77,13 +105,34 @@ pub enum ArbiterError {
 
 /// Decides generations by an atomic test-and-set.
 pub trait Arbiter: fmt::Debug + Send + Sync {
-    /// Takes this side's share of the arbiter: from now on no new pair begins with it. Done at once
-    /// by a new pair; by a backup when it has joined.
+    /// Takes this side's share of the arbiter: from now on no new pair begins with it, and `who` has there
+    /// what it takes to win a generation, however full the storage is by then. Done at once by a new pair;
+    /// by a backup when it has joined.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`], or [`ArbiterError::InUse`] if a new pair is just taking it.
-    fn share(&self) -> Result<(), ArbiterError> {
+    fn share(&self, _who: &Candidate) -> Result<(), ArbiterError> {
         Ok(())
+    }
+
+    /// Leaves something there that only who asks the same arbiter can find, and returns what it is called:
+    /// the same as long as it is there. See [`Self::finds`].
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    fn leave_token(&self, _who: &Candidate) -> Result<String, ArbiterError> {
+        Ok(String::new())
+    }
+
+    /// Takes away what [`Self::leave_token`] has left. What cannot be taken away does no harm.
+    fn take_token(&self, _token: &str) {}
+
+    /// True if another side has left `token` with this arbiter.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    fn finds(&self, _token: &str) -> Result<bool, ArbiterError> {
+        Ok(true)
     }
 
     /// Asks for `generation`. Asking again for one already won answers [`Verdict::Won`] again.

@@ -12,7 +12,7 @@ use super::primary_session::Context;
 use super::tls::ServerIdentity;
 use super::{TransportError, clock, fresh_nonce};
 use crate::frame::Frame;
-use crate::handshake::{Answered, HandshakeError, Refusal, SessionTerms};
+use crate::handshake::{Answered, HandshakeError, Hello, Refusal, SessionTerms};
 use crate::session::SessionId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +100,9 @@ async fn greet(
         // No await between looking and taking: nobody else can take the place meanwhile.
         (answered, reply, Place::take(&context.shared))
     };
+    if let (Some(check), Frame::Hello(Hello { identity, .. })) = (&context.config.check, hello) {
+        check.make(identity, limit).await.map_err(HandshakeError::Refused)?;
+    }
     let session = answered.session();
     let reply = reply.encode(SessionId::HANDSHAKE)?;
     connection.writer.send(reply, limit, "taking the hello's reply").await?;

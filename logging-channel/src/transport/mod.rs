@@ -6,6 +6,7 @@
 //! switch of threads. Nothing here decides anything about the protocol or about failover.
 
 mod address;
+mod admission;
 mod backup;
 mod clock;
 mod connection;
@@ -21,6 +22,7 @@ mod tls;
 mod unix;
 
 pub use address::{DEFAULT_TLS_DIR, InvalidAddress, PeerAddress, Place};
+pub use admission::AdmissionCheck;
 pub use backup::{BackupChannel, BackupConfig, Delivery, Joined};
 pub use clock::now;
 pub use keys::{

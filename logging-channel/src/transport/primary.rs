@@ -3,6 +3,7 @@
 //! Every backup has a session, and all get the same entries under the same numbers; what counts as
 //! acknowledged is what all of them have.
 
+use super::admission::AdmissionCheck;
 use super::primary_session::serve;
 use super::{
     DEFAULT_SETUP_TIMEOUT, Listener, LocalAddress, Origin, PeerAddress, SessionEnd, TransportError,
@@ -39,6 +40,8 @@ pub struct PrimaryConfig {
     pub setup_timeout: Duration,
     /// How many backups may follow at a time.
     pub backups: usize,
+    /// What one must show besides.
+    pub check: Option<AdmissionCheck>,
     /// The last entry of the log that this one goes on from.
     pub log_start: EntrySequence,
 }
@@ -54,6 +57,7 @@ impl PrimaryConfig {
             detector: DetectorConfig::default(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
             backups: 1,
+            check: None,
             log_start: EntrySequence(0),
         }
     }

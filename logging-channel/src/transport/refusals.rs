@@ -45,6 +45,7 @@ fn kind(error: &TransportError) -> &'static str {
         TransportError::Handshake(HandshakeError::Refused(refusal)) => match refusal {
             Refusal::Version { .. } => "version",
             Refusal::WrongPair { .. } => "pair",
+            Refusal::OtherStorage => "storage",
             Refusal::Fingerprint(_) => "fingerprint",
             Refusal::WrongGeneration { .. } => "generation",
             Refusal::HasBackup | Refusal::NotAccepting(_) => "no place",

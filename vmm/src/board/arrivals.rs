@@ -1,6 +1,6 @@
 //! What comes from the outside world: checked whole, then applied.
 
-use super::{Board, DiskOperation, Effect, SERIAL_LINE};
+use super::{Board, CLOCK_LINE, DiskOperation, Effect, SERIAL_LINE};
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::block::{Block, DiskStatus};
 use crate::devices::virtio::net::addresses::Addresses;
@@ -80,6 +80,13 @@ impl Board {
         match arrival {
             Arrival::ClockSync { .. } => Err(DeliveryError::ClockSync),
             Arrival::ConsoleInput(bytes) => self.deliver_input(now, bytes),
+            Arrival::WallClock { time } => {
+                self.advance(now);
+                self.clock.tell(now, *time);
+                self.interrupts.set_line(CLOCK_LINE, self.clock.line());
+                self.update_next_timer();
+                Ok(())
+            }
             Arrival::Entropy { request, data } => self.deliver_entropy(now, *request, data),
             Arrival::Packets(packets) => self.deliver_packets(now, packets),
             Arrival::DiskCompletion { disk, request, status, data } => {

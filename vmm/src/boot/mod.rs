@@ -22,6 +22,7 @@ mod elf;
 mod entry;
 mod image;
 mod params;
+mod symbols;
 mod unpack;
 
 use crate::engine::CpuState;
@@ -29,6 +30,9 @@ use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) use acpi::publish as publish_cpus;
+pub(crate) use symbols::Symbols;
+#[cfg(test)]
+pub(crate) use symbols::tests as symbol_tables;
 pub use unpack::Compression;
 pub use vmft_kernel_gate::{Examination, GateError};
 

@@ -2,7 +2,9 @@
 //!
 //! Source: Motorola MC146818A data sheet. The time is a base given at power-on plus virtual
 //! time, so nothing happens while it passes: flags are computed from the moment since which
-//! they accumulate. [`CmosClock::advance`] changes nothing until an enabled interrupt is due.
+//! they accumulate. The world's time can be told again ([`CmosClock::tell`]): a guest that has set its
+//! clock to something else, such as local time, keeps the difference.
+//! [`CmosClock::advance`] changes nothing until an enabled interrupt is due.
 //!
 //! Not modelled: daylight saving, and the divider chain's reset (register A bits 4–6 are kept,
 //! but the clock runs on; it is stopped by register B's SET bit only).
@@ -10,7 +12,7 @@
 use super::calendar::{DateTime, SECONDS_PER_DAY};
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_logging_channel::point::{VirtualTime, WallTime};
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 /// How long before each second the update-in-progress bit is set (data sheet, t_BUC).
@@ -61,8 +63,10 @@ pub struct CmosClockState {
     pub index: u8,
     /// CMOS memory. The time registers in it count only while SET holds the clock.
     pub memory: Vec<u8>,
-    /// Unix time at virtual time 0.
+    /// What the clock shows at virtual time 0, in seconds since 1970.
     pub base: i64,
+    /// The world's time at virtual time 0, as it was told last, in seconds since 1970.
+    pub told: i64,
     /// Flags of register C found set before `flags_since`.
     pub flags: u8,
     /// Events after this moment set further flags.
@@ -99,6 +103,7 @@ impl CmosClock {
                 index: 0,
                 memory,
                 base: unix_seconds.clamp(-MAX_UNIX_SECONDS, MAX_UNIX_SECONDS),
+                told: unix_seconds.clamp(-MAX_UNIX_SECONDS, MAX_UNIX_SECONDS),
                 flags: 0,
                 flags_since: VirtualTime::ZERO,
                 line: false,
@@ -139,6 +144,25 @@ impl CmosClock {
         if self.next_timer().is_some_and(|due| due <= now) {
             self.state.line = true;
         }
+    }
+
+    /// The world's time is `time` at `now`: the clock goes forward or back by as much as that differs from
+    /// what was told before. What came due by the old time stays due.
+    pub fn tell(&mut self, now: VirtualTime, time: WallTime) {
+        let half = i128::from(NS_PER_SECOND / 2);
+        let zero = i128::from(time.as_unix_ns()) - i128::from(now.as_ns());
+        // Whole seconds, the nearest: at most half of one wrong.
+        let told = (zero + half).div_euclid(i128::from(NS_PER_SECOND));
+        let told = i64::try_from(told).expect("2^64 nanoseconds are few seconds");
+        let shift = told - self.state.told;
+        if shift == 0 {
+            return;
+        }
+        self.settle_flags(now);
+        self.state.told = told;
+        let limit = 2 * MAX_UNIX_SECONDS;
+        self.state.base = (self.state.base + shift).clamp(-limit, limit);
+        self.advance(now);
     }
 
     /// The guest selects a register; bit 7 is the NMI mask, which has nothing to mask here.
@@ -388,6 +412,7 @@ impl CmosClock {
         // Setting the clock subtracts up to 2^64 ns from a year below 25,600.
         let base = -2 * MAX_UNIX_SECONDS..=2 * MAX_UNIX_SECONDS;
         check(base.contains(&state.base), "time out of range")?;
+        check(base.contains(&state.told), "the world's time out of range")?;
         let flags = FLAG_PERIODIC | FLAG_ALARM | FLAG_UPDATE;
         check(state.flags & !flags == 0, "no such flag")?;
         Ok(Self { state: state.clone() })

@@ -181,3 +181,62 @@ fn impossible_registers_are_refused() {
         assert!(CmosClock::restore(&state).is_err());
     }
 }
+
+fn world(unix_seconds: i64) -> WallTime {
+    WallTime::from_unix_ns(u64::try_from(unix_seconds).expect("after 1970") * NS_PER_SECOND)
+}
+
+#[test]
+fn a_clock_that_is_told_the_worlds_time_tells_it_whatever_guest_time_is() {
+    let mut rtc = CmosClock::new(BASE);
+    // Ten seconds of guest time, two hours of the world's.
+    let now = seconds(10);
+    rtc.tell(now, world(BASE + 7_200));
+    assert_eq!(shown(&mut rtc, now), [0x20, 0x23, 0x11, 0x15, 0x00, 0x13, 0x20, 0x04]);
+    assert_eq!(read(&mut rtc, seconds(11), SECONDS), 0x21);
+    // Back again, and by less than a second: that is no news.
+    rtc.tell(now, world(BASE + 10));
+    assert_eq!(shown(&mut rtc, now), [0x20, 0x23, 0x11, 0x14, 0x22, 0x13, 0x30, 0x03]);
+    let before = rtc.clone();
+    rtc.tell(now, WallTime::from_unix_ns(world(BASE + 10).as_unix_ns() + NS_PER_SECOND / 3));
+    assert_eq!(rtc, before);
+}
+
+#[test]
+fn a_clock_that_the_guest_keeps_in_local_time_stays_so() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::ZERO;
+    write(&mut rtc, now, HOURS, 0x20);
+    rtc.tell(seconds(5), world(BASE + 5 + 60));
+    assert_eq!(shown(&mut rtc, seconds(5)), [0x20, 0x23, 0x11, 0x14, 0x20, 0x14, 0x25, 0x03]);
+}
+
+#[test]
+fn an_alarm_that_was_due_before_the_time_was_told_is_not_lost() {
+    let mut rtc = CmosClock::new(BASE);
+    let now = VirtualTime::ZERO;
+    for (register, value) in [(HOURS_ALARM, 0x22), (MINUTES_ALARM, 0x13), (SECONDS_ALARM, 0x22)] {
+        write(&mut rtc, now, register, value);
+    }
+    write(&mut rtc, now, REGISTER_B, B_24_HOURS | FLAG_ALARM);
+    assert_eq!(rtc.next_timer(), Some(seconds(2)));
+    // Not due yet by the old time, and by the new one in a second.
+    let mut early = rtc.clone();
+    early.tell(seconds(1), world(BASE + 1 - 86_400));
+    assert_eq!((early.line(), early.next_timer()), (false, Some(seconds(2))));
+    rtc.tell(seconds(3), world(BASE + 86_400));
+    assert!(rtc.line());
+    assert_eq!(read(&mut rtc, seconds(3), REGISTER_C), C_INTERRUPT | FLAG_ALARM | FLAG_UPDATE);
+}
+
+#[test]
+fn a_told_time_is_saved_and_one_that_cannot_be_is_refused() {
+    let mut rtc = CmosClock::new(BASE);
+    for ns in [0, u64::MAX] {
+        rtc.tell(seconds(3), WallTime::from_unix_ns(ns));
+        rtc.tell(VirtualTime::NEVER, WallTime::from_unix_ns(ns));
+        assert_eq!(CmosClock::restore(&rtc.save()), Ok(rtc.clone()));
+    }
+    let wrong = CmosClockState { told: i64::MAX, ..rtc.save() };
+    assert!(CmosClock::restore(&wrong).is_err());
+}

@@ -5,7 +5,7 @@ use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, 
 use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, WallTime};
 
 /// How long a guest runs before the world is looked at again, in host nanoseconds.
 const SLICE_NS: u64 = 500_000;
@@ -25,6 +25,10 @@ const MAX_OVERDUE_NS: u64 = 200_000_000;
 /// named.
 const WAIT_PER_NAMING: u64 = 4;
 
+/// How far the world's clock may come apart from what the guest was told, in nanoseconds, before it is told
+/// again: a host's clock that is set, or a host that slept, is noticed; one that is steered is not.
+const WALL_CLOCK_TOLERANCE_NS: u64 = 1_000_000_000;
+
 /// What the operator asks of a live machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
@@ -40,6 +44,10 @@ pub enum Asked {
 pub trait InputSource: std::fmt::Debug + Send {
     /// Host time since this side went live.
     fn now(&mut self) -> HostTime;
+    /// The world's time, which can be set to anything at any moment; `None` if this source knows none.
+    fn wall_clock(&mut self) -> Option<WallTime> {
+        None
+    }
     /// Takes what the operator asks, if anything.
     fn take_asked(&mut self) -> Option<Asked>;
     /// Takes the next arrival that there is room for.
@@ -67,6 +75,12 @@ pub struct Live<S> {
     clock: ClockControl,
     /// After a wake: guest time is corrected before the arrival that woke the guest.
     must_sync: bool,
+    /// What the real-time clock is told.
+    wall_clock: WallClock,
+    /// After a correction of guest time: whether it still tells the world's time has to be seen.
+    look_at_wall_clock: bool,
+    /// The world's time when guest time began, as it was told last.
+    told: Option<i128>,
     /// Where the guest is to be stopped although it does not exit.
     stop_at: Option<ExecutionPoint>,
     /// Since when something waits for a guest that does not exit.
@@ -77,6 +91,17 @@ pub struct Live<S> {
     overdue_ns: u64,
 }
 
+/// What a guest's real-time clock is told where its machine comes to life: begins, is restored, or goes live
+/// after another side. Guest time goes on from where it was, whatever this says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WallClock {
+    /// The world's time, then and whenever it has come apart from it.
+    #[default]
+    Host,
+    /// Nothing, once the guest has begun: it goes on from what it was, with guest time.
+    Keep,
+}
+
 impl<S: InputSource> Live<S> {
     /// Live inputs for a machine whose guest time goes on from `clock` at `point`.
     pub fn new(source: S, clock: ClockControl) -> Self {
@@ -84,11 +109,20 @@ impl<S: InputSource> Live<S> {
             source,
             clock,
             must_sync: true,
+            wall_clock: WallClock::Host,
+            look_at_wall_clock: false,
+            told: None,
             stop_at: None,
             waits_since: None,
             naming_since: None,
             overdue_ns: OVERDUE_NS,
         }
+    }
+
+    /// The same, with a real-time clock that is told so.
+    #[must_use]
+    pub fn with_wall_clock(self, wall_clock: WallClock) -> Self {
+        Self { wall_clock, ..self }
     }
 
     /// What a point is worth.
@@ -134,8 +168,28 @@ impl<S: InputSource> Live<S> {
 
     fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Step {
         self.must_sync = false;
+        self.look_at_wall_clock = true;
         let (time, rate) = self.clock.sync(host, boundary.point, boundary.time);
         Step::Deliver(Arrival::ClockSync { time, rate })
+    }
+
+    /// The world's time, if the guest has to be told: asked where guest time has just been corrected.
+    fn take_wall_clock(&mut self, boundary: &Boundary) -> Option<Arrival> {
+        if !std::mem::take(&mut self.look_at_wall_clock) {
+            return None;
+        }
+        // A guest that has not begun has no clock that could be kept.
+        if self.wall_clock == WallClock::Keep && boundary.point != ExecutionPoint::START {
+            return None;
+        }
+        let time = self.source.wall_clock()?;
+        let zero = i128::from(time.as_unix_ns()) - i128::from(boundary.time.as_ns());
+        let tolerated = i128::from(WALL_CLOCK_TOLERANCE_NS);
+        if self.told.is_some_and(|told| (zero - told).abs() < tolerated) {
+            return None;
+        }
+        self.told = Some(zero);
+        Some(Arrival::WallClock { time })
     }
 
     /// How far a guest runs for which there is nothing.
@@ -175,6 +229,9 @@ impl<S: InputSource> Live<S> {
             if timer_due || self.must_sync {
                 self.clock.waited(host, boundary.point);
                 return self.sync(host, boundary);
+            }
+            if let Some(arrival) = self.take_wall_clock(boundary) {
+                return Step::Deliver(arrival);
             }
             if let Some(arrival) = self.source.take_arrival(boundary.room) {
                 return Step::Deliver(arrival);
@@ -226,7 +283,8 @@ impl<S: InputSource> Inputs for Live<S> {
         if self.must_sync || timer_due || self.clock.sync_due(host) {
             return Ok(self.sync(host, boundary));
         }
-        if let Some(arrival) = self.source.take_arrival(boundary.room) {
+        let arrival = self.take_wall_clock(boundary);
+        if let Some(arrival) = arrival.or_else(|| self.source.take_arrival(boundary.room)) {
             return Ok(Step::Deliver(arrival));
         }
         Ok(Step::RunTo(self.slice(boundary)))
@@ -431,6 +489,69 @@ mod tests {
             live.named_by_state();
             assert_eq!(waited(&mut live), expected, "after a naming of {took_ns} ns");
         }
+    }
+
+    /// A world whose clock is a thousand seconds ahead of host time, and set once by two and once by half a
+    /// second.
+    #[derive(Debug)]
+    struct Clocks {
+        host: u64,
+        wall: u64,
+    }
+
+    impl InputSource for Clocks {
+        fn now(&mut self) -> HostTime {
+            HostTime(self.host)
+        }
+        fn wall_clock(&mut self) -> Option<WallTime> {
+            Some(WallTime::from_unix_ns(self.wall))
+        }
+        fn take_asked(&mut self) -> Option<Asked> {
+            None
+        }
+        fn take_arrival(&mut self, _: Room) -> Option<Arrival> {
+            None
+        }
+        fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
+            false
+        }
+        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+            Ok(())
+        }
+        fn at(&mut self, _: &Boundary) {}
+    }
+
+    /// What a guest at `point` is told of the world's time while the clocks pass through `moments`.
+    fn told(wall_clock: WallClock, point: ExecutionPoint, moments: &[(u64, u64)]) -> Vec<u64> {
+        let boundary = Boundary { point, ..boundary(true) };
+        let clock = ClockControl::new(&boundary.clock, point, PointScale::EXITS);
+        let mut live = Live::new(Clocks { host: 0, wall: 0 }, clock).with_wall_clock(wall_clock);
+        let mut told = Vec::new();
+        let mut here = Boundary { next_timer: None, ..boundary };
+        for (host, wall) in moments {
+            *live.source() = Clocks { host: *host, wall: *wall };
+            loop {
+                match live.next(&here).expect("the world is well") {
+                    Step::Deliver(Arrival::ClockSync { time, .. }) => here.time = time,
+                    Step::Deliver(Arrival::WallClock { time }) => told.push(time.as_unix_ns()),
+                    Step::RunTo(_) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn the_guest_is_told_the_worlds_time_where_it_comes_to_life_and_when_that_is_set() {
+        const S: u64 = 1_000_000_000;
+        let moments =
+            [(0, 1_000 * S), (S, 1_001 * S), (2 * S, 1_002 * S + S / 2), (3 * S, 1_005 * S)];
+        let later = ExecutionPoint::new(7);
+        assert_eq!(told(WallClock::Host, later, &moments), [1_000 * S, 1_005 * S]);
+        assert!(told(WallClock::Keep, later, &moments).is_empty());
+        // One that begins has nothing to keep.
+        assert_eq!(told(WallClock::Keep, ExecutionPoint::START, &moments[..1]), [1_000 * S]);
     }
 
     #[test]

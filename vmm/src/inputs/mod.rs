@@ -14,7 +14,7 @@ mod scale;
 
 pub use clock::{ClockControl, HostTime};
 pub use exits::ExitDifference;
-pub use live::{Asked, InputSource, Live};
+pub use live::{Asked, InputSource, Live, WallClock};
 pub use recording::{LogSink, Recording};
 pub use replaying::{Difference, Divergence, LogEnd, LogSource, Replaying};
 pub use scale::{Pace, PointScale};

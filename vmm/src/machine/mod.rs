@@ -12,6 +12,7 @@
 //! place that no log can name. The loop serves an operator there, who only looks; nothing reaches
 //! the guest before the next point.
 
+mod copy;
 mod delta;
 mod digest;
 mod edge;
@@ -21,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod edge_tests;
 
+pub use copy::{CopyError, FRESH_BYTES};
 pub use delta::{Delta, DeltaBase};
 pub use edge::{FaultReport, Kept, abort_on_panics};
 pub use memory_sum::differing_page;

@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmft_logging_channel::entry::Arrival;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_logging_channel::point::{ExecutionPoint, WallTime};
 
 /// Where the guest is, for whoever asks from another thread.
 #[derive(Debug, Default)]
@@ -120,6 +120,12 @@ impl InputSource for HostSource {
     fn now(&mut self) -> HostTime {
         let ns = self.live_since.elapsed().as_nanos();
         HostTime(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the host's clock is an input; it comes in here")]
+    fn wall_clock(&mut self) -> Option<WallTime> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_nanos()).ok().map(WallTime::from_unix_ns)
     }
 
     fn take_asked(&mut self) -> Option<Asked> {
