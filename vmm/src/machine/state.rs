@@ -293,6 +293,7 @@ impl Machine {
             since_base: _,
             keeps_deltas: _,
             broken: _,
+            fails: _,
             reports: _,
         } = self;
         MachineState {
@@ -343,6 +344,7 @@ impl Machine {
             since_base: None,
             keeps_deltas: false,
             broken: false,
+            fails: false,
             reports: super::edge::usual_directories(),
             config,
             source,
