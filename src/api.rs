@@ -6,7 +6,7 @@
 //! | `GET /api/v1/vm.info` | the side's status as JSON |
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
-//! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, or `{"hold-replay": {"ms": N}}`: plants a fault at the next point, and answers `{"point": N}` |
+//! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};

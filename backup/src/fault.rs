@@ -2,7 +2,8 @@
 //!
 //! A bit of memory flips on one side, as it would in bad memory: to the other side that is a divergence. Or a
 //! backup stops replaying for a while, and goes on receiving and acknowledging, as on a host that is too busy.
-//! Both happen at a point of the guest, between two instructions, so what follows is the pair's own doing.
+//! Or a live machine fails, as if its guest had met a fault of this program.
+//! All happen at a point of the guest, between two instructions, so what follows is the pair's own doing.
 
 use crate::requests::Requests;
 use crate::status::{Role, StatusBoard};
@@ -47,6 +48,8 @@ pub enum Fault {
         /// In milliseconds, at most [`MAX_HOLD`].
         ms: u64,
     },
+    /// The machine of a live side fails.
+    Fail,
 }
 
 impl fmt::Display for Fault {
@@ -56,6 +59,7 @@ impl fmt::Display for Fault {
                 write!(f, "bit {bit} of the byte at {address:#x} flipped")
             }
             Self::HoldReplay { ms } => write!(f, "replay held for {ms} ms"),
+            Self::Fail => f.write_str("the machine fails"),
         }
     }
 }
@@ -101,6 +105,9 @@ pub enum FaultError {
          ask the backup, or say live=on"
     )]
     Live,
+    /// Only a machine that runs the guest fails here.
+    #[error("this side does not run the guest; ask the one that is live")]
+    NotLive,
     /// The side replays nothing that could be held.
     #[error("this side does not replay; ask a backup that follows in lockstep")]
     NotReplaying,
@@ -132,7 +139,7 @@ impl Fault {
             Self::HoldReplay { ms } if Duration::from_millis(ms) > MAX_HOLD => {
                 Err(FaultError::TooLong)
             }
-            Self::FlipBit { .. } | Self::HoldReplay { .. } => Ok(()),
+            Self::FlipBit { .. } | Self::HoldReplay { .. } | Self::Fail => Ok(()),
         }
     }
 }
@@ -279,14 +286,20 @@ impl FaultDesk {
             | Role::Halted
             | Role::Stopped => return Err(FaultError::NoGuest { role }),
         }
-        let Fault::FlipBit { address, bit } = fault else { return Err(FaultError::NotReplaying) };
-        if !live {
-            return Err(FaultError::Live);
+        match fault {
+            Fault::HoldReplay { .. } => return Err(FaultError::NotReplaying),
+            Fault::FlipBit { .. } if !live => return Err(FaultError::Live),
+            Fault::FlipBit { .. } | Fault::Fail => {}
         }
-        let flip = move |machine: &mut vmft_vmm::machine::Machine| {
-            flip(machine.ram(), address, bit).map(|()| Planted { point: machine.point() })
+        let plant = move |machine: &mut vmft_vmm::machine::Machine| {
+            match fault {
+                Fault::FlipBit { address, bit } => flip(machine.ram(), address, bit)?,
+                Fault::HoldReplay { .. } => {}
+                Fault::Fail => machine.fail(),
+            }
+            Ok(Planted { point: machine.point() })
         };
-        self.requests.at_rest(&self.mailbox, flip).map_err(|_| FaultError::Over)?
+        self.requests.at_rest(&self.mailbox, plant).map_err(|_| FaultError::Over)?
     }
 }
 
@@ -325,6 +338,7 @@ impl<'a, I: Inputs> Faulty<'a, I> {
                         hold_until = Some(Instant::now() + Duration::from_millis(ms));
                         Ok(())
                     }
+                    Fault::Fail => Err(FaultError::NotLive),
                 };
                 // Whoever asked may have gone.
                 let _ = reply.send(planted.map(|()| Planted { point }));

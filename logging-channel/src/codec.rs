@@ -341,8 +341,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
         return decode_checkpoint_part(cursor);
     }
     let is_known = (kind::CLOCK_SYNC..=kind::LANDING).contains(&kind)
-        || kind == kind::PACKETS
-        || kind == kind::EXITS;
+        || matches!(kind, kind::PACKETS | kind::EXITS | kind::WALL_CLOCK);
     if !is_known {
         return Err(DecodeError::Tag { what: "entry kind", tag: kind });
     }

@@ -17,8 +17,9 @@ pub struct FaultOptions {
     #[arg(long, value_name = "PATH")]
     api_socket: PathBuf,
     /// What goes wrong at the guest's next point: a bit of its memory flips on this side alone (on a live
-    /// side only with live=on), or a backup replays nothing for a while, but goes on receiving
-    #[arg(value_name = "flip-bit=ADDRESS[,bit=0..7][,live=on] | hold-replay=TIME")]
+    /// side only with live=on), or a backup replays nothing for a while, but goes on receiving, or a live
+    /// side's machine fails, as at a fault of vmft
+    #[arg(value_name = "flip-bit=ADDRESS[,bit=0..7][,live=on] | hold-replay=TIME | fail=on")]
     fault: FaultOption,
 }
 
@@ -39,7 +40,14 @@ impl FromStr for FaultOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let pairs = Pairs::parse(text, &["flip-bit", "bit", "live", "hold-replay"])?;
+        let pairs = Pairs::parse(text, &["flip-bit", "bit", "live", "hold-replay", "fail"])?;
+        if let Some(fail) = pairs.get("fail") {
+            let alone = text.strip_prefix("fail=") == Some(fail);
+            return match parse_switch(fail)? {
+                true if alone => Ok(Self(FaultOrder { fault: Fault::Fail, live: true })),
+                _ => Err(OptionError::Fault(text.to_owned())),
+            };
+        }
         let live = pairs.get("live").map_or(Ok(false), parse_switch)?;
         let fault = match (pairs.get("flip-bit"), pairs.get("hold-replay"), pairs.get("bit")) {
             (Some(address), None, bit) => {
@@ -70,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_a_bit_or_a_while() {
+    fn a_fault_is_a_bit_or_a_while_or_an_end() {
         let parse = |text: &str| text.parse::<FaultOption>().map(|option| option.0);
         let flip =
             |address, bit, live| Ok(FaultOrder { fault: Fault::FlipBit { address, bit }, live });
@@ -78,6 +86,7 @@ mod tests {
         assert_eq!(parse("flip-bit=4096,bit=7,live=on"), flip(4096, 7, true));
         let hold = Fault::HoldReplay { ms: 2_000 };
         assert_eq!(parse("hold-replay=2s"), Ok(FaultOrder { fault: hold, live: false }));
+        assert_eq!(parse("fail=on"), Ok(FaultOrder { fault: Fault::Fail, live: true }));
         for wrong in [
             "",
             "flip-bit",
@@ -87,6 +96,8 @@ mod tests {
             "hold-replay=1s,bit=0",
             "hold-replay=1s,live=on",
             "hold-replay=2",
+            "fail=off",
+            "fail=on,bit=1",
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

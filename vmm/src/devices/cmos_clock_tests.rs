@@ -226,7 +226,8 @@ fn an_alarm_that_was_due_before_the_time_was_told_is_not_lost() {
     assert_eq!((early.line(), early.next_timer()), (false, Some(seconds(2))));
     rtc.tell(seconds(3), world(BASE + 86_400));
     assert!(rtc.line());
-    assert_eq!(read(&mut rtc, seconds(3), REGISTER_C), C_INTERRUPT | FLAG_ALARM | FLAG_UPDATE);
+    let told = C_INTERRUPT | FLAG_ALARM | FLAG_UPDATE;
+    assert_eq!(read(&mut rtc, seconds(3), REGISTER_C) & told, told);
 }
 
 #[test]

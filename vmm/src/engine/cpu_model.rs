@@ -253,7 +253,10 @@ pub(in crate::engine) fn withholds(code: Code) -> bool {
     let later = |feature: &CpuidFeature| {
         matches!(feature, CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2)
     };
+    // Of the first steppings of one CPU, at opcodes that are undefined ever since.
+    let early = [Code::Cmpxchg486_rm8_r8, Code::Cmpxchg486_rm16_r16, Code::Cmpxchg486_rm32_r32];
     code.encoding() != EncodingKind::Legacy
+        || early.contains(&code)
         || (!LATER_SSE && code.cpuid_features().iter().any(later))
 }
 

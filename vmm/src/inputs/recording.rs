@@ -441,7 +441,8 @@ mod tests {
         let log = LosingLog { appended: 0, lost_at };
         let mut inputs = Recording::new(live, log, Arc::clone(&gate), point, OutputSequence(0));
         for sequence in [1, 2] {
-            let kind = OutputKind::Console { offset: sequence, bytes: vec![b'x'] };
+            // Of several bytes, which stay outputs of their own in every queue.
+            let kind = OutputKind::Console { offset: 2 * sequence, bytes: b"xy".to_vec() };
             gate.emit(Output { sequence: OutputSequence(sequence), kind });
             assert_eq!(inputs.next(&boundary(sequence)).expect("the log swallows"), Step::Pause);
             gate.acknowledged(EntrySequence(1));

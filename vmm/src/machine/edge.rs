@@ -156,12 +156,18 @@ fn write_new(directory: &Path, point: ExecutionPoint, text: &str) -> io::Result<
 }
 
 /// How many bytes of code a report shows.
-const CODE_BYTES: usize = 64;
+const CODE_BYTES: usize = 32;
 
 impl Machine {
     /// Where reports of faults are written; else in the current directory, or where temporary files are.
     pub fn report_faults_in(&mut self, directory: PathBuf) {
         self.reports = vec![directory];
+    }
+
+    /// Plants a fault of this program, which the guest meets next: for people who study what a pair does
+    /// about it.
+    pub fn fail(&mut self) {
+        self.fails = true;
     }
 
     /// Does what a guest may make panic.
@@ -193,5 +199,5 @@ impl Machine {
 
 /// Where reports go unless somebody says otherwise.
 pub(super) fn usual_directories() -> Vec<PathBuf> {
-    vec![PathBuf::from("."), std::env::temp_dir()]
+    std::env::current_dir().into_iter().chain([std::env::temp_dir()]).collect()
 }

@@ -172,6 +172,8 @@ pub struct Machine {
     keeps_deltas: bool,
     /// Left in the middle of something by a panic: it runs no more.
     broken: bool,
+    /// It is to panic at its next step.
+    fails: bool,
     /// Where reports of faults may be written.
     reports: Vec<PathBuf>,
 }
@@ -247,6 +249,7 @@ impl Machine {
             since_base: None,
             keeps_deltas: false,
             broken: false,
+            fails: false,
             reports: edge::usual_directories(),
         })
     }
@@ -485,6 +488,7 @@ impl Machine {
     /// Runs to `bound`, or to the first exit that needs the loop. If an interrupt is delivered,
     /// goes on until an instruction has retired.
     fn run_slice(&mut self, bound: ExecutionPoint) -> Result<(), MachineError> {
+        assert!(!self.fails, "planted with `vmft fault`");
         let start = self.engine.point();
         let mut bound = bound;
         // Else timers are due at the points that come, and a point ahead is none to stop at.

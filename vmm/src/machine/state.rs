@@ -341,6 +341,7 @@ impl Machine {
             since_base: _,
             keeps_deltas: _,
             broken: _,
+            fails: _,
             reports: _,
         } = self;
         MachineState {
@@ -393,6 +394,7 @@ impl Machine {
             since_base: None,
             keeps_deltas: false,
             broken: false,
+            fails: false,
             reports: super::edge::usual_directories(),
             config,
             source,

@@ -545,7 +545,9 @@ mod tests {
         };
         let old = FRESH + Duration::from_millis(1);
         for (sequence, age) in [(1, old), (2, old), (3, Duration::ZERO)] {
-            gate.emit(output(sequence));
+            // Of several bytes, which stay outputs of their own.
+            let kind = OutputKind::Console { offset: 2 * sequence, bytes: b"xy".to_vec() };
+            gate.emit(Output { sequence: OutputSequence(sequence), kind });
             let begun = ago(gate.begin_mark(), age);
             gate.mark(begun, EntrySequence(sequence), OutputSequence(sequence));
         }

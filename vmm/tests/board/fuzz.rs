@@ -108,7 +108,7 @@ fn step(machine: &mut Machine, numbers: &mut Numbers) -> u64 {
 
 /// From nanoseconds to years.
 fn time(numbers: &mut Numbers) -> u64 {
-    let bits = numbers.below(55).max(1);
+    let bits = 1 + numbers.below(54);
     numbers.below(1 << bits)
 }
 
