@@ -21,7 +21,7 @@ const FOLDERS: [&str; 10] = [
 ];
 /// Folders that a path of the documents may begin in: those above, or one of these.
 const SHORTENED: [&str; 4] = ["", "vmm/src", "vmm/src/engine", "vmm/src/devices"];
-/// Longest file of Rust, in lines.
+/// Longest file of Rust that is no test, in lines.
 const LONGEST: usize = 620;
 
 fn root() -> &'static Path {
@@ -193,6 +193,7 @@ fn documents_fit_a_hundred_columns() {
 fn files_of_code_are_of_one_idea() {
     let long: Vec<String> = files("rs")
         .into_iter()
+        .filter(|path| !path.components().any(|part| part.as_os_str() == "tests"))
         .filter_map(|path| {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
             (lines > LONGEST).then(|| format!("{} has {lines} lines", path.display()))

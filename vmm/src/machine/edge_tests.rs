@@ -3,9 +3,9 @@
 use super::*;
 use crate::board::{BoardConfig, Bytes, UnixSeconds};
 use crate::boot::synthetic::{Part, TEXT, elf};
-use crate::engine::CpuCount;
 use crate::engine::ExitRecord;
 use crate::engine::soft::SoftEngine;
+use crate::engine::{CpuCount, EngineKind};
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
 use vmft_logging_channel::entry::StateDigest;
