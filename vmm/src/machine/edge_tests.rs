@@ -6,6 +6,7 @@ use crate::boot::synthetic::{Part, TEXT, elf};
 use crate::engine::ExitRecord;
 use crate::engine::soft::SoftEngine;
 use crate::engine::{CpuCount, EngineKind};
+use crate::inputs::InputError;
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
 use vmft_logging_channel::entry::StateDigest;
