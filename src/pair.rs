@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use vmft_backup::status::SideStatus;
 use vmft_vmm::world::console::{ConsoleClient, ConsoleEvent, Merger};
+use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
 
 /// How long a side may take to open its sockets, and between two looks.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -205,6 +206,17 @@ impl Drop for SideProcess {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The value of `--disk` for a pair on one host, whose processes die and never the host: where the image lies
+/// on a file system that keeps everything in the host's cache, that will do.
+pub fn disk_argument(disk: &Path) -> OsString {
+    let mut argument = prefixed("path=", disk);
+    let opened = DiskFile::open(disk, false, HostCache::None, false);
+    if matches!(opened, Err(DiskFileError::Cached { .. } | DiskFileError::Unit { .. })) {
+        argument.push(",cache=writeback");
+    }
+    argument
 }
 
 /// `key=` and a path, as one argument.

@@ -7,7 +7,7 @@ use crate::random::Random;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, prefixed};
+use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, disk_argument, prefixed};
 use vmft_backup::status::Role;
 use vmft_guest_images::disk::{DiskSize, make_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, Workload, count_records};
@@ -168,7 +168,7 @@ fn survives(cpus: u8, moments: &[Moment]) {
         let cpus = format!("boot={cpus}");
         let guest = ["--cmdline", &words, "--memory", "size=96M", "--cpus", &cpus];
         let guest = guest.map(OsString::from);
-        let both = ["--disk".into(), prefixed("path=", &disk)];
+        let both = ["--disk".into(), disk_argument(&disk)];
         let mut pair = start(directory.path(), &guest, &both);
         pair.kill_at(*moment);
         let each =

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, prefixed};
+use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, disk_argument};
 use vmft_backup::status::{Role, SideStatus};
 use vmft_guest_images::disk::{check_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, count_records};
@@ -70,7 +70,7 @@ impl Relay {
         self.next += 1;
         let mut all = arguments.to_vec();
         all.extend(["--listen".into(), "tcp:127.0.0.1:0".into(), "--disk".into()]);
-        all.push(prefixed("path=", &self.disk));
+        all.push(disk_argument(&self.disk));
         all.extend(self.more.iter().cloned());
         // The console wants a name of two; each side's files have its number.
         let name = (Which::Primary, &*format!("side-{number}"));

@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, prefixed};
+use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, disk_argument, prefixed};
 use vmft_backup::status::{Role, SideStatus};
 use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, SHELL_PROMPT, Workload, count_records};
@@ -170,7 +170,7 @@ impl Pair {
             }
             (None, None) => unreachable!("a guest is restored or booted"),
         }
-        primary.extend(["--disk".into(), prefixed("path=", &disk)]);
+        primary.extend(["--disk".into(), disk_argument(&disk)]);
         primary.extend(setup.both.iter().chain(&setup.primary).map(Into::into));
         let mut primary =
             SideProcess::start(program(), Which::Primary, directory.path(), &primary).unwrap();
@@ -349,7 +349,7 @@ pub fn start_backup(
 ) -> SideProcess {
     let mut arguments: Vec<OsString> =
         vec!["--primary".into(), format!("tcp:{address}").into(), "--disk".into()];
-    arguments.push(prefixed("path=", disk));
+    arguments.push(disk_argument(disk));
     arguments.extend(more);
     SideProcess::start(program(), Which::Backup, directory, &arguments).unwrap()
 }

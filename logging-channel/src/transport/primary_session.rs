@@ -14,10 +14,11 @@ use super::tls::ServerIdentity;
 use super::{EndCause, SessionEnd, TransportError, Violation, clock};
 use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
+use crate::entry::Generation;
 use crate::frame::Frame;
 use crate::handshake::SessionTerms;
 use crate::sender::SenderEvent;
-use crate::session::SessionId;
+use crate::session::{Reign, SessionId};
 use crate::time::MonotonicTime;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -122,7 +123,7 @@ async fn serve_backup(
         }
     };
     let begun = clock::now();
-    let set_up = set_up(context, &side, &mut connection, terms.session, stream).await;
+    let set_up = set_up(context, &side, &mut connection, terms, stream).await;
     let result = match set_up {
         Ok(now) => {
             let detector = Detector::new(context.config.detector, now);
@@ -180,11 +181,11 @@ async fn set_up(
     context: &Context,
     side: &PrimarySide<'_>,
     connection: &mut Connection,
-    session: SessionId,
+    terms: &SessionTerms,
     stream: Box<dyn CheckpointStream>,
 ) -> Result<MonotonicTime, TransportError> {
     let limit = context.config.setup_timeout;
-    let mut pieces = pack(stream, session)?;
+    let mut pieces = pack(stream, terms.session)?;
     let mut complete = false;
     while let Some(piece) = pieces.recv().await {
         let (bytes, last) = piece?;
@@ -200,11 +201,14 @@ async fn set_up(
     if !complete {
         return Err(TransportError::NoCheckpoint("the machine has stopped".to_owned()));
     }
+    let mut told = terms.generation;
     loop {
+        tell_generation(context, connection, terms.session, &mut told).await?;
         let frame = connection.reader.next_frame(limit, "accepting the checkpoint").await?;
         let accepted = matches!(frame, Frame::Acknowledge(_));
         let now = clock::now();
         if accepted {
+            tell_generation(context, connection, terms.session, &mut told).await?;
             side.with(|session| session.protected = true);
         }
         if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
@@ -216,6 +220,24 @@ async fn set_up(
             return Ok(now);
         }
     }
+}
+
+/// Tells the backup of a generation that was won after the one that it was `told`: what was agreed when it shook
+/// hands may be over when its session begins, and it would ask the arbiter for a generation that is gone.
+async fn tell_generation(
+    context: &Context,
+    connection: &mut Connection,
+    session: SessionId,
+    told: &mut Generation,
+) -> Result<(), TransportError> {
+    let generation = context.shared.lock().identity.generation;
+    if generation > *told {
+        let frame = Frame::Reign(Reign { generation }).encode(session)?;
+        let limit = context.config.setup_timeout;
+        connection.writer.send(frame, limit, "taking the generation").await?;
+        *told = generation;
+    }
+    Ok(())
 }
 
 /// The primary's session with one backup, for the loop.

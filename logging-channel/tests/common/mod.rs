@@ -85,6 +85,29 @@ impl CheckpointStream for ToyStream {
     }
 }
 
+/// The stream of a toy machine whose log begins when `go` says so, and not before.
+pub struct LateStream {
+    ticket: Option<JoinTicket>,
+    go: Receiver<()>,
+    stream: Option<Box<dyn CheckpointStream>>,
+}
+
+impl LateStream {
+    pub fn new(ticket: JoinTicket, go: Receiver<()>) -> Self {
+        Self { ticket: Some(ticket), go, stream: None }
+    }
+}
+
+impl CheckpointStream for LateStream {
+    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+        if let Some(ticket) = self.ticket.take() {
+            self.go.recv_timeout(PATIENCE).expect("it should have been told by now");
+            self.stream = Some(toy_stream(ticket));
+        }
+        self.stream.as_mut().expect("begun").next_piece()
+    }
+}
+
 /// Keeps the bytes of the pages it was given.
 #[derive(Debug, Default)]
 pub struct ToyMemory(pub Vec<(u64, u8)>);

@@ -9,7 +9,7 @@ mod shell;
 
 use crate::machine_options::{EngineOptions, Purpose};
 use crate::options::ProtectOption;
-use crate::pair::{Look, PairConsole, SideProcess, Which, prefixed};
+use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
 use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
 use crate::remedy::Remedy;
@@ -32,7 +32,6 @@ use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
 use vmft_guest_images::{Cache, Workload, default_guest, lockstep_guest};
 use vmft_vmm::engine::EngineKind;
-use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
 
 /// How long the guest may stay silent before the demo gives up: booting on a slow host included.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -208,17 +207,6 @@ impl Stage {
         let both: Vec<OsString> = disk.into_iter().chain(options.protect()).collect();
         Self::set(workplace, &both, primary, network.as_ref())
     }
-}
-
-/// The value of `--disk`. A demo's processes die, and never its host: where the temporary directory lies on a
-/// file system that keeps everything in the host's cache, that will do.
-fn disk_argument(disk: &Path) -> OsString {
-    let mut argument = prefixed("path=", disk);
-    let opened = DiskFile::open(disk, false, HostCache::None, false);
-    if matches!(opened, Err(DiskFileError::Cached { .. } | DiskFileError::Unit { .. })) {
-        argument.push(",cache=writeback");
-    }
-    argument
 }
 
 /// The demo's network; if there can be none, says why.

@@ -25,8 +25,10 @@ const MAX_HITS: usize = 2000;
 
 type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
 
-/// Programs end in UD2. RBX points at the data, everything else is 0.
-const PROGRAMS: [(&str, Program); 9] = [
+/// Programs end in UD2. RBX points at the data, everything else is 0. Repeated string instructions are not
+/// among them: at which iteration a processor tells of a watchpoint there is its own affair (SDM volume 3,
+/// "Data Memory and I/O Breakpoint Exception Conditions"), and the one at hand tells of some once more.
+const PROGRAMS: [(&str, Program); 8] = [
     ("loads and stores", |a| {
         a.mov(byte_ptr(rbx + 1), al)?;
         a.mov(word_ptr(rbx + 3), ax)?;
@@ -100,20 +102,6 @@ const PROGRAMS: [(&str, Program); 9] = [
         a.std()?;
         a.stosb()?;
         a.cld()?;
-        a.nop()
-    }),
-    ("repeated string instructions", |a| {
-        a.mov(rdi, rbx)?;
-        a.mov(ecx, 3)?;
-        a.rep().stosb()?;
-        a.mov(rdi, rbx)?;
-        a.lea(rsi, qword_ptr(rbx + 16))?;
-        a.mov(ecx, 5)?;
-        a.repe().cmpsb()?;
-        a.mov(ecx, 4)?;
-        a.repne().scasd()?;
-        a.mov(ecx, 0)?;
-        a.rep().movsb()?;
         a.nop()
     }),
     ("vectors and floats", |a| {

@@ -5,7 +5,8 @@ use crate::engine::soft::cpu::{Cpu, gpr};
 use crate::engine::soft::event::{Event, Flow, Trap};
 use crate::engine::soft::exception::Exception;
 use crate::engine::soft::flags::{AF, CF, Int, OF, cut, signed};
-use iced_x86::{Code, Instruction};
+use crate::engine::soft::operand::index;
+use iced_x86::{Code, Instruction, OpKind};
 
 fn al(cpu: &Cpu) -> u64 {
     cpu.reg::<u8>(gpr::RAX)
@@ -138,8 +139,13 @@ pub(in super::super) fn arpl(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let selector = cpu.get_for_update(i, 0)?;
     let wanted = cpu.get(i, 1)? & 3;
     let raised = selector & 3 < wanted;
-    let selector = if raised { selector & !3 | wanted } else { selector };
-    cpu.put(i, 0, cut::<u16>(selector))?;
+    let selector = cut::<u16>(if raised { selector & !3 | wanted } else { selector });
+    if i.op0_kind() == OpKind::Register {
+        // The upper half stays, whatever the operand size.
+        cpu.set_reg::<u16>(index(i.op0_register()), selector);
+    } else {
+        cpu.put(i, 0, selector)?;
+    }
     cpu.flags.set_zero(raised);
     Ok(())
 }
@@ -157,6 +163,12 @@ fn push_all<T: Int>(cpu: &mut Cpu) -> Flow {
     let len = 8 * T::BYTES;
     for (register, place) in (0..8).rev().zip(frame.chunks_exact_mut(T::BYTES)) {
         place.copy_from_slice(&cpu.full(register).to_le_bytes()[..T::BYTES]);
+    }
+    // A fault is that of the first push that meets it.
+    for pushed in 1..=8 {
+        let place = cpu.stack_pointer(-((pushed * T::BYTES) as i64));
+        let address = cpu.on_stack_at(place, T::BYTES);
+        cpu.probe_store(address, T::BYTES).map_err(|trap| cpu.on_stack(trap))?;
     }
     let top = cpu.stack_pointer(-(len as i64));
     let address = cpu.on_stack_at(top, len);

@@ -256,7 +256,8 @@ fn iret_of<T: Int>(cpu: &mut Cpu) -> Flow {
         cpu.set_stack_pointer(pointer);
     }
     // RF lasts for one instruction. It matters to breakpoints, and shows in the frame of a step.
-    let matters = cpu.system_flags & ARMED != 0 || rflags & flags::TF != 0;
+    let steps = (cpu.system_flags | rflags) & flags::TF != 0;
+    let matters = cpu.system_flags & ARMED != 0 || steps;
     let resume = if matters { 0 } else { flags::RF };
     let old = cpu.rflags();
     cpu.load_rflags(((old & !changed) | (rflags & changed)) & !resume);

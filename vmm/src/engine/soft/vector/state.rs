@@ -7,7 +7,7 @@ use super::operands::{CR0_EM, CR0_TS, aligned_address, memory, require_sse, set_
 use super::{VectorContext, x87};
 use crate::engine::soft::exception::Exception;
 use crate::engine::state::{SseState, X87State};
-use iced_x86::Instruction;
+use iced_x86::{CodeSize, Instruction};
 
 /// The bits of MXCSR that exist.
 const MXCSR_MASK: u32 = 0xFFFF;
@@ -80,7 +80,12 @@ pub(super) fn save<C: VectorContext>(
     let image = image(&x87, cpu.sse(), pointers);
     // The whole area must be writable, the part that is left alone too.
     cpu.probe_store(address, AREA)?;
-    cpu.store(address, &image)
+    cpu.store(address, &image[..XMM_OFFSET + 16 * known_registers(instruction)])
+}
+
+/// How many XMM registers code of this size has; the others are neither saved nor restored.
+fn known_registers(instruction: &Instruction) -> usize {
+    if instruction.code_size() == CodeSize::Code64 { 16 } else { 8 }
 }
 
 /// `FXRSTOR`, `FXRSTOR64`; `#GP(0)` for a reserved bit of MXCSR.
@@ -94,8 +99,10 @@ pub(super) fn restore<C: VectorContext>(
     let mut image = [0; AREA];
     cpu.load(address, &mut image)?;
     let (x87, sse) = parse(&image, pointers).ok_or(Exception::GeneralProtection(0))?;
+    let known = known_registers(instruction);
     *cpu.x87() = x87;
-    *cpu.sse() = sse;
+    cpu.sse().mxcsr = sse.mxcsr;
+    cpu.sse().registers[..known].copy_from_slice(&sse.registers[..known]);
     Ok(())
 }
 
