@@ -84,6 +84,13 @@ fn accesses_in_pieces(instruction: &Instruction) -> bool {
             | Mnemonic::Iretd
             | Mnemonic::Iretq
             | Mnemonic::Lss
+            | Mnemonic::Lds
+            | Mnemonic::Les
+            | Mnemonic::Bound
+            | Mnemonic::Pusha
+            | Mnemonic::Pushad
+            | Mnemonic::Popa
+            | Mnemonic::Popad
             | Mnemonic::Fldenv
             | Mnemonic::Fnstenv
             | Mnemonic::Frstor

@@ -15,7 +15,7 @@ use super::flags::cut;
 use super::operand::segment_slot;
 use super::system::segments::attribute;
 use crate::engine::state::Segment;
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 
 /// How code in a segment is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,10 +88,14 @@ fn allows(segment: &Segment, offset: u64, len: u64, writes: impl Fn() -> bool) -
 
 /// True if the instruction writes its memory operand.
 fn writes_memory(instruction: &Instruction) -> bool {
+    // Not what it writes besides, such as the stack.
+    let mut operands = 0..instruction.op_count();
+    let Some(operand) = operands.find(|n| instruction.op_kind(*n) == OpKind::Memory) else {
+        return false;
+    };
     let mut factory = InstructionInfoFactory::new();
-    factory.info(instruction).used_memory().iter().any(|memory| {
-        !matches!(memory.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead)
-    })
+    let access = factory.info(instruction).op_access(operand);
+    !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead)
 }
 
 impl Cpu {

@@ -136,15 +136,27 @@ fn bound_of<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
 
 /// `ARPL`: raises the privilege bits of a selector to those of another.
 pub(in super::super) fn arpl(cpu: &mut Cpu, i: &Instruction) -> Flow {
-    let selector = cpu.get_for_update(i, 0)?;
+    let in_register = i.op0_kind() == OpKind::Register;
+    let selector = if in_register {
+        cut::<u16>(cpu.get(i, 0)?)
+    } else {
+        // Read as by any other, and written only if it changes.
+        let offset = cpu.offset_of(i);
+        let address = cpu.in_segment(i.memory_segment(), offset, 2, || false);
+        cpu.load::<u16>(address)?
+    };
     let wanted = cpu.get(i, 1)? & 3;
     let raised = selector & 3 < wanted;
-    let selector = cut::<u16>(if raised { selector & !3 | wanted } else { selector });
-    if i.op0_kind() == OpKind::Register {
-        // The upper half stays, whatever the operand size.
-        cpu.set_reg::<u16>(index(i.op0_register()), selector);
-    } else {
-        cpu.put(i, 0, selector)?;
+    if raised {
+        let selector = selector & !3 | wanted;
+        if in_register {
+            // The upper half stays, whatever the operand size.
+            cpu.set_reg::<u16>(index(i.op0_register()), selector);
+        } else {
+            let offset = cpu.offset_of(i);
+            let address = cpu.in_segment(i.memory_segment(), offset, 2, || true);
+            cpu.store::<u16>(address, selector)?;
+        }
     }
     cpu.flags.set_zero(raised);
     Ok(())
