@@ -35,7 +35,7 @@ pub(super) fn newest(writes: &VecDeque<CompletedWrite>) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// Cuts the piece that reaches across `place` in two there.
-fn cut_before<'a>(pieces: &mut BTreeMap<u64, &'a [u8]>, place: u64) {
+fn cut_before(pieces: &mut BTreeMap<u64, &[u8]>, place: u64) {
     if let Some((at, piece)) = pieces.range(..place).next_back().map(|(at, piece)| (*at, *piece))
         && let Some((front, back)) =
             usize::try_from(place - at).ok().and_then(|len| piece.split_at_checked(len))
