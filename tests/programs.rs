@@ -1,8 +1,6 @@
 //! A 32-bit program as the only program of Debian's kernel: system calls of both kinds, a signal,
 //! thread-local storage, far jumps to 64-bit code and back.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::process::Command;

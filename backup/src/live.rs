@@ -160,21 +160,21 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
 
 /// The machine's inputs, followed or not.
 enum Inputs {
-    Alone(Live<HostSource>),
+    Alone(Box<Live<HostSource>>),
     Recording(Box<Recording<HostSource, ChannelLog>>),
 }
 
 impl Inputs {
     fn into_live(self) -> Live<HostSource> {
         match self {
-            Self::Alone(live) => live,
+            Self::Alone(live) => *live,
             Self::Recording(recording) => recording.into_parts().0,
         }
     }
 
     fn run(&mut self, machine: &mut Machine, gate: &HeldOutputs) -> Result<RunEnd, MachineError> {
         match self {
-            Self::Alone(live) => machine.run(live, gate),
+            Self::Alone(live) => machine.run(&mut **live, gate),
             Self::Recording(recording) => machine.run(&mut **recording, gate),
         }
     }
@@ -232,7 +232,8 @@ impl Side {
             self.status.set_role(Role::Alone, live_side.policy.generation());
         }
         let followed = live_side.channel.as_ref().is_some_and(|channel| channel.followers() > 0);
-        let inputs = if followed { live_side.follow(live, &machine) } else { Inputs::Alone(live) };
+        let inputs =
+            if followed { live_side.follow(live, &machine) } else { Inputs::Alone(Box::new(live)) };
         let ended = live_side.run(&mut machine, inputs);
         self.requests.close();
         if let Err(SideError::Machine(error)) = &ended
@@ -480,7 +481,7 @@ impl LiveSide<'_> {
     fn follow(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         match self.protection {
             Protection::Lockstep => self.record(live, machine),
-            Protection::Checkpoint(_) => Inputs::Alone(live),
+            Protection::Checkpoint(_) => Inputs::Alone(Box::new(live)),
         }
     }
 

@@ -7,9 +7,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+type Look = dyn Fn(&Identity) -> Result<(), Refusal> + Send + Sync;
+
 /// Looks at a backup whose identity fits, on a thread that may wait for the host's storage.
 #[derive(Clone)]
-pub struct AdmissionCheck(Arc<dyn Fn(&Identity) -> Result<(), Refusal> + Send + Sync>);
+pub struct AdmissionCheck(Arc<Look>);
 
 impl fmt::Debug for AdmissionCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -81,8 +81,11 @@ const PARALLELS: ImageFormat = disk("Parallels", "parallels");
 const LZ4: ImageFormat = compressed("lz4", "lz4");
 const ZIP: ImageFormat = ImageFormat::Archive("zip");
 
-/// What the formats are known by: all parts of a line.
-const SIGNATURES: &[(ImageFormat, &[(Place, &[u8])])] = &[
+/// What a format is known by: all of these parts.
+type Signature = (ImageFormat, &'static [(Place, &'static [u8])]);
+
+/// What the formats are known by, one a line.
+const SIGNATURES: &[Signature] = &[
     (disk("qcow2", "qcow2"), &[(Start(0), b"QFI\xFB\0\0\0\x02")]),
     (disk("qcow2", "qcow2"), &[(Start(0), b"QFI\xFB\0\0\0\x03")]),
     (disk("qcow", "qcow"), &[(Start(0), b"QFI\xFB")]),

@@ -85,7 +85,7 @@ pub(in super::super) fn aam(cpu: &mut Cpu, i: &Instruction) -> Flow {
         return Err(cpu.raise(Exception::DivideError));
     }
     let value = al(cpu);
-    cpu.set_reg::<u16>(gpr::RAX, (value / base) << 8 | value % base);
+    cpu.set_reg::<u16>(gpr::RAX, ((value / base) << 8) | (value % base));
     set_decimal_flags(cpu, false, false);
     Ok(())
 }
@@ -171,20 +171,15 @@ pub(in super::super) fn pusha(cpu: &mut Cpu, i: &Instruction) -> Flow {
 }
 
 fn push_all<T: Int>(cpu: &mut Cpu) -> Flow {
-    let mut frame = [0; 32];
-    let len = 8 * T::BYTES;
-    for (register, place) in (0..8).rev().zip(frame.chunks_exact_mut(T::BYTES)) {
-        place.copy_from_slice(&cpu.full(register).to_le_bytes()[..T::BYTES]);
-    }
-    // A fault is that of the first push that meets it.
-    for pushed in 1..=8 {
-        let place = cpu.stack_pointer(-((pushed * T::BYTES) as i64));
+    // One by one: what is pushed before one faults stays below the stack pointer.
+    let place = |cpu: &Cpu, pushed: usize| cpu.stack_pointer(-((pushed * T::BYTES) as i64));
+    for register in 0..8u8 {
+        let place = place(cpu, usize::from(register) + 1);
         let address = cpu.on_stack_at(place, T::BYTES);
-        cpu.probe_store(address, T::BYTES).map_err(|trap| cpu.on_stack(trap))?;
+        let value = cpu.reg::<T>(register);
+        cpu.store::<T>(address, value).map_err(|trap| cpu.on_stack(trap))?;
     }
-    let top = cpu.stack_pointer(-(len as i64));
-    let address = cpu.on_stack_at(top, len);
-    cpu.store_bytes(address, &frame[..len]).map_err(|trap| cpu.on_stack(trap))?;
+    let top = place(cpu, 8);
     cpu.set_stack_pointer(top);
     Ok(())
 }
