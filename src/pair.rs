@@ -174,6 +174,27 @@ impl SideProcess {
         }
     }
 
+    /// Waits until what it has said is as wanted, and returns it. A side says things on a thread of its own:
+    /// what it did can be seen before its words.
+    pub fn wait_says(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            // Asked first, so that the words before its end are all there.
+            let exit = self.try_exit()?;
+            let said = self.messages();
+            if wanted(&said) {
+                return Ok(said);
+            }
+            if let Some(exit) = exit {
+                bail!("the {} has ended ({exit}) and does not say it but:\n{said}", self.name);
+            }
+            if Instant::now() > deadline {
+                bail!("the {} does not say it but:\n{said}", self.name);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// Waits until its status is as wanted.
     pub fn wait_status(
         &mut self,

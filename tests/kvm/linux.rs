@@ -103,11 +103,7 @@ fn auto_takes_kvm_for_a_linux_that_nobody_follows_and_its_shell_answers() {
     let words = arguments("auto", Workload::Shell, &disk);
     let (mut side, mut console) = start(directory.path(), &words, 0);
     read_until(&mut console, SHELL_PROMPT);
-    assert!(
-        side.messages().contains("--engine auto takes kvm, free-running"),
-        "{}",
-        side.messages()
-    );
+    side.wait_says(LIMIT, |said| said.contains("--engine auto takes kvm, free-running")).unwrap();
     console.type_in(b"echo typed >$disk/typed && sync && echo wr''itten $((6 * 7))\n");
     read_until(&mut console, "written 42");
     console.type_in(b"poweroff\n");

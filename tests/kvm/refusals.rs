@@ -209,8 +209,7 @@ fn mismatched_backup(primary: Engine, backup: Engine, wanted: &[&str]) {
     arguments.push(prefixed("dir=", &directory.path().join("arbiter")));
     arguments.extend(words(backup.options()));
     refuse(arguments, &["its log says why", "--engine"]);
-    let said = side.messages();
-    assert!(wanted.iter().all(|wanted| said.contains(wanted)), "{said}");
+    side.wait_says(LIMIT, |said| wanted.iter().all(|wanted| said.contains(wanted))).unwrap();
     assert!(side.try_exit().unwrap().is_none(), "the primary must wait on");
 }
 

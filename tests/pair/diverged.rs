@@ -68,8 +68,8 @@ fn planted_divergences_are_reported_on_both_sides_and_mended_however_many_they_a
             ["it diverged, and has to join again", "a backup has joined from a checkpoint"],
         ),
     ] {
-        let said = pair.side(side).messages();
-        assert!(words.iter().all(|word| said.matches(word).count() == 4), "{said}");
+        let all = |said: &str| words.iter().all(|word| said.matches(word).count() == 4);
+        pair.side(side).wait_says(LIMIT, all).unwrap();
     }
     pair.read_now();
     assert!(!pair.shown().done, "the guest ended before it could be killed");

@@ -197,6 +197,12 @@ impl Relay {
         }
     }
 
+    /// Waits until a side has said something with `part` in it.
+    pub fn wait_says(&mut self, side: usize, part: &str) {
+        let side = self.sides.get_mut(&side).unwrap();
+        side.wait_says(LIMIT, |said| said.contains(part)).unwrap();
+    }
+
     /// Ends the guest with a key, and checks everything there is.
     pub fn finish(&mut self, live: usize) {
         self.type_in("\n");
