@@ -24,6 +24,7 @@ use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
 use vmft_logging_channel::transport::bind_private_socket;
+use vmft_sandbox::Task;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
 
@@ -85,7 +86,7 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
             }
         });
     };
-    std::thread::Builder::new().name("api".to_owned()).spawn(serve)?;
+    vmft_sandbox::spawn(Task::Api, "api", serve)?;
     Ok(())
 }
 

@@ -16,4 +16,5 @@ pub mod private_network;
 pub mod process;
 pub mod progress;
 pub mod remedy;
+pub mod sandbox_options;
 pub mod terminal;

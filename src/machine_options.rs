@@ -5,6 +5,7 @@ use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
+use crate::sandbox_options::SandboxOptions;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -224,6 +225,9 @@ pub struct SideOptions {
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a text here would replace the command's own")]
+    pub sandbox: SandboxOptions,
 }
 
 /// The host's name, for people.
@@ -297,9 +301,20 @@ impl MachineOptions {
         self.cpus.map_or(CpuCount::ONE, |CpusOption(cpus)| cpus)
     }
 
+    /// Reads what the guest boots from, or fetches it: before the sandbox, in which no program can be run
+    /// that does so.
+    pub fn prepare(&self, purpose: Purpose) -> Result<Prepared> {
+        // Wrong options come before wrong files.
+        let wanted = self.engine.wanted(purpose)?;
+        self.check_cpus(wanted, purpose)?;
+        let boot = self.restore.is_none().then(|| self.files()).transpose()?;
+        Ok(Prepared { wanted, boot, purpose })
+    }
+
     /// The machine, ready to run, on `disks`.
-    pub fn machine(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
-        let machine = self.make(disks, purpose)?;
+    pub fn machine(&self, prepared: Prepared, disks: &[DiskFile]) -> Result<Machine> {
+        let purpose = prepared.purpose;
+        let machine = self.make(prepared, disks)?;
         if purpose == Purpose::Lockstep {
             machine.check_lockstep()?;
         }
@@ -327,12 +342,11 @@ impl MachineOptions {
         }
     }
 
-    fn make(&self, disks: &[DiskFile], purpose: Purpose) -> Result<Machine> {
-        // Wrong options come before wrong files.
-        let wanted = self.engine.wanted(purpose)?;
-        self.check_cpus(wanted, purpose)?;
+    fn make(&self, prepared: Prepared, disks: &[DiskFile]) -> Result<Machine> {
+        let Prepared { wanted, boot, purpose } = prepared;
         let configs = disk_configs(disks);
-        if let Some(directory) = &self.restore {
+        let Some(boot) = boot else {
+            let directory = self.restore.as_ref().expect("a guest is booted or restored");
             let mut machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
@@ -345,9 +359,9 @@ impl MachineOptions {
                 );
             }
             return Ok(machine);
-        }
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
-        let BootFiles { kernel, initramfs, source } = self.files()?;
+        let BootFiles { kernel, initramfs, source } = boot;
         let engine = host_choice::choose(&self.engine, purpose, &source.kernel)?;
         engine.check_cpus(self.cpus())?;
         let config = MachineConfig {
@@ -385,7 +399,17 @@ impl MachineOptions {
     }
 }
 
+/// What is known of a machine before this process is confined.
+#[derive(Debug)]
+pub struct Prepared {
+    wanted: Option<EngineKind>,
+    /// `None` for one that is restored.
+    boot: Option<BootFiles>,
+    purpose: Purpose,
+}
+
 /// What a guest boots from, and where it was read.
+#[derive(Debug)]
 struct BootFiles {
     kernel: PathBuf,
     initramfs: Option<PathBuf>,

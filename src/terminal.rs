@@ -9,6 +9,7 @@ use std::sync::Arc;
 use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
 use vmft_logging_channel::foreign::Printable;
+use vmft_sandbox::Task;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
 use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget, Typed};
@@ -121,7 +122,7 @@ pub fn read_keys(mut handle: impl FnMut(Keys) -> bool + Send + 'static) -> Resul
             }
         }
     };
-    std::thread::Builder::new().name("keys".to_owned()).spawn(run)?;
+    vmft_sandbox::spawn(Task::Console, "keys", run)?;
     Ok(())
 }
 

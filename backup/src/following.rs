@@ -26,6 +26,7 @@ use vmft_logging_channel::transport::{
     BackupChannel, BackupConfig, EndCause, Joined, PeerAddress, PrimaryConfig, SessionEnd,
     TransportError, now,
 };
+use vmft_sandbox::Task;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
@@ -527,8 +528,7 @@ fn join_once(
         // A side that has left meanwhile does not listen.
         let _ = sender.send(BackupChannel::join(config, MachineSink::within(memory)));
     };
-    let thread = std::thread::Builder::new().name("join".to_owned());
-    thread.spawn(join).map_err(SideError::Host)?;
+    vmft_sandbox::spawn(Task::Channel, "join", join).map_err(SideError::Host)?;
     loop {
         if control.is_leaving() {
             return Ok(None);

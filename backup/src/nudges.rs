@@ -4,6 +4,7 @@
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vmft_sandbox::Task;
 use vmft_vmm::engine::{EngineKind, PointKind};
 use vmft_vmm::machine::Machine;
 
@@ -28,8 +29,7 @@ impl Nudges {
                 kicker.kick();
             }
         };
-        let thread = std::thread::Builder::new().name("nudges".to_owned());
-        let thread = thread.spawn(nudge);
+        let thread = vmft_sandbox::spawn(Task::Worker, "nudges", nudge);
         let thread = thread.expect("a host that cannot start a thread cannot run a machine");
         Some(Self { stop: Some(stop), thread: Some(thread) })
     }

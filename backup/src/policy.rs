@@ -18,6 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::transport::PrimaryChannel;
+use vmft_sandbox::Task;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
@@ -142,9 +143,7 @@ impl LossPolicy {
         tell!("the backup is lost: {reason}");
         let policy = Arc::clone(self);
         let decide = move || policy.decide(&channel);
-        std::thread::Builder::new()
-            .name("arbiter".to_owned())
-            .spawn(decide)
+        vmft_sandbox::spawn(Task::Arbiter, "arbiter", decide)
             .expect("a host that cannot start a thread cannot run a machine");
     }
 

@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
 use vmft_logging_channel::foreign::Printable;
+use vmft_sandbox::Task;
 
 /// Bytes of lines that wait to be written. More are dropped and counted.
 const QUEUE_BYTES: usize = 256 << 10;
@@ -110,7 +111,6 @@ impl Queue {
     fn add(&'static self, line: Vec<u8>) {
         self.put(line);
         self.started.call_once(|| {
-            let thread = std::thread::Builder::new().name("messages".to_owned());
             let write = || {
                 let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
                 self.write_all(|line| {
@@ -123,7 +123,7 @@ impl Queue {
                 });
             };
             // A host that cannot start a thread runs no machine that would have something to say.
-            let _ = thread.spawn(write);
+            let _ = vmft_sandbox::spawn(Task::Messages, "messages", write);
         });
     }
 

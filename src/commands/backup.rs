@@ -7,6 +7,7 @@ use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_sid
 use crate::net_options::NetOption;
 use crate::options::{DiskOption, MemoryOption};
 use crate::pair_options::{self, ListenPlace, PairOptions};
+use crate::sandbox_options::{ArbiterOf, NamesFiles, end_start, files_of};
 use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -124,6 +125,12 @@ fn follow(
     patience: Patience,
 ) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
+    let arbiter = ArbiterOf(&options.pair, &options.disk);
+    let mut files = files_of(&[&options.disk, &options.side, &arbiter]);
+    for address in primaries.iter().chain(listen) {
+        address.name_files(&mut files);
+    }
+    options.side.sandbox.enter(files)?;
     let used = |given: &PeerAddress| options.pair.address(given);
     let primaries = primaries.iter().map(used).collect::<Result<Vec<_>>>()?;
     let listen = listen.map(used).transpose()?;
@@ -167,6 +174,7 @@ fn follow(
     let memory = options.memory.size;
     let duties =
         BackupDuties { arbiter, channel, primaries, patience, memory, protection, max_lag, listen };
+    end_start()?;
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);
     Ok(super::run::report(&end?))

@@ -4,6 +4,7 @@ use crate::disk_images::open_disks;
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
 use crate::pair_options::{self, ListenPlace, PairOptions};
+use crate::sandbox_options::{ArbiterOf, end_start, files_of};
 use crate::terminal;
 use anyhow::Result;
 use clap::Args;
@@ -49,11 +50,15 @@ fn told_address(address: &LocalAddress) -> String {
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
+    let prepared = options.machine.prepare(options.pair.purpose())?;
+    let arbiter = ArbiterOf(&options.pair, &options.machine.disk);
+    let files = files_of(&[&options.machine, &options.side, &options.listen, &arbiter]);
+    options.side.sandbox.enter(files)?;
     let address = options.pair.address(&options.listen)?;
     let directory = options.pair.arbiter_directory(&options.machine.disk)?;
     let disks = open_disks(&options.machine.disk, HostCache::None, true)?;
     let place = ListenPlace::take(&address)?;
-    let machine = options.machine.machine(&disks, options.pair.purpose())?;
+    let machine = options.machine.machine(prepared, &disks)?;
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "primary")?;
@@ -88,6 +93,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
         protection,
         max_lag,
     };
+    end_start()?;
     let end = side.run_live(machine, duties);
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;
     drop(terminal);

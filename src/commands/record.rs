@@ -4,6 +4,7 @@ use crate::disk_images::open_disks;
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, Purpose, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
+use crate::sandbox_options::{Named, end_start, files_of};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -18,6 +19,7 @@ use vmft_backup::tell;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
+use vmft_sandbox::Use;
 use vmft_vmm::world::HostCache;
 
 /// Options of `vmft record`.
@@ -34,11 +36,14 @@ pub struct RecordOptions {
 
 /// Runs a guest and records it.
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
+    let prepared = options.machine.prepare(Purpose::Lockstep)?;
+    let log = Named(&options.log, Use::Make);
+    options.side.sandbox.enter(files_of(&[&options.machine, &options.side, &log]))?;
     let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }
-    let mut machine = options.machine.machine(&disks, Purpose::Lockstep)?;
+    let mut machine = options.machine.machine(prepared, &disks)?;
     let engine = machine.config().engine;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "recorder")?;
@@ -66,6 +71,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
         .with_context(|| format!("writing log {}", options.log.display()))?;
 
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
+    end_start()?;
     let end = side.record(&mut machine, log.clone());
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;
     drop(terminal);

@@ -2,6 +2,7 @@
 
 use crate::options::SerialOption;
 use crate::remedy::Remedy;
+use crate::sandbox_options::{Named, SandboxOptions, end_start, files_of};
 use crate::terminal::say;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -14,6 +15,7 @@ use vmft_backup::follower::ReplayGate;
 use vmft_backup::identity::check_version;
 use vmft_backup::recorded::RecordedLog;
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_sandbox::Use;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::RunEnd;
 use vmft_vmm::outputs::KeptOutputs;
@@ -35,6 +37,8 @@ pub struct ReplayOptions {
     /// Write a snapshot of the machine where the replay ends
     #[arg(long, value_name = "DIR")]
     snapshot: Option<PathBuf>,
+    #[command(flatten)]
+    sandbox: SandboxOptions,
 }
 
 /// Replays a log offline.
@@ -46,6 +50,8 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     if let Some(directory) = options.snapshot.as_ref().filter(|directory| directory.exists()) {
         bail!("{} exists; snapshots are not overwritten, name another", directory.display());
     }
+    let log = Named(&options.log, Use::Read);
+    options.sandbox.enter(files_of(&[&log, &options.serial.0]))?;
     let file = File::open(&options.log)
         .with_context(|| format!("opening log {path}"))
         .remedy(|| "name a file that `vmft record --log FILE` has written")?;
@@ -65,6 +71,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     let console = ConsoleHub::open(&options.serial.0)?;
     let kept = Arc::new(KeptOutputs::default());
     let gate = ReplayGate::showing(Arc::clone(&kept), Arc::clone(&console));
+    end_start()?;
     let mut inputs = Replaying::new(log, kept, first);
     let end = machine.run(&mut inputs, &gate).and_then(|end| {
         if let RunEnd::Stopped(reason) = end {

@@ -3,6 +3,7 @@
 use crate::disk_images::open_disks;
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side};
+use crate::sandbox_options::{end_start, files_of};
 use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -24,14 +25,18 @@ pub struct RunOptions {
 
 /// Runs a guest unprotected.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
+    let prepared = options.machine.prepare(Purpose::Alone)?;
+    let files = files_of(&[&options.machine, &options.side]);
+    options.side.sandbox.enter(files)?;
     let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
-    let machine = options.machine.machine(&disks, Purpose::Alone)?;
+    let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let engine = machine.config().engine;
+    end_start()?;
     let end = side.run(machine).map_err(|error| with_advice(error, engine))?;
     Ok(report(&end))
 }

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::foreign::ForeignText;
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_sandbox::outside_of_landlock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
@@ -119,7 +120,8 @@ fn digest(machine: &Machine, state_json: &[u8]) -> String {
 
 /// A new file that is its owner's alone: what a guest has in memory is nobody else's to read.
 fn private_file(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(path)
+    let path = path.to_owned();
+    outside_of_landlock(move || File::options().write(true).create_new(true).mode(0o600).open(path))
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
@@ -143,13 +145,17 @@ pub fn save(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotError
     partial.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(partial);
     if let Some(parent) = partial.parent() {
-        fs::create_dir_all(parent).map_err(io_error(parent))?;
+        let made = parent.to_owned();
+        outside_of_landlock(|| fs::create_dir_all(made)).map_err(io_error(parent))?;
     }
-    DirBuilder::new().mode(0o700).create(&partial).map_err(io_error(&partial))?;
+    let made = partial.clone();
+    let make = || DirBuilder::new().mode(0o700).create(made);
+    outside_of_landlock(make).map_err(io_error(&partial))?;
+    let (from, to) = (partial.clone(), directory.to_owned());
     let result = write_all(machine, &partial)
-        .and_then(|()| fs::rename(&partial, directory).map_err(io_error(directory)));
+        .and_then(|()| outside_of_landlock(|| fs::rename(from, to)).map_err(io_error(directory)));
     if result.is_err() {
-        let _ = fs::remove_dir_all(&partial);
+        let _ = outside_of_landlock(|| fs::remove_dir_all(partial));
     }
     result
 }

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::StopReason;
 use vmft_logging_channel::transport::PrimaryChannel;
+use vmft_sandbox::Task;
 use vmft_vmm::machine::Machine;
 use vmft_vmm::memory::WriteView;
 use vmft_vmm::outputs::HeldOutputs;
@@ -100,8 +101,7 @@ impl Epochs {
             status,
             interval,
         };
-        let thread = std::thread::Builder::new().name("epochs".to_owned());
-        let thread = thread.spawn(move || pacer.run(sender));
+        let thread = vmft_sandbox::spawn(Task::Worker, "epochs", move || pacer.run(sender));
         let thread = thread.expect("a host that cannot start a thread cannot run a machine");
         Self { turn, view, thread: Some(thread) }
     }

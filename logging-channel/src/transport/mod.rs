@@ -50,6 +50,7 @@ use crate::time::MonotonicTime;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
+use vmft_sandbox::Task;
 
 /// How long the whole greeting may take (TLS and the handshake, from connecting to the confirmation),
 /// and every stretch of the checkpoint without a byte.
@@ -282,10 +283,8 @@ where
         .enable_time()
         .build()
         .map_err(TransportError::Thread)?;
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || tokio::task::LocalSet::new().block_on(&runtime, main()))
-        .map_err(TransportError::Thread)
+    let run = move || tokio::task::LocalSet::new().block_on(&runtime, main());
+    vmft_sandbox::spawn(Task::Channel, name, run).map_err(TransportError::Thread)
 }
 
 /// Waits for a channel's thread, unless that is where we are: a handler may hold the channel's

@@ -24,6 +24,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
+use vmft_sandbox::Task;
 
 /// What the tasks of the thread share.
 pub(super) struct Context {
@@ -171,8 +172,7 @@ fn pack(
             }
         }
     };
-    let thread = std::thread::Builder::new().name("vmft-join".to_owned());
-    thread.spawn(pack).map_err(TransportError::Thread)?;
+    vmft_sandbox::spawn(Task::Worker, "vmft-join", pack).map_err(TransportError::Thread)?;
     Ok(pieces)
 }
 

@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use vmft_logging_channel::point::ExecutionPoint;
+use vmft_sandbox::outside_of_landlock;
 
 /// A panic: what it said, and where in the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +130,9 @@ impl FaultReport {
         let text = self.text(env!("CARGO_PKG_VERSION"));
         let mut why = "no directory".to_owned();
         for directory in directories {
-            match write_new(directory, self.point, &text) {
+            let (place, point, text) = (directory.clone(), self.point, text.clone());
+            // No option names the place.
+            match outside_of_landlock(move || write_new(&place, point, &text)) {
                 Ok(path) => {
                     self.kept = Kept::File(path);
                     return;

@@ -19,6 +19,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vmft_sandbox::Task;
 
 /// Offset of `immediate_exit` in `struct kvm_run`.
 const IMMEDIATE_EXIT: usize = std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit);
@@ -202,10 +203,8 @@ impl Kicks {
                 shared.signal(false);
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("vmft-ticker".to_owned())
-            .spawn(tick)
-            .map_err(KvmError::Kicks)?;
+        let thread =
+            vmft_sandbox::spawn(Task::Worker, "vmft-ticker", tick).map_err(KvmError::Kicks)?;
         Ok(Ticker { stop: Some(stop), thread: Some(thread) })
     }
 }

@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use vmft_sandbox::Task;
 
 /// How long a sink that failed is left alone at first, and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -153,8 +154,7 @@ pub(super) fn file(path: &Path) -> Result<Box<dyn Sink>, ConsoleError> {
 pub(super) fn start(hub: &Arc<ConsoleHub>, mut sink: Box<dyn Sink>) -> Result<(), ConsoleError> {
     let hub = Arc::clone(hub);
     let run = move || run(&hub, &mut *sink);
-    let thread = std::thread::Builder::new().name("console".to_owned());
-    thread.spawn(run).map(|_| ()).map_err(ConsoleError::Thread)
+    vmft_sandbox::spawn(Task::Console, "console", run).map(drop).map_err(ConsoleError::Thread)
 }
 
 /// Writes what the hub has until it is closed, or the sink is gone.

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_logging_channel::transport::bind_private_socket;
+use vmft_sandbox::Task;
 
 /// How long a host that cannot take a reader is left alone before the next one is tried.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -82,11 +83,8 @@ pub(super) fn listen(path: &Path, hub: &Arc<ConsoleHub>) -> Result<(), ConsoleEr
             }
         }
     };
-    std::thread::Builder::new()
-        .name("console-socket".to_owned())
-        .spawn(accept)
-        .map(|_| ())
-        .map_err(ConsoleError::Thread)
+    let thread = vmft_sandbox::spawn(Task::Console, "console-socket", accept);
+    thread.map(drop).map_err(ConsoleError::Thread)
 }
 
 fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
@@ -113,8 +111,7 @@ fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
             output_hub.reader_went();
         };
         hub.reader_came();
-        let name = "console-reader".to_owned();
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(send) {
+        if let Err(error) = vmft_sandbox::spawn(Task::Console, "console-reader", send) {
             tracing::warn!(%error, "a console reader could not be served");
             hub.reader_went();
             return;
@@ -127,5 +124,5 @@ fn serve(stream: UnixStream, hub: &Arc<ConsoleHub>) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("console-writer".to_owned()).spawn(run).map(|_| ())
+    vmft_sandbox::spawn(Task::Console, "console-writer", run).map(drop)
 }

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use vmft_logging_channel::entry::{Arrival, RequestId};
+use vmft_sandbox::Task;
 
 /// Most threads of one disk: so many requests are under way at the storage. They are started as they are
 /// needed, and a guest that asks for one thing after the other has one.
@@ -137,7 +138,7 @@ impl Shared {
     fn start_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let shared = Arc::clone(self);
         let name = format!("disk{}", self.disk);
-        std::thread::Builder::new().name(name).spawn(move || shared.run())?;
+        vmft_sandbox::spawn(Task::Disk, name, move || shared.run())?;
         state.threads += 1;
         Ok(())
     }

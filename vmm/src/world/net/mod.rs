@@ -35,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use thread::Announcer;
 use vmft_logging_channel::entry::Packet;
+use vmft_sandbox::Task;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where the guest's network device is connected.
@@ -266,6 +267,5 @@ impl Drop for NetPort {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), NetError> {
-    let thread = std::thread::Builder::new().name(name.to_owned());
-    thread.spawn(body).map(drop).map_err(NetError::Thread)
+    vmft_sandbox::spawn(Task::Network, name, body).map(drop).map_err(NetError::Thread)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
+use vmft_sandbox::Task;
 
 /// What the engine waits for.
 #[derive(Debug)]
@@ -50,9 +51,7 @@ impl CpuThread {
                 }
             }
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vmft-cpu{number}"))
-            .spawn(work)
+        let thread = vmft_sandbox::spawn(Task::Cpu, format!("vmft-cpu{number}"), work)
             .map_err(KvmError::Kicks)?;
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
