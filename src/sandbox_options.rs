@@ -101,10 +101,9 @@ impl NamesFiles for Vec<DiskOption> {
 
 impl NamesFiles for ConsoleTarget {
     fn name_files(&self, files: &mut Files) {
-        match self {
-            Self::File(path) => files.add(path, Use::Make),
-            Self::Socket(path) => files.add(path, Use::Socket),
-            Self::Tty | Self::Null => {}
+        // A file is opened outside.
+        if let Self::Socket(path) = self {
+            files.add(path, Use::Socket);
         }
     }
 }

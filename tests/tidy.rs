@@ -225,3 +225,26 @@ fn every_dependency_of_the_workspace_is_used() {
     let unused: Vec<&str> = names.filter(|name| !is_used(name)).collect();
     assert!(unused.is_empty(), "nobody uses {unused:?}");
 }
+
+#[test]
+fn threads_of_a_side_start_in_the_sandbox() {
+    // Programs beside a side, the doctor (whose probes end before the guest begins), and tests.
+    let apart =
+        ["/bin/", "/demo/", "doctor/", "/tests", "_tests.rs", "commands/console.rs", "src/pair.rs"];
+    for path in files("rs") {
+        let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let of_a_side = ["src/", "vmm/src", "backup/src", "logging-channel/src"];
+        let is_side = of_a_side.iter().any(|start| name.starts_with(start));
+        if !is_side || apart.iter().any(|part| name.contains(part)) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let starts =
+            ["thread::Builder", "thread::spawn"].iter().find(|start| code.contains(**start));
+        assert!(
+            starts.is_none(),
+            "{name} has {starts:?}; `vmft_sandbox::spawn` gives a thread its task"
+        );
+    }
+}

@@ -42,8 +42,6 @@ pub enum Use {
     Read,
     /// Read and write the file, or the device.
     Write,
-    /// Make the file, and write it; the directory that it is to be in counts, where it is not there yet.
-    Make,
     /// Make a socket there.
     Socket,
     /// Make, name, write and remove files and directories beside the path, and beneath it.
@@ -96,8 +94,6 @@ fn rule(path: &Path, used: Use) -> (&Path, BitFlags<AccessFs>) {
     match used {
         Use::Read => (path, make_bitflags!(AccessFs::{ReadFile | ReadDir})),
         Use::Write => (path, write),
-        Use::Make if path.exists() => (path, write),
-        Use::Make => (parent, write | AccessFs::MakeReg),
         Use::Socket => (parent, make_bitflags!(AccessFs::{MakeSock | RemoveFile})),
         Use::Directory => {
             // Beside it would be everywhere.

@@ -45,7 +45,7 @@ pub enum Task {
     Messages,
     /// Works in memory: kicks, packs, waits.
     Worker,
-    /// Opens files that the operator names while the side runs, for which Landlock has no rule.
+    /// Opens files that the operator names, and that Landlock has no rule for: they are not there yet.
     Outside,
 }
 
@@ -183,7 +183,8 @@ pub fn spawn<T: Send + 'static>(
     take.recv().map_err(|_| gone())?
 }
 
-/// Does something with files that the operator has just named, and that Landlock therefore does not know.
+/// Does something with files that the operator names, and that Landlock has no rule for, because they are
+/// not there when the sandbox is entered.
 /// Outside a sandbox: here.
 ///
 /// # Panics

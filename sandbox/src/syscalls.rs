@@ -339,6 +339,7 @@ impl List {
                 list.allow(SOCKET_IO);
             }
             Task::Console => {
+                list.allow(LOOK);
                 list.allow(PLACED_WRITES);
                 list.allow(SOCKET_IO);
             }

@@ -4,7 +4,7 @@ use crate::disk_images::open_disks;
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, Purpose, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
-use crate::sandbox_options::{Named, end_start, files_of};
+use crate::sandbox_options::{end_start, files_of};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,7 +19,7 @@ use vmft_backup::tell;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
-use vmft_sandbox::Use;
+use vmft_sandbox::outside_of_landlock;
 use vmft_vmm::world::HostCache;
 
 /// Options of `vmft record`.
@@ -37,8 +37,7 @@ pub struct RecordOptions {
 /// Runs a guest and records it.
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Lockstep)?;
-    let log = Named(&options.log, Use::Make);
-    options.side.sandbox.enter(files_of(&[&options.machine, &options.side, &log]))?;
+    options.side.sandbox.enter(files_of(&[&options.machine, &options.side]))?;
     let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
@@ -50,11 +49,9 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
 
-    let file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(&options.log)
+    let path = options.log.clone();
+    let create = || OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+    let file = outside_of_landlock(create)
         .with_context(|| format!("creating log {}", options.log.display()))
         .remedy(|| "--log takes a path for a new file")?;
     let metadata = BTreeMap::from([("recorded on".into(), side.who.host.clone())]);

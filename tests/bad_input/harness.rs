@@ -187,6 +187,10 @@ impl Running {
         assert!(ended.is_none(), "{} ended ({ended:?}): {}", self.name, self.messages());
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();

@@ -1,6 +1,6 @@
 //! The whole life of a side under Ctrl-C and SIGTERM.
 
-use crate::harness::{Place, Running, strings};
+use crate::harness::{Place, Running, strings, wait_for};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -129,6 +129,43 @@ fn a_primary_stopped_while_the_arbiter_is_away_says_that_outputs_are_lost() {
     assert_eq!(status.code(), Some(1));
     let messages = primary.messages();
     assert!(messages.contains("its last outputs were not let out"), "{messages}");
+}
+
+/// The threads of a process that are not confined, with what the kernel says of them (proc_pid_status(5)).
+fn unconfined(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status"));
+    // One that ends meanwhile is not asked.
+    let statuses: Vec<String> = tasks.filter_map(|task| status(task.unwrap()).ok()).collect();
+    assert!(statuses.len() > 4, "{statuses:?}");
+    let is_confined = |status: &String| {
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+        };
+        // The process has two filters. Two threads have tasks that are none of a side's.
+        let of_task = u32::from(!["starter", "ctrl-c"].contains(&field("Name:")));
+        let filters: u32 = field("Seccomp_filters:").parse().unwrap();
+        (field("NoNewPrivs:"), field("Seccomp:")) == ("1", "2") && filters >= 2 + of_task
+    };
+    statuses.into_iter().filter(|status| !is_confined(status)).collect()
+}
+
+#[test]
+fn every_thread_of_a_pair_that_runs_is_confined() {
+    let place = Place::new();
+    let mut primary = place.primary(&[]);
+    let address = primary.address();
+    let mut following = backup(&place, &address, &[]);
+    following.wait_says("following the primary");
+    primary.wait_says("protected: a backup follows");
+    place.wait_console_grows("primary.console");
+    for side in [&primary, &following] {
+        // A thread begins a moment before it is confined.
+        wait_for("confinement", || unconfined(side.pid()).is_empty().then_some(()));
+    }
+    primary.assert_stops_cleanly(Signal::SIGINT);
+    assert!(following.wait().success());
 }
 
 /// A named pipe that is full, and that nobody reads.

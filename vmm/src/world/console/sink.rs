@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_sandbox::Task;
+use vmft_sandbox::{Task, outside_of_landlock};
 
 /// How long a sink that failed is left alone at first, and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -127,8 +127,12 @@ impl Sink for Placed {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    // What a guest prints is for whoever may see the guest.
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+    let path = path.to_owned();
+    // What a guest prints is for whoever may see the guest. Made again where somebody has moved it away,
+    // which no rule about the file that was there covers.
+    let open =
+        || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    outside_of_landlock(open)
 }
 
 /// This process's standard output.
