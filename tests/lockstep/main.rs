@@ -32,8 +32,8 @@ const RECORDS: u32 = 10;
 const PAUSE: u32 = 20;
 /// The same where the guest is to be seen idle.
 const LONG_PAUSE: u32 = 1_500;
-/// Kills of the primary in one test, one of each kind.
-const KILLS: usize = 4;
+/// Kills of the primary in one test, unless `VMFT_LOCKSTEP_KILLS` says how many: of the kinds in turn.
+const KILLS: usize = 2;
 /// Guest memory: little, because all of it is sent when the backup joins, by an emulated CPU.
 const MEMORY: Option<&str> = Some("size=64M");
 const SOFT: [&str; 3] = ["--lockstep-kernel", "--engine", "soft"];
@@ -102,12 +102,14 @@ fn finish(pair: &mut Pair, survivor: Which) {
 fn moments(random: &mut Random, rehearsal: Rehearsal) -> Vec<Moment> {
     let middle = |random: &mut Random| u32::try_from(random.within(1..5)).unwrap();
     let each = (rehearsal.records / u64::from(RECORDS)).max(2);
-    (0..KILLS)
+    let kills = std::env::var("VMFT_LOCKSTEP_KILLS")
+        .map_or(KILLS, |value| value.parse().expect("VMFT_LOCKSTEP_KILLS is a number"));
+    (0..kills)
         .map(|index| match index % 4 {
-            0 => Moment::Boot { point: random.within(rehearsal.boot / 20..rehearsal.boot) },
-            1 => Moment::DiskWrite { record: middle(random) },
-            2 => Moment::Idle { record: middle(random) },
-            _ => Moment::Later { record: middle(random), points: random.within(1..each) },
+            0 => Moment::DiskWrite { record: middle(random) },
+            1 => Moment::Later { record: middle(random), points: random.within(1..each) },
+            2 => Moment::Boot { point: random.within(rehearsal.boot / 20..rehearsal.boot) },
+            _ => Moment::Idle { record: middle(random) },
         })
         .collect()
 }
