@@ -13,7 +13,9 @@
 //!  packs and sends that                      (runs on, outputs wait)
 //! ```
 //! The machine rests for as long as it takes to copy the last round, never for a connection. A
-//! backup that is lost on the way costs it nothing more.
+//! backup that is lost on the way costs it nothing more. Where somebody follows already, outputs from
+//! before the new log may still wait for him: the checkpoint's end goes out only when they are out, since
+//! the new backup does not have them, and must not go live without them.
 
 use crate::checkpoint::{RamPages, page_limit};
 use crate::requests::{Requests, SideGone};
@@ -26,10 +28,11 @@ use vmft_logging_channel::checkpoint::{
     CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, Page, PageEncoder, PageNumber,
     PageSource,
 };
-use vmft_logging_channel::entry::LogPosition;
+use vmft_logging_channel::entry::{LogPosition, OutputSequence};
 use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
 use vmft_vmm::machine::Machine;
 use vmft_vmm::memory::{self, GuestRam, WriteView};
+use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
 
 /// So many written pages may be left for the last round without another try: 8 MiB, which a host
@@ -47,6 +50,10 @@ const PREPARE_EVERY: u32 = 8;
 const NEXT_POINT_WAIT: Duration = Duration::from_millis(5);
 /// So many pages may be left to look at when the log begins.
 const UNPREPARED_PAGES: usize = 2048;
+/// How long the end of a checkpoint waits for outputs from before its log: less than the backup's patience.
+const OUTPUTS_WAIT: Duration = Duration::from_secs(4);
+/// How long until it is looked again whether they are out.
+const OUTPUTS_LOOK: Duration = Duration::from_millis(2);
 /// Pages of later rounds that are remembered, so that only their changes are sent again: 64 MiB.
 const REMEMBERED_PAGES: usize = 16 << 10;
 
@@ -76,6 +83,8 @@ pub(crate) struct Rest {
     pub(crate) position: LogPosition,
     pub(crate) state: Vec<u8>,
     pub(crate) pages: CopiedPages,
+    /// The last output that the backup neither has nor is told of.
+    pub(crate) outputs: OutputSequence,
     /// How long the machine rested.
     pub(crate) pause: Duration,
 }
@@ -123,6 +132,16 @@ impl PageSource for Round {
     }
 }
 
+/// What makes a checkpoint whole.
+#[derive(Debug)]
+struct Ending {
+    position: LogPosition,
+    state: Vec<u8>,
+    /// The last output that the backup neither has nor is told of.
+    outputs: OutputSequence,
+    begun: Instant,
+}
+
 /// The stream under way.
 #[derive(Debug)]
 struct Stream {
@@ -134,7 +153,7 @@ struct Stream {
     last: usize,
     /// The rounds do not shrink any more.
     is_stuck: bool,
-    rest: Option<(LogPosition, Vec<u8>)>,
+    rest: Option<Ending>,
     /// Pages the machine has still to look at before a log can begin; not known at first.
     unprepared: usize,
     since_prepared: u32,
@@ -145,6 +164,7 @@ struct Stream {
 pub(crate) struct JoinStream {
     requests: Arc<Requests>,
     mailbox: Arc<Mailbox>,
+    gate: Arc<HeldOutputs>,
     status: Arc<StatusBoard>,
     ticket: JoinTicket,
     pieces: VecDeque<CheckpointPiece>,
@@ -158,12 +178,14 @@ impl JoinStream {
     pub(crate) fn new(
         requests: Arc<Requests>,
         mailbox: Arc<Mailbox>,
+        gate: Arc<HeldOutputs>,
         status: Arc<StatusBoard>,
         ticket: JoinTicket,
     ) -> Self {
         Self {
             requests,
             mailbox,
+            gate,
             status,
             ticket,
             pieces: VecDeque::new(),
@@ -197,9 +219,24 @@ impl JoinStream {
         })
     }
 
+    /// True if nothing up to `outputs` waits for a backup: what a new one has not seen the guest put out, it
+    /// could not let out in this side's place.
+    fn is_out(&self, outputs: OutputSequence) -> bool {
+        self.gate.first_waiting().is_none_or(|first| first > outputs)
+    }
+
     /// The round is sent: the next one, or the end.
     fn go_on(&mut self, mut stream: Stream) -> Result<(), String> {
-        if let Some((position, state)) = stream.rest.take() {
+        if let Some(Ending { position, state, outputs, begun }) = stream.rest.take() {
+            if !self.is_out(outputs) {
+                if begun.elapsed() > OUTPUTS_WAIT {
+                    return Err("outputs from before its log still wait for another".to_owned());
+                }
+                std::thread::sleep(OUTPUTS_LOOK);
+                stream.rest = Some(Ending { position, state, outputs, begun });
+                self.stream = Some(stream);
+                return Ok(());
+            }
             self.report.rounds = stream.rounds;
             self.report.pages = stream.writer.pages();
             let (pieces, _) =
@@ -228,10 +265,11 @@ impl JoinStream {
                 self.stream = Some(stream);
                 return Ok(());
             }
-            RoundEnd::Begun(Rest { position, state, pages, pause }) => {
+            RoundEnd::Begun(Rest { position, state, pages, outputs, pause }) => {
                 self.report.pause_ms = ms(pause);
                 self.report.last_pages = pages.len() as u64;
-                stream.rest = Some((position, state));
+                let begun = Instant::now();
+                stream.rest = Some(Ending { position, state, outputs, begun });
                 stream.round = Round::Copied(pages);
             }
         }

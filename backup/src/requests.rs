@@ -1,13 +1,13 @@
 //! What is asked of the machine's thread between two instructions.
 
-use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
+use crate::join::{Rest, RoundEnd, Watched, copy_pages};
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
-use vmft_logging_channel::entry::LogPosition;
+use vmft_logging_channel::entry::{LogPosition, OutputSequence};
 use vmft_logging_channel::transport::JoinTicket;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::machine::{Machine, MachineState};
@@ -62,8 +62,8 @@ pub(crate) trait JoinHost {
 /// Whether a backup's log has begun.
 #[derive(Debug)]
 pub(crate) enum Beginning {
-    /// It has, here.
-    Here(LogPosition, Box<MachineState>),
+    /// It has, here. The outputs up to the one named the backup neither has nor is told of.
+    Here(LogPosition, Box<MachineState>, OutputSequence),
     /// The machine is at a place without a name, and somebody follows already.
     Later,
     /// The backup is gone.
@@ -188,10 +188,11 @@ impl Requests {
                         continue;
                     }
                     match host.begin(machine, &ticket) {
-                        Beginning::Here(position, state) => {
+                        Beginning::Here(position, state, outputs) => {
                             let pages = copy_pages(machine.ram(), &written);
                             let state = state.encode();
-                            let rest = rest(position, state, pages, paused);
+                            let pause = paused.elapsed();
+                            let rest = Rest { position, state, pages, outputs, pause };
                             // Without a taker the session ends, and what began with it.
                             let _ = reply.send(RoundEnd::Begun(rest));
                         }
@@ -211,8 +212,4 @@ impl Requests {
     pub(crate) fn close(&self) {
         self.lock().take();
     }
-}
-
-fn rest(position: LogPosition, state: Vec<u8>, pages: CopiedPages, paused: Instant) -> Rest {
-    Rest { position, state, pages, pause: paused.elapsed() }
 }

@@ -7,12 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backups;
 pub mod checkpoint;
 pub mod codec;
 pub mod detector;
 pub mod entry;
 pub mod fingerprint;
 pub mod frame;
+mod generation_news;
 pub mod handshake;
 pub mod latency;
 pub mod log_file;

@@ -13,41 +13,17 @@ pub const RETRY: Duration = Duration::from_millis(20);
 
 type OnFenced = Box<dyn FnOnce(Generation, Candidate) + Send>;
 
-/// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
-/// and is continued after its peer went live, must not write what it had in hand.
-pub struct GenerationFence {
-    arbiter: Arc<dyn Arbiter>,
-    who: Candidate,
+/// The generation a side writes in, and whether it may still write.
+#[derive(Debug)]
+pub struct FenceState {
     generation: AtomicU64,
     fenced: AtomicBool,
-    on_fenced: Mutex<Option<OnFenced>>,
 }
 
-impl fmt::Debug for GenerationFence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GenerationFence")
-            .field("generation", &self.generation)
-            .field("fenced", &self.fenced)
-            .finish_non_exhaustive()
-    }
-}
-
-impl GenerationFence {
-    /// A fence of the side `who`, which has `generation`. `on_fenced` is called at most once, when
-    /// the next generation is found to be another's; it makes the side halt.
-    pub fn new(
-        arbiter: Arc<dyn Arbiter>,
-        who: Candidate,
-        generation: Generation,
-        on_fenced: impl FnOnce(Generation, Candidate) + Send + 'static,
-    ) -> Self {
-        Self {
-            arbiter,
-            who,
-            generation: AtomicU64::new(generation.0),
-            fenced: AtomicBool::new(false),
-            on_fenced: Mutex::new(Some(Box::new(on_fenced))),
-        }
+impl FenceState {
+    /// Of a side that has `generation`.
+    pub const fn new(generation: Generation) -> Self {
+        Self { generation: AtomicU64::new(generation.0), fenced: AtomicBool::new(false) }
     }
 
     /// This side has won a later generation.
@@ -63,7 +39,34 @@ impl GenerationFence {
     /// This side has lost, and knows it: every later write is refused.
     pub fn shut(&self) {
         self.fenced.store(true, Ordering::Release);
-        self.take_on_fenced();
+    }
+}
+
+/// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
+/// and is continued after its peer went live, must not write what it had in hand.
+pub struct GenerationFence {
+    arbiter: Arc<dyn Arbiter>,
+    who: Candidate,
+    state: Arc<FenceState>,
+    on_fenced: Mutex<Option<OnFenced>>,
+}
+
+impl fmt::Debug for GenerationFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerationFence").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl GenerationFence {
+    /// A fence of the side `who`, which is where `state` says. `on_fenced` is called at most once, when
+    /// the next generation is found to be another's; it makes the side halt.
+    pub fn new(
+        arbiter: Arc<dyn Arbiter>,
+        who: Candidate,
+        state: Arc<FenceState>,
+        on_fenced: impl FnOnce(Generation, Candidate) + Send + 'static,
+    ) -> Self {
+        Self { arbiter, who, state, on_fenced: Mutex::new(Some(Box::new(on_fenced))) }
     }
 
     fn take_on_fenced(&self) -> Option<OnFenced> {
@@ -74,16 +77,16 @@ impl GenerationFence {
 impl Fence for GenerationFence {
     fn check(&self) -> Result<(), FenceError> {
         loop {
-            if self.fenced.load(Ordering::Acquire) {
+            if self.state.fenced.load(Ordering::Acquire) {
                 return Err(FenceError);
             }
-            let next = Generation(self.generation().0 + 1);
+            let next = Generation(self.state.generation().0 + 1);
             match self.arbiter.winner(next) {
                 Ok(None) => return Ok(()),
                 // This side has won it: `advance` has been called, or will be.
-                Ok(Some(winner)) if winner.id == self.who.id => self.advance(next),
+                Ok(Some(winner)) if winner.id == self.who.id => self.state.advance(next),
                 Ok(Some(winner)) => {
-                    self.fenced.store(true, Ordering::Release);
+                    self.state.shut();
                     if let Some(on_fenced) = self.take_on_fenced() {
                         on_fenced(next, winner);
                     }
@@ -104,6 +107,10 @@ mod tests {
         Candidate { id: id.into(), host: "here".into(), pid: 1, role: "primary".into() }
     }
 
+    fn first() -> Arc<FenceState> {
+        Arc::new(FenceState::new(Generation(1)))
+    }
+
     #[test]
     fn a_side_whose_generation_is_over_writes_no_more() {
         let dir = tempfile::tempdir().expect("temporary directory");
@@ -113,8 +120,7 @@ mod tests {
         let on_fenced = move |generation, winner: Candidate| {
             told.send((generation, winner.id)).expect("the test is there");
         };
-        let fence =
-            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), on_fenced);
+        let fence = GenerationFence::new(Arc::clone(&arbiter), candidate("a"), first(), on_fenced);
         assert_eq!(fence.check(), Ok(()));
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
         assert_eq!(fence.check(), Err(FenceError));
@@ -128,10 +134,15 @@ mod tests {
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
         let unwanted = |_, _| panic!("told");
-        let fence =
-            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), unwanted);
+        let state = first();
+        let fence = GenerationFence::new(
+            Arc::clone(&arbiter),
+            candidate("a"),
+            Arc::clone(&state),
+            unwanted,
+        );
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
-        fence.shut();
+        state.shut();
         assert_eq!(fence.check(), Err(FenceError));
     }
 
@@ -140,13 +151,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
-        let me = candidate("a");
+        let (me, state) = (candidate("a"), first());
         let fence =
-            GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), |_, _| {
+            GenerationFence::new(Arc::clone(&arbiter), me.clone(), Arc::clone(&state), |_, _| {
                 panic!("not fenced")
             });
         arbiter.try_win(Generation(2), &me).expect("reachable");
         assert_eq!(fence.check(), Ok(()), "even before the winner has told its fence");
-        assert_eq!(fence.generation(), Generation(2));
+        assert_eq!(state.generation(), Generation(2));
     }
 }

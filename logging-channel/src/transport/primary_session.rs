@@ -1,12 +1,10 @@
 //! What happens on the primary's channel thread: strangers are heard, backups are served.
 
 use super::connection::Connection;
-use super::primary::{
-    CheckpointStream, JoinTicket, Joining, PrimaryConfig, PrimaryHandler, Session, SessionKey,
-    Shared,
-};
+use super::primary::{CheckpointStream, JoinTicket, PrimaryConfig, PrimaryHandler, Shared};
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{EndCause, SessionEnd, TransportError, Violation, clock, fresh_nonce};
+use crate::backups::{BackupKey, BackupSession, Finished};
 use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
 use crate::frame::Frame;
@@ -71,7 +69,7 @@ pub(super) async fn serve(
     }
     // A session ends by itself when the channel closes, and the handler should hear of it.
     let session_ended = async {
-        while !context.shared.lock().sessions.is_empty() {
+        while context.shared.lock().backups.followers() > 0 {
             context.task_ended.notified().await;
         }
     };
@@ -107,14 +105,14 @@ struct Place {
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Self {
-        shared.lock().occupied += 1;
+        shared.lock().backups.take_place();
         Self { shared: Arc::clone(shared) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.lock().occupied -= 1;
+        self.shared.lock().backups.leave_place();
     }
 }
 
@@ -131,12 +129,12 @@ async fn greet(
     let hello = refuse_on_error(&mut connection, context, hello).await?;
     let (answer, place) = {
         let state = context.shared.lock();
-        let identity = state.identity.clone();
+        let identity = state.backups.identity().clone();
         let answer = Answered::new(
             &hello,
             identity,
             fresh_nonce(),
-            &state.admission(context.config.backups),
+            &state.backups.admission(context.config.backups),
         );
         drop(state);
         // No await between looking and taking: nobody else can take the place meanwhile.
@@ -186,12 +184,12 @@ async fn serve_backup(
     mut connection: Connection,
     terms: &SessionTerms,
 ) -> Result<(), TransportError> {
-    let side = PrimarySide::enter(context, terms.session);
+    let side = PrimarySide::enter(context, terms);
     let stream = context.handler.borrow_mut().checkpoint(terms, side.ticket());
     let stream = match stream {
         Ok(stream) => stream,
         Err(reason) => {
-            context.shared.lock().joining.remove(&side.key);
+            context.shared.lock().backups.finish(side.key, clock::now());
             return Err(TransportError::NoCheckpoint(reason));
         }
     };
@@ -266,7 +264,7 @@ async fn set_up(
             return Err(TransportError::Closed { what: "the checkpoint" });
         }
         if last {
-            side.with(|session| session.complete = true);
+            side.with(BackupSession::complete);
             complete = true;
         }
         connection.writer.send_bytes(&bytes, limit, "taking the checkpoint").await?;
@@ -279,14 +277,13 @@ async fn set_up(
         let accepted = matches!(frame, Frame::Acknowledge(_));
         let now = clock::now();
         if accepted {
-            side.with(|session| session.protected = true);
+            side.with(BackupSession::accepted);
         }
         if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
             return Err(TransportError::Departed(reason));
         }
         if accepted {
             context.shared.changed.notify_all();
-            context.handler.borrow_mut().protected();
             return Ok(now);
         }
     }
@@ -295,19 +292,16 @@ async fn set_up(
 /// The primary's session with one backup, for the loop.
 struct PrimarySide<'a> {
     context: &'a Context,
-    key: SessionKey,
+    key: BackupKey,
     wake: Arc<Notify>,
 }
 
 impl<'a> PrimarySide<'a> {
     /// A backup begins to join.
-    fn enter(context: &'a Context, session: SessionId) -> Self {
+    fn enter(context: &'a Context, terms: &SessionTerms) -> Self {
         let wake = Arc::new(Notify::new());
-        let mut state = context.shared.lock();
-        let key = SessionKey(state.next_ticket);
-        state.next_ticket += 1;
-        state.joining.insert(key, Joining { session, wake: Arc::clone(&wake) });
-        drop(state);
+        let key =
+            context.shared.lock().backups.enter(terms.session, terms.generation, Arc::clone(&wake));
         Self { context, key, wake }
     }
 
@@ -317,35 +311,36 @@ impl<'a> PrimarySide<'a> {
     }
 
     /// Does something with the session, which has begun.
-    fn with<T>(&self, f: impl FnOnce(&mut Session) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
         let mut state = self.context.shared.lock();
-        f(state.sessions.get_mut(&self.key).expect("begun, and not yet finished"))
+        f(state.backups.session(self.key).expect("begun, and not yet finished"))
     }
 
     /// Forgets the session and tells the handler.
     fn finish(&self, cause: EndCause, last_contact: MonotonicTime) {
         let ended_at = clock::now();
         let mut state = self.context.shared.lock();
-        state.joining.remove(&self.key);
-        let session = state.sessions.remove(&self.key);
-        let protected = session.as_ref().is_some_and(|session| session.complete);
-        let given_up = session.as_ref().and_then(|session| session.given_up.clone());
+        let Finished { complete, given_up, others, stats } =
+            state.backups.finish(self.key, ended_at);
         let cause = given_up.map_or(cause, EndCause::GivenUp);
-        if let Some(session) = session {
-            state.last_stats = session.sender.stats(ended_at);
+        if let Some(stats) = stats {
+            state.last_stats = stats;
         }
-        if protected {
-            state.closed_because = Some("it has lost its backup and runs alone".to_owned());
-        }
-        let others = state.sessions.len();
         drop(state);
         self.context.shared.changed.notify_all();
-        let end = SessionEnd { cause, last_contact, ended_at, protected, others };
+        let end = SessionEnd {
+            cause,
+            last_contact,
+            ended_at,
+            protected: complete,
+            backup: Some(self.key),
+            others,
+        };
         self.context.handler.borrow_mut().session_ended(&end);
     }
 
     fn tell_acknowledged(&self) {
-        let received = self.context.shared.lock().acknowledged();
+        let received = self.context.shared.lock().backups.acknowledged();
         self.context.handler.borrow_mut().acknowledged(received);
         let mut state = self.context.shared.lock();
         state.told = state.told.max(received);
@@ -356,15 +351,20 @@ impl<'a> PrimarySide<'a> {
 
 impl SessionSide for PrimarySide<'_> {
     fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
-        let event = self.with(|session| session.sender.handle_frame(now, &frame))?;
-        Ok(match event {
+        let event = self.with(|session| session.sender().handle_frame(now, &frame))?;
+        let effect = match event {
             SenderEvent::Heartbeat => Effect::Continue,
             SenderEvent::Acknowledged(_) => {
                 self.tell_acknowledged();
                 Effect::Continue
             }
             SenderEvent::Departed(reason) => Effect::Departed(reason),
-        })
+        };
+        if let Some(protects) = self.with(BackupSession::poll_protects) {
+            self.context.shared.changed.notify_all();
+            self.context.handler.borrow_mut().protected(self.key, protects);
+        }
+        Ok(effect)
     }
 
     fn frames_handled(&self) {
@@ -376,7 +376,7 @@ impl SessionSide for PrimarySide<'_> {
             return Ok(Transmit::Abandoned);
         }
         self.with(|session| {
-            let sender = &mut session.sender;
+            let sender = session.sender();
             sender.handle_timeout(now)?;
             Ok(match sender.poll_transmit(now) {
                 Some(frame) => Transmit::Frame(frame),
@@ -387,7 +387,7 @@ impl SessionSide for PrimarySide<'_> {
     }
 
     fn frame_sent(&self, bytes: Vec<u8>) {
-        self.with(|session| session.sender.recycle(bytes));
+        self.with(|session| session.sender().recycle(bytes));
         self.context.shared.changed.notify_all();
     }
 

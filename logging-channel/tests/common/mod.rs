@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, Page, PageNumber,
     PageSource, SinkRefusal, WholeCheckpoint,
@@ -118,7 +119,7 @@ impl PrimaryHandler for Scribe {
         Ok(toy_stream(ticket))
     }
 
-    fn protected(&mut self) {
+    fn protected(&mut self, _: BackupKey, _: Protects) {
         self.tell(Told::Protected);
     }
 

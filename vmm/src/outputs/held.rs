@@ -266,6 +266,11 @@ impl HeldOutputs {
         self.lock().waiting.len()
     }
 
+    /// The first output that waits.
+    pub fn first_waiting(&self) -> Option<OutputSequence> {
+        self.lock().waiting.front().map(|output| output.sequence)
+    }
+
     /// How long outputs waited.
     pub fn delays(&self) -> DelayStatistics {
         let held = self.lock();
