@@ -262,7 +262,8 @@ async fn follow<S: CheckpointSink>(
     let session_loop::Ended { cause, last_contact } =
         session_loop::run(connection, &side, detector).await;
     let ended_at = clock::now();
-    let end = SessionEnd { cause, last_contact, ended_at, protected: true, others: 0 };
+    let end =
+        SessionEnd { cause, last_contact, ended_at, protected: true, backup: None, others: 0 };
     shared.lock().end = Some(end);
     shared.changed.notify_all();
 }

@@ -36,14 +36,14 @@ pub(super) struct Place {
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Self {
-        shared.lock().occupied += 1;
+        shared.lock().backups.take_place();
         Self { shared: Arc::clone(shared) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.lock().occupied -= 1;
+        self.shared.lock().backups.leave_place();
     }
 }
 
@@ -93,8 +93,9 @@ async fn greet(
     let hello = connection.reader.next_frame(limit, "its hello").await?;
     let (answered, reply, place) = {
         let state = context.shared.lock();
-        let admission = state.admission(context.config.backups);
-        let answer = Answered::new(&hello, state.identity.clone(), fresh_nonce(), &admission);
+        let admission = state.backups.admission(context.config.backups);
+        let identity = state.backups.identity().clone();
+        let answer = Answered::new(&hello, identity, fresh_nonce(), &admission);
         drop(state);
         let (answered, reply) = answer?;
         // No await between looking and taking: nobody else can take the place meanwhile.

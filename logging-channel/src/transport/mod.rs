@@ -31,12 +31,13 @@ pub use keys::{
 };
 pub use listener::{Listener, LocalAddress, Origin};
 pub use primary::{
-    Begun, CheckpointStream, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
-    PrimaryPushError, Room,
+    CheckpointStream, Followers, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler, Room,
 };
 pub use tls::{CertificateRefusal, Date, TlsError};
 pub use unix::bind_private_socket;
 
+use crate::backups::BackupKey;
+pub use crate::backups::{Begun, PrimaryPushError};
 use crate::checkpoint::CheckpointError;
 use crate::codec::EncodeError;
 use crate::detector::Suspicion;
@@ -246,7 +247,9 @@ pub struct SessionEnd {
     /// True if the backup may have had the whole checkpoint: it can have taken itself for one that
     /// may go live, whether or not it has said so.
     pub protected: bool,
-    /// On a primary: how many other backups follow.
+    /// On a primary: which backup it was, and how many others follow.
+    pub backup: Option<BackupKey>,
+    /// See [`Self::backup`].
     pub others: usize,
 }
 

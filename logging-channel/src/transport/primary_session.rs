@@ -4,14 +4,12 @@ use super::connection::Connection;
 use super::greeting::{self, Stranger};
 use super::listener::{ACCEPT_PAUSE, HeardSocket};
 use super::lobby::{Lobby, Visit};
-use super::primary::{
-    CheckpointStream, JoinTicket, Joining, PrimaryConfig, PrimaryHandler, Session, SessionKey,
-    Shared,
-};
+use super::primary::{CheckpointStream, JoinTicket, PrimaryConfig, PrimaryHandler, Shared};
 use super::refusals::Refusals;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::tls::ServerIdentity;
 use super::{EndCause, SessionEnd, TransportError, Violation, clock};
+use crate::backups::{BackupKey, BackupSession, Finished};
 use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
 use crate::entry::Generation;
@@ -79,7 +77,7 @@ pub(super) async fn serve(
     }
     // A session ends by itself when the channel closes, and the handler should hear of it.
     let session_ended = async {
-        while !context.shared.lock().sessions.is_empty() {
+        while context.shared.lock().backups.followers() > 0 {
             context.task_ended.notified().await;
         }
     };
@@ -113,12 +111,12 @@ async fn serve_backup(
     mut connection: Connection,
     terms: &SessionTerms,
 ) -> Result<(), TransportError> {
-    let side = PrimarySide::enter(context, terms.session);
+    let side = PrimarySide::enter(context, terms);
     let stream = context.handler.borrow_mut().checkpoint(terms, side.ticket());
     let stream = match stream {
         Ok(stream) => stream,
         Err(reason) => {
-            context.shared.lock().joining.remove(&side.key);
+            context.shared.lock().backups.finish(side.key, clock::now());
             return Err(TransportError::NoCheckpoint(reason));
         }
     };
@@ -193,7 +191,7 @@ async fn set_up(
             return Err(TransportError::Closed { what: "the checkpoint" });
         }
         if last {
-            side.with(|session| session.complete = true);
+            side.with(BackupSession::complete);
             complete = true;
         }
         connection.writer.send_bytes(&bytes, limit, "taking the checkpoint").await?;
@@ -209,14 +207,13 @@ async fn set_up(
         let now = clock::now();
         if accepted {
             tell_generation(context, connection, terms.session, &mut told).await?;
-            side.with(|session| session.protected = true);
+            side.with(BackupSession::accepted);
         }
         if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
             return Err(TransportError::Departed(reason));
         }
         if accepted {
             context.shared.changed.notify_all();
-            context.handler.borrow_mut().protected();
             return Ok(now);
         }
     }
@@ -230,7 +227,7 @@ async fn tell_generation(
     session: SessionId,
     told: &mut Generation,
 ) -> Result<(), TransportError> {
-    let generation = context.shared.lock().identity.generation;
+    let generation = context.shared.lock().backups.identity().generation;
     if generation > *told {
         let frame = Frame::Reign(Reign { generation }).encode(session)?;
         let limit = context.config.setup_timeout;
@@ -243,19 +240,16 @@ async fn tell_generation(
 /// The primary's session with one backup, for the loop.
 struct PrimarySide<'a> {
     context: &'a Context,
-    key: SessionKey,
+    key: BackupKey,
     wake: Arc<Notify>,
 }
 
 impl<'a> PrimarySide<'a> {
     /// A backup begins to join.
-    fn enter(context: &'a Context, session: SessionId) -> Self {
+    fn enter(context: &'a Context, terms: &SessionTerms) -> Self {
         let wake = Arc::new(Notify::new());
-        let mut state = context.shared.lock();
-        let key = SessionKey(state.next_ticket);
-        state.next_ticket += 1;
-        state.joining.insert(key, Joining { session, wake: Arc::clone(&wake) });
-        drop(state);
+        let key =
+            context.shared.lock().backups.enter(terms.session, terms.generation, Arc::clone(&wake));
         Self { context, key, wake }
     }
 
@@ -265,35 +259,36 @@ impl<'a> PrimarySide<'a> {
     }
 
     /// Does something with the session, which has begun.
-    fn with<T>(&self, f: impl FnOnce(&mut Session) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
         let mut state = self.context.shared.lock();
-        f(state.sessions.get_mut(&self.key).expect("begun, and not yet finished"))
+        f(state.backups.session(self.key).expect("begun, and not yet finished"))
     }
 
     /// Forgets the session and tells the handler.
     fn finish(&self, cause: EndCause, last_contact: MonotonicTime) {
         let ended_at = clock::now();
         let mut state = self.context.shared.lock();
-        state.joining.remove(&self.key);
-        let session = state.sessions.remove(&self.key);
-        let protected = session.as_ref().is_some_and(|session| session.complete);
-        let given_up = session.as_ref().and_then(|session| session.given_up.clone());
+        let Finished { complete, given_up, others, stats } =
+            state.backups.finish(self.key, ended_at);
         let cause = given_up.map_or(cause, EndCause::GivenUp);
-        if let Some(session) = session {
-            state.last_stats = session.sender.stats(ended_at);
+        if let Some(stats) = stats {
+            state.last_stats = stats;
         }
-        if protected {
-            state.closed_because = Some("it has lost its backup and runs alone".to_owned());
-        }
-        let others = state.sessions.len();
         drop(state);
         self.context.shared.changed.notify_all();
-        let end = SessionEnd { cause, last_contact, ended_at, protected, others };
+        let end = SessionEnd {
+            cause,
+            last_contact,
+            ended_at,
+            protected: complete,
+            backup: Some(self.key),
+            others,
+        };
         self.context.handler.borrow_mut().session_ended(&end);
     }
 
     fn tell_acknowledged(&self) {
-        let received = self.context.shared.lock().acknowledged();
+        let received = self.context.shared.lock().backups.acknowledged();
         self.context.handler.borrow_mut().acknowledged(received);
         let mut state = self.context.shared.lock();
         state.told = state.told.max(received);
@@ -304,15 +299,20 @@ impl<'a> PrimarySide<'a> {
 
 impl SessionSide for PrimarySide<'_> {
     fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
-        let event = self.with(|session| session.sender.handle_frame(now, &frame))?;
-        Ok(match event {
+        let event = self.with(|session| session.sender().handle_frame(now, &frame))?;
+        let effect = match event {
             SenderEvent::Heartbeat => Effect::Continue,
             SenderEvent::Acknowledged(_) => {
                 self.tell_acknowledged();
                 Effect::Continue
             }
             SenderEvent::Departed(reason) => Effect::Departed(reason),
-        })
+        };
+        if let Some(protects) = self.with(BackupSession::poll_protects) {
+            self.context.shared.changed.notify_all();
+            self.context.handler.borrow_mut().protected(self.key, protects);
+        }
+        Ok(effect)
     }
 
     fn frames_handled(&self) {
@@ -324,7 +324,7 @@ impl SessionSide for PrimarySide<'_> {
             return Ok(Transmit::Abandoned);
         }
         self.with(|session| {
-            let sender = &mut session.sender;
+            let sender = session.sender();
             sender.handle_timeout(now)?;
             Ok(match sender.poll_transmit(now) {
                 Some(frame) => Transmit::Frame(frame),
@@ -335,7 +335,7 @@ impl SessionSide for PrimarySide<'_> {
     }
 
     fn frame_sent(&self, bytes: Vec<u8>) {
-        self.with(|session| session.sender.recycle(bytes));
+        self.with(|session| session.sender().recycle(bytes));
         self.context.shared.changed.notify_all();
     }
 
