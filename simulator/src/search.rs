@@ -27,7 +27,7 @@ impl fmt::Display for Found {
         writeln!(f, "{plan}")?;
         trace.iter().try_for_each(|line| writeln!(f, "{line}"))?;
         writeln!(f, "to see it again: VMFT_SIM_SEED={seed} VMFT_SIM_COUNT=1 \\")?;
-        write!(f, "  cargo test -p vmft-simulator --test schedules pairs -- --nocapture")
+        write!(f, "  cargo test --workspace --test schedules pairs -- --nocapture")
     }
 }
 
