@@ -31,6 +31,7 @@ use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
+use vmft_vmm::world::make_thread_urgent;
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -189,7 +190,7 @@ impl Side {
         duties: &BackupDuties,
         control: &BackupControl,
     ) -> Result<Option<Joined<MachineSink>>, SideError> {
-        let started = Instant::now();
+        let mut started = Instant::now();
         let mut told = false;
         self.status.set_role(Role::Joining, duties.channel.identity.generation);
         let mut next = 0;
@@ -214,8 +215,15 @@ impl Side {
             let primary = duties.primaries[next % duties.primaries.len()].clone();
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
-            let config = BackupConfig { primary, identity, ..duties.channel.clone() };
-            match join_once(&config, duties.memory, control)? {
+            let on_session = make_thread_urgent;
+            let config = BackupConfig { primary, identity, on_session, ..duties.channel.clone() };
+            let attempt = Instant::now();
+            let joined = join_once(&config, duties.memory, control)?;
+            if attempt.elapsed() > config.setup_timeout {
+                // Longer than a greeting may take: it was had, and has sent a part of its checkpoint.
+                started = Instant::now();
+            }
+            match joined {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.

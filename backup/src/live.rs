@@ -27,7 +27,7 @@ use vmft_logging_channel::transport::{
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate};
-use vmft_vmm::world::{Fence, HostSource, Mailbox};
+use vmft_vmm::world::{Fence, HostSource, Mailbox, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -268,7 +268,11 @@ impl Side {
         }));
         policy.hear_of_later_generations(overtaken).map_err(SideError::Host)?;
         let check = AdmissionCheck::new(move |peer| storage::check(&*storage, peer));
-        let listen = duties.listen.map(|config| PrimaryConfig { check: Some(check), ..config });
+        let listen = duties.listen.map(|config| PrimaryConfig {
+            check: Some(check),
+            on_session: make_thread_urgent,
+            ..config
+        });
         let channel = listen
             .zip(followers)
             .map(|(config, followers)| self.listen(config, followers, &doors, &policy))
@@ -581,7 +585,7 @@ impl LiveSide<'_> {
 
     /// Says goodbye to the backups that follow. One that is still joining is not waited for.
     fn leave(&self, reason: GoodbyeReason, patience: Duration) {
-        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.protected_by() > 0) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.joined() > 0) {
             channel.leave(reason, patience);
         }
     }

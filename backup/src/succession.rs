@@ -114,7 +114,11 @@ impl FollowPolicy {
         }
         state.race.begin(&end);
         state.reign.handle_event(now(), FollowEvent::GenerationChanged(channel.generation()));
-        let over = FollowEvent::SessionOver(SessionOver::from(&end.cause), channel.received());
+        let over = FollowEvent::SessionOver {
+            over: SessionOver::from(&end.cause),
+            received: channel.received(),
+            heard: channel.has_heard(),
+        };
         state.reign.handle_event(now(), over);
         self.execute(state);
     }

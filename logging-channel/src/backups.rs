@@ -372,6 +372,11 @@ impl<W: Wake> Backups<W> {
         self.sessions.len()
     }
 
+    /// Backups that have the whole checkpoint, whether or not they know of the generation.
+    pub fn joined(&self) -> usize {
+        self.sessions.values().filter(|session| session.accepted).count()
+    }
+
     /// Backups that could go live if this side were lost now.
     pub fn protected_by(&self) -> usize {
         self.sessions.values().filter(|session| session.is_protecting()).count()

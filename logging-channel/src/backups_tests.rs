@@ -78,6 +78,7 @@ fn a_backup_that_joined_in_an_earlier_generation_is_told_and_protects_when_it_ha
     let mut pair = Pair::new(2);
     assert_eq!(pair.exchange(0), None, "it has the checkpoint, and has heard of nothing");
     assert_eq!((pair.backups.protected_by(), &pair.heard[..]), (0, &[2][..]));
+    assert_eq!(pair.backups.joined(), 1, "it is told goodbye at a stop all the same");
     // Its next heartbeat echoes one from before it was told, at most.
     assert_eq!(pair.exchange(20), None);
     assert_eq!(pair.exchange(40), Some(Protects::Joined(Generation(2))));

@@ -155,6 +155,7 @@ impl World {
             guest,
             over: None,
             told: false,
+            heard: false,
             log_ended: false,
             stopped: None,
             leaving: false,
@@ -220,6 +221,7 @@ impl World {
                 Ok(event) => event,
                 Err(error) => return Some(EndCause::Violation(error.into())),
             };
+            following.heard = true;
             following.detector.handle_contact(now);
             match event {
                 ReceiverEvent::Heartbeat | ReceiverEvent::Entries { stop: None, .. } => {}
@@ -273,8 +275,11 @@ impl World {
         let now = self.local(side);
         if let Some(cause) = following.over.clone().filter(|_| !following.told) {
             following.told = true;
-            let over = SessionOver::from(&cause);
-            let over = FollowEvent::SessionOver(over, following.receiver.received());
+            let over = FollowEvent::SessionOver {
+                over: SessionOver::from(&cause),
+                received: following.receiver.received(),
+                heard: following.heard,
+            };
             following.reign.handle_event(now, over);
         }
         let ruling = following.reign.ruling();
@@ -339,7 +344,14 @@ impl World {
                 self.note(|| format!("side {side} lets out what is left in {generation:?}"));
                 self.end_process(side, "stopped, with everything out".to_owned(), true);
             }
-            Fate::Halt(why) => self.end_process(side, why, true),
+            Fate::Halt(why) => {
+                if let Process::Following(following) = &self.sides[side].process
+                    && !following.heard
+                {
+                    self.oracle.fail(format!("side {side} was turned away at its join, and halts"));
+                }
+                self.end_process(side, why, true);
+            }
             Fate::Stop(reason) => self.end_process(side, format!("stopped: {reason:?}"), true),
         }
     }

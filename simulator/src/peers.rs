@@ -11,7 +11,7 @@ use vmft_logging_channel::detector::{Detector, Verdict};
 use vmft_logging_channel::frame::Frame;
 use vmft_logging_channel::handshake::{Answered, HandshakeError, Nonce};
 use vmft_logging_channel::sender::SenderEvent;
-use vmft_logging_channel::session::SessionId;
+use vmft_logging_channel::session::{GoodbyeReason, SessionId};
 use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::EndCause;
 
@@ -116,6 +116,7 @@ impl World {
             Phase::Confirm(answered) => match answered.handle_frame(frame) {
                 Ok(terms) => {
                     let long = Duration::from_millis(self.random.between(1, 90));
+                    peer.session = terms.session;
                     peer.key = Some(live.backups.enter(terms.session, terms.generation, ()));
                     peer.phase = Phase::Sending(now.after(long));
                     peer.deadline = now.after(SETUP + long);
@@ -205,14 +206,19 @@ impl World {
         let peer = live.peers.remove(index);
         self.note(|| format!("side {side}: connection {} is over: {cause}", peer.connection));
         self.sides[side].connections.retain(|(connection, _)| *connection != peer.connection);
-        self.send(peer.connection, End::Primary, Message::Closed);
         if let Some(backup) = peer.key {
             let now = self.local(side);
             let Finished { complete, .. } = live.backups.finish(backup, now);
+            if complete && matches!(cause, EndCause::NotBegun(_)) {
+                // It must not take the end of the connection for the end of its primary.
+                let goodbye = Frame::Goodbye(GoodbyeReason::Fault(cause.to_string().into()));
+                self.send_frame(peer.connection, End::Primary, &goodbye, peer.session);
+            }
             let left = cause == EndCause::Left;
             let why = cause.to_string();
             self.judge(side, live, LiveEvent::SessionEnded { backup, complete, left, why });
         }
+        self.send(peer.connection, End::Primary, Message::Closed);
         if peer.has_place {
             live.backups.leave_place();
         }

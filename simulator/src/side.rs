@@ -115,6 +115,8 @@ pub struct Peer {
     pub deadline: MonotonicTime,
     /// From the handshake on.
     pub key: Option<BackupKey>,
+    /// The session's name, from then on.
+    pub session: SessionId,
     /// It takes a place.
     pub has_place: bool,
     /// This side has said goodbye.
@@ -130,6 +132,7 @@ impl Peer {
             phase: Phase::Hello,
             deadline,
             key: None,
+            session: SessionId::HANDSHAKE,
             has_place: false,
             left_at: None,
         }
@@ -220,6 +223,8 @@ pub struct Following {
     pub over: Option<EndCause>,
     /// The judge knows how.
     pub told: bool,
+    /// The primary has said something in this session.
+    pub heard: bool,
     /// It has been told that the log is at its end.
     pub log_ended: bool,
     /// The log says that the machine stops.

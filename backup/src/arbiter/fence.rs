@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
-use vmft_vmm::world::{Fence, FenceError, time_with_suspension};
+use vmft_vmm::evidence::time_with_suspension;
+use vmft_vmm::world::{Fence, FenceError};
 
 /// How long to wait before an unreachable arbiter is asked again.
 pub const RETRY: Duration = Duration::from_millis(20);

@@ -53,8 +53,15 @@ impl From<&EndCause> for SessionOver {
 pub enum FollowEvent {
     /// The primary has won this generation, and says so.
     GenerationChanged(Generation),
-    /// The session is over, with the log up to here.
-    SessionOver(SessionOver, EntrySequence),
+    /// The session is over.
+    SessionOver {
+        /// How.
+        over: SessionOver,
+        /// The log goes up to here.
+        received: EntrySequence,
+        /// The primary has said something since its checkpoint: it may have counted on this side.
+        heard: bool,
+    },
     /// Whether anyone who has announced how far it is, is further: the answer to
     /// [`FollowAction::Announce`].
     Announced {
@@ -167,6 +174,8 @@ pub struct FollowReign {
     /// There may be other backups that ask.
     several: bool,
     received: EntrySequence,
+    /// The primary may have counted on this side.
+    heard: bool,
     state: State,
     log_end: Option<LogEnd>,
     leaving: bool,
@@ -184,6 +193,7 @@ impl FollowReign {
             standby,
             several,
             received: EntrySequence(0),
+            heard: false,
             state: State::Following,
             log_end: None,
             leaving: false,
@@ -264,7 +274,10 @@ impl FollowReign {
                     self.generation = self.generation.max(generation);
                 }
             }
-            FollowEvent::SessionOver(over, received) => self.session_over(over, received),
+            FollowEvent::SessionOver { over, received, heard } => {
+                self.heard = heard;
+                self.session_over(over, received);
+            }
             FollowEvent::Announced { ahead } => self.announced(now, ahead),
             FollowEvent::Looked { free } => self.looked(now, free),
             FollowEvent::Verdict(verdict) => self.verdict(verdict),
@@ -427,7 +440,8 @@ impl FollowReign {
     }
 
     fn beaten(&self, winner: &Candidate) -> Fate {
-        if self.standby {
+        // A side that nobody has counted on was turned away while it joined: it is no loser of anything.
+        if self.standby || !self.heard {
             // Whoever is still of this session's generation has lost it, whether it knows or not.
             Fate::JoinAgain(self.next())
         } else {

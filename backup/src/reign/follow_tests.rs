@@ -8,7 +8,11 @@ const RECEIVED: EntrySequence = EntrySequence(70);
 const NEXT: Generation = Generation(2);
 
 fn lost() -> FollowEvent {
-    FollowEvent::SessionOver(SessionOver::Lost("silent".into()), RECEIVED)
+    over(SessionOver::Lost("silent".into()))
+}
+
+fn over(over: SessionOver) -> FollowEvent {
+    FollowEvent::SessionOver { over, received: RECEIVED, heard: true }
 }
 
 fn winner() -> Candidate {
@@ -73,6 +77,16 @@ fn a_backup_that_is_beaten_stops_replaying_and_halts_and_a_standby_joins_again()
 }
 
 #[test]
+fn a_backup_that_was_turned_away_while_it_joined_joins_again() {
+    let mut reign = backup();
+    let over = SessionOver::Lost("connection closed".into());
+    orders(&mut reign, FollowEvent::SessionOver { over, received: RECEIVED, heard: false });
+    orders(&mut reign, FollowEvent::Verdict(Verdict::Lost { winner: winner() }));
+    let again = FollowAction::Decide(Fate::JoinAgain(NEXT));
+    assert_eq!(orders(&mut reign, FollowEvent::LogEnded), [again]);
+}
+
+#[test]
 fn where_others_follow_one_that_is_behind_lets_them_go_first() {
     let mut reign = FollowReign::new(Generation(1), true, false);
     let announce = FollowAction::Announce(NEXT, RECEIVED);
@@ -114,7 +128,7 @@ fn an_arbiter_that_is_away_is_asked_again_until_the_operator_stops_the_side() {
 #[test]
 fn a_clean_stop_starts_no_race() {
     let mut reign = backup();
-    orders(&mut reign, FollowEvent::SessionOver(SessionOver::Stopped, RECEIVED));
+    orders(&mut reign, over(SessionOver::Stopped));
     let reason = StopReason::GuestPowerOff;
     let stop = FollowEvent::MachineStopped { reason, owes: false };
     assert_eq!(orders(&mut reign, stop), [FollowAction::Decide(Fate::Stop(reason))]);
@@ -123,7 +137,7 @@ fn a_clean_stop_starts_no_race() {
 #[test]
 fn what_a_primary_that_died_while_stopping_may_have_left_is_let_out_by_one_side() {
     let mut reign = backup();
-    orders(&mut reign, FollowEvent::SessionOver(SessionOver::Stopped, RECEIVED));
+    orders(&mut reign, over(SessionOver::Stopped));
     let reason = StopReason::Operator;
     let stop = FollowEvent::MachineStopped { reason, owes: true };
     assert_eq!(orders(&mut reign, stop), [FollowAction::Ask(NEXT)]);

@@ -115,13 +115,7 @@ async fn greet(
 /// Tells the peer that it is refused, and lets it read that before the connection is closed.
 async fn refuse(connection: &mut Connection, refusal: Refusal, limit: Duration) {
     let Ok(frame) = Frame::Refusal(refusal).encode(SessionId::HANDSHAKE) else { return };
-    let telling = async {
-        // The peer may be gone; that it was refused is what matters here.
-        let _ = connection.writer.send(frame, limit, "taking the refusal").await;
-        let _ = connection.writer.shutdown().await;
-        while matches!(connection.reader.fill().await, Ok(true)) {}
-    };
-    clock::within(limit, telling).await;
+    connection.tell_and_drain(frame, limit).await;
 }
 
 #[cfg(test)]

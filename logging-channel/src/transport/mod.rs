@@ -18,6 +18,7 @@ mod primary;
 mod primary_session;
 mod refusals;
 mod session_loop;
+mod set_up;
 mod tls;
 mod unix;
 
@@ -53,8 +54,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// How long the whole greeting may take (TLS and the handshake, from connecting to the confirmation),
-/// and every stretch of the checkpoint without a byte.
+/// and every silence of a side that works on the checkpoint.
 pub const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a side that works on a join says so, at least: many times in the shortest silence that ends it.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// How long to wait for the peer to close its end after a goodbye.
 const LINGER: Duration = Duration::from_secs(1);

@@ -40,6 +40,8 @@ pub struct PrimaryConfig {
     pub setup_timeout: Duration,
     /// How many backups may follow at a time.
     pub backups: usize,
+    /// Called on the channel's thread when a session begins: it may give the thread priority.
+    pub on_session: fn(),
     /// What one must show besides.
     pub check: Option<AdmissionCheck>,
     /// The last entry of the log that this one goes on from.
@@ -57,6 +59,7 @@ impl PrimaryConfig {
             detector: DetectorConfig::default(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
             backups: 1,
+            on_session: || (),
             check: None,
             log_start: EntrySequence(0),
         }
@@ -339,6 +342,11 @@ impl PrimaryChannel {
     }
 
     /// Backups that have the checkpoint, and whose session lasts.
+    pub fn joined(&self) -> usize {
+        self.shared.lock().backups.joined()
+    }
+
+    /// Those among them that could go live if this side were lost now.
     pub fn protected_by(&self) -> usize {
         self.shared.lock().backups.protected_by()
     }

@@ -4,24 +4,22 @@ use super::connection::Connection;
 use super::greeting::{self, Stranger};
 use super::listener::{ACCEPT_PAUSE, HeardSocket};
 use super::lobby::{Lobby, Visit};
-use super::primary::{CheckpointStream, JoinTicket, PrimaryConfig, PrimaryHandler, Shared};
+use super::primary::{JoinTicket, PrimaryConfig, PrimaryHandler, Shared};
 use super::refusals::Refusals;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
+use super::set_up;
 use super::tls::ServerIdentity;
 use super::{EndCause, SessionEnd, TransportError, Violation, clock};
 use crate::backups::{BackupKey, BackupSession, Finished};
-use crate::checkpoint::PieceKind;
 use crate::detector::Detector;
-use crate::entry::Generation;
 use crate::frame::Frame;
 use crate::handshake::SessionTerms;
 use crate::sender::SenderEvent;
-use crate::session::{Reign, SessionId};
 use crate::time::MonotonicTime;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 /// What the tasks of the thread share.
 pub(super) struct Context {
@@ -106,7 +104,7 @@ async fn hear(context: Rc<Context>, stranger: Stranger, visit: Visit) {
 
 /// From the checkpoint to the end of the session. An error is one from before the session was
 /// taken up; all later ones are told by `session_ended`.
-async fn serve_backup(
+pub(super) async fn serve_backup(
     context: &Context,
     mut connection: Connection,
     terms: &SessionTerms,
@@ -121,16 +119,20 @@ async fn serve_backup(
         }
     };
     let begun = clock::now();
-    let set_up = set_up(context, &side, &mut connection, terms, stream).await;
-    let result = match set_up {
+    let result = match set_up::set_up(context, &side, &mut connection, terms, stream).await {
         Ok(now) => {
+            (context.config.on_session)();
             let detector = Detector::new(context.config.detector, now);
             let ended = session_loop::run(connection, &side, detector).await;
-            side.finish(ended.cause, ended.last_contact);
+            let _ = side.finish(ended.cause, ended.last_contact);
             Ok(())
         }
         Err(error) => {
-            side.finish(EndCause::NotBegun(error.to_string()), begun);
+            let whole = side.finish(EndCause::NotBegun(error.to_string()), begun);
+            if whole {
+                let limit = context.config.setup_timeout.min(super::LINGER);
+                set_up::turn_away(&mut connection, terms.session, &error, limit).await;
+            }
             Err(error)
         }
     };
@@ -138,107 +140,8 @@ async fn serve_backup(
     result
 }
 
-/// Sealed pieces that may wait between the thread that packs and the one that sends: both have
-/// something to do then.
-const PIECES_AHEAD: usize = 4;
-
-/// A piece ready to be sent, and whether it is the last.
-type Sealed = Result<(Vec<u8>, bool), TransportError>;
-
-/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over,
-/// or when nobody takes its pieces any more.
-fn pack(
-    mut stream: Box<dyn CheckpointStream>,
-    session: SessionId,
-) -> Result<mpsc::Receiver<Sealed>, TransportError> {
-    let (give, pieces) = mpsc::channel(PIECES_AHEAD);
-    let pack = move || {
-        loop {
-            let sealed = match stream.next_piece() {
-                Ok(None) => return,
-                Err(reason) => Err(TransportError::NoCheckpoint(reason)),
-                Ok(Some(piece)) => {
-                    let last = piece.kind() == PieceKind::End;
-                    let frame = Frame::Checkpoint(piece).encode(session);
-                    frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
-                }
-            };
-            let failed = sealed.is_err();
-            if give.blocking_send(sealed).is_err() || failed {
-                return;
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("vmft-join".to_owned());
-    thread.spawn(pack).map_err(TransportError::Thread)?;
-    Ok(pieces)
-}
-
-/// Sends the checkpoint and waits until the backup has it.
-async fn set_up(
-    context: &Context,
-    side: &PrimarySide<'_>,
-    connection: &mut Connection,
-    terms: &SessionTerms,
-    stream: Box<dyn CheckpointStream>,
-) -> Result<MonotonicTime, TransportError> {
-    let limit = context.config.setup_timeout;
-    let mut pieces = pack(stream, terms.session)?;
-    let mut complete = false;
-    while let Some(piece) = pieces.recv().await {
-        let (bytes, last) = piece?;
-        if context.shared.lock().closing {
-            return Err(TransportError::Closed { what: "the checkpoint" });
-        }
-        if last {
-            side.with(BackupSession::complete);
-            complete = true;
-        }
-        connection.writer.send_bytes(&bytes, limit, "taking the checkpoint").await?;
-    }
-    if !complete {
-        return Err(TransportError::NoCheckpoint("the machine has stopped".to_owned()));
-    }
-    let mut told = terms.generation;
-    loop {
-        tell_generation(context, connection, terms.session, &mut told).await?;
-        let frame = connection.reader.next_frame(limit, "accepting the checkpoint").await?;
-        let accepted = matches!(frame, Frame::Acknowledge(_));
-        let now = clock::now();
-        if accepted {
-            tell_generation(context, connection, terms.session, &mut told).await?;
-            side.with(BackupSession::accepted);
-        }
-        if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
-            return Err(TransportError::Departed(reason));
-        }
-        if accepted {
-            context.shared.changed.notify_all();
-            return Ok(now);
-        }
-    }
-}
-
-/// Tells the backup of a generation that was won after the one that it was `told`: what was agreed when it shook
-/// hands may be over when its session begins, and it would ask the arbiter for a generation that is gone.
-async fn tell_generation(
-    context: &Context,
-    connection: &mut Connection,
-    session: SessionId,
-    told: &mut Generation,
-) -> Result<(), TransportError> {
-    let generation = context.shared.lock().backups.identity().generation;
-    if generation > *told {
-        let frame = Frame::Reign(Reign { generation }).encode(session)?;
-        let limit = context.config.setup_timeout;
-        connection.writer.send(frame, limit, "taking the generation").await?;
-        *told = generation;
-    }
-    Ok(())
-}
-
 /// The primary's session with one backup, for the loop.
-struct PrimarySide<'a> {
+pub(super) struct PrimarySide<'a> {
     context: &'a Context,
     key: BackupKey,
     wake: Arc<Notify>,
@@ -259,13 +162,13 @@ impl<'a> PrimarySide<'a> {
     }
 
     /// Does something with the session, which has begun.
-    fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
         let mut state = self.context.shared.lock();
         f(state.backups.session(self.key).expect("begun, and not yet finished"))
     }
 
-    /// Forgets the session and tells the handler.
-    fn finish(&self, cause: EndCause, last_contact: MonotonicTime) {
+    /// Forgets the session and tells the handler. True if the backup may have had the whole checkpoint.
+    fn finish(&self, cause: EndCause, last_contact: MonotonicTime) -> bool {
         let ended_at = clock::now();
         let mut state = self.context.shared.lock();
         let Finished { complete, given_up, others, stats } =
@@ -285,6 +188,7 @@ impl<'a> PrimarySide<'a> {
             others,
         };
         self.context.handler.borrow_mut().session_ended(&end);
+        complete
     }
 
     fn tell_acknowledged(&self) {
@@ -337,6 +241,10 @@ impl SessionSide for PrimarySide<'_> {
     fn frame_sent(&self, bytes: Vec<u8>) {
         self.with(|session| session.sender().recycle(bytes));
         self.context.shared.changed.notify_all();
+    }
+
+    fn is_watched(&self) -> bool {
+        true
     }
 
     fn wake(&self) -> &Notify {
