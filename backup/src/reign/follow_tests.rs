@@ -90,7 +90,7 @@ fn a_backup_that_was_turned_away_while_it_joined_joins_again() {
 fn where_others_follow_one_that_is_behind_lets_them_go_first() {
     let mut reign = FollowReign::new(Generation(1), true, false);
     let announce = FollowAction::Announce(NEXT, RECEIVED);
-    assert_eq!(orders(&mut reign, lost()), [announce.clone()]);
+    assert_eq!(orders(&mut reign, lost()), std::slice::from_ref(&announce));
     orders(&mut reign, FollowEvent::Announced { ahead: true });
     assert!(at(&mut reign, NOW).is_empty(), "the others may not have announced yet");
     assert_eq!(at(&mut reign, NOW.after(ANNOUNCE)), [announce]);

@@ -10,7 +10,6 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wait(tokio::time::Instant);
 
-#[expect(clippy::disallowed_methods, reason = "the transport waits on behalf of the pure part")]
 impl Wait {
     /// It begins now.
     pub(super) fn begin() -> Self {
@@ -28,9 +27,8 @@ impl Wait {
     }
 }
 
-/// The host's monotonic clock. Processes on one host read the same clock, so their moments can
+/// The host's monotonic clock, by which evidence ages: it goes on while the host is suspended. Processes on one host read the same clock, so their moments can
 /// be compared.
-#[expect(clippy::disallowed_methods, reason = "the transport hands the time to the pure part")]
 pub fn now() -> MonotonicTime {
     read(nix::time::ClockId::CLOCK_BOOTTIME)
 }
