@@ -2,6 +2,8 @@
 
 use crate::lag::{GRACE, LagBound, LagPolicy};
 use crate::nudges::Nudges;
+use crate::reign::Ruling;
+use crate::succession::FollowPolicy;
 use crate::tell;
 use std::io;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use vmft_logging_channel::entry::{Entry, EntrySequence};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{
-    BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room, SessionEnd,
+    BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room,
 };
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
 use vmft_vmm::machine::Machine;
@@ -165,40 +167,25 @@ impl LogSink for ChannelLog {
     }
 }
 
-/// Called once, when the peer is lost: may this side replay to the end and go live?
-pub type OnLost = Box<dyn FnMut(&SessionEnd) -> bool + Send>;
-
 /// The log a backup follows.
-pub struct ChannelSource {
+#[derive(Debug)]
+pub(crate) struct ChannelSource {
     channel: Arc<BackupChannel>,
-    on_lost: OnLost,
-    /// The answer of `on_lost`.
-    may_go_live: Option<bool>,
+    policy: Arc<FollowPolicy>,
     last: EntrySequence,
 }
 
-impl std::fmt::Debug for ChannelSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChannelSource").field("last", &self.last).finish_non_exhaustive()
-    }
-}
-
 impl ChannelSource {
-    /// The log of a session. When it ends in a failure, `on_lost` asks the arbiter, while what was
-    /// received is still to be replayed.
-    pub fn new(channel: Arc<BackupChannel>, on_lost: OnLost) -> Self {
-        Self { channel, on_lost, may_go_live: None, last: EntrySequence(0) }
-    }
-
-    /// True if the peer was lost and this side won.
-    pub fn won(&self) -> bool {
-        self.may_go_live == Some(true)
+    /// The log of a session. What was received is handed out to the end, unless the policy says that it
+    /// is for another side.
+    pub(crate) const fn new(channel: Arc<BackupChannel>, policy: Arc<FollowPolicy>) -> Self {
+        Self { channel, policy, last: EntrySequence(0) }
     }
 }
 
 impl LogSource for ChannelSource {
     fn skip_to_checkpoint(&mut self, may: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
-        if self.may_go_live == Some(false) {
+        if self.policy.ruling() == Ruling::Stop {
             return None;
         }
         let (last, skipped) = self.channel.skip_to_checkpoint(may)?;
@@ -211,12 +198,9 @@ impl LogSource for ChannelSource {
             self.channel.report_applied(self.last, at);
         }
         loop {
-            if self.may_go_live.is_none()
-                && let Some(end) = self.channel.end().filter(SessionEnd::is_failure)
-            {
-                self.may_go_live = Some((self.on_lost)(&end));
-            }
-            if self.may_go_live == Some(false) {
+            self.policy.look(&self.channel);
+            let ruling = self.policy.ruling();
+            if ruling == Ruling::Stop {
                 return Err(LogEnd::Ended);
             }
             match self.channel.recv(ENTRY_WAIT) {
@@ -224,7 +208,9 @@ impl LogSource for ChannelSource {
                     self.last = sequence;
                     return Ok(entry);
                 }
-                Delivery::Ended(end) if end.is_failure() && self.may_go_live.is_none() => {}
+                Delivery::Ended(_) if ruling == Ruling::Wait => self.policy.wait_ruled(ENTRY_WAIT),
+                // The judge is to hear of the loss first.
+                Delivery::Ended(end) if ruling == Ruling::Follow && end.is_failure() => {}
                 Delivery::Ended(_) => return Err(LogEnd::Ended),
                 Delivery::TimedOut => {}
             }

@@ -1,6 +1,6 @@
 //! The backup: joins a primary, replays it, and takes over when it is lost.
 
-use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
+use crate::arbiter::{Arbiter, RETRY};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::epoch::Protection;
@@ -11,9 +11,11 @@ use crate::join_content::JoinContent;
 use crate::lag::LagBound;
 use crate::live::{LiveDuties, Succession, error_chain};
 use crate::mending::Divergences;
+use crate::reign::{Fate, FollowEvent, FollowReign};
 use crate::side::{Side, SideEnd, SideError};
-use crate::status::{ChannelStatus, FailoverReport, Role, ms};
+use crate::status::{ChannelStatus, Role, ms};
 use crate::storage::{self, Token};
+use crate::succession::FollowPolicy;
 use crate::tell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,14 +25,14 @@ use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    BackupChannel, BackupConfig, EndCause, Joined, PeerAddress, PrimaryConfig, SessionEnd,
-    TransportError, now,
+    BackupChannel, BackupConfig, Joined, PeerAddress, PrimaryConfig, TransportError,
 };
 use vmft_sandbox::Task;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
+use vmft_vmm::world::make_thread_urgent;
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -105,27 +107,19 @@ impl BackupControl {
 /// How following ended.
 pub(crate) enum Followed {
     End(SideEnd),
-    /// This side diverged, or the primary wants another session: join again.
-    Again,
+    /// This side diverged, or the primary wants another session: join again, whoever is of this
+    /// generation or a later one.
+    Again(Generation),
     /// The primary is lost, and this side has won.
     Won(Box<(Machine, Succession)>),
 }
 
 /// What a session that is followed has, whatever its log is made of.
 pub(crate) struct Following {
-    pub(crate) race: Arc<Mutex<Race>>,
+    pub(crate) policy: Arc<FollowPolicy>,
     pub(crate) kept: Arc<KeptOutputs>,
     pub(crate) gate: ReplayGate,
     pub(crate) source: ChannelSource,
-}
-
-/// What was found out while the peer was being lost.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Race {
-    report: FailoverReport,
-    decided: Option<Instant>,
-    last_contact: Option<Instant>,
-    lost_to: Option<String>,
 }
 
 impl Side {
@@ -158,7 +152,9 @@ impl Side {
             };
             match followed? {
                 Followed::End(end) => return Ok(end),
-                Followed::Again => {
+                Followed::Again(known) => {
+                    let generation = &mut duties.channel.identity.generation;
+                    *generation = known.max(*generation);
                     if let Some(why) = divergences.give_up() {
                         return Ok(SideEnd::Halted(why));
                     }
@@ -195,7 +191,7 @@ impl Side {
         duties: &BackupDuties,
         control: &BackupControl,
     ) -> Result<Option<Joined<MachineSink>>, SideError> {
-        let started = Instant::now();
+        let mut started = Instant::now();
         let mut told = false;
         self.status.set_role(Role::Joining, duties.channel.identity.generation);
         let mut next = 0;
@@ -220,8 +216,15 @@ impl Side {
             let primary = duties.primaries[next % duties.primaries.len()].clone();
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
-            let config = BackupConfig { primary, identity, ..duties.channel.clone() };
-            match join_once(&config, duties.memory, control)? {
+            let on_session = make_thread_urgent;
+            let config = BackupConfig { primary, identity, on_session, ..duties.channel.clone() };
+            let attempt = Instant::now();
+            let joined = join_once(&config, duties.memory, control)?;
+            if attempt.elapsed() > config.setup_timeout {
+                // Longer than a greeting may take: it was had, and has sent a part of its checkpoint.
+                started = Instant::now();
+            }
+            match joined {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
@@ -267,7 +270,7 @@ impl Side {
         self.status.set_role(Role::Backup, terms.generation);
         tell!("following the primary from point {}", machine.point());
 
-        let Following { race, kept, gate, source } = following;
+        let Following { policy, kept, gate, source } = following;
         not_out.into_iter().for_each(|output| gate.emit(output));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
@@ -289,16 +292,13 @@ impl Side {
         control.set(None);
         match end {
             Ok(RunEnd::Stopped(reason)) => {
-                let generation = channel.generation();
-                self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
-                Ok(Followed::End(SideEnd::Stopped(reason)))
+                self.finish_stopped(machine, duties, reason, &channel, &kept, &policy)
             }
-            Ok(_) if inputs.log().source.won() => Ok(won(machine, &race, &kept)),
-            Ok(_) => Ok(self.not_won(&channel, &race, duties.patience)),
-            Err(error) => {
-                let (won, digests) = (inputs.log().source.won(), inputs.digests());
-                self.diverged(error, won, &channel, divergences, digests)
-            }
+            Ok(_) => match policy.decide(&channel, FollowEvent::LogEnded) {
+                Fate::GoLive(_) => Ok(won(machine, &policy, &kept)),
+                fate => Ok(self.concluded(fate)),
+            },
+            Err(error) => self.diverged(error, &channel, &policy, divergences, inputs.digests()),
         }
     }
 
@@ -318,69 +318,19 @@ impl Side {
         control.attend(channel);
         self.status.set_guest_memory(ram.host_ranges());
         self.watch_channel(channel);
-        let race = Arc::new(Mutex::new(Race::default()));
+        let several = duties.listen.as_ref().is_some_and(|listen| listen.backups > 1);
+        let standby = duties.patience == Patience::Standby;
+        let policy = Arc::new(FollowPolicy::new(
+            FollowReign::new(channel.generation(), several, standby),
+            Arc::clone(&duties.arbiter),
+            self.who.clone(),
+            Arc::clone(&self.status),
+            Arc::clone(control),
+        ));
         let kept = Arc::new(KeptOutputs::default());
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
-        let on_lost = self.racer(duties, channel, Arc::clone(&race), control);
-        let source = ChannelSource::new(Arc::clone(channel), Box::new(on_lost));
-        Following { race, kept, gate, source }
-    }
-
-    /// What happens the moment the primary is taken to be lost: the test-and-set.
-    fn racer(
-        &self,
-        duties: &BackupDuties,
-        channel: &Arc<BackupChannel>,
-        race: Arc<Mutex<Race>>,
-        control: &Arc<BackupControl>,
-    ) -> impl FnMut(&SessionEnd) -> bool + Send + 'static + use<> {
-        let control = Arc::clone(control);
-        let (arbiter, who) = (Arc::clone(&duties.arbiter), self.who.clone());
-        let status = Arc::clone(&self.status);
-        let channel = Arc::downgrade(channel);
-        let several = duties.listen.as_ref().is_some_and(|listen| listen.backups > 1);
-        move |end| {
-            let channel = channel.upgrade().expect("whoever asks has the channel");
-            let generation = channel.generation();
-            let next = Generation(generation.0 + 1);
-            status.set_role(Role::Deciding, generation);
-            tell!("the primary is lost: {}", end.cause);
-            let silent_for = now().since(end.last_contact);
-            let asked = Instant::now();
-            if several {
-                give_way(&*arbiter, next, &who, channel.received());
-            }
-            let mut told = false;
-            let verdict = win_or_wait(&*arbiter, next, &who, |error| {
-                if !told {
-                    tell!("{error}; this side waits until it answers");
-                    told = true;
-                }
-                std::thread::sleep(RETRY);
-                !control.is_leaving()
-            });
-            // Without an answer the operator has stopped this side while it waited.
-            let Ok(verdict) = verdict else {
-                return false;
-            };
-            let mut race = race.lock().expect("no holder of this lock panics");
-            race.decided = Some(Instant::now());
-            race.last_contact = asked.checked_sub(silent_for);
-            race.report = FailoverReport {
-                generation: next.0,
-                suspicion: end.cause.to_string().into(),
-                detection_ms: ms(end.ended_at.since(end.last_contact)),
-                arbiter_ms: ms(asked.elapsed()),
-                ..FailoverReport::default()
-            };
-            match verdict {
-                Verdict::Won => true,
-                Verdict::Lost { winner } => {
-                    race.lost_to = Some(winner.to_string());
-                    false
-                }
-            }
-        }
+        let source = ChannelSource::new(Arc::clone(channel), Arc::clone(&policy));
+        Following { policy, kept, gate, source }
     }
 
     fn watch_channel(&self, channel: &Arc<BackupChannel>) {
@@ -398,35 +348,18 @@ impl Side {
         })));
     }
 
-    /// The log ended without a failure that this side won.
-    pub(crate) fn not_won(
-        &self,
-        channel: &BackupChannel,
-        race: &Mutex<Race>,
-        patience: Patience,
-    ) -> Followed {
-        let generation = channel.generation();
-        let lost_to = race.lock().expect("no holder of this lock panics").lost_to.clone();
-        if let Some(winner) = lost_to {
-            let why = format!("generation {} was won by {winner}", generation.0 + 1);
-            if patience == Patience::Standby {
-                tell!("{why}; joining again");
-                return Followed::Again;
+    /// What the judge says, of a side that does not go live.
+    pub(crate) fn concluded(&self, fate: Fate) -> Followed {
+        match fate {
+            Fate::JoinAgain(known) => Followed::Again(known),
+            Fate::Stop(reason) => Followed::End(SideEnd::Stopped(reason)),
+            Fate::Halt(why) => {
+                self.status.update(|status| status.reason = Some(why.as_str().into()));
+                Followed::End(SideEnd::Halted(why))
             }
-            self.status.set_role(Role::Halted, generation);
-            self.status.update(|status| status.reason = Some(why.as_str().into()));
-            return Followed::End(SideEnd::Halted(why));
-        }
-        self.status.set_role(Role::Stopped, generation);
-        match channel.end().map(|end| end.cause) {
-            Some(EndCause::Departed(GoodbyeReason::Stopped)) => {
-                Followed::End(SideEnd::Stopped(StopReason::GuestPowerOff))
+            Fate::GoLive(_) | Fate::FinishOutputs(..) => {
+                unreachable!("handled where the machine is")
             }
-            Some(EndCause::Departed(reason)) => {
-                tell!("the primary ended the session: {reason}; joining again");
-                Followed::Again
-            }
-            _ => Followed::End(SideEnd::Stopped(StopReason::Operator)),
         }
     }
 
@@ -436,11 +369,11 @@ impl Side {
         &self,
         machine: Machine,
         duties: &BackupDuties,
-        generation: Generation,
+        reason: StopReason,
         channel: &BackupChannel,
         kept: &KeptOutputs,
-        control: &BackupControl,
-    ) -> Result<(), SideError> {
+        policy: &Arc<FollowPolicy>,
+    ) -> Result<Followed, SideError> {
         use vmft_logging_channel::entry::Entry;
         use vmft_logging_channel::transport::Delivery;
         loop {
@@ -450,25 +383,21 @@ impl Side {
                 Delivery::Ended(_) => break,
             }
         }
-        self.status.set_role(Role::Stopped, generation);
+        self.status.set_role(Role::Stopped, channel.generation());
         let left = kept.take();
         // A goodbye comes after everything is out, also what this side cannot know to be out: a disk
         // write whose completion came too late for the log.
         let is_durable = machine.completed_writes().iter().all(|disk| disk.writes.is_empty());
         let nothing_left = left.is_empty() && machine.outstanding().is_empty() && is_durable;
-        if channel.peer_has_left() || nothing_left {
-            self.console.close();
-            return Ok(());
+        let owes = !channel.peer_has_left() && !nothing_left;
+        match policy.decide(channel, FollowEvent::MachineStopped { reason, owes }) {
+            Fate::FinishOutputs(generation, _) => {
+                self.finish_outputs(&machine, &duties.arbiter, generation, left)?;
+            }
+            _ if owes => {}
+            _ => self.console.close(),
         }
-        let next = Generation(generation.0 + 1);
-        let verdict = win_or_wait(&*duties.arbiter, next, &self.who, |_| {
-            std::thread::sleep(RETRY);
-            !control.is_leaving()
-        });
-        if let Ok(Verdict::Won) = verdict {
-            self.finish_outputs(&machine, &duties.arbiter, next, left)?;
-        }
-        Ok(())
+        Ok(Followed::End(SideEnd::Stopped(reason)))
     }
 }
 
@@ -505,8 +434,8 @@ impl vmft_vmm::inputs::LogSource for Watched {
 }
 
 /// This side goes on from the machine as it is.
-pub(crate) fn won(machine: Machine, race: &Mutex<Race>, kept: &KeptOutputs) -> Followed {
-    let race = race.lock().expect("no holder of this lock panics").clone();
+pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -> Followed {
+    let race = policy.race();
     let mut report = race.report;
     report.replay_ms = race.decided.map_or(0.0, |decided| ms(decided.elapsed()));
     report.point = machine.point().get();

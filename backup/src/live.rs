@@ -1,30 +1,33 @@
 //! A live side of a pair: runs the guest, admits backups, and goes on alone when one is lost.
 
-use crate::arbiter::{Arbiter, GenerationFence};
+use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::join::JoinStream;
 use crate::lag::LagBound;
-use crate::policy::{LossPolicy, Standing};
+use crate::policy::{LiveParts, LossPolicy};
 use crate::rate_probe::RateProbe;
+use crate::reign::{LiveEvent, Standing};
 use crate::requests::{Beginning, JoinHost, Requests};
 use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::storage;
 use crate::tell;
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, Weak};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    AdmissionCheck, CheckpointStream, EndCause, JoinTicket, Origin, PrimaryChannel, PrimaryConfig,
-    PrimaryHandler, SessionEnd, TransportError,
+    AdmissionCheck, CheckpointStream, EndCause, Followers, JoinTicket, Origin, PrimaryChannel,
+    PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate};
-use vmft_vmm::world::{Fence, HostSource, Mailbox};
+use vmft_vmm::world::{Fence, HostSource, Mailbox, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -70,20 +73,15 @@ struct Handler {
     mailbox: Arc<Mailbox>,
     policy: Arc<LossPolicy>,
     status: Arc<StatusBoard>,
-    channel: Arc<OnceLock<Weak<PrimaryChannel>>>,
+    followers: Followers,
     /// Backups that left because they had diverged, and that nobody has come for yet.
     unmended: u32,
 }
 
 impl Handler {
-    fn channel(&self) -> Weak<PrimaryChannel> {
-        self.channel.get().cloned().unwrap_or_default()
-    }
-
-    fn count_followers(&self) -> usize {
-        let protected_by = self.channel().upgrade().map_or(0, |channel| channel.protected_by());
-        self.status.update(|status| status.followers = protected_by as u64);
-        protected_by
+    fn count_followers(&self) {
+        let protected_by = self.followers.protected_by() as u64;
+        self.status.update(|status| status.followers = protected_by);
     }
 }
 
@@ -97,13 +95,11 @@ impl PrimaryHandler for Handler {
         Ok(Box::new(JoinStream::new(requests, mailbox, Arc::clone(&self.status), ticket)))
     }
 
-    fn protected(&mut self) {
-        self.policy.protected();
-        match self.count_followers() {
-            0 | 1 => tell!("protected: a backup follows"),
-            count => tell!("protected: {count} backups follow"),
-        }
-        if self.unmended > 0 {
+    fn protected(&mut self, backup: BackupKey, protects: Protects) {
+        self.count_followers();
+        let (Protects::Joined(generation) | Protects::Told(generation)) = protects;
+        self.policy.handle(LiveEvent::Protecting(backup, generation));
+        if matches!(protects, Protects::Joined(_)) && self.unmended > 0 {
             self.unmended -= 1;
             self.status.update(|status| status.divergences_mended += 1);
             tell!("the divergence is mended: a backup has joined from a checkpoint");
@@ -118,19 +114,19 @@ impl PrimaryHandler for Handler {
 
     fn session_ended(&mut self, end: &SessionEnd) {
         self.count_followers();
-        if !end.protected {
-            if end.others == 0 {
-                self.policy.join_failed();
-            }
-            return;
-        }
-        if let EndCause::Departed(GoodbyeReason::Diverged(notice)) = &end.cause {
+        if end.protected
+            && let EndCause::Departed(GoodbyeReason::Diverged(notice)) = &end.cause
+        {
             self.status.diverged(notice);
             self.unmended += 1;
         }
-        // A session this side has left was left at a stop: nobody is lost.
-        if end.cause != EndCause::Left {
-            self.policy.backup_lost(end.cause.to_string(), self.channel());
+        if let Some(backup) = end.backup {
+            self.policy.handle(LiveEvent::SessionEnded {
+                backup,
+                complete: end.protected,
+                left: end.cause == EndCause::Left,
+                why: end.cause.to_string(),
+            });
         }
     }
 
@@ -248,55 +244,61 @@ impl Side {
     }
 
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
-        let policy_slot: Arc<OnceLock<Weak<LossPolicy>>> = Arc::default();
-        let slot = Arc::clone(&policy_slot);
+        let (arbiter, storage) = (Arc::clone(&duties.arbiter), duties.arbiter);
+        let state = Arc::new(FenceState::new(duties.generation));
+        // The doors need the fence, the judge the doors' gate, and the fence someone to tell.
+        let (told, overtaken) = mpsc::channel();
         let on_fenced = move |generation, winner| {
-            if let Some(policy) = slot.get().and_then(Weak::upgrade) {
-                policy.lost(generation, &winner);
-            }
+            // A side that is over needs no telling.
+            let _ = told.send((generation, winner));
         };
-        let arbiter = Arc::clone(&duties.arbiter);
-        let storage = Arc::clone(&arbiter);
+        let (who, fence_state) = (self.who.clone(), Arc::clone(&state));
+        let fence = GenerationFence::new(Arc::clone(&arbiter), who, fence_state, on_fenced);
+        let fence: Arc<dyn Fence> = Arc::new(fence);
+        let doors = self.open_doors(&fence)?;
+        let followers = duties.listen.as_ref().map(Followers::new);
+        let policy = Arc::new(LossPolicy::new(LiveParts {
+            arbiter,
+            who: self.who.clone(),
+            fence: state,
+            gate: Arc::clone(&doors.gate),
+            mailbox: Arc::clone(&self.mailbox),
+            status: Arc::clone(&self.status),
+            followers: followers.clone(),
+        }));
+        policy.hear_of_later_generations(overtaken).map_err(SideError::Host)?;
         let check = AdmissionCheck::new(move |peer| storage::check(&*storage, peer));
-        let fence = GenerationFence::new(arbiter, self.who.clone(), duties.generation, on_fenced);
-        let fence = Arc::new(fence);
-        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
-        let doors = self.open_doors(&dyn_fence)?;
-        let policy = Arc::new(LossPolicy::new(
-            duties.arbiter,
-            self.who.clone(),
-            fence,
-            Arc::clone(&doors.gate),
-            Arc::clone(&self.mailbox),
-            Arc::clone(&self.status),
-        ));
-        policy_slot.set(Arc::downgrade(&policy)).expect("set once");
-        let listen = duties.listen.map(|config| PrimaryConfig { check: Some(check), ..config });
-        let channel = listen.map(|config| self.listen(config, &doors, &policy)).transpose()?;
+        let listen = duties.listen.map(|config| PrimaryConfig {
+            check: Some(check),
+            on_session: make_thread_urgent,
+            ..config
+        });
+        let channel = listen
+            .zip(followers)
+            .map(|(config, followers)| self.listen(config, followers, &doors, &policy))
+            .transpose()?;
         let (protection, max_lag) = (duties.protection, duties.max_lag);
         let epochs = Mutex::default();
-        let fence = dyn_fence;
         Ok(LiveSide { side: self, doors, fence, policy, channel, protection, max_lag, epochs })
     }
 
     fn listen(
         &self,
         config: PrimaryConfig,
+        followers: Followers,
         doors: &Doors,
         policy: &Arc<LossPolicy>,
     ) -> Result<Arc<PrimaryChannel>, SideError> {
-        let slot: Arc<OnceLock<Weak<PrimaryChannel>>> = Arc::default();
         let handler = Handler {
             gate: Arc::clone(&doors.gate),
             requests: Arc::clone(&self.requests),
             mailbox: Arc::clone(&self.mailbox),
             policy: Arc::clone(policy),
             status: Arc::clone(&self.status),
-            channel: Arc::clone(&slot),
+            followers: followers.clone(),
             unmended: 0,
         };
-        let channel = Arc::new(PrimaryChannel::listen(config, handler)?);
-        slot.set(Arc::downgrade(&channel)).expect("set once");
+        let channel = Arc::new(PrimaryChannel::listen_for(followers, config, handler)?);
         let address = channel.local_address().to_string();
         self.status.update(|status| status.listening = Some(address));
         let probe = RateProbe::default();
@@ -334,10 +336,18 @@ impl JoinHost for LiveHost<'_> {
         if !self.live.make_room(followed) {
             return Beginning::Later;
         }
-        if !policy.begin() {
+        if !policy.begin(ticket.key()) {
             return Beginning::Gone;
         }
         if followed && self.live.is_lockstep() {
+            // What was put out up to here, the backup will not have. So it is marked here, before its
+            // log, and the end of its checkpoint waits until it is out.
+            let gate = &self.live.doors.gate;
+            let (begun, output) = (gate.begin_mark(), machine.outputs());
+            let mark = Entry::OutputMark { point: machine.point(), output };
+            if let Ok(entry) = channel.push(&mark) {
+                gate.mark(begun, entry, output);
+            }
             // Those who follow already flush as this machine does; one that is lost meanwhile needs
             // not.
             let _ = channel.push(&Entry::Flush { point: machine.point() });
@@ -351,9 +361,7 @@ impl JoinHost for LiveHost<'_> {
                 Beginning::Here(begun.position, Box::new(state), doors.gate.not_out())
             }
             Err(_) => {
-                if channel.followers() == 0 {
-                    policy.join_failed();
-                }
+                policy.handle(LiveEvent::NotBegun(ticket.key()));
                 Beginning::Gone
             }
         }
@@ -564,10 +572,9 @@ impl LiveSide<'_> {
                     operator |= matches!(self.side.mailbox.take_asked(), Some(Asked::Stop(_)));
                     if operator && started.elapsed() > DECIDE_PATIENCE {
                         // Whether the last outputs may leave cannot be known, so they do not.
-                        self.policy.fenced(
-                            "stopped while the arbiter could not be asked; \
-                             its last outputs were not let out",
-                        );
+                        let why = "stopped while the arbiter could not be asked; \
+                                   its last outputs were not let out";
+                        self.policy.handle(LiveEvent::GivenUp(why.to_owned()));
                     }
                 }
                 Standing::Alone => return None,
@@ -578,7 +585,7 @@ impl LiveSide<'_> {
 
     /// Says goodbye to the backups that follow. One that is still joining is not waited for.
     fn leave(&self, reason: GoodbyeReason, patience: Duration) {
-        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.protected_by() > 0) {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.joined() > 0) {
             channel.leave(reason, patience);
         }
     }

@@ -5,11 +5,13 @@
 
 use crate::following::Followed;
 use crate::live::error_chain;
-use crate::side::{Side, SideEnd, SideError};
-use crate::status::{DivergenceReport, Role};
+use crate::reign::{Fate, FollowEvent};
+use crate::side::{Side, SideError};
+use crate::status::DivergenceReport;
+use crate::succession::FollowPolicy;
 use crate::tell;
+use std::sync::Arc;
 use std::time::Duration;
-use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::{DivergenceNotice, GoodbyeReason};
 use vmft_logging_channel::transport::BackupChannel;
@@ -80,52 +82,42 @@ impl Side {
     pub(crate) fn diverged(
         &self,
         error: MachineError,
-        won: bool,
         channel: &BackupChannel,
+        policy: &Arc<FollowPolicy>,
         divergences: &mut Divergences,
         agreements: u64,
     ) -> Result<Followed, SideError> {
         let Some(notice) = notice(&error) else { return Err(error.into()) };
-        if won && error.is_of_the_guest() {
+        let fate = policy.decide(channel, FollowEvent::Diverged(notice.text.to_string()));
+        if policy.has_won() && error.is_of_the_guest() {
             // What ended the primary, in all likelihood: the guest goes on nowhere.
             return Err(error.into());
         }
-        if won {
-            return Ok(self.diverged_heir(&notice, channel.generation()));
-        }
         let reproduce = " (to reproduce, record the same guest with `vmft record --log FILE` and run \
                          `vmft replay FILE`)";
-        Ok(self.join_again(notice, reproduce, channel, divergences, agreements))
+        Ok(self.join_again(notice, reproduce, channel, fate, divergences, agreements))
     }
 
-    /// What this side has is not what the primary sends: says so, and joins anew from a checkpoint.
+    /// What this side has is not what the primary sends: says so, and joins anew from a checkpoint,
+    /// unless it was to go live. `fate` is what the judge says of that.
     pub(crate) fn join_again(
         &self,
         notice: DivergenceNotice,
         advice: &str,
         channel: &BackupChannel,
+        fate: Fate,
         divergences: &mut Divergences,
         agreements: u64,
     ) -> Followed {
+        let Fate::JoinAgain(known) = fate else {
+            self.status.diverged(&notice);
+            return self.concluded(fate);
+        };
         divergences.add(agreements);
         tell!("{}; joining again from a checkpoint{advice}", notice.text);
         self.status.diverged(&notice);
         channel.leave(GoodbyeReason::Diverged(notice), LEAVE_PATIENCE);
-        Followed::Again
-    }
-
-    /// The primary is gone and this side is its heir, with a state that was never the guest's.
-    fn diverged_heir(&self, notice: &DivergenceNotice, before: Generation) -> Followed {
-        self.status.diverged(notice);
-        let why = format!(
-            "{}; the primary is lost, and this side has won generation {} but does not go on with a state \
-             that is not the guest's",
-            notice.text,
-            before.0 + 1
-        );
-        self.status.set_role(Role::Halted, before);
-        self.status.update(|status| status.reason = Some(why.as_str().into()));
-        Followed::End(SideEnd::Halted(why))
+        Followed::Again(known)
     }
 
     /// This side has joined at `point`, which mends what had diverged.

@@ -1,6 +1,6 @@
 //! One side: a process that runs, or may come to run, the guest.
 
-use crate::arbiter::{Arbiter, ArbiterError, Candidate, GenerationFence};
+use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFence};
 use crate::fault::Faults;
 use crate::nudges::Nudges;
 use crate::requests::{NoBackups, Requests};
@@ -266,8 +266,8 @@ impl Side {
         generation: Generation,
         left: Vec<Output>,
     ) -> Result<(), SideError> {
-        let fence =
-            GenerationFence::new(Arc::clone(arbiter), self.who.clone(), generation, |_, _| {});
+        let state = Arc::new(FenceState::new(generation));
+        let fence = GenerationFence::new(Arc::clone(arbiter), self.who.clone(), state, |_, _| {});
         let fence: Arc<dyn Fence> = Arc::new(fence);
         let doors = self.open_doors(&fence)?;
         self.attach_network(machine, &fence)?;

@@ -40,6 +40,18 @@ pub enum Suspicion {
     /// The connection is closed.
     #[error("connection closed")]
     Closed,
+    /// This side's host was suspended, for so long that the other must have taken this side for dead.
+    #[error("this host was suspended for {} ms", .0.as_millis())]
+    Suspended(Duration),
+}
+
+/// How long this side's host has been suspended since it was booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Suspended {
+    /// Certainly.
+    pub at_least: Duration,
+    /// Perhaps.
+    pub at_most: Duration,
 }
 
 /// What the detector thinks of the other side.
@@ -61,6 +73,7 @@ pub struct Detector {
     last_look: MonotonicTime,
     /// Silence since the last contact, as far as this side was looking.
     silence: Duration,
+    suspended: Option<Suspended>,
     verdict: Verdict,
 }
 
@@ -72,6 +85,7 @@ impl Detector {
             last_contact: now,
             last_look: now,
             silence: Duration::ZERO,
+            suspended: None,
             verdict: Verdict::Alive,
         }
     }
@@ -105,6 +119,18 @@ impl Detector {
     pub fn handle_closed(&mut self) -> &Verdict {
         if self.verdict == Verdict::Alive {
             self.verdict = Verdict::Lost(Suspicion::Closed);
+        }
+        &self.verdict
+    }
+
+    /// Looks at how long this side's host has been suspended, before anything that has come is read: what came
+    /// before says nothing about now. For a side that others watch and would replace: one that was away for
+    /// longer than they wait has been given up, as far as it can tell.
+    pub fn handle_suspension(&mut self, now: Suspended) -> &Verdict {
+        let before = self.suspended.replace(now).unwrap_or(now);
+        let gap = now.at_least.saturating_sub(before.at_most);
+        if self.verdict == Verdict::Alive && gap >= self.config.suspect_after {
+            self.verdict = Verdict::Lost(Suspicion::Suspended(gap));
         }
         &self.verdict
     }
@@ -178,6 +204,25 @@ mod tests {
         let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
         assert_eq!(*detector.handle_timeout(at_ms(5_000)), Verdict::Alive);
         assert_eq!(look_every_tick(&mut detector, at_ms(10_000)), Some(at_ms(5_060)));
+    }
+
+    #[test]
+    fn a_side_whose_host_was_suspended_for_longer_than_others_wait_takes_itself_for_given_up() {
+        let exactly = |ms| Suspended {
+            at_least: Duration::from_millis(ms),
+            at_most: Duration::from_millis(ms),
+        };
+        let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        // What was before the session, short rests, and clocks that could not be read at once.
+        for suspended in [exactly(7_000), exactly(7_099), exactly(7_198)] {
+            assert_eq!(*detector.handle_suspension(suspended), Verdict::Alive);
+        }
+        let at_most = Duration::from_millis(9_000);
+        let unsure = Suspended { at_most, ..exactly(7_200) };
+        assert_eq!(*detector.handle_suspension(unsure), Verdict::Alive);
+        assert_eq!(*detector.handle_suspension(exactly(9_050)), Verdict::Alive);
+        let lost = Verdict::Lost(Suspicion::Suspended(Duration::from_millis(100)));
+        assert_eq!(*detector.handle_suspension(exactly(9_150)), lost);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_
 use crate::handshake::{Hello, HelloConfirm, HelloReply, Refusal};
 use crate::log_file::LogHeader;
 use crate::session::{
-    Acknowledge, Control, GoodbyeReason, Heartbeat, Reign, SessionId, decode_control,
+    Acknowledge, Control, GoodbyeReason, Heartbeat, Progress, Reign, SessionId, decode_control,
 };
 use crate::wire::DecodeError;
 use std::fmt;
@@ -67,10 +67,12 @@ pub enum FrameKind {
     LogHeader = 13,
     /// The primary has won a later generation.
     Reign = 14,
+    /// How far a join is.
+    Progress = 15,
 }
 
 impl FrameKind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Hello,
         Self::HelloReply,
         Self::HelloConfirm,
@@ -85,6 +87,7 @@ impl FrameKind {
         Self::CheckpointEnd,
         Self::LogHeader,
         Self::Reign,
+        Self::Progress,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -108,6 +111,7 @@ impl FrameKind {
             | Self::Heartbeat
             | Self::Acknowledge
             | Self::Reign
+            | Self::Progress
             | Self::CheckpointHeader
             | Self::CheckpointEnd => 64,
         }
@@ -202,6 +206,7 @@ pub enum Frame {
     Checkpoint(CheckpointPiece),
     LogHeader(LogHeader),
     Reign(Reign),
+    Progress(Progress),
 }
 
 impl Frame {
@@ -224,6 +229,7 @@ impl Frame {
             },
             Self::LogHeader(_) => FrameKind::LogHeader,
             Self::Reign(_) => FrameKind::Reign,
+            Self::Progress(_) => FrameKind::Progress,
         }
     }
 
@@ -243,6 +249,7 @@ impl Frame {
             Self::Acknowledge(message) => put_control(message, bytes)?,
             Self::LogHeader(message) => put_control(message, bytes)?,
             Self::Reign(message) => put_control(message, bytes)?,
+            Self::Progress(message) => put_control(message, bytes)?,
             Self::Checkpoint(piece) => piece.encode(bytes),
             Self::Entries(batch) => {
                 let mut encoder = BatchEncoder::new(bytes, batch.first, batch.base);
@@ -271,6 +278,7 @@ impl Frame {
             FrameKind::CheckpointEnd => Self::piece(PieceKind::End, payload)?,
             FrameKind::LogHeader => Self::LogHeader(decode_control(payload)?),
             FrameKind::Reign => Self::Reign(decode_control(payload)?),
+            FrameKind::Progress => Self::Progress(decode_control(payload)?),
         })
     }
 }

@@ -76,6 +76,7 @@ fn every_frame() -> Vec<Frame> {
             nonce,
         }),
         Frame::Reign(Reign { generation: Generation(4) }),
+        Frame::Progress(Progress { pieces: 300 }),
     ]
 }
 
@@ -196,7 +197,7 @@ fn raw_header(kind: u8, len: u32) -> Vec<u8> {
 
 #[test]
 fn unknown_kinds_and_excessive_lengths_are_refused_from_the_header_alone() {
-    assert_eq!(decode(SESSION, &raw_header(15, 0)), Err(FrameError::Kind { found: 15 }));
+    assert_eq!(decode(SESSION, &raw_header(16, 0)), Err(FrameError::Kind { found: 16 }));
     let (kind, len, limit) = (FrameKind::Heartbeat, 65, 64);
     assert_eq!(decode(SESSION, &raw_header(6, 65)), Err(FrameError::Length { kind, len, limit }));
 }

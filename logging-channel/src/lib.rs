@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backups;
 pub mod checkpoint;
 pub mod codec;
 pub mod detector;
@@ -14,6 +15,7 @@ pub mod entry;
 pub mod fingerprint;
 pub mod foreign;
 pub mod frame;
+mod generation_news;
 pub mod handshake;
 pub mod latency;
 pub mod log_file;

@@ -12,6 +12,7 @@ use crate::checkpoint::PieceKind;
 use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
 use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition, Packet};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
+use crate::generation_news::GenerationNews;
 use crate::latency::{LatencySummary, LatencyWindow};
 use crate::point::ExecutionPoint;
 use crate::session::{
@@ -204,8 +205,7 @@ pub struct Sender {
     in_flight: VecDeque<InFlight>,
     unapplied: VecDeque<(EntrySequence, MonotonicTime)>,
     heartbeats: HeartbeatExchange,
-    /// A generation the backup is still to be told of.
-    reign: Option<Generation>,
+    generation: GenerationNews,
     goodbye: Option<GoodbyeReason>,
     ended: bool,
     latency: LatencyWindow,
@@ -243,7 +243,7 @@ impl Sender {
             in_flight: VecDeque::new(),
             unapplied: VecDeque::new(),
             heartbeats: HeartbeatExchange::new(now, config.heartbeat_interval),
-            reign: None,
+            generation: GenerationNews::default(),
             goodbye: None,
             ended: false,
             latency: LatencyWindow::default(),
@@ -347,7 +347,12 @@ impl Sender {
 
     /// The primary has won `generation`: the backup is told at once.
     pub const fn reign(&mut self, generation: Generation) {
-        self.reign = Some(generation);
+        self.generation.tell(generation);
+    }
+
+    /// True if the backup is known to have heard of every generation that this side has won.
+    pub const fn knows_generation(&self) -> bool {
+        self.generation.is_known()
     }
 
     /// True when a goodbye was handed out or came in: nothing follows.
@@ -371,7 +376,7 @@ impl Sender {
 
     /// True when [`Self::poll_transmit`] has something for reasons other than the clock.
     pub fn has_due_entries(&self) -> bool {
-        self.reign.is_some()
+        self.generation.is_due()
             || !self.closed.is_empty()
             || self.open.as_ref().is_some_and(OpenBatch::is_due)
     }
@@ -397,9 +402,10 @@ impl Sender {
             return None;
         }
         if let Some(heartbeat) = self.heartbeats.poll(now, self.sent) {
+            self.generation.heartbeat_sent(now);
             return Some(self.control(&Frame::Heartbeat(heartbeat)));
         }
-        if let Some(generation) = self.reign.take() {
+        if let Some(generation) = self.generation.poll(self.sent) {
             return Some(self.control(&Frame::Reign(Reign { generation })));
         }
         self.close_if_due(now);
@@ -497,6 +503,7 @@ impl Sender {
     ) -> Result<SenderEvent, SendError> {
         self.check_received(heartbeat.last)?;
         self.heartbeats.handle(now, heartbeat)?;
+        self.generation.heartbeat(heartbeat);
         Ok(SenderEvent::Heartbeat)
     }
 
@@ -515,6 +522,7 @@ impl Sender {
             return Err(SendError::Retracted { previous, found: *found });
         }
         self.acknowledged = *found;
+        self.generation.acknowledged(found.received);
         while self.in_flight.front().is_some_and(|batch| batch.last <= found.received) {
             let batch = self.in_flight.pop_front();
             if let Some(urgent_at) = batch.and_then(|batch| batch.urgent_at) {

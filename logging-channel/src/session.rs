@@ -130,6 +130,14 @@ pub struct Reign {
     pub generation: Generation,
 }
 
+/// How far a join is, said by whoever works on it while it works: limits are on silence, since the work
+/// grows with the guest's memory and the host's load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Pieces of the checkpoint that the primary has sent, or the backup has taken.
+    pub pieces: u64,
+}
+
 /// Why a heartbeat is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeartbeatError {
@@ -245,6 +253,11 @@ impl Control for Heartbeat {}
 impl Control for Reign {
     fn validate(&self) -> Result<(), DecodeError> {
         check_count("generation", self.generation.0)
+    }
+}
+impl Control for Progress {
+    fn validate(&self) -> Result<(), DecodeError> {
+        Ok(())
     }
 }
 impl Control for Acknowledge {

@@ -23,7 +23,7 @@ use vmft_logging_channel::handshake::{Hello, HelloConfirm, HelloReply, Nonce, Re
 use vmft_logging_channel::log_file::{LogHeader, LogReader, LogWriter};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::{
-    Acknowledge, DivergenceNotice, GoodbyeReason, Heartbeat, Reign, SessionId,
+    Acknowledge, DivergenceNotice, GoodbyeReason, Heartbeat, Progress, Reign, SessionId,
 };
 use vmft_logging_channel::time::MonotonicTime;
 
@@ -196,6 +196,7 @@ fn golden() -> Vec<(SessionId, Vec<u8>)> {
         Frame::Heartbeat(heartbeat),
         Frame::Acknowledge(acknowledge),
         Frame::Reign(Reign { generation: Generation(2) }),
+        Frame::Progress(Progress { pieces: 9 }),
     ];
     let seal = |session: SessionId| {
         move |frame: Frame| (session, frame.encode(session).expect("small").seal())

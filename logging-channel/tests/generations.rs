@@ -6,6 +6,7 @@ use common::{
     LateStream, PATIENCE, Scribe, Told, ToyMemory, backup_config, mark, primary_config, wait_for,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::transport::{
@@ -30,8 +31,8 @@ impl PrimaryHandler for Late {
         Ok(Box::new(LateStream::new(ticket, self.go.take().expect("one backup"))))
     }
 
-    fn protected(&mut self) {
-        self.scribe.protected();
+    fn protected(&mut self, backup: BackupKey, protects: Protects) {
+        self.scribe.protected(backup, protects);
     }
 
     fn acknowledged(&mut self, received: EntrySequence) {

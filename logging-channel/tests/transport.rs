@@ -9,6 +9,7 @@ use common::{
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::checkpoint::CheckpointPiece;
 use vmft_logging_channel::detector::Suspicion;
 use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, StopReason};
@@ -126,7 +127,7 @@ fn who_waits_for_an_acknowledgement_waits_until_the_handler_knows_of_it() {
         ) -> Result<Box<dyn CheckpointStream>, String> {
             Ok(toy_stream(ticket))
         }
-        fn protected(&mut self) {}
+        fn protected(&mut self, _: BackupKey, _: Protects) {}
         fn acknowledged(&mut self, received: EntrySequence) {
             if received > EntrySequence(0) {
                 self.entered.send(()).expect("the test is there");
@@ -164,7 +165,7 @@ fn a_channel_can_be_closed_by_its_own_handler() {
             self.1.send(()).expect("the test waits");
             Err("closed".to_owned())
         }
-        fn protected(&mut self) {}
+        fn protected(&mut self, _: BackupKey, _: Protects) {}
         fn acknowledged(&mut self, _: EntrySequence) {}
         fn session_ended(&mut self, _end: &SessionEnd) {}
         fn peer_refused(&mut self, _peer: Origin, _error: &TransportError, _untold: u64) {}
@@ -467,7 +468,7 @@ fn a_checkpoint_that_cannot_be_made_costs_the_backup_and_nothing_else() {
             }
             Ok(Box::new(Broken(ticket)))
         }
-        fn protected(&mut self) {}
+        fn protected(&mut self, _: BackupKey, _: Protects) {}
         fn acknowledged(&mut self, _: EntrySequence) {}
         fn session_ended(&mut self, end: &SessionEnd) {
             // The test may have ended.

@@ -344,7 +344,12 @@ impl List {
                 list.allow(SOCKET_IO);
             }
             Task::Channel => list.channel()?,
-            Task::Arbiter | Task::Outside => list.files(),
+            Task::Arbiter => {
+                list.files();
+                // What it decides lets outputs go.
+                list.allow(SOCKET_IO);
+            }
+            Task::Outside => list.files(),
             Task::Api => {
                 list.allow(LOOK);
                 list.allow(SOCKET_IO);

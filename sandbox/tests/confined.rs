@@ -90,7 +90,14 @@ const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "send",
         make: || call(libc::SYS_sendto, [9999, 0, 0, 0, 0]),
-        allowed: &[Task::Guest, Task::Network, Task::Console, Task::Channel, Task::Api],
+        allowed: &[
+            Task::Guest,
+            Task::Network,
+            Task::Console,
+            Task::Channel,
+            Task::Arbiter,
+            Task::Api,
+        ],
     },
     Attempt {
         name: "kvm",

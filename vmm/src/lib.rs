@@ -5,6 +5,7 @@ pub mod boot;
 pub mod devices;
 pub mod doctor;
 pub mod engine;
+pub mod evidence;
 pub mod inputs;
 pub mod machine;
 pub mod memory;

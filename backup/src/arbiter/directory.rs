@@ -253,17 +253,6 @@ impl DirectoryArbiter {
         Ok(Verdict::Won)
     }
 
-    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
-        let unreachable = |source| self.unreachable(source);
-        match read_small(&self.file(generation)) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreachable(error)),
-        }
-    }
-
     /// True if the directory is still the one of this side's pair, and no other that was made in its place.
     /// An unmounted share looks like an empty directory: ours has the lock file.
     fn is_ours(&self) -> io::Result<bool> {
@@ -414,6 +403,17 @@ impl Arbiter for DirectoryArbiter {
         }
         let is_ours = self.is_ours().map_err(unreachable)?;
         Ok((!is_ours).then(|| Candidate::another_pair(&self.path)))
+    }
+
+    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
+        let unreachable = |source| self.unreachable(source);
+        match read_small(&self.file(generation)) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| unreachable(error.into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreachable(error)),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
-use vmft_vmm::world::{Fence, FenceError, time_with_suspension};
+use vmft_vmm::evidence::time_with_suspension;
+use vmft_vmm::world::{Fence, FenceError};
 
 /// How long to wait before an unreachable arbiter is asked again.
 pub const RETRY: Duration = Duration::from_millis(20);
@@ -17,20 +18,14 @@ type OnFenced = Box<dyn FnOnce(Generation, Candidate) + Send>;
 /// on network file systems, as much as a small write; so there is one look for all writes of this time.
 pub const LOOK_COUNTS: Duration = Duration::from_millis(10);
 
-/// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
-/// and is continued after its peer went live, must not write what it had in hand.
-///
-/// What this host knows of the directory is asked every time, and the storage itself when the last look at
-/// it is older than [`LOOK_COUNTS`]. While this side is in doubt, because a backup is lost and may be going
-/// live, nothing is written before it is known who goes on.
-pub struct GenerationFence {
-    arbiter: Arc<dyn Arbiter>,
-    who: Candidate,
+/// The generation a side writes in, and whether it may write: what the judge of the side decides, and each
+/// of its fences goes by.
+#[derive(Debug)]
+pub struct FenceState {
     generation: AtomicU64,
     fenced: AtomicBool,
     look: Mutex<Look>,
     changed: Condvar,
-    on_fenced: Mutex<Option<OnFenced>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,32 +35,14 @@ struct Look {
     in_doubt: bool,
 }
 
-impl fmt::Debug for GenerationFence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GenerationFence")
-            .field("generation", &self.generation)
-            .field("fenced", &self.fenced)
-            .finish_non_exhaustive()
-    }
-}
-
-impl GenerationFence {
-    /// A fence of the side `who`, which has `generation`. `on_fenced` is called at most once, when
-    /// the next generation is found to be another's; it makes the side halt.
-    pub fn new(
-        arbiter: Arc<dyn Arbiter>,
-        who: Candidate,
-        generation: Generation,
-        on_fenced: impl FnOnce(Generation, Candidate) + Send + 'static,
-    ) -> Self {
+impl FenceState {
+    /// Of a side that has `generation`.
+    pub fn new(generation: Generation) -> Self {
         Self {
-            arbiter,
-            who,
             generation: AtomicU64::new(generation.0),
             fenced: AtomicBool::new(false),
             look: Mutex::default(),
             changed: Condvar::new(),
-            on_fenced: Mutex::new(Some(Box::new(on_fenced))),
         }
     }
 
@@ -95,17 +72,52 @@ impl GenerationFence {
         self.fenced.store(true, Ordering::Release);
         drop(self.look());
         self.changed.notify_all();
-        self.take_on_fenced();
     }
 
-    fn take_on_fenced(&self) -> Option<OnFenced> {
-        self.on_fenced.lock().expect("no holder of this lock panics").take()
+    fn is_shut(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
     }
 
     /// Waits while it is being decided who goes on.
     fn wait_decided(&self) {
-        let open = |look: &mut Look| look.in_doubt && !self.fenced.load(Ordering::Acquire);
+        let open = |look: &mut Look| look.in_doubt && !self.is_shut();
         drop(self.changed.wait_while(self.look(), open));
+    }
+}
+
+/// Before each disk write: has anyone won a generation after ours? A side that was only stopped,
+/// and is continued after its peer went live, must not write what it had in hand.
+///
+/// What this host knows of the directory is asked every time, and the storage itself when the last look at
+/// it is older than [`LOOK_COUNTS`]. While this side is in doubt, because a backup is lost and may be going
+/// live, nothing is written before it is known who goes on.
+pub struct GenerationFence {
+    arbiter: Arc<dyn Arbiter>,
+    who: Candidate,
+    state: Arc<FenceState>,
+    on_fenced: Mutex<Option<OnFenced>>,
+}
+
+impl fmt::Debug for GenerationFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerationFence").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl GenerationFence {
+    /// A fence of the side `who`, which is where `state` says. `on_fenced` is called at most once, when
+    /// the next generation is found to be another's; it makes the side halt.
+    pub fn new(
+        arbiter: Arc<dyn Arbiter>,
+        who: Candidate,
+        state: Arc<FenceState>,
+        on_fenced: impl FnOnce(Generation, Candidate) + Send + 'static,
+    ) -> Self {
+        Self { arbiter, who, state, on_fenced: Mutex::new(Some(Box::new(on_fenced))) }
+    }
+
+    fn take_on_fenced(&self) -> Option<OnFenced> {
+        self.on_fenced.lock().expect("no holder of this lock panics").take()
     }
 
     /// Who has won `next`, by evidence that is fresh enough.
@@ -114,11 +126,11 @@ impl GenerationFence {
         let fresh = |(at, generation): (Duration, Generation)| {
             generation == next && now.saturating_sub(at) < LOOK_COUNTS
         };
-        if self.look().last.is_some_and(fresh) {
+        if self.state.look().last.is_some_and(fresh) {
             return self.arbiter.known_winner(next);
         }
         let winner = self.arbiter.winner(next)?;
-        self.look().last = Some((now, next));
+        self.state.look().last = Some((now, next));
         Ok(winner)
     }
 }
@@ -126,19 +138,19 @@ impl GenerationFence {
 impl Fence for GenerationFence {
     fn check(&self) -> Result<(), FenceError> {
         loop {
-            self.wait_decided();
-            if self.fenced.load(Ordering::Acquire) {
+            self.state.wait_decided();
+            if self.state.is_shut() {
                 return Err(FenceError);
             }
-            let next = Generation(self.generation().0 + 1);
+            let next = Generation(self.state.generation().0 + 1);
             match self.winner(next) {
                 // Where it has come into doubt meanwhile, the answer is worth nothing.
-                Ok(None) if self.look().in_doubt => {}
+                Ok(None) if self.state.look().in_doubt => {}
                 Ok(None) => return Ok(()),
                 // This side has won it: `advance` has been called, or will be.
-                Ok(Some(winner)) if winner.id == self.who.id => self.advance(next),
+                Ok(Some(winner)) if winner.id == self.who.id => self.state.advance(next),
                 Ok(Some(winner)) => {
-                    self.fenced.store(true, Ordering::Release);
+                    self.state.shut();
                     if let Some(on_fenced) = self.take_on_fenced() {
                         on_fenced(next, winner);
                     }
@@ -156,6 +168,10 @@ mod tests {
     use std::sync::mpsc::channel;
     use vmft_logging_channel::entry::EntrySequence;
 
+    fn first() -> Arc<FenceState> {
+        Arc::new(FenceState::new(Generation(1)))
+    }
+
     fn candidate(id: &str) -> Candidate {
         Candidate { id: id.into(), host: "here".into(), pid: 1, role: "primary".into() }
     }
@@ -169,8 +185,7 @@ mod tests {
         let on_fenced = move |generation, winner: Candidate| {
             told.send((generation, winner.id)).expect("the test is there");
         };
-        let fence =
-            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), on_fenced);
+        let fence = GenerationFence::new(Arc::clone(&arbiter), candidate("a"), first(), on_fenced);
         assert_eq!(fence.check(), Ok(()));
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
         assert_eq!(fence.check(), Err(FenceError));
@@ -186,6 +201,18 @@ mod tests {
     }
 
     impl Arbiter for Remembered {
+        fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
+            self.storage.share(who)
+        }
+        fn leave_token(&self, who: &Candidate) -> Result<String, ArbiterError> {
+            self.storage.leave_token(who)
+        }
+        fn take_token(&self, token: &str) {
+            self.storage.take_token(token);
+        }
+        fn finds(&self, token: &str) -> Result<bool, ArbiterError> {
+            self.storage.finds(token)
+        }
         fn try_win(&self, next: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
             self.storage.try_win(next, who)
         }
@@ -215,13 +242,14 @@ mod tests {
         let storage = DirectoryArbiter::create(dir.path()).expect("made");
         let arbiter = Arc::new(Remembered { storage, looks: AtomicU64::new(0) });
         let seen = Arc::clone(&arbiter);
-        let fence = GenerationFence::new(arbiter, candidate("a"), Generation(1), |_, _| {});
+        let state = first();
+        let fence = GenerationFence::new(arbiter, candidate("a"), Arc::clone(&state), |_, _| {});
         assert_eq!(fence.check(), Ok(()));
         seen.try_win(Generation(2), &candidate("b")).expect("reachable");
         // As after a sleep of a minute.
         let aged = |look: (Duration, Generation)| (look.0.saturating_sub(LOOK_COUNTS), look.1);
-        let last = fence.look().last.map(aged);
-        fence.look().last = last;
+        let last = state.look().last.map(aged);
+        state.look().last = last;
         assert_eq!(fence.check(), Err(FenceError));
         assert_eq!(seen.looks.load(Ordering::Relaxed), 2);
     }
@@ -231,18 +259,19 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
-        let fence = GenerationFence::new(arbiter, candidate("a"), Generation(1), |_, _| {});
+        let state = first();
+        let fence = GenerationFence::new(arbiter, candidate("a"), Arc::clone(&state), |_, _| {});
         let fence = Arc::new(fence);
-        fence.doubt();
+        state.doubt();
         let waiting = Arc::clone(&fence);
         let (answer, answered) = channel();
         let thread = std::thread::spawn(move || answer.send(waiting.check()).expect("awaited"));
         assert!(answered.try_recv().is_err());
-        fence.advance(Generation(2));
+        state.advance(Generation(2));
         assert_eq!(answered.recv(), Ok(Ok(())));
         thread.join().expect("it has answered");
-        fence.doubt();
-        fence.shut();
+        state.doubt();
+        state.shut();
         assert_eq!(fence.check(), Err(FenceError));
     }
 
@@ -252,10 +281,11 @@ mod tests {
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
         let unwanted = |_, _| panic!("told");
-        let fence =
-            GenerationFence::new(Arc::clone(&arbiter), candidate("a"), Generation(1), unwanted);
+        let state = first();
+        let mine = Arc::clone(&state);
+        let fence = GenerationFence::new(Arc::clone(&arbiter), candidate("a"), mine, unwanted);
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
-        fence.shut();
+        state.shut();
         assert_eq!(fence.check(), Err(FenceError));
     }
 
@@ -264,13 +294,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arbiter: Arc<dyn Arbiter> =
             Arc::new(DirectoryArbiter::create(dir.path()).expect("made"));
-        let me = candidate("a");
-        let fence =
-            GenerationFence::new(Arc::clone(&arbiter), me.clone(), Generation(1), |_, _| {
-                panic!("not fenced")
-            });
+        let (me, state) = (candidate("a"), first());
+        let mine = Arc::clone(&state);
+        let unwanted = |_, _| panic!("not fenced");
+        let fence = GenerationFence::new(Arc::clone(&arbiter), me.clone(), mine, unwanted);
         arbiter.try_win(Generation(2), &me).expect("reachable");
         assert_eq!(fence.check(), Ok(()), "even before the winner has told its fence");
-        assert_eq!(fence.generation(), Generation(2));
+        assert_eq!(state.generation(), Generation(2));
     }
 }

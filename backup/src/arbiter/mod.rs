@@ -8,13 +8,13 @@ mod directory;
 mod fence;
 
 pub use directory::DirectoryArbiter;
-pub use fence::{GenerationFence, RETRY};
+pub use fence::{FenceState, GenerationFence, RETRY};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::foreign::ForeignText;
 
@@ -111,29 +111,23 @@ pub trait Arbiter: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`], or [`ArbiterError::InUse`] if a new pair is just taking it.
-    fn share(&self, _who: &Candidate) -> Result<(), ArbiterError> {
-        Ok(())
-    }
+    fn share(&self, who: &Candidate) -> Result<(), ArbiterError>;
 
     /// Leaves something there that only who asks the same arbiter can find, and returns what it is called:
     /// the same as long as it is there. See [`Self::finds`].
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
-    fn leave_token(&self, _who: &Candidate) -> Result<String, ArbiterError> {
-        Ok(String::new())
-    }
+    fn leave_token(&self, who: &Candidate) -> Result<String, ArbiterError>;
 
     /// Takes away what [`Self::leave_token`] has left. What cannot be taken away does no harm.
-    fn take_token(&self, _token: &str) {}
+    fn take_token(&self, token: &str);
 
     /// True if another side has left `token` with this arbiter.
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
-    fn finds(&self, _token: &str) -> Result<bool, ArbiterError> {
-        Ok(true)
-    }
+    fn finds(&self, token: &str) -> Result<bool, ArbiterError>;
 
     /// Asks for `generation`. Asking again for one already won answers [`Verdict::Won`] again.
     ///
@@ -171,102 +165,11 @@ pub trait Arbiter: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`ArbiterError::Unreachable`].
-    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
-        self.winner(generation)
-    }
+    fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError>;
 }
 
 /// How long candidates wait for each other to say how far they are: they lose their primary within
 /// this time of each other, if it is the primary that is lost.
-const ANNOUNCE: Duration = Duration::from_millis(10);
+pub(crate) const ANNOUNCE: Duration = Duration::from_millis(10);
 /// How long one that is behind lets another go first.
-const HEAD_START: Duration = Duration::from_millis(60);
-
-/// Lets a candidate whose log goes further than `last` go first, if there is one. Waits for at most
-/// [`ANNOUNCE`] and [`HEAD_START`].
-pub fn give_way(
-    arbiter: &dyn Arbiter,
-    generation: Generation,
-    who: &Candidate,
-    last: EntrySequence,
-) {
-    let ahead = |others: Result<Vec<EntrySequence>, _>| {
-        others.is_ok_and(|others| others.iter().any(|other| *other > last))
-    };
-    // What cannot be asked here is asked again by whoever needs an answer.
-    let _ = arbiter.announce(generation, who, last);
-    std::thread::sleep(ANNOUNCE);
-    if !ahead(arbiter.announce(generation, who, last)) {
-        return;
-    }
-    let until = Instant::now() + HEAD_START;
-    while Instant::now() < until && matches!(arbiter.winner(generation), Ok(None)) {
-        std::thread::sleep(ANNOUNCE / 4);
-    }
-}
-
-/// Asks until the arbiter answers. `waiting` is called before each new attempt with the reason; it
-/// waits a little, and returns false to give up.
-pub fn win_or_wait(
-    arbiter: &dyn Arbiter,
-    generation: Generation,
-    who: &Candidate,
-    mut waiting: impl FnMut(&ArbiterError) -> bool,
-) -> Result<Verdict, ArbiterError> {
-    loop {
-        match arbiter.try_win(generation, who) {
-            Ok(verdict) => return Ok(verdict),
-            Err(error) => {
-                if !waiting(&error) {
-                    return Err(error);
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    /// An arbiter where another candidate has announced entry 70, and nobody wins.
-    #[derive(Debug, Default)]
-    struct Other {
-        /// How often it was looked whether somebody has won.
-        looks: AtomicU32,
-    }
-
-    impl Arbiter for Other {
-        fn try_win(&self, _: Generation, _: &Candidate) -> Result<Verdict, ArbiterError> {
-            Ok(Verdict::Won)
-        }
-        fn announce(
-            &self,
-            _: Generation,
-            _: &Candidate,
-            _: EntrySequence,
-        ) -> Result<Vec<EntrySequence>, ArbiterError> {
-            Ok(vec![EntrySequence(70)])
-        }
-        fn latest(&self) -> Result<Generation, ArbiterError> {
-            Ok(Generation(1))
-        }
-        fn winner(&self, _: Generation) -> Result<Option<Candidate>, ArbiterError> {
-            self.looks.fetch_add(1, Ordering::Relaxed);
-            Ok(None)
-        }
-    }
-
-    #[test]
-    fn only_a_candidate_that_is_behind_lets_another_go_first() {
-        let who = Candidate { id: "a".into(), host: "h".into(), pid: 1, role: "backup".into() };
-        let looks = |last| {
-            let arbiter = Other::default();
-            give_way(&arbiter, Generation(2), &who, EntrySequence(last));
-            arbiter.looks.into_inner()
-        };
-        assert_eq!((looks(71), looks(70)), (0, 0));
-        assert!(looks(69) > 0);
-    }
-}
+pub(crate) const HEAD_START: Duration = Duration::from_millis(60);

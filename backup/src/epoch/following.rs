@@ -9,7 +9,8 @@ use crate::following::{BackupControl, BackupDuties, Followed, Following, won};
 use crate::join_content::JoinContent;
 use crate::live::error_chain;
 use crate::mending::Divergences;
-use crate::side::{Side, SideEnd, SideError};
+use crate::reign::{Fate, FollowEvent};
+use crate::side::{Side, SideError};
 use crate::status::{EpochReport, Role};
 use crate::tell;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ impl Side {
         self.status.set_role(Role::Backup, terms.generation);
         tell!("following the primary by checkpoints from point {}", follower.point());
 
-        let Following { race, kept, gate, mut source } = following;
+        let Following { policy, kept, gate, mut source } = following;
         not_out.into_iter().for_each(|output| gate.emit(output));
         let open = self.faults.epochs();
         let over = self.apply_epochs(&mut follower, &mut source, &gate, &kept);
@@ -55,17 +56,19 @@ impl Side {
         control.set(None);
         match over {
             LogOver::Stopped(reason) => {
-                let (generation, machine) = (channel.generation(), follower.into_machine()?);
-                self.finish_stopped(machine, duties, generation, &channel, &kept, control)?;
-                Ok(Followed::End(SideEnd::Stopped(reason)))
+                let machine = follower.into_machine()?;
+                self.finish_stopped(machine, duties, reason, &channel, &kept, &policy)
             }
-            LogOver::Ended if source.won() => Ok(won(follower.into_machine()?, &race, &kept)),
-            LogOver::Ended => Ok(self.not_won(&channel, &race, duties.patience)),
+            LogOver::Ended => match policy.decide(&channel, FollowEvent::LogEnded) {
+                Fate::GoLive(_) => Ok(won(follower.into_machine()?, &policy, &kept)),
+                fate => Ok(self.concluded(fate)),
+            },
             LogOver::Broken(why) => {
-                let text = format!("an epoch is refused: {why}").into();
-                let notice = DivergenceNotice { text, ..DivergenceNotice::default() };
+                let text = format!("an epoch is refused: {why}");
+                let fate = policy.decide(&channel, FollowEvent::Diverged(text.clone()));
+                let notice = DivergenceNotice { text: text.into(), ..DivergenceNotice::default() };
                 let epochs = follower.epochs();
-                Ok(self.join_again(notice, "", &channel, divergences, epochs))
+                Ok(self.join_again(notice, "", &channel, fate, divergences, epochs))
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The backup's end of the channel: joins a primary, and hands out its entries.
 
+use super::clock::Wait;
 use super::connection::Connection;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::{
-    DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, Violation, clock, fresh_nonce,
-    join_thread, spawn_thread, tls,
+    DEFAULT_SETUP_TIMEOUT, PROGRESS_EVERY, PeerAddress, SessionEnd, TransportError, Violation,
+    clock, fresh_nonce, join_thread, spawn_thread, tls,
 };
 use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
 use crate::detector::{Detector, DetectorConfig};
@@ -14,7 +15,7 @@ use crate::frame::Frame;
 use crate::handshake::{HandshakeError, Offered, SessionTerms};
 use crate::point::ExecutionPoint;
 use crate::receiver::{ReceiveError, Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
-use crate::session::{GoodbyeReason, SessionId};
+use crate::session::{GoodbyeReason, Progress, SessionId};
 use crate::time::MonotonicTime;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
@@ -34,6 +35,8 @@ pub struct BackupConfig {
     pub detector: DetectorConfig,
     /// How long the greeting may take, and a checkpoint stand still.
     pub setup_timeout: Duration,
+    /// Called on the channel's thread when the session begins: it may give the thread priority.
+    pub on_session: fn(),
 }
 
 impl BackupConfig {
@@ -45,6 +48,7 @@ impl BackupConfig {
             receiver: ReceiverConfig::default(),
             detector: DetectorConfig::default(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
+            on_session: || (),
         }
     }
 }
@@ -78,6 +82,8 @@ struct State {
     receiver: Receiver,
     /// The primary's generation.
     generation: Generation,
+    /// It has said something since its checkpoint.
+    heard: bool,
     end: Option<SessionEnd>,
     closing: bool,
 }
@@ -204,6 +210,11 @@ impl BackupChannel {
         self.shared.lock().generation
     }
 
+    /// True if the primary has said something since its checkpoint: it may count on this side.
+    pub fn has_heard(&self) -> bool {
+        self.shared.lock().heard
+    }
+
     /// The last entry in memory.
     pub fn received(&self) -> EntrySequence {
         self.shared.lock().receiver.received()
@@ -250,7 +261,7 @@ async fn follow<S: CheckpointSink>(
     let (begun, generation) = (clock::now(), terms.generation);
     let receiver = Receiver::new(config.receiver, terms.session, checkpoint.position, begun);
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { receiver, generation, end: None, closing: false }),
+        state: Mutex::new(State { receiver, generation, heard: false, end: None, closing: false }),
         changed: Condvar::new(),
         wake: Notify::new(),
     });
@@ -258,11 +269,13 @@ async fn follow<S: CheckpointSink>(
         return;
     }
     let side = BackupSide { shared: &shared };
+    (config.on_session)();
     let detector = Detector::new(config.detector, begun);
     let session_loop::Ended { cause, last_contact } =
         session_loop::run(connection, &side, detector).await;
     let ended_at = clock::now();
-    let end = SessionEnd { cause, last_contact, ended_at, protected: true, others: 0 };
+    let end =
+        SessionEnd { cause, last_contact, ended_at, protected: true, backup: None, others: 0 };
     shared.lock().end = Some(end);
     shared.changed.notify_all();
 }
@@ -276,16 +289,53 @@ async fn join(
     let timed_out = TransportError::TimedOut { what: "its greeting", limit };
     let greeted = clock::within(limit, greet(config)).await;
     let (mut connection, terms) = greeted.unwrap_or(Err(timed_out))?;
+    let checkpoint = take_checkpoint(&mut connection, terms.session, sink, limit).await?;
+    Ok((connection, terms, checkpoint))
+}
+
+/// Takes the pieces as they come, and says how many while it works and while it waits. The primary has
+/// `limit` to say something.
+pub(super) async fn take_checkpoint(
+    connection: &mut Connection,
+    session: SessionId,
+    sink: &mut dyn CheckpointSink,
+    limit: Duration,
+) -> Result<CompleteCheckpoint, TransportError> {
+    let (what, every) = ("the checkpoint", PROGRESS_EVERY.min(limit / 4));
     let mut reader = CheckpointReader::new();
+    let (mut heard, mut said, mut taken) = (Wait::begin(), Wait::begin(), Progress { pieces: 0 });
     loop {
-        let frame = connection.reader.next_frame(limit, "the checkpoint").await?;
+        if said.left(every).is_zero() {
+            let frame = Frame::Progress(taken).encode(session)?;
+            connection.writer.send(frame, limit, "hearing of the join's progress").await?;
+            said = Wait::begin();
+        }
+        let frame = connection.reader.buffered_frame().map_err(TransportError::from_frame_error)?;
         let piece = match frame {
-            Frame::Checkpoint(piece) => piece,
-            Frame::Goodbye(reason) => return Err(TransportError::Departed(reason)),
-            other => return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into()),
+            Some(Frame::Checkpoint(piece)) => piece,
+            Some(Frame::Progress(_)) => continue,
+            Some(Frame::Goodbye(reason)) => return Err(TransportError::Departed(reason)),
+            Some(other) => {
+                return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into());
+            }
+            None => {
+                tokio::select! {
+                    biased;
+                    filled = connection.reader.fill() => {
+                        if !filled? {
+                            return Err(TransportError::Closed { what });
+                        }
+                        heard = Wait::begin();
+                    }
+                    () = said.over(every) => {}
+                    () = heard.over(limit) => return Err(TransportError::TimedOut { what, limit }),
+                }
+                continue;
+            }
         };
+        taken.pieces += 1;
         if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
-            return Ok((connection, terms, checkpoint));
+            return Ok(checkpoint);
         }
     }
 }
@@ -338,6 +388,7 @@ impl SessionSide for BackupSide<'_> {
     fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
         let mut state = self.shared.lock();
         let event = state.receiver.handle_frame(now, frame)?;
+        state.heard = true;
         drop(state);
         Ok(match event {
             ReceiverEvent::Heartbeat => Effect::Continue,
@@ -371,6 +422,10 @@ impl SessionSide for BackupSide<'_> {
     }
 
     fn frame_sent(&self, _bytes: Vec<u8>) {}
+
+    fn is_watched(&self) -> bool {
+        false
+    }
 
     fn wake(&self) -> &Notify {
         &self.shared.wake

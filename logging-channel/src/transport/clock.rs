@@ -1,18 +1,53 @@
 //! The one place that reads a clock.
 
+use crate::detector::Suspended;
 use crate::time::MonotonicTime;
 use rustls::pki_types::UnixTime;
 use std::time::Duration;
 
-/// The host's monotonic clock. Processes on one host read the same clock, so their moments can
+/// How long something has been waited for: a limit of patience, not the age of evidence. Time in which the
+/// host was suspended does not count.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait(tokio::time::Instant);
+
+impl Wait {
+    /// It begins now.
+    pub(super) fn begin() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+
+    /// What is left of `limit`.
+    pub(super) fn left(self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.0.elapsed())
+    }
+
+    /// Sleeps until `limit` is over.
+    pub(super) async fn over(self, limit: Duration) {
+        tokio::time::sleep_until(self.0 + limit).await;
+    }
+}
+
+/// The host's monotonic clock, by which evidence ages: it goes on while the host is suspended. Processes on one host read the same clock, so their moments can
 /// be compared.
-#[expect(clippy::disallowed_methods, reason = "the transport hands the time to the pure part")]
 pub fn now() -> MonotonicTime {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .expect("every Linux has a monotonic clock");
+    read(nix::time::ClockId::CLOCK_BOOTTIME)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the transport hands the time to the pure part")]
+fn read(clock: nix::time::ClockId) -> MonotonicTime {
+    let time = nix::time::clock_gettime(clock).expect("every Linux has a monotonic clock");
     let seconds = u64::try_from(time.tv_sec()).expect("the monotonic clock is not negative");
     let ns = u64::try_from(time.tv_nsec()).expect("nanoseconds are not negative");
     MonotonicTime::from_ns(seconds * 1_000_000_000 + ns)
+}
+
+/// How long the host has been suspended since it was booted: at least, and at most, since the clocks cannot be
+/// read at once.
+pub(super) fn suspended() -> Suspended {
+    let before = read(nix::time::ClockId::CLOCK_MONOTONIC);
+    let with = read(nix::time::ClockId::CLOCK_BOOTTIME);
+    let after = read(nix::time::ClockId::CLOCK_MONOTONIC);
+    Suspended { at_least: with.since(after), at_most: with.since(before) }
 }
 
 /// What the date is, for certificates. A host that takes itself for older than 1970 gets that.

@@ -145,6 +145,19 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Says one last thing, and lets the peer read it before the connection is closed.
+    pub(super) async fn tell_and_drain(&mut self, frame: UnsealedFrame, limit: Duration) {
+        let telling = async {
+            // The peer may be gone; that it is let go is what matters here.
+            let _ = self.writer.send(frame, limit, "taking a last word").await;
+            let _ = self.writer.shutdown().await;
+            while matches!(self.reader.fill().await, Ok(true)) {}
+        };
+        clock::within(limit, telling).await;
+    }
+}
+
 /// Says that nothing follows, and reads until the peer closes.
 async fn drain(stream: &mut Begun) {
     let _ = stream.shutdown().await;

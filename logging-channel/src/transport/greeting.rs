@@ -36,14 +36,14 @@ pub(super) struct Place {
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Self {
-        shared.lock().occupied += 1;
+        shared.lock().backups.take_place();
         Self { shared: Arc::clone(shared) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.lock().occupied -= 1;
+        self.shared.lock().backups.leave_place();
     }
 }
 
@@ -93,8 +93,9 @@ async fn greet(
     let hello = connection.reader.next_frame(limit, "its hello").await?;
     let (answered, reply, place) = {
         let state = context.shared.lock();
-        let admission = state.admission(context.config.backups);
-        let answer = Answered::new(&hello, state.identity.clone(), fresh_nonce(), &admission);
+        let admission = state.backups.admission(context.config.backups);
+        let identity = state.backups.identity().clone();
+        let answer = Answered::new(&hello, identity, fresh_nonce(), &admission);
         drop(state);
         let (answered, reply) = answer?;
         // No await between looking and taking: nobody else can take the place meanwhile.
@@ -114,13 +115,7 @@ async fn greet(
 /// Tells the peer that it is refused, and lets it read that before the connection is closed.
 async fn refuse(connection: &mut Connection, refusal: Refusal, limit: Duration) {
     let Ok(frame) = Frame::Refusal(refusal).encode(SessionId::HANDSHAKE) else { return };
-    let telling = async {
-        // The peer may be gone; that it was refused is what matters here.
-        let _ = connection.writer.send(frame, limit, "taking the refusal").await;
-        let _ = connection.writer.shutdown().await;
-        while matches!(connection.reader.fill().await, Ok(true)) {}
-    };
-    clock::within(limit, telling).await;
+    connection.tell_and_drain(frame, limit).await;
 }
 
 #[cfg(test)]

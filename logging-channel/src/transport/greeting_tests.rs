@@ -7,6 +7,7 @@ use super::super::{
     CheckpointStream, JoinTicket, KeyStore, PrimaryConfig, PrimaryHandler, SessionEnd, tls,
 };
 use super::*;
+use crate::backups::{BackupKey, Protects};
 use crate::entry::{EntrySequence, Generation};
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Nonce, Offered};
@@ -27,7 +28,7 @@ impl PrimaryHandler for Nobody {
     ) -> Result<Box<dyn CheckpointStream>, String> {
         Err("greetings only".to_owned())
     }
-    fn protected(&mut self) {}
+    fn protected(&mut self, _: BackupKey, _: Protects) {}
     fn acknowledged(&mut self, _: EntrySequence) {}
     fn session_ended(&mut self, _: &SessionEnd) {}
     fn peer_refused(&mut self, _: Origin, _: &TransportError, _: u64) {}

@@ -18,6 +18,7 @@ mod primary;
 mod primary_session;
 mod refusals;
 mod session_loop;
+mod set_up;
 mod tls;
 mod unix;
 
@@ -31,12 +32,13 @@ pub use keys::{
 };
 pub use listener::{Listener, LocalAddress, Origin};
 pub use primary::{
-    Begun, CheckpointStream, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler,
-    PrimaryPushError, Room,
+    CheckpointStream, Followers, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler, Room,
 };
 pub use tls::{CertificateRefusal, Date, TlsError};
 pub use unix::bind_private_socket;
 
+use crate::backups::BackupKey;
+pub use crate::backups::{Begun, PrimaryPushError};
 use crate::checkpoint::CheckpointError;
 use crate::codec::EncodeError;
 use crate::detector::Suspicion;
@@ -53,8 +55,11 @@ use std::time::Duration;
 use vmft_sandbox::Task;
 
 /// How long the whole greeting may take (TLS and the handshake, from connecting to the confirmation),
-/// and every stretch of the checkpoint without a byte.
+/// and every silence of a side that works on the checkpoint.
 pub const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a side that works on a join says so, at least: many times in the shortest silence that ends it.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// How long to wait for the peer to close its end after a goodbye.
 const LINGER: Duration = Duration::from_secs(1);
@@ -247,7 +252,9 @@ pub struct SessionEnd {
     /// True if the backup may have had the whole checkpoint: it can have taken itself for one that
     /// may go live, whether or not it has said so.
     pub protected: bool,
-    /// On a primary: how many other backups follow.
+    /// On a primary: which backup it was, and how many others follow.
+    pub backup: Option<BackupKey>,
+    /// See [`Self::backup`].
     pub others: usize,
 }
 

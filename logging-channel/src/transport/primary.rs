@@ -9,15 +9,15 @@ use super::{
     DEFAULT_SETUP_TIMEOUT, Listener, LocalAddress, Origin, PeerAddress, SessionEnd, TransportError,
     clock, join_thread, spawn_thread,
 };
+use crate::backups::{BackupKey, Backups, Begun, PrimaryPushError, Protects, Wake};
 use crate::checkpoint::CheckpointPiece;
 use crate::detector::DetectorConfig;
-use crate::entry::{Entry, EntrySequence, Generation, LogPosition};
+use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
-use crate::handshake::{Admission, SessionTerms};
+use crate::handshake::SessionTerms;
 use crate::point::ExecutionPoint;
-use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
-use crate::session::{GoodbyeReason, MAX_TEXT, SessionId};
-use std::collections::BTreeMap;
+use crate::sender::{SenderConfig, SenderStats};
+use crate::session::GoodbyeReason;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,6 +40,8 @@ pub struct PrimaryConfig {
     pub setup_timeout: Duration,
     /// How many backups may follow at a time.
     pub backups: usize,
+    /// Called on the channel's thread when a session begins: it may give the thread priority.
+    pub on_session: fn(),
     /// What one must show besides.
     pub check: Option<AdmissionCheck>,
     /// The last entry of the log that this one goes on from.
@@ -57,21 +59,18 @@ impl PrimaryConfig {
             detector: DetectorConfig::default(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
             backups: 1,
+            on_session: || (),
             check: None,
             log_start: EntrySequence(0),
         }
     }
 }
 
-/// Names one backup, from its handshake on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SessionKey(pub(super) u64);
-
 /// One backup that is joining.
 #[derive(Debug, Clone)]
 pub struct JoinTicket {
     pub(super) shared: Arc<Shared>,
-    pub(super) key: SessionKey,
+    pub(super) key: BackupKey,
     pub(super) sender: SenderConfig,
 }
 
@@ -82,17 +81,12 @@ impl JoinTicket {
     /// # Errors
     /// [`PrimaryPushError::NoBackup`] if it is gone, or no backup is wanted any more.
     pub fn begin(&self, point: ExecutionPoint) -> Result<Begun, PrimaryPushError> {
-        let mut state = self.shared.lock();
-        let wanted = state.closed_because.is_none();
-        let joining = state.joining.get(&self.key).filter(|_| wanted);
-        let joining = joining.ok_or(PrimaryPushError::NoBackup)?;
-        let position = LogPosition { entry: state.last, point };
-        let sender = Sender::new(self.sender, joining.session, position, clock::now());
-        let wake = Arc::clone(&joining.wake);
-        let first = state.sessions.is_empty();
-        let session = Session { sender, complete: false, protected: false, given_up: None, wake };
-        state.sessions.insert(self.key, session);
-        Ok(Begun { position, first })
+        self.shared.lock().backups.begin(self.key, self.sender, point, clock::now())
+    }
+
+    /// Which backup it is.
+    pub const fn key(&self) -> BackupKey {
+        self.key
     }
 }
 
@@ -119,8 +113,9 @@ pub trait PrimaryHandler: Send + 'static {
         terms: &SessionTerms,
         ticket: JoinTicket,
     ) -> Result<Box<dyn CheckpointStream>, String>;
-    /// The backup has the whole checkpoint and has said so.
-    fn protected(&mut self);
+    /// The backup has the whole checkpoint, has said so, and knows the generation: it could go live. Said
+    /// again when it has heard of a later generation.
+    fn protected(&mut self, backup: BackupKey, protects: Protects);
     /// Every backup whose session has begun has received the entries up to here: the outputs they
     /// cover may be released now.
     fn acknowledged(&mut self, received: EntrySequence);
@@ -131,17 +126,6 @@ pub trait PrimaryHandler: Send + 'static {
     /// session, did not get as far as the log). The primary goes on listening. Of many like that only a
     /// few are told one by one; `untold` says how many there were since the last of this kind.
     fn peer_refused(&mut self, peer: Origin, error: &TransportError, untold: u64);
-}
-
-/// Why an entry was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PrimaryPushError {
-    /// There is no session: nobody would get it.
-    #[error("there is no backup")]
-    NoBackup,
-    /// The session did not take it.
-    #[error(transparent)]
-    Push(#[from] PushError),
 }
 
 /// Whether the log has room for more.
@@ -155,95 +139,20 @@ pub enum Room {
     NoBackup,
 }
 
-/// One backup's session.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) sender: Sender,
-    /// The checkpoint's end is on its way: the backup may come to have it all.
-    pub(super) complete: bool,
-    /// The backup has said that it has it all.
-    pub(super) protected: bool,
-    /// Why this side goes on without it, if it does.
-    pub(super) given_up: Option<String>,
-    /// There is something to send.
-    pub(super) wake: Arc<Notify>,
-}
-
-/// A backup that joins: what its session will be.
-#[derive(Debug)]
-pub(super) struct Joining {
-    pub(super) session: SessionId,
-    pub(super) wake: Arc<Notify>,
+impl Wake for Arc<Notify> {
+    fn wake(&self) {
+        self.notify_one();
+    }
 }
 
 /// How far the primary is with its backups.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) identity: Identity,
-    /// Why no backup is wanted, if none is.
-    pub(super) closed_because: Option<String>,
-    /// Backups that are served or about to be.
-    pub(super) occupied: usize,
-    pub(super) next_ticket: u64,
-    pub(super) joining: BTreeMap<SessionKey, Joining>,
-    pub(super) sessions: BTreeMap<SessionKey, Session>,
-    /// The last entry pushed.
-    last: EntrySequence,
+    pub(super) backups: Backups<Arc<Notify>>,
     /// The last entry whose acknowledgement by all the handler has been told of.
     pub(super) told: EntrySequence,
     pub(super) closing: bool,
     pub(super) last_stats: SenderStats,
-}
-
-impl State {
-    /// What a backup that asks is to be told, where there are places for so many.
-    pub(super) fn admission(&self, places: usize) -> Admission {
-        match &self.closed_because {
-            _ if self.occupied >= places => Admission::HasBackup,
-            Some(reason) => Admission::Closed(reason.clone()),
-            None => Admission::Open,
-        }
-    }
-
-    /// The last entry that all backups have; all, if there are none.
-    pub(super) fn acknowledged(&self) -> EntrySequence {
-        let received = self.sessions.values().map(|session| session.sender.acknowledged());
-        received.min().unwrap_or(self.last)
-    }
-
-    fn senders(&mut self) -> impl Iterator<Item = &mut Sender> {
-        self.sessions.values_mut().map(|session| &mut session.sender)
-    }
-
-    /// Gives an entry to every session that still takes some.
-    fn push(&mut self, entry: &Entry) -> Result<EntrySequence, PrimaryPushError> {
-        if self.sessions.is_empty() {
-            return Err(PrimaryPushError::NoBackup);
-        }
-        if let Some(buffered) = self.senders().find_map(|sender| sender.overfull()) {
-            return Err(PushError::Full { buffered }.into());
-        }
-        let (now, mut pushed) = (clock::now(), None);
-        for session in self.sessions.values_mut() {
-            let sender = &mut session.sender;
-            let (was_empty, was_due) = (sender.is_empty(), sender.has_due_entries());
-            match sender.push(now, entry) {
-                Ok(sequence) => pushed = Some(sequence),
-                // It is on its way out.
-                Err(PushError::Ended) => continue,
-                // The same for all of them, so none has taken it.
-                Err(error) => return Err(error.into()),
-            }
-            // The channel's thread must set its timer for the first entry of a batch, and send what
-            // is due; for others it need not be woken.
-            if was_empty || (!was_due && sender.has_due_entries()) {
-                session.wake.notify_one();
-            }
-        }
-        let sequence = pushed.ok_or(PushError::Ended)?;
-        self.last = sequence;
-        Ok(sequence)
-    }
 }
 
 #[derive(Debug)]
@@ -259,13 +168,7 @@ impl Shared {
     /// A channel with nobody on it.
     pub(super) fn new(config: &PrimaryConfig) -> Self {
         let state = State {
-            identity: config.identity.clone(),
-            closed_because: None,
-            occupied: 0,
-            next_ticket: 1,
-            joining: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            last: config.log_start,
+            backups: Backups::new(config.identity.clone(), config.log_start),
             told: config.log_start,
             closing: false,
             last_stats: SenderStats::default(),
@@ -278,13 +181,30 @@ impl Shared {
     }
 }
 
-/// Where a session's log begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
-    /// The place.
-    pub position: LogPosition,
-    /// True if nobody followed before.
-    pub first: bool,
+/// The backups of a channel, for whoever judges them: known before the channel listens.
+#[derive(Debug, Clone)]
+pub struct Followers(Arc<Shared>);
+
+impl Followers {
+    /// Nobody follows yet.
+    pub fn new(config: &PrimaryConfig) -> Self {
+        Self(Arc::new(Shared::new(config)))
+    }
+
+    /// As [`Backups::reopen`].
+    pub fn reopen(&self, generation: Generation) {
+        self.0.lock().backups.reopen(generation);
+    }
+
+    /// As [`Backups::acknowledged`].
+    pub fn acknowledged(&self) -> EntrySequence {
+        self.0.lock().backups.acknowledged()
+    }
+
+    /// As [`Backups::protected_by`].
+    pub fn protected_by(&self) -> usize {
+        self.0.lock().backups.protected_by()
+    }
 }
 
 /// The primary's end of the channel. Methods may be called from any thread.
@@ -301,6 +221,18 @@ impl PrimaryChannel {
     /// # Errors
     /// As [`Listener::bind`], and [`TransportError::Thread`].
     pub fn listen(
+        config: PrimaryConfig,
+        handler: impl PrimaryHandler,
+    ) -> Result<Self, TransportError> {
+        Self::listen_for(Followers::new(&config), config, handler)
+    }
+
+    /// The same, where `followers` are those of this channel.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub fn listen_for(
+        followers: Followers,
         mut config: PrimaryConfig,
         handler: impl PrimaryHandler,
     ) -> Result<Self, TransportError> {
@@ -314,7 +246,7 @@ impl PrimaryChannel {
             .socket()
             .map_err(|source| TransportError::Listen { address: config.listen.clone(), source })?;
         drop(listener);
-        let shared = Arc::new(Shared::new(&config));
+        let Followers(shared) = followers;
         let theirs = Arc::clone(&shared);
         let thread = spawn_thread("vmft-primary", move || {
             serve(config, tls, socket, theirs, Box::new(handler))
@@ -333,28 +265,20 @@ impl PrimaryChannel {
     /// # Errors
     /// [`PrimaryPushError`]; the log is unchanged.
     pub fn push(&self, entry: &Entry) -> Result<EntrySequence, PrimaryPushError> {
-        self.shared.lock().push(entry)
+        self.shared.lock().backups.push(clock::now(), entry)
     }
 
     /// Sends everything pushed so far without waiting for company.
     pub fn flush(&self) {
-        let mut state = self.shared.lock();
-        for Session { sender, wake, .. } in state.sessions.values_mut() {
-            let was_due = sender.has_due_entries();
-            sender.flush();
-            // Whoever pushed what was due already has woken the channel's thread.
-            if !was_due && sender.has_due_entries() {
-                wake.notify_one();
-            }
-        }
+        self.shared.lock().backups.flush();
     }
 
     /// Waits until the log has room, for at most `limit`. To be called before the guest runs on.
     pub fn wait_room(&self, limit: Duration) -> Room {
         let room = |state: &mut State| {
-            if state.sessions.is_empty() {
+            if state.backups.followers() == 0 {
                 Room::NoBackup
-            } else if state.senders().any(|sender| sender.is_full()) {
+            } else if state.backups.senders().any(|sender| sender.is_full()) {
                 Room::Full
             } else {
                 Room::Available
@@ -365,8 +289,7 @@ impl PrimaryChannel {
 
     /// Waits until a backup protects the machine, for at most `limit`; says whether one does.
     pub fn wait_protected(&self, limit: Duration) -> bool {
-        let protected =
-            |state: &mut State| state.sessions.values().any(|session| session.protected);
+        let protected = |state: &mut State| state.backups.protected_by() > 0;
         self.wait(limit, |state| !protected(state), protected)
     }
 
@@ -374,8 +297,9 @@ impl PrimaryChannel {
     /// at most `limit`; says whether that is so. The outputs those entries cover are released then.
     pub fn wait_acknowledged(&self, limit: Duration) -> bool {
         self.flush();
-        let outstanding = |state: &mut State| !state.sessions.is_empty() && state.told < state.last;
-        self.wait(limit, outstanding, |state| !state.sessions.is_empty() && !outstanding(state))
+        let followed = |state: &State| state.backups.followers() > 0;
+        let outstanding = |state: &mut State| followed(state) && state.told < state.backups.last();
+        self.wait(limit, outstanding, |state| followed(state) && !outstanding(state))
     }
 
     fn wait<T>(
@@ -396,44 +320,35 @@ impl PrimaryChannel {
     /// Leaves all sessions in order: what was pushed is sent, then a goodbye, and the backups are
     /// waited for, for at most `limit`. True if the sessions are over.
     pub fn leave(&self, reason: GoodbyeReason, limit: Duration) -> bool {
-        for session in self.shared.lock().sessions.values_mut() {
-            session.sender.leave(reason.clone());
-            session.wake.notify_one();
-        }
-        self.wait(limit, |state| !state.sessions.is_empty(), |state| state.sessions.is_empty())
+        self.shared.lock().backups.leave(&reason);
+        let followed = |state: &mut State| state.backups.followers() > 0;
+        self.wait(limit, followed, |state| !followed(state))
     }
 
     /// The primary is of `generation` from now on, and admits backups (again): after a go-live, or
     /// when the generation of a lost backup was won. Those who follow are told.
     pub fn reopen(&self, generation: Generation) {
-        let mut state = self.shared.lock();
-        state.identity.generation = generation;
-        state.closed_because = None;
-        for session in state.sessions.values_mut() {
-            session.sender.reign(generation);
-            session.wake.notify_one();
-        }
+        self.shared.lock().backups.reopen(generation);
     }
 
     /// Admits no backup, for a reason that those who ask are told. Sessions go on.
     pub fn close_admission(&self, reason: &str) {
-        let reason = reason.chars().take(MAX_TEXT / 4).collect();
-        self.shared.lock().closed_because = Some(reason);
+        self.shared.lock().backups.close_admission(reason);
     }
 
     /// Sessions that have begun: backups that get every entry.
     pub fn followers(&self) -> usize {
-        self.shared.lock().sessions.len()
+        self.shared.lock().backups.followers()
     }
 
     /// Backups that have the checkpoint, and whose session lasts.
-    pub fn protected_by(&self) -> usize {
-        self.shared.lock().sessions.values().filter(|session| session.protected).count()
+    pub fn joined(&self) -> usize {
+        self.shared.lock().backups.joined()
     }
 
-    /// The last entry that all who follow have.
-    pub fn acknowledged(&self) -> EntrySequence {
-        self.shared.lock().acknowledged()
+    /// Those among them that could go live if this side were lost now.
+    pub fn protected_by(&self) -> usize {
+        self.shared.lock().backups.protected_by()
     }
 
     /// Age of the oldest entry that a backup has not replayed; zero without a session. Much cheaper
@@ -441,7 +356,7 @@ impl PrimaryChannel {
     pub fn execution_lag(&self) -> Duration {
         let mut state = self.shared.lock();
         let now = clock::now();
-        let lags = state.senders().map(|sender| sender.execution_lag(now));
+        let lags = state.backups.senders().map(|sender| sender.execution_lag(now));
         lags.max().unwrap_or(Duration::ZERO)
     }
 
@@ -450,7 +365,7 @@ impl PrimaryChannel {
     pub fn wait_lag(&self, limit: Duration, patience: Duration) -> bool {
         let behind = |state: &mut State| {
             let now = clock::now();
-            state.senders().any(|sender| sender.execution_lag(now) > limit)
+            state.backups.senders().any(|sender| sender.execution_lag(now) > limit)
         };
         self.wait(patience, behind, |state| !behind(state))
     }
@@ -458,29 +373,14 @@ impl PrimaryChannel {
     /// Goes on without the backups that are further behind than `limit`: they are told goodbye, and
     /// their sessions end with [`EndCause::GivenUp`](super::EndCause::GivenUp) and `why`.
     pub fn give_up_behind(&self, limit: Duration, why: &str) {
-        let mut state = self.shared.lock();
-        let now = clock::now();
-        let mut any = false;
-        for session in state.sessions.values_mut() {
-            if session.given_up.is_none() && session.sender.execution_lag(now) > limit {
-                session.given_up = Some(why.to_owned());
-                session.sender.leave_at_once(GoodbyeReason::Fault(why.into()));
-                session.wake.notify_one();
-                any = true;
-            }
-        }
-        if any {
-            // Nobody begins before the generation of whoever was given up is won.
-            state.closed_because =
-                Some("it goes on without a backup that was too far behind".to_owned());
-        }
+        self.shared.lock().backups.give_up_behind(limit, why, clock::now());
     }
 
     /// Figures of the session with the backup that is furthest behind, or of the last one.
     pub fn stats(&self) -> SenderStats {
         let mut state = self.shared.lock();
         let now = clock::now();
-        let last = state.senders().max_by_key(|sender| sender.execution_lag(now));
+        let last = state.backups.senders().max_by_key(|sender| sender.execution_lag(now));
         last.map(|sender| sender.stats(now)).unwrap_or_else(|| state.last_stats.clone())
     }
 }
@@ -490,9 +390,7 @@ impl Drop for PrimaryChannel {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closing = true;
-        for session in state.sessions.values() {
-            session.wake.notify_one();
-        }
+        state.backups.wake_all();
         drop(state);
         self.shared.close.notify_one();
         join_thread(self.thread.take());

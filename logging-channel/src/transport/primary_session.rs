@@ -4,27 +4,22 @@ use super::connection::Connection;
 use super::greeting::{self, Stranger};
 use super::listener::{ACCEPT_PAUSE, HeardSocket};
 use super::lobby::{Lobby, Visit};
-use super::primary::{
-    CheckpointStream, JoinTicket, Joining, PrimaryConfig, PrimaryHandler, Session, SessionKey,
-    Shared,
-};
+use super::primary::{JoinTicket, PrimaryConfig, PrimaryHandler, Shared};
 use super::refusals::Refusals;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
+use super::set_up;
 use super::tls::ServerIdentity;
 use super::{EndCause, SessionEnd, TransportError, Violation, clock};
-use crate::checkpoint::PieceKind;
+use crate::backups::{BackupKey, BackupSession, Finished};
 use crate::detector::Detector;
-use crate::entry::Generation;
 use crate::frame::Frame;
 use crate::handshake::SessionTerms;
 use crate::sender::SenderEvent;
-use crate::session::{Reign, SessionId};
 use crate::time::MonotonicTime;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc};
-use vmft_sandbox::Task;
+use tokio::sync::Notify;
 
 /// What the tasks of the thread share.
 pub(super) struct Context {
@@ -80,7 +75,7 @@ pub(super) async fn serve(
     }
     // A session ends by itself when the channel closes, and the handler should hear of it.
     let session_ended = async {
-        while !context.shared.lock().sessions.is_empty() {
+        while context.shared.lock().backups.followers() > 0 {
             context.task_ended.notified().await;
         }
     };
@@ -109,31 +104,35 @@ async fn hear(context: Rc<Context>, stranger: Stranger, visit: Visit) {
 
 /// From the checkpoint to the end of the session. An error is one from before the session was
 /// taken up; all later ones are told by `session_ended`.
-async fn serve_backup(
+pub(super) async fn serve_backup(
     context: &Context,
     mut connection: Connection,
     terms: &SessionTerms,
 ) -> Result<(), TransportError> {
-    let side = PrimarySide::enter(context, terms.session);
+    let side = PrimarySide::enter(context, terms);
     let stream = context.handler.borrow_mut().checkpoint(terms, side.ticket());
     let stream = match stream {
         Ok(stream) => stream,
         Err(reason) => {
-            context.shared.lock().joining.remove(&side.key);
+            context.shared.lock().backups.finish(side.key, clock::now());
             return Err(TransportError::NoCheckpoint(reason));
         }
     };
     let begun = clock::now();
-    let set_up = set_up(context, &side, &mut connection, terms, stream).await;
-    let result = match set_up {
+    let result = match set_up::set_up(context, &side, &mut connection, terms, stream).await {
         Ok(now) => {
+            (context.config.on_session)();
             let detector = Detector::new(context.config.detector, now);
             let ended = session_loop::run(connection, &side, detector).await;
-            side.finish(ended.cause, ended.last_contact);
+            let _ = side.finish(ended.cause, ended.last_contact);
             Ok(())
         }
         Err(error) => {
-            side.finish(EndCause::NotBegun(error.to_string()), begun);
+            let whole = side.finish(EndCause::NotBegun(error.to_string()), begun);
+            if whole {
+                let limit = context.config.setup_timeout.min(super::LINGER);
+                set_up::turn_away(&mut connection, terms.session, &error, limit).await;
+            }
             Err(error)
         }
     };
@@ -141,121 +140,19 @@ async fn serve_backup(
     result
 }
 
-/// Sealed pieces that may wait between the thread that packs and the one that sends: both have
-/// something to do then.
-const PIECES_AHEAD: usize = 4;
-
-/// A piece ready to be sent, and whether it is the last.
-type Sealed = Result<(Vec<u8>, bool), TransportError>;
-
-/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over,
-/// or when nobody takes its pieces any more.
-fn pack(
-    mut stream: Box<dyn CheckpointStream>,
-    session: SessionId,
-) -> Result<mpsc::Receiver<Sealed>, TransportError> {
-    let (give, pieces) = mpsc::channel(PIECES_AHEAD);
-    let pack = move || {
-        loop {
-            let sealed = match stream.next_piece() {
-                Ok(None) => return,
-                Err(reason) => Err(TransportError::NoCheckpoint(reason)),
-                Ok(Some(piece)) => {
-                    let last = piece.kind() == PieceKind::End;
-                    let frame = Frame::Checkpoint(piece).encode(session);
-                    frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
-                }
-            };
-            let failed = sealed.is_err();
-            if give.blocking_send(sealed).is_err() || failed {
-                return;
-            }
-        }
-    };
-    vmft_sandbox::spawn(Task::Worker, "vmft-join", pack).map_err(TransportError::Thread)?;
-    Ok(pieces)
-}
-
-/// Sends the checkpoint and waits until the backup has it.
-async fn set_up(
-    context: &Context,
-    side: &PrimarySide<'_>,
-    connection: &mut Connection,
-    terms: &SessionTerms,
-    stream: Box<dyn CheckpointStream>,
-) -> Result<MonotonicTime, TransportError> {
-    let limit = context.config.setup_timeout;
-    let mut pieces = pack(stream, terms.session)?;
-    let mut complete = false;
-    while let Some(piece) = pieces.recv().await {
-        let (bytes, last) = piece?;
-        if context.shared.lock().closing {
-            return Err(TransportError::Closed { what: "the checkpoint" });
-        }
-        if last {
-            side.with(|session| session.complete = true);
-            complete = true;
-        }
-        connection.writer.send_bytes(&bytes, limit, "taking the checkpoint").await?;
-    }
-    if !complete {
-        return Err(TransportError::NoCheckpoint("the machine has stopped".to_owned()));
-    }
-    let mut told = terms.generation;
-    loop {
-        tell_generation(context, connection, terms.session, &mut told).await?;
-        let frame = connection.reader.next_frame(limit, "accepting the checkpoint").await?;
-        let accepted = matches!(frame, Frame::Acknowledge(_));
-        let now = clock::now();
-        if accepted {
-            tell_generation(context, connection, terms.session, &mut told).await?;
-            side.with(|session| session.protected = true);
-        }
-        if let Effect::Departed(reason) = side.handle_frame(now, frame)? {
-            return Err(TransportError::Departed(reason));
-        }
-        if accepted {
-            context.shared.changed.notify_all();
-            context.handler.borrow_mut().protected();
-            return Ok(now);
-        }
-    }
-}
-
-/// Tells the backup of a generation that was won after the one that it was `told`: what was agreed when it shook
-/// hands may be over when its session begins, and it would ask the arbiter for a generation that is gone.
-async fn tell_generation(
-    context: &Context,
-    connection: &mut Connection,
-    session: SessionId,
-    told: &mut Generation,
-) -> Result<(), TransportError> {
-    let generation = context.shared.lock().identity.generation;
-    if generation > *told {
-        let frame = Frame::Reign(Reign { generation }).encode(session)?;
-        let limit = context.config.setup_timeout;
-        connection.writer.send(frame, limit, "taking the generation").await?;
-        *told = generation;
-    }
-    Ok(())
-}
-
 /// The primary's session with one backup, for the loop.
-struct PrimarySide<'a> {
+pub(super) struct PrimarySide<'a> {
     context: &'a Context,
-    key: SessionKey,
+    key: BackupKey,
     wake: Arc<Notify>,
 }
 
 impl<'a> PrimarySide<'a> {
     /// A backup begins to join.
-    fn enter(context: &'a Context, session: SessionId) -> Self {
+    fn enter(context: &'a Context, terms: &SessionTerms) -> Self {
         let wake = Arc::new(Notify::new());
-        let mut state = context.shared.lock();
-        let key = SessionKey(state.next_ticket);
-        state.next_ticket += 1;
-        state.joining.insert(key, Joining { session, wake: Arc::clone(&wake) });
-        drop(state);
+        let key =
+            context.shared.lock().backups.enter(terms.session, terms.generation, Arc::clone(&wake));
         Self { context, key, wake }
     }
 
@@ -265,35 +162,37 @@ impl<'a> PrimarySide<'a> {
     }
 
     /// Does something with the session, which has begun.
-    fn with<T>(&self, f: impl FnOnce(&mut Session) -> T) -> T {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
         let mut state = self.context.shared.lock();
-        f(state.sessions.get_mut(&self.key).expect("begun, and not yet finished"))
+        f(state.backups.session(self.key).expect("begun, and not yet finished"))
     }
 
-    /// Forgets the session and tells the handler.
-    fn finish(&self, cause: EndCause, last_contact: MonotonicTime) {
+    /// Forgets the session and tells the handler. True if the backup may have had the whole checkpoint.
+    fn finish(&self, cause: EndCause, last_contact: MonotonicTime) -> bool {
         let ended_at = clock::now();
         let mut state = self.context.shared.lock();
-        state.joining.remove(&self.key);
-        let session = state.sessions.remove(&self.key);
-        let protected = session.as_ref().is_some_and(|session| session.complete);
-        let given_up = session.as_ref().and_then(|session| session.given_up.clone());
+        let Finished { complete, given_up, others, stats } =
+            state.backups.finish(self.key, ended_at);
         let cause = given_up.map_or(cause, EndCause::GivenUp);
-        if let Some(session) = session {
-            state.last_stats = session.sender.stats(ended_at);
+        if let Some(stats) = stats {
+            state.last_stats = stats;
         }
-        if protected {
-            state.closed_because = Some("it has lost its backup and runs alone".to_owned());
-        }
-        let others = state.sessions.len();
         drop(state);
         self.context.shared.changed.notify_all();
-        let end = SessionEnd { cause, last_contact, ended_at, protected, others };
+        let end = SessionEnd {
+            cause,
+            last_contact,
+            ended_at,
+            protected: complete,
+            backup: Some(self.key),
+            others,
+        };
         self.context.handler.borrow_mut().session_ended(&end);
+        complete
     }
 
     fn tell_acknowledged(&self) {
-        let received = self.context.shared.lock().acknowledged();
+        let received = self.context.shared.lock().backups.acknowledged();
         self.context.handler.borrow_mut().acknowledged(received);
         let mut state = self.context.shared.lock();
         state.told = state.told.max(received);
@@ -304,15 +203,20 @@ impl<'a> PrimarySide<'a> {
 
 impl SessionSide for PrimarySide<'_> {
     fn handle_frame(&self, now: MonotonicTime, frame: Frame) -> Result<Effect, Violation> {
-        let event = self.with(|session| session.sender.handle_frame(now, &frame))?;
-        Ok(match event {
+        let event = self.with(|session| session.sender().handle_frame(now, &frame))?;
+        let effect = match event {
             SenderEvent::Heartbeat => Effect::Continue,
             SenderEvent::Acknowledged(_) => {
                 self.tell_acknowledged();
                 Effect::Continue
             }
             SenderEvent::Departed(reason) => Effect::Departed(reason),
-        })
+        };
+        if let Some(protects) = self.with(BackupSession::poll_protects) {
+            self.context.shared.changed.notify_all();
+            self.context.handler.borrow_mut().protected(self.key, protects);
+        }
+        Ok(effect)
     }
 
     fn frames_handled(&self) {
@@ -324,7 +228,7 @@ impl SessionSide for PrimarySide<'_> {
             return Ok(Transmit::Abandoned);
         }
         self.with(|session| {
-            let sender = &mut session.sender;
+            let sender = session.sender();
             sender.handle_timeout(now)?;
             Ok(match sender.poll_transmit(now) {
                 Some(frame) => Transmit::Frame(frame),
@@ -335,8 +239,12 @@ impl SessionSide for PrimarySide<'_> {
     }
 
     fn frame_sent(&self, bytes: Vec<u8>) {
-        self.with(|session| session.sender.recycle(bytes));
+        self.with(|session| session.sender().recycle(bytes));
         self.context.shared.changed.notify_all();
+    }
+
+    fn is_watched(&self) -> bool {
+        true
     }
 
     fn wake(&self) -> &Notify {

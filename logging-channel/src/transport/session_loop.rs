@@ -44,6 +44,8 @@ pub(super) trait SessionSide {
     fn poll_transmit(&self, now: MonotonicTime) -> Result<Transmit, Violation>;
     /// The frame's bytes are on their way.
     fn frame_sent(&self, bytes: Vec<u8>);
+    /// True for the side that the other one replaces when it takes it for dead.
+    fn is_watched(&self) -> bool;
     /// Notified when [`Self::poll_transmit`] should be asked again.
     fn wake(&self) -> &Notify;
 }
@@ -63,12 +65,13 @@ pub(super) async fn run(
 ) -> Ended {
     let Connection { mut reader, mut writer } = connection;
     let detector = RefCell::new(detector);
+    look_for_suspension(side, &detector);
     // In this order: nobody is suspected before everything that has come was read.
     let cause = tokio::select! {
         biased;
         cause = read(&mut reader, side, &detector) => cause,
         cause = write(&mut writer, side) => cause,
-        cause = watch(&detector) => cause,
+        cause = watch(side, &detector) => cause,
     };
     Ended { cause, last_contact: detector.borrow().last_contact() }
 }
@@ -116,6 +119,9 @@ fn handle_buffered(
     side: &impl SessionSide,
     detector: &RefCell<Detector>,
 ) -> Option<EndCause> {
+    if let Some(cause) = look_for_suspension(side, detector) {
+        return Some(cause);
+    }
     let now = clock::now();
     let cause = loop {
         let frame = match reader.buffered_frame() {
@@ -177,10 +183,19 @@ async fn write(writer: &mut FrameWriter, side: &impl SessionSide) -> EndCause {
     }
 }
 
-async fn watch(detector: &RefCell<Detector>) -> EndCause {
+/// The end of a session, if the host of a side that is watched was suspended.
+fn look_for_suspension(side: &impl SessionSide, detector: &RefCell<Detector>) -> Option<EndCause> {
+    let mut detector = detector.borrow_mut();
+    side.is_watched().then(|| of_verdict(detector.handle_suspension(clock::suspended()))).flatten()
+}
+
+async fn watch(side: &impl SessionSide, detector: &RefCell<Detector>) -> EndCause {
     loop {
         let next = detector.borrow().poll_timeout();
         clock::sleep_until(next).await;
+        if let Some(cause) = look_for_suspension(side, detector) {
+            return cause;
+        }
         let mut detector = detector.borrow_mut();
         let verdict = detector.handle_timeout(clock::now()).clone();
         // After a `Stop` the goodbye is still to come: that the peer is on its way out is no reason

@@ -5,6 +5,7 @@
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, Page, PageNumber,
     PageSource, SinkRefusal, WholeCheckpoint,
@@ -140,7 +141,7 @@ impl PrimaryHandler for Scribe {
         Ok(toy_stream(ticket))
     }
 
-    fn protected(&mut self) {
+    fn protected(&mut self, _: BackupKey, _: Protects) {
         self.tell(Told::Protected);
     }
 

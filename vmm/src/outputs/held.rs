@@ -2,11 +2,12 @@
 
 use super::queue::OutputQueue;
 use super::{OUTPUT_BYTES_LIMIT, OVERHEAD, Output, OutputGate, OutputKind, RecentOutputs};
+use crate::evidence::time_with_suspension;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vmft_logging_channel::entry::{EntrySequence, OutputSequence};
 
 /// How old the evidence is that this side may still speak.
@@ -95,12 +96,19 @@ enum Mode {
 struct Mark {
     entry: EntrySequence,
     output: OutputSequence,
-    begun: Instant,
+    begun: MarkBegun,
 }
 
 /// When a mark began.
 #[derive(Debug, Clone, Copy)]
-pub struct MarkBegun(Instant);
+pub struct MarkBegun(Duration);
+
+impl MarkBegun {
+    /// How long ago that was, time included in which the host was suspended: evidence ages then, too.
+    fn age(self) -> Duration {
+        time_with_suspension().saturating_sub(self.0)
+    }
+}
 
 #[derive(Debug)]
 struct Held {
@@ -233,9 +241,8 @@ impl HeldOutputs {
 
     /// An entry is about to be logged that marks outputs: their delay counts from here. Its
     /// acknowledgement may be back before [`Self::mark`] is called.
-    #[expect(clippy::disallowed_methods, reason = "the delay is measured for people only")]
     pub fn begin_mark(&self) -> MarkBegun {
-        MarkBegun(Instant::now())
+        MarkBegun(time_with_suspension())
     }
 
     /// The log entry `entry`, begun with [`Self::begin_mark`], marks every output up to `output`.
@@ -243,7 +250,7 @@ impl HeldOutputs {
         self.urgent.store(false, Ordering::Relaxed);
         let mut held = self.lock();
         if matches!(held.mode, Mode::Protecting | Mode::Holding) {
-            held.marks.push_back(Mark { entry, output, begun: begun.0 });
+            held.marks.push_back(Mark { entry, output, begun });
             self.release(&mut held);
         }
     }
@@ -264,7 +271,7 @@ impl HeldOutputs {
             let mark = held.marks.pop_front().expect("just seen");
             // What this mark covers, the backup had heard of when its time began.
             covered = Some((mark.output, mark.begun));
-            let delay = u64::try_from(mark.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let delay = u64::try_from(mark.begun.age().as_nanos()).unwrap_or(u64::MAX);
             held.measured += 1;
             held.worst_ns = held.worst_ns.max(delay);
             if held.delays.len() == DELAY_WINDOW {
@@ -277,8 +284,7 @@ impl HeldOutputs {
             if let OutputKind::Packet(packet) = &output.kind {
                 held.packet_bytes -= packet.frame.len() + OVERHEAD;
             }
-            let assurance =
-                if begun.elapsed() < FRESH { Assurance::Fresh } else { Assurance::Stale };
+            let assurance = if begun.age() < FRESH { Assurance::Fresh } else { Assurance::Stale };
             self.outside.let_out(output, assurance);
         }
         self.outside.all_let_out();

@@ -12,6 +12,7 @@ pub mod net;
 mod outside;
 mod repeats;
 mod source;
+mod urgent;
 mod watermark;
 
 pub use disk::{DiskFile, DiskFileError, Fence, FenceError, HostCache, NoFence};
@@ -20,17 +21,7 @@ pub use mailbox::Mailbox;
 pub use outside::{DisksDone, HostOutside};
 pub use repeats::{Repeats, Times};
 pub use source::{Gauges, HostSource};
-
-use std::time::Duration;
-
-/// Time by a clock that goes on while the host is suspended. Only differences mean something.
-///
-/// # Panics
-/// On a kernel that has no such clock; Linux has had one since 2.6.39.
-pub fn time_with_suspension() -> Duration {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    time.expect("Linux has this clock").into()
-}
+pub use urgent::make_thread_urgent;
 
 /// An error with its causes, in one line.
 fn error_text(error: &dyn std::error::Error) -> String {

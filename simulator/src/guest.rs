@@ -1,0 +1,137 @@
+//! A toy guest: a deterministic function of what arrives, with a console, a network and a disk.
+
+use crate::random::mix;
+use std::collections::BTreeMap;
+use vmft_logging_channel::entry::{Arrival, OutputSequence, Packet, RequestId};
+use vmft_logging_channel::point::ExecutionPoint;
+use vmft_vmm::board::DiskOperation;
+use vmft_vmm::outputs::{Output, OutputKind};
+
+/// Sectors the guest writes to.
+pub const SECTORS: u64 = 8;
+
+/// What a write puts where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    /// Where.
+    pub sector: u64,
+    /// What: no two writes put the same.
+    pub value: u64,
+}
+
+/// The guest's whole state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    point: ExecutionPoint,
+    state: u64,
+    /// What each of its outputs said, by number, and whether it was a write.
+    history: Vec<(u64, bool)>,
+    console: u64,
+    requests: u64,
+    outstanding: BTreeMap<RequestId, Write>,
+    /// What the guest has been told is on its disk.
+    completed: BTreeMap<u64, u64>,
+}
+
+impl Guest {
+    /// One that has just begun.
+    pub const fn new(seed: u64) -> Self {
+        Self {
+            point: ExecutionPoint::START,
+            state: mix(seed),
+            history: Vec::new(),
+            console: 0,
+            requests: 0,
+            outstanding: BTreeMap::new(),
+            completed: BTreeMap::new(),
+        }
+    }
+
+    /// Where it is.
+    pub const fn point(&self) -> ExecutionPoint {
+        self.point
+    }
+
+    /// It runs on by itself, up to `point`.
+    pub const fn run_to(&mut self, point: ExecutionPoint) {
+        self.point = point;
+    }
+
+    /// Its last output.
+    pub const fn outputs(&self) -> OutputSequence {
+        OutputSequence(self.history.len() as u64)
+    }
+
+    /// What output number `output` said.
+    pub fn said(&self, output: OutputSequence) -> Option<u64> {
+        let index = usize::try_from(output.0).ok()?.checked_sub(1)?;
+        self.history.get(index).map(|(said, _)| *said)
+    }
+
+    /// True if that output was a write, which the world sees on the disk only.
+    pub fn is_write(&self, output: OutputSequence) -> bool {
+        let index = usize::try_from(output.0).ok().and_then(|number| number.checked_sub(1));
+        index.and_then(|index| self.history.get(index)).is_some_and(|(_, write)| *write)
+    }
+
+    /// Writes whose completion it waits for.
+    pub const fn outstanding(&self) -> &BTreeMap<RequestId, Write> {
+        &self.outstanding
+    }
+
+    /// What it knows to be on its disk.
+    pub const fn completed(&self) -> &BTreeMap<u64, u64> {
+        &self.completed
+    }
+
+    /// An input arrives; what the guest puts out for it.
+    pub fn arrive(&mut self, arrival: &Arrival) -> Vec<Output> {
+        match arrival {
+            Arrival::DiskCompletion { request, .. } => {
+                if let Some(write) = self.outstanding.remove(request) {
+                    self.completed.insert(write.sector, write.value);
+                }
+                self.state = mix(self.state ^ request.0);
+                Vec::new()
+            }
+            Arrival::ConsoleInput(bytes) => {
+                for byte in bytes {
+                    self.state = mix(self.state ^ u64::from(*byte));
+                }
+                (0..1 + self.state % 2).map(|_| self.put_out()).collect()
+            }
+            Arrival::ClockSync { .. }
+            | Arrival::Entropy { .. }
+            | Arrival::WallClock { .. }
+            | Arrival::Packets(_) => Vec::new(),
+        }
+    }
+
+    fn put_out(&mut self) -> Output {
+        self.state = mix(self.state);
+        let value = self.state;
+        let sector = value % SECTORS;
+        let busy = self.outstanding.values().any(|write| write.sector == sector);
+        let kind = match (value >> 8) % 4 {
+            0 if !busy => {
+                self.requests += 1;
+                let request = RequestId(self.requests);
+                self.outstanding.insert(request, Write { sector, value });
+                let data = value.to_le_bytes().to_vec();
+                let operation = DiskOperation::Write { offset: sector, data };
+                OutputKind::Disk { disk: 0, request, operation }
+            }
+            1 => {
+                let frame = value.to_le_bytes().to_vec();
+                OutputKind::Packet(Packet { frame, ..Packet::default() })
+            }
+            _ => {
+                let (offset, bytes) = (self.console, value.to_le_bytes().to_vec());
+                self.console += bytes.len() as u64;
+                OutputKind::Console { offset, bytes }
+            }
+        };
+        self.history.push((value, matches!(kind, OutputKind::Disk { .. })));
+        Output { sequence: self.outputs(), kind }
+    }
+}
