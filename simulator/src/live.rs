@@ -251,7 +251,12 @@ impl World {
             return;
         }
         let fenced = self.plant != Some(Plant::NoFence);
-        if self.is_frozen(side) || (fenced && !self.reaches_arbiter(side)) {
+        // While it is being decided who goes on, nothing is written.
+        let in_doubt = matches!(
+            &self.sides[side].process,
+            Process::Live(live) if *live.reign.standing() == Standing::Deciding
+        );
+        if self.is_frozen(side) || (fenced && (in_doubt || !self.reaches_arbiter(side))) {
             let again = self.now + 5 * MS;
             self.schedule(again, Event::Write(side, incarnation, request, write));
             return;

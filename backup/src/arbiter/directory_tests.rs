@@ -71,6 +71,20 @@ fn an_unreachable_arbiter_decides_nothing_until_it_returns() {
     assert_eq!(ask().expect("it came back"), Verdict::Won);
 }
 
+/// Once, what a fence asks before each write was read from the storage each time all the same.
+#[test]
+fn what_this_host_knows_is_asked_without_a_look_at_the_storage() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("arbiter");
+    let arbiter: Arc<dyn Arbiter> = Arc::new(DirectoryArbiter::create(&path).expect("made"));
+    arbiter.try_win(Generation(1), &candidate(1)).expect("reachable");
+    let known = |generation| arbiter.known_winner(Generation(generation)).expect("reachable");
+    assert_eq!((known(1), known(2)), (Some(candidate(1)), None));
+    fs::rename(&path, dir.path().join("away")).expect("renamed");
+    assert_eq!(known(2), None);
+    assert!(arbiter.winner(Generation(2)).is_err());
+}
+
 #[test]
 fn a_directory_of_a_living_pair_is_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
