@@ -5,11 +5,15 @@
 //! address of its first instruction, and holds nothing that depends on where it is mapped. An
 //! instruction that crosses into another page is a block of its own.
 //!
-//! **What is forgotten.** A block owns its ops, and with them its decoded instructions: when a
-//! page with bytes of it is overwritten, all of that goes back at once, so code that comes and
-//! goes never fills the cache. What is live may fill it; then it starts anew. A slot that is
+//! **What is forgotten.** A block owns its range of ops, and with them its decoded instructions:
+//! when a page with bytes of it is overwritten, all of that goes back at once, so code that comes
+//! and goes never fills the cache. What is live may fill it; then it starts anew. A slot that is
 //! used again has another epoch, and an id names a slot *and* its epoch: an id of a block that
 //! is gone finds nothing, whoever kept it for how long.
+//!
+//! **Links.** A block knows two of its successors. In the same page the next block is known by its
+//! distance alone; to another page a link is a guess, which the run loop compares with what the
+//! translation says.
 //!
 //! Nothing here is visible to the guest. What the run loop asks for is a block and its ops; a
 //! compiler that attaches machine code to blocks would do so here.
@@ -20,6 +24,7 @@ use super::fast;
 use super::generic::{Ending, ends_block};
 use super::limits::{CacheLimits, MAX_BLOCK};
 use super::op::{Op, general_op};
+use super::op_store::{OpRange, OpStore};
 use super::tlb::PAGE_MASK;
 use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
@@ -42,7 +47,7 @@ pub(super) struct BlockId {
 
 const NO_BLOCK: BlockId = BlockId { slot: u32::MAX, epoch: 0 };
 
-/// A successor in the same page, at a distance from this block's beginning.
+/// A successor, at a distance from this block's beginning.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     distance: i32,
@@ -51,15 +56,16 @@ struct Link {
 
 /// The block has no bytes beyond its first page.
 const NO_PAGE: u64 = u64::MAX;
-/// No successor in the same page is so far away.
+/// No successor is so far away.
 const NO_LINK: Link = Link { distance: i32::MIN, block: NO_BLOCK };
 
 /// A run of decoded instructions; at least one, unless the slot is free.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct Block {
-    pub(super) ops: Box<[Op]>,
-    physical: u64,
+    pub(super) ops: OpRange,
+    /// Address of its first byte.
+    pub(super) physical: u64,
     /// Physical page of the bytes beyond the first page.
     second: u64,
     links: [Link; 2],
@@ -87,6 +93,19 @@ impl Block {
         None
     }
 
+    /// It has fewer than two successors yet.
+    #[inline(always)]
+    pub(super) fn has_room(&self) -> bool {
+        self.links[1].distance == NO_LINK.distance
+    }
+
+    /// It lies in one page, and is 64-bit code.
+    #[inline(always)]
+    pub(super) fn is_plain(&self) -> bool {
+        self.size == CodeSize::Long && !self.crosses()
+    }
+
+    #[inline(always)]
     fn crosses(&self) -> bool {
         self.second != NO_PAGE
     }
@@ -137,9 +156,9 @@ pub(super) struct BlockCache {
     /// Blocks and free slots.
     slots: Vec<Block>,
     free: Vec<u32>,
-    /// Blocks, and ops of all of them.
+    /// Number of blocks.
     live: usize,
-    ops: usize,
+    ops: OpStore,
     /// The ops of the block that is being made.
     scratch: Vec<Op>,
     recent: Vec<Recent>,
@@ -162,7 +181,7 @@ impl BlockCache {
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
-            ops: 0,
+            ops: OpStore::new(limits.ops),
             scratch: Vec::new(),
             recent: vec![NO_RECENT; limits.recent],
             pages: vec![0; pages],
@@ -178,20 +197,35 @@ impl BlockCache {
         self.slots.get(id.slot as usize).filter(|block| block.epoch == id.epoch)
     }
 
-    /// Remembers that `next` follows `id` at `distance`, if no translation needs a look on the
-    /// way: both lie whole in the same page. One that was forgotten meanwhile follows nothing.
+    /// The block's ops.
+    #[inline(always)]
+    pub(super) fn ops(&self, block: &Block) -> &[Op] {
+        self.ops.get(&block.ops)
+    }
+
+    /// Remembers that `next` follows `id` at `distance`: for good if no translation needs a look on
+    /// the way, because both lie whole in the same page; else as a guess, if there is room for one.
+    /// What was forgotten meanwhile follows nothing.
     pub(super) fn link(&mut self, id: BlockId, distance: u64, next: BlockId) {
         let (Some(from), Some(to)) = (self.get(id), self.get(next)) else { return };
-        let near = from.linkable
+        let Ok(distance) = i32::try_from(distance as i64) else { return };
+        let there = from.physical.wrapping_add(distance as i64 as u64);
+        let leaves = there & PAGE_MASK != from.physical & PAGE_MASK;
+        let near = !leaves
+            && there == to.physical
+            && from.linkable
             && !from.crosses()
             && !to.crosses()
-            && from.size == to.size
-            && from.physical & PAGE_MASK == to.physical & PAGE_MASK
-            && from.physical.wrapping_add(distance) == to.physical;
-        if near && let Ok(distance) = i32::try_from(distance as i64) {
+            && from.size == to.size;
+        let known = from.links.iter().position(|link| link.distance == distance);
+        let guess = leaves && to.is_plain() && (known.is_some() || from.has_room());
+        if near || guess {
             let links = &mut self.slots[id.slot as usize].links;
-            links[1] = links[0];
-            links[0] = Link { distance, block: next };
+            let link = Link { distance, block: next };
+            match known {
+                Some(place) => links[place] = link,
+                None => *links = [link, links[0]],
+            }
         }
     }
 
@@ -262,7 +296,7 @@ impl BlockCache {
 
     fn make_room(&mut self, cpu: &mut Cpu) {
         let full = self.live >= self.limits.blocks
-            || self.ops + self.limits.block > self.limits.ops
+            || self.ops.used() + self.limits.block > self.limits.ops
             || cpu.decoded.len() + self.limits.block > self.limits.decoded;
         if full {
             self.clear(cpu);
@@ -319,8 +353,13 @@ impl BlockCache {
         let in_page = (PAGE_SIZE - physical % PAGE_SIZE) as usize;
         let beyond = draft.bytes.saturating_sub(in_page);
         let second = if beyond > 0 { next_page } else { NO_PAGE };
+        let ops = self.ops.keep(&mut self.scratch).unwrap_or_else(|| {
+            // It has room, but scattered.
+            self.clear(cpu);
+            self.ops.keep(&mut self.scratch).expect("there is room for any block")
+        });
         let mut block = Block {
-            ops: self.scratch.drain(..).collect(),
+            ops,
             physical,
             second,
             links: [NO_LINK; 2],
@@ -330,7 +369,6 @@ impl BlockCache {
             size: cpu.code_size,
         };
         self.live += 1;
-        self.ops += block.ops.len();
         let id = match self.free.pop() {
             Some(slot) => {
                 let place = &mut self.slots[slot as usize];
@@ -420,11 +458,8 @@ impl BlockCache {
         }
         let ops = std::mem::take(&mut block.ops);
         self.live -= 1;
-        self.ops -= ops.len();
-        for op in ops {
-            if op.general {
-                cpu.decoded.remove(op.immediate as u32);
-            }
+        for number in self.ops.give_back(ops).iter().filter_map(Op::number) {
+            cpu.decoded.remove(number);
         }
         // No id has the last epoch: a slot that has come to it is not used again.
         block.epoch += 1;
@@ -444,5 +479,6 @@ impl BlockCache {
             }
         }
         self.recent.fill(NO_RECENT);
+        self.ops.start_anew();
     }
 }

@@ -9,7 +9,7 @@ pub(super) const MAX_BLOCK: usize = 64;
 pub struct CacheLimits {
     /// Blocks of decoded instructions, of 64 bytes each.
     pub(super) blocks: usize,
-    /// Instructions in all blocks together, of 32 bytes each.
+    /// Instructions in all blocks together, of 24 bytes each.
     pub(super) ops: usize,
     /// Those among them that have no specialised form, of 48 bytes more.
     pub(super) decoded: usize,

@@ -32,6 +32,7 @@ mod limits;
 mod linear;
 mod mmu;
 mod op;
+mod op_store;
 mod operand;
 mod ops;
 mod step;

@@ -5,7 +5,7 @@
 //! the event, it is executed again with what it was missing (an answer from the bus, the
 //! permission to overwrite decoded code), or its exception is delivered.
 
-use super::block::{Block, BlockId};
+use super::block::BlockId;
 use super::cpu::{
     ARMED, Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, UNFINISHED, is_canonical,
 };
@@ -13,7 +13,7 @@ use super::event::{BusRequest, Event, Flow, Trap};
 use super::exception::Exception;
 use super::flags;
 use super::mmu::Intent;
-use super::op::{Op, run_ops};
+use super::op::{Op, run_alone, run_ops};
 use super::system::interrupts::Source;
 use super::tlb::PAGE_MASK;
 use super::{ATTENTION, SoftEngine};
@@ -43,9 +43,9 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(block: &'a Block, index: usize, block_rip: u64, block_end: u64) -> Self {
-        let last = index + 1 == block.ops.len();
-        Self { op: &block.ops[index], index: index as u64, block_rip, block_end, last }
+    fn new(ops: &'a [Op], index: usize, block_rip: u64, block_end: u64) -> Self {
+        let last = index + 1 == ops.len();
+        Self { op: &ops[index], index: index as u64, block_rip, block_end, last }
     }
 }
 
@@ -133,7 +133,8 @@ impl SoftEngine {
         loop {
             // One that was forgotten is looked for again.
             let block = self.cache.get(id)?;
-            let count = block.ops.len() as u64;
+            let ops = self.cache.ops(block);
+            let count = ops.len() as u64;
             let rip = self.cpu.rip();
             let end = rip.wrapping_add(block.bytes.into());
             self.cpu.next_rip = end;
@@ -141,9 +142,9 @@ impl SoftEngine {
             if left < count {
                 return self.run_part(id, left, bus);
             }
-            if run_ops(&mut self.cpu, &block.ops).is_err() {
-                let index = block.ops.len() - 1 - self.cpu.ops_left;
-                let exit = self.cpu.trapped(&Site::new(block, index, rip, end), bus);
+            if run_ops(&mut self.cpu, ops).is_err() {
+                let index = ops.len() - 1 - self.cpu.ops_left;
+                let exit = self.cpu.trapped(&Site::new(ops, index, rip, end), bus);
                 self.forget_stale();
                 return exit;
             }
@@ -154,16 +155,21 @@ impl SoftEngine {
                 return None;
             }
             let distance = next.wrapping_sub(rip);
-            if let Some(next) = block.successor(distance) {
-                id = next;
+            let near = (next ^ rip) & PAGE_MASK == 0;
+            let linked = block.successor(distance);
+            if let Some(next_id) = linked
+                && (near || self.leads_to(next, next_id))
+            {
+                id = next_id;
                 continue;
             }
+            let may_link = near || linked.is_some() || block.has_room();
             let from = id;
             id = match self.next_block() {
                 Ok(id) => id,
                 Err(Trap) => return self.fetch_trapped(),
             };
-            if (next ^ rip) & PAGE_MASK == 0 {
+            if may_link {
                 self.cache.link(from, distance, id);
             }
         }
@@ -171,18 +177,18 @@ impl SoftEngine {
 
     /// Executes the first `left` instructions of a longer block.
     fn run_part(&mut self, id: BlockId, left: u64, bus: &mut dyn Bus) -> Option<Exit> {
-        let block = self.cache.get(id)?;
+        let ops = self.cache.ops(self.cache.get(id)?);
         let rip = self.cpu.rip();
         let end = self.cpu.next_rip;
         let stop = left as usize;
-        if run_ops(&mut self.cpu, &block.ops[..stop]).is_err() {
+        if run_ops(&mut self.cpu, &ops[..stop]).is_err() {
             let index = stop - 1 - self.cpu.ops_left;
-            let exit = self.cpu.trapped(&Site::new(block, index, rip, end), bus);
+            let exit = self.cpu.trapped(&Site::new(ops, index, rip, end), bus);
             self.forget_stale();
             return exit;
         }
         self.cpu.retired += left;
-        self.cpu.set_rip(rip.wrapping_add(block.ops[stop].offset.into()));
+        self.cpu.set_rip(rip.wrapping_add(ops[stop].offset.into()));
         None
     }
 
@@ -198,8 +204,8 @@ impl SoftEngine {
             let rip = self.cpu.rip();
             let end = rip.wrapping_add(block.bytes.into());
             self.cpu.next_rip = end;
-            let site = Site::new(block, 0, rip, end);
-            if self.cpu.check_code(site.op.length.into()).is_err() {
+            let site = Site::new(self.cache.ops(block), 0, rip, end);
+            if self.cpu.check_code(site.op.length()).is_err() {
                 return self.fetch_trapped();
             }
             if self.cpu.attempt(&site).is_ok() {
@@ -219,6 +225,17 @@ impl SoftEngine {
         let exception = self.cpu.take_exception();
         self.cpu.deliver_exception(exception);
         None
+    }
+
+    /// True if the block guessed is the one that [`Self::next_block`] would find at `rip`.
+    #[inline(always)]
+    fn leads_to(&self, rip: u64, guess: BlockId) -> bool {
+        let frame = self.cpu.tlb.fetch(self.cpu.cpl == 3, rip & PAGE_MASK);
+        self.cpu.is_long()
+            && self.cpu.stale.is_empty()
+            && frame.zip(self.cache.get(guess)).is_some_and(|(frame, block)| {
+                block.is_plain() && block.physical == frame | (rip & !PAGE_MASK)
+            })
     }
 
     /// The block at RIP.
@@ -264,7 +281,7 @@ impl Cpu {
     /// Executes the op at the site alone.
     fn attempt(&mut self, site: &Site<'_>) -> Flow {
         self.executing = Some(site.op.offset);
-        let flow = (site.op.handler)(self, site.op, &[]);
+        let flow = run_alone(self, site.op);
         self.executing = None;
         flow
     }
@@ -273,7 +290,7 @@ impl Cpu {
     fn retire(&mut self, site: &Site<'_>) {
         self.retired += 1;
         let op = site.op;
-        let behind = u64::from(op.offset) + u64::from(op.length);
+        let behind = u64::from(op.offset) + op.length();
         let next = if site.last { self.next_rip } else { site.block_rip.wrapping_add(behind) };
         self.set_rip(next);
     }
@@ -323,11 +340,11 @@ impl Cpu {
         match event {
             Event::Exception(exception) => self.deliver_exception(exception),
             Event::GeneralDetect => self.deliver_general_detect(),
-            Event::NonCanonical if site.op.stack => {
+            Event::NonCanonical if site.op.on_stack() => {
                 self.deliver_exception(Exception::StackFault(0));
             }
             Event::Interrupt { vector, privileged } => {
-                self.set_rip(own.wrapping_add(site.op.length.into()));
+                self.set_rip(own.wrapping_add(site.op.length()));
                 let source = if privileged { Source::Trap } else { Source::Software };
                 if self.deliver(vector, None, source).is_ok() {
                     self.retired += 1;

@@ -34,25 +34,30 @@ impl BlockCache {
             }
         }
         assert_eq!(self.pages.iter().filter(|page| **page != 0).count(), self.lists.len());
-        let blocks: Vec<&Block> = self.slots.iter().filter(|block| !block.ops.is_empty()).collect();
-        let ops = || blocks.iter().flat_map(|block| block.ops.iter());
-        let numbers: BTreeSet<u64> = ops().filter(|op| op.general).map(|op| op.immediate).collect();
+        let blocks: Vec<&Block> = self.slots.iter().filter(|block| block.ops.len() > 0).collect();
+        let ops = || blocks.iter().flat_map(|block| self.ops(block));
+        let numbers: BTreeSet<u32> = ops().filter_map(Op::number).collect();
         assert_eq!(blocks.len(), listed.len(), "every block is listed");
         assert_eq!(blocks.len(), self.live);
-        assert_eq!(ops().count(), self.ops);
-        assert_eq!(ops().filter(|op| op.general).count(), numbers.len(), "a number for each");
+        assert_eq!(ops().count(), self.ops.used());
+        assert_eq!(ops().filter_map(Op::number).count(), numbers.len(), "a number for each");
         assert_eq!(numbers.len(), cpu.decoded.len());
         assert!(self.free.len() + self.live <= self.slots.len());
         for recent in self.recent.iter().filter(|recent| recent.block != NO_BLOCK) {
             let block = self.get(recent.block).expect("what is recent is there");
             assert!(block.physical | block.size.tag() == recent.key && !block.crosses());
         }
-        for link in blocks.iter().flat_map(|block| &block.links) {
-            assert!(link.block == NO_BLOCK || self.get(link.block).is_some());
+        for block in blocks {
+            for link in &block.links {
+                let to = block.physical.wrapping_add(link.distance as i64 as u64);
+                let near = to & PAGE_MASK == block.physical & PAGE_MASK;
+                let there = self.get(link.block);
+                assert!(!near || there.is_some_and(|next| next.physical == to));
+            }
         }
         Held {
             blocks: self.live,
-            ops: self.ops,
+            ops: self.ops.used(),
             decoded: numbers.len(),
             pages: self.lists.len(),
             slots: self.slots.len(),

@@ -233,7 +233,7 @@ fn mov_rr<T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 fn mov_ri<T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.set_reg::<T>(op.a, cut::<T>(op.immediate));
+    cpu.set_reg::<T>(op.a, cut::<T>(op.wide_immediate()));
     Ok(())
 }
 
@@ -247,7 +247,7 @@ fn alu_rr<O: Alu, T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 fn alu_ri<O: Alu, T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let (a, b) = (cpu.reg::<T>(op.a), cut::<T>(op.immediate));
+    let (a, b) = (cpu.reg::<T>(op.a), cut::<T>(op.immediate()));
     let result = O::apply::<T>(&mut cpu.flags, a, b);
     if O::WRITES {
         cpu.set_reg::<T>(op.a, result);
@@ -264,7 +264,7 @@ fn unary_r<O: Unary, T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 fn shift_ri<S: Shift, T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a = cpu.reg::<T>(op.a);
-    let result = S::apply::<T>(&mut cpu.flags, a, masked::<T>(op.immediate));
+    let result = S::apply::<T>(&mut cpu.flags, a, masked::<T>(op.immediate()));
     cpu.set_reg::<T>(op.a, result);
     Ok(())
 }
@@ -285,7 +285,7 @@ fn imul_rr<T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 fn imul_rri<T: Int>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let (a, b) = (cpu.reg::<T>(op.b), cut::<T>(op.immediate));
+    let (a, b) = (cpu.reg::<T>(op.b), cut::<T>(op.immediate()));
     let result = signed_product::<T>(&mut cpu.flags, a, b);
     cpu.set_reg::<T>(op.a, result);
     Ok(())
@@ -322,7 +322,7 @@ fn push_r(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 fn push_i(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.push_long(op.immediate)
+    cpu.push_long(op.immediate())
 }
 
 fn pop_r(cpu: &mut Cpu, op: &Op) -> Flow {
@@ -335,7 +335,7 @@ fn pop_r(cpu: &mut Cpu, op: &Op) -> Flow {
 /// The target of a relative branch. It is canonical or not like any other.
 #[inline(always)]
 fn relative(cpu: &Cpu, op: &Op) -> u64 {
-    cpu.rip().wrapping_add(op.immediate)
+    cpu.rip().wrapping_add(op.immediate())
 }
 
 fn call_near(cpu: &mut Cpu, op: &Op) -> Flow {

@@ -8,7 +8,7 @@ mod memory;
 
 use super::compat::CodeSize;
 use super::cpu::slot;
-use super::op::{self, Handler, Op};
+use super::op::{self, Handler, Op, ScaledIndex};
 use super::operand::{address_slot, has_short_address, index, is_high_byte, segment_slot};
 use super::ops::{alu, shift};
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
@@ -58,29 +58,16 @@ fn is_alike(instruction: &Instruction) -> bool {
 }
 
 fn look(i: &Instruction) -> Option<(Seen, Op)> {
-    let mut op = Op {
-        handler: op::handler(op::general),
-        immediate: 0,
-        displacement: 0,
-        offset: i.ip() as u16,
-        length: i.len() as u8,
-        a: slot::ZERO,
-        b: slot::ZERO,
-        base: slot::ZERO,
-        index: slot::ZERO,
-        scale: 0,
-        segment: slot::ZERO,
-        stack: super::op::is_on_stack(i, CodeSize::Long),
-        general: false,
-    };
+    let mut op = Op::bare(i, CodeSize::Long, false);
+    let mut immediate = 0;
     let mut kinds = [Kind::None; 2];
     for operand in 0..i.op_count() {
         let kind = kind(i, operand)?;
         match (operand, kind) {
             (0, Kind::Reg) => op.a = index(i.op_register(0)),
             (1, Kind::Reg) => op.b = index(i.op_register(1)),
-            (_, Kind::Imm) => op.immediate = i.immediate(operand),
-            (_, Kind::Branch) => op.immediate = i.near_branch_target(),
+            (_, Kind::Imm) => immediate = i.immediate(operand),
+            (_, Kind::Branch) => immediate = i.near_branch_target(),
             _ => {}
         }
         match operand {
@@ -108,6 +95,13 @@ fn look(i: &Instruction) -> Option<(Seen, Op)> {
         _ => return None,
     };
     let width = if i.op_count() > 0 { super::operand::width(i, 0) } else { 0 };
+    op.low = immediate as i32;
+    if form == Form::RegImm {
+        op.high = (immediate >> 32) as i32;
+    } else if op.immediate() != immediate && (width == 8 || form == Form::Branch) {
+        // A branch farther than there are branches.
+        return None;
+    }
     Some((Seen { form, width, full }, op))
 }
 
@@ -145,12 +139,11 @@ fn look_at_memory(i: &Instruction, op: &mut Op) -> Option<bool> {
     if has_short_address(i) {
         return None;
     }
-    op.displacement = i32::try_from(i.memory_displacement64() as i64).ok()?;
+    op.high = i32::try_from(i.memory_displacement64() as i64).ok()?;
     op.base = address_slot(i.memory_base());
-    op.index = address_slot(i.memory_index());
-    op.scale = i.memory_index_scale().trailing_zeros() as u8;
+    op.index = ScaledIndex::new(address_slot(i.memory_index()), i.memory_index_scale());
     op.segment = segment_slot(i.memory_segment());
-    Some(op.index != slot::ZERO || op.segment != slot::ZERO)
+    Some(op.index != ScaledIndex::NONE || op.segment != slot::ZERO)
 }
 
 fn handler(i: &Instruction, seen: Seen) -> Option<Handler> {
