@@ -334,7 +334,7 @@ impl SoftEngine {
             bytes.extend(byte);
         }
         let point = ExecutionPoint::new(self.cpu.retired);
-        Exit::Fatal(EngineFault { what, rip, bytes, point })
+        Exit::Fatal(EngineFault { what: what.into(), rip, bytes, point })
     }
 }
 
