@@ -1,5 +1,6 @@
 //! A machine as a checkpoint stream, and back.
 
+use std::sync::{Arc, Mutex};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmft_logging_channel::checkpoint::{
     CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, MemoryBase, PAGE_BYTES,
@@ -99,29 +100,53 @@ impl PageSource for RamPages {
     }
 }
 
-/// The memory of a machine that is being received.
+/// Why a side could not be made ready for what it was to join.
+pub(crate) type NotReady = Arc<Mutex<Option<StateError>>>;
+
+/// A machine that is being received.
 #[derive(Debug, Default)]
 pub struct MachineSink {
     ram: Option<GuestRam>,
+    /// Of a backup that joins: its engine is open, and has taken the state.
+    machine: Option<Box<Machine>>,
+    not_ready: NotReady,
 }
 
 impl MachineSink {
+    /// For a backup that joins. If it is not ready to, the reason is left behind.
+    pub(crate) fn joining(not_ready: &NotReady) -> Self {
+        Self { not_ready: Arc::clone(not_ready), ..Self::default() }
+    }
+
+    fn restore(&self, checkpoint: &CompleteCheckpoint) -> Result<Machine, StateError> {
+        let source = BootSource::decode(&checkpoint.fixed)?;
+        let state = MachineState::decode(&checkpoint.state)?.with_source(source);
+        let ram = self.ram.clone().expect("a complete checkpoint has begun");
+        Machine::restore_at_once(state, ram)
+    }
+
+    /// The machine, once the checkpoint is complete. What is in its memory was not looked at.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub(crate) fn into_machine_at_once(
+        mut self,
+        checkpoint: &CompleteCheckpoint,
+    ) -> Result<Machine, StateError> {
+        match self.machine.take() {
+            Some(machine) => Ok(*machine),
+            None => self.restore(checkpoint),
+        }
+    }
+
     /// The machine, once the checkpoint is complete.
     ///
     /// # Errors
     /// See [`StateError`].
     pub fn into_machine(self, checkpoint: &CompleteCheckpoint) -> Result<Machine, StateError> {
-        let source = BootSource::decode(&checkpoint.fixed)?;
-        let state = MachineState::decode(&checkpoint.state)?.with_source(source);
-        let ram = self.ram.expect("a complete checkpoint has begun");
-        Machine::restore(state, ram)
-    }
-}
-
-impl MachineSink {
-    /// The memory alone, once the checkpoint is complete.
-    pub(crate) fn into_ram(self) -> GuestRam {
-        self.ram.expect("a complete checkpoint has begun")
+        let mut machine = self.into_machine_at_once(checkpoint)?;
+        machine.prepare_digest(usize::MAX);
+        Ok(machine)
     }
 }
 
@@ -150,5 +175,20 @@ impl CheckpointSink for MachineSink {
         let ram = self.ram.as_ref().ok_or_else(refusal)?;
         let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
         ram.memory().read_slice(&mut data[..], GuestAddress(address)).map_err(|_| refusal())
+    }
+
+    /// What a failover takes must be there before anybody counts on it: the engine, and that it takes the state.
+    fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        match self.restore(checkpoint) {
+            Ok(machine) => {
+                self.machine = Some(Box::new(machine));
+                Ok(())
+            }
+            Err(error) => {
+                let refusal = SinkRefusal(error.to_string());
+                *self.not_ready.lock().expect("no holder of this lock panics") = Some(error);
+                Err(refusal)
+            }
+        }
     }
 }

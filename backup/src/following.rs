@@ -2,7 +2,7 @@
 
 use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
-use crate::checkpoint::MachineSink;
+use crate::checkpoint::{MachineSink, NotReady};
 use crate::epoch::Protection;
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
@@ -496,9 +496,11 @@ fn join_once(
 ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
     let (sender, outcome) = mpsc::channel();
     let config = config.clone();
+    let not_ready = NotReady::default();
+    let sink = MachineSink::joining(&not_ready);
     let join = move || {
         // A side that has left meanwhile does not listen.
-        let _ = sender.send(BackupChannel::join(config, MachineSink::default()));
+        let _ = sender.send(BackupChannel::join(config, sink));
     };
     let thread = std::thread::Builder::new().name("join".to_owned());
     thread.spawn(join).map_err(SideError::Host)?;
@@ -507,7 +509,10 @@ fn join_once(
             return Ok(None);
         }
         match outcome.recv_timeout(RETRY) {
-            Ok(outcome) => return Ok(Some(outcome)),
+            Ok(outcome) => {
+                let why = not_ready.lock().expect("no holder of this lock panics").take();
+                return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
         }

@@ -214,6 +214,14 @@ pub trait CheckpointSink {
     /// # Errors
     /// [`SinkRefusal`] if there is no such page.
     fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal>;
+    /// The checkpoint a backup joins from is complete: whatever following it takes must be had now, because from here on
+    /// the primary counts on it.
+    ///
+    /// # Errors
+    /// [`SinkRefusal`] if it is not to be had; the backup does not join.
+    fn ready(&mut self, _checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        Ok(())
+    }
 }
 
 /// The running digest of a stream.

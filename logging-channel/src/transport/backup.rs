@@ -6,7 +6,7 @@ use super::{
     DEFAULT_SETUP_TIMEOUT, PeerAddress, SessionEnd, TransportError, Violation, clock, fresh_nonce,
     join_thread, spawn_thread, tls,
 };
-use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
+use crate::checkpoint::{CheckpointError, CheckpointReader, CheckpointSink, CompleteCheckpoint};
 use crate::detector::{Detector, DetectorConfig};
 use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
@@ -303,6 +303,7 @@ async fn join(
             other => return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into()),
         };
         if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
+            sink.ready(&checkpoint).map_err(CheckpointError::Sink)?;
             return Ok((connection, terms, checkpoint));
         }
     }
