@@ -107,15 +107,17 @@ pub(crate) type NotReady = Arc<Mutex<Option<StateError>>>;
 #[derive(Debug, Default)]
 pub struct MachineSink {
     ram: Option<GuestRam>,
-    /// Of a backup that joins: its engine is open, and has taken the state.
+    /// Of a backup that stands by: its engine is open, and has taken the state.
     machine: Option<Box<Machine>>,
-    not_ready: NotReady,
+    /// Of such a backup: where the reason is left behind if it is not ready.
+    stands_by: Option<NotReady>,
 }
 
 impl MachineSink {
-    /// For a backup that joins. If it is not ready to, the reason is left behind.
-    pub(crate) fn joining(not_ready: &NotReady) -> Self {
-        Self { not_ready: Arc::clone(not_ready), ..Self::default() }
+    /// For a backup that is kept by its primary's state, and runs nothing until it is needed. It must be ready to before
+    /// it joins; if it is not, the reason is left behind.
+    pub(crate) fn standing_by(not_ready: &NotReady) -> Self {
+        Self { stands_by: Some(Arc::clone(not_ready)), ..Self::default() }
     }
 
     fn restore(&self, checkpoint: &CompleteCheckpoint) -> Result<Machine, StateError> {
@@ -179,6 +181,7 @@ impl CheckpointSink for MachineSink {
 
     /// What a failover takes must be there before anybody counts on it: the engine, and that it takes the state.
     fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        let Some(not_ready) = &self.stands_by else { return Ok(()) };
         match self.restore(checkpoint) {
             Ok(machine) => {
                 self.machine = Some(Box::new(machine));
@@ -186,7 +189,7 @@ impl CheckpointSink for MachineSink {
             }
             Err(error) => {
                 let refusal = SinkRefusal(error.to_string());
-                *self.not_ready.lock().expect("no holder of this lock panics") = Some(error);
+                *not_ready.lock().expect("no holder of this lock panics") = Some(error);
                 Err(refusal)
             }
         }

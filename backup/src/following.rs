@@ -197,7 +197,7 @@ impl Side {
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
             let config = BackupConfig { primary, ..duties.channel.clone() };
-            match join_once(&config, control)? {
+            match join_once(&config, duties.protection, control)? {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
@@ -492,12 +492,17 @@ pub(crate) fn won(machine: Machine, race: &Mutex<Race>, kept: &KeptOutputs) -> F
 /// itself.
 fn join_once(
     config: &BackupConfig,
+    protection: Protection,
     control: &BackupControl,
 ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
     let (sender, outcome) = mpsc::channel();
     let config = config.clone();
     let not_ready = NotReady::default();
-    let sink = MachineSink::joining(&not_ready);
+    let sink = match protection {
+        // One that replays has to run at once, and is lost if it cannot.
+        Protection::Lockstep => MachineSink::default(),
+        Protection::Checkpoint(_) => MachineSink::standing_by(&not_ready),
+    };
     let join = move || {
         // A side that has left meanwhile does not listen.
         let _ = sender.send(BackupChannel::join(config, sink));
