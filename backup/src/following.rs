@@ -2,7 +2,7 @@
 
 use crate::arbiter::{Arbiter, RETRY, Verdict, give_way, win_or_wait};
 use crate::channel_log::ChannelSource;
-use crate::checkpoint::MachineSink;
+use crate::checkpoint::{MachineSink, NotReady};
 use crate::epoch::Protection;
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
@@ -220,7 +220,7 @@ impl Side {
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
             let config = BackupConfig { primary, identity, ..duties.channel.clone() };
-            match join_once(&config, duties.memory, control)? {
+            match join_once(&config, duties.memory, duties.protection, control)? {
                 None => return Ok(None),
                 Some(Ok(joined)) => {
                     // Only now this side belongs to the pair, and no new machine may start.
@@ -519,13 +519,20 @@ pub(crate) fn won(machine: Machine, race: &Mutex<Race>, kept: &KeptOutputs) -> F
 fn join_once(
     config: &BackupConfig,
     memory: u64,
+    protection: Protection,
     control: &BackupControl,
 ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
     let (sender, outcome) = mpsc::channel();
     let config = config.clone();
+    let not_ready = NotReady::default();
+    let sink = match protection {
+        // One that replays has to run at once, and is lost if it cannot.
+        Protection::Lockstep => MachineSink::within(memory),
+        Protection::Checkpoint(_) => MachineSink::standing_by(memory, &not_ready),
+    };
     let join = move || {
         // A side that has left meanwhile does not listen.
-        let _ = sender.send(BackupChannel::join(config, MachineSink::within(memory)));
+        let _ = sender.send(BackupChannel::join(config, sink));
     };
     let thread = std::thread::Builder::new().name("join".to_owned());
     thread.spawn(join).map_err(SideError::Host)?;
@@ -534,7 +541,10 @@ fn join_once(
             return Ok(None);
         }
         match outcome.recv_timeout(RETRY) {
-            Ok(outcome) => return Ok(Some(outcome)),
+            Ok(outcome) => {
+                let why = not_ready.lock().expect("no holder of this lock panics").take();
+                return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
         }

@@ -45,6 +45,10 @@ const NEEDED: [(Cap, &str); 9] = [
 const NEEDED_BY_SEVERAL: [(Cap, &str); 2] =
     [(Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"), (Cap::MpState, "KVM_CAP_MP_STATE")];
 
+/// The bitmap of a run of registers that are all allowed: so many as the longest has, in whole words of the host, which is
+/// what the kernel copies of it.
+const ALLOWED: [u8; size_of::<libc::c_ulong>()] = [0xFF; _];
+
 /// Registers that KVM itself must own, as runs of consecutive numbers: the first, and how many.
 /// Every other is denied to the guest and answered by the engine.
 const OWNED_BY_KVM: [(u32, u32); 4] = [
@@ -58,6 +62,14 @@ const OWNED_BY_KVM: [(u32, u32); 4] = [
 
 /// The same beside a local APIC of KVM's: where that is.
 const OWNED_WITH_APIC: [(u32, u32); 1] = [(msr::APIC_BASE, 1)];
+
+const _: () = {
+    let mut at = 0;
+    while at < OWNED_BY_KVM.len() {
+        assert!(OWNED_BY_KVM[at].1 as usize <= 8 * ALLOWED.len(), "a bitmap of one word");
+        at += 1;
+    }
+};
 
 /// True for a register of which the engine does not hear.
 pub(super) fn is_owned_by_kvm(register: u32) -> bool {
@@ -171,12 +183,11 @@ impl Vm {
         self.fd
             .enable_cap(&capability)
             .map_err(KvmError::refused("hand out accesses to model-specific registers"))?;
-        let allowed = [0xFF];
         let range = |(base, msr_count): &(u32, u32)| MsrFilterRange {
             flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
             base: *base,
             msr_count: *msr_count,
-            bitmap: &allowed,
+            bitmap: &ALLOWED,
         };
         let ranges: Vec<_> = OWNED_BY_KVM.iter().chain(more).map(range).collect();
         self.fd

@@ -23,14 +23,14 @@ use super::registers::OwnRegisters;
 use super::state::KvmState;
 use super::walk::LinearView;
 use super::watch::in_order;
-use crate::engine::{Bus, PortWidth};
+use crate::engine::{Bus, PortWidth, msr};
 use crate::memory::GuestRam;
 use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
-    KVMIO, kvm_debug_exit_arch, kvm_debugregs, kvm_guest_debug, kvm_interrupt, kvm_lapic_state,
-    kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVMIO, Msrs, kvm_debug_exit_arch, kvm_debugregs, kvm_guest_debug, kvm_interrupt,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
@@ -461,6 +461,26 @@ impl Stopped<'_> {
         // Which of the two instructions made it does not matter: no interrupt at this boundary.
         events.interrupt.shadow = if shadow { KVM_X86_SHADOW_INT_STI as u8 } else { 0 };
         self.set_events(&events)
+    }
+
+    /// `IA32_TSC`, the counter that `RDTSC` reads.
+    pub(super) fn time_stamp(&self) -> Result<u64, errno::Error> {
+        let entry = kvm_msr_entry { index: msr::TSC, ..kvm_msr_entry::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).expect("fewer than KVM takes");
+        match self.0.fd.get_msrs(&mut msrs)? {
+            1 => Ok(msrs.as_slice()[0].data),
+            _ => Err(errno::Error::new(libc::EINVAL)),
+        }
+    }
+
+    /// Sets it. KVM has the counters of CPUs that are set within a second to about the same run alike.
+    pub(super) fn set_time_stamp(&mut self, data: u64) -> Result<(), errno::Error> {
+        let entry = kvm_msr_entry { index: msr::TSC, data, ..kvm_msr_entry::default() };
+        let msrs = Msrs::from_entries(&[entry]).expect("fewer than KVM takes");
+        match self.0.fd.set_msrs(&msrs)? {
+            1 => Ok(()),
+            _ => Err(errno::Error::new(libc::EINVAL)),
+        }
     }
 
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
