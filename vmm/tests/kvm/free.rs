@@ -11,11 +11,12 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::doctor::facts::KvmKind;
 use vmft_vmm::doctor::kvm_of_this_host;
 use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::{Bus, Cpus, Engine, EngineKind, Exit, KvmCpu, PointKind, Vector};
+use vmft_vmm::engine::{Bus, CpuState, Cpus, Engine, EngineKind, Exit, KvmCpu, PointKind, Vector};
 use vmft_vmm::memory::GuestRam;
 
 const FREE: EngineKind = EngineKind::Kvm { points: PointKind::Free };
 const EXITS: EngineKind = EngineKind::Kvm { points: PointKind::Exit };
+const STEPS: EngineKind = EngineKind::Kvm { points: PointKind::Step };
 /// Where the user's program is, and what it counts.
 const USER: u64 = CODE + 0x1000;
 const COUNTER: u64 = DATA + 0xA00;
@@ -185,17 +186,39 @@ fn where_points_are_named_what_the_model_has_not_stops_the_guest_with_a_report()
     if !has_kvm() {
         return;
     }
-    let mut engine = user_guest(EXITS, USER_CODE_32, &counting_32());
-    stops_with_a_report(&mut *engine, "CS is not a 64-bit code segment");
-    // With an interrupt on its way, which would have to be delivered there.
-    let mut engine = user_guest(EXITS, USER_CODE_32, &counting_32());
-    let exit = engine.run(ExecutionPoint::NEVER, true, &mut TestBus::default());
-    assert_eq!(exit, Exit::InterruptWindow);
-    engine.inject(Vector(VECTOR));
-    stops_with_a_report(&mut *engine, "CS is not a 64-bit code segment");
+    let mut engine = user_guest(STEPS, USER_CODE_32, &counting_32());
+    stops_with_a_report(&mut *engine, "code that is not 64-bit code");
     if has_misaligned_sse() {
         stops_with_a_report(&mut *user_guest_with_sse(EXITS), "MXCSR 0x21f80");
     }
+}
+
+#[test]
+fn code_of_a_32_bit_segment_is_interrupted_where_points_are_exits() {
+    if !has_kvm() {
+        return;
+    }
+    let mut engine = user_guest(EXITS, USER_CODE_32, &counting_32());
+    let mut bus = TestBus::default();
+    assert_eq!(engine.run(ExecutionPoint::NEVER, true, &mut bus), Exit::InterruptWindow);
+    engine.inject(Vector(VECTOR));
+    engine.kicker().unwrap().kick();
+    assert_eq!(engine.run(ExecutionPoint::NEVER, false, &mut bus), Exit::Kicked);
+    // Its handler runs, or has run.
+    let (state, handled) = (engine.save(), read_word(engine.ram(), DATA + 8 * u64::from(VECTOR)));
+    assert!(state.segments.cs.selector == 8 || handled == 1, "{state:?}");
+}
+
+/// Has `soft` go on counting. How many interrupts have been handled then.
+fn goes_on_on_soft(engine: &mut dyn Engine) -> u64 {
+    let ram = GuestRam::new(engine.ram().size()).unwrap();
+    copy_memory(engine.ram(), &ram);
+    let mut soft = SoftEngine::new(ram);
+    soft.restore_cpus(&engine.save_cpus(), engine.point()).unwrap();
+    let (before, bound) = (count(&soft), soft.point().after(100));
+    soft.run(bound, false, &mut TestBus::default());
+    assert!(count(&soft) > before);
+    read_word(soft.ram(), DATA + 8 * u64::from(VECTOR))
 }
 
 #[test]
@@ -215,14 +238,9 @@ fn a_guest_that_ran_freely_goes_on_on_soft_if_it_fits_and_an_event_on_its_way_is
         let state = other.save();
         assert_eq!((state.rip, state.segments.cs.selector), (0x9000 + 16 * 0x40, 8), "{kind}");
     }
-    let ram = GuestRam::new(engine.ram().size()).unwrap();
-    copy_memory(engine.ram(), &ram);
-    let mut soft = SoftEngine::new(ram);
-    soft.restore_cpus(&engine.save_cpus(), engine.point()).unwrap();
-    let (before, bound) = (count(&soft), soft.point().after(100));
-    soft.run(bound, false, &mut bus);
-    assert!(count(&soft) > before);
-    assert_eq!(read_word(soft.ram(), DATA + 8 * u64::from(VECTOR)), 1);
+    assert_eq!(goes_on_on_soft(&mut *engine), 1);
+    let mut in_32_bit_code = user_guest(FREE, USER_CODE_32, &counting_32());
+    assert_eq!(goes_on_on_soft(&mut *in_32_bit_code), 0);
 }
 
 #[test]
@@ -230,11 +248,31 @@ fn a_guest_that_does_not_fit_is_refused_by_the_other_engines_with_what_does_not(
     if !has_kvm() {
         return;
     }
-    let cpus = user_guest(FREE, USER_CODE_32, &counting_32()).save_cpus();
+    let mut engine = user_guest(FREE, USER_CODE_32, &counting_32());
+    let without_paging = CpuState { cr0: 0x33, ..engine.save() };
+    let cpus = Cpus::Kvm(vec![saved(&mut *engine).with_registers(&without_paging).unwrap()]);
     for kind in [EngineKind::Soft, EXITS] {
         let mut other = open(kind, prepared_ram(&[]));
         let error = other.restore_cpus(&cpus, ExecutionPoint::START).unwrap_err().to_string();
-        assert!(error.contains("CS is not a 64-bit code segment"), "{error}");
+        assert!(error.contains("is not that of long mode"), "{error}");
+    }
+}
+
+#[test]
+fn the_counter_of_time_does_not_go_back_where_a_state_follows_another_at_once() {
+    if !has_kvm() {
+        return;
+    }
+    // Some hundredths of a second: as between a rehearsal and what comes after it.
+    const STEP: u64 = 1 << 26;
+    let mut engine = user_guest(FREE, USER_CODE, &counting_64(|_| {}));
+    let Cpus::Kvm(mut cpus) = engine.save_cpus() else { panic!("it is KVM's") };
+    for _ in 0..4 {
+        engine.restore_cpus(&Cpus::Kvm(cpus.clone()), ExecutionPoint::START).unwrap();
+        let Cpus::Kvm(now) = engine.save_cpus() else { panic!("it is KVM's") };
+        let (set, found) = (cpus[0].time_stamp, now[0].time_stamp);
+        assert!(found >= set, "set to {set:#x}, found at {found:#x}");
+        cpus[0].time_stamp += STEP;
     }
 }
 

@@ -138,12 +138,22 @@ pub(super) fn save(
     Ok(KvmCpu { apic, ..state.to_carried(own, activity, stopped.time_stamp()?) })
 }
 
+/// From where the counter of time goes on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TimeStamp {
+    /// From here.
+    At(u64),
+    /// Exactly like that of a CPU of the same machine that was just set to this.
+    Like(u64),
+}
+
 /// Makes `vcpu` the CPU that was carried: at an error, it may be neither. `has_apic`: it has a local APIC, and so must the
 /// one that was carried. Gives back the registers that the engine keeps.
 pub(super) fn restore(
     vcpu: &mut Vcpu,
     cpu: &KvmCpu,
     has_apic: bool,
+    time_stamp: TimeStamp,
 ) -> Result<OwnRegisters, InvalidState> {
     let state = KvmState::of_carried(cpu)?;
     let apic = match &cpu.apic {
@@ -161,7 +171,10 @@ pub(super) fn restore(
             stopped.mp_state()?;
         }
         stopped.set_state(&state)?;
-        stopped.set_time_stamp(cpu.time_stamp)?;
+        match time_stamp {
+            TimeStamp::At(data) => stopped.begin_time_stamp(data)?,
+            TimeStamp::Like(data) => stopped.set_time_stamp(data)?,
+        }
         if let Some(apic) = &apic {
             // Its timer starts here, which needs the APIC where it is.
             stopped.set_lapic(apic)?;

@@ -4,7 +4,7 @@
 //! ([`carried`](super::carried)), events that are half delivered included, and no other engine is asked for anything. Without
 //! other CPUs there is no local APIC, and `HLT` comes to us.
 
-use super::carried;
+use super::carried::{self, TimeStamp};
 use super::error::KvmError;
 use super::kick::{Kicker, Ticker};
 use super::open::Vm;
@@ -220,7 +220,8 @@ impl Engine for FreeEngine {
                 return Err(InvalidState("its one CPU was never started".to_owned()));
             }
         };
-        self.set_state(|vcpu| carried::restore(vcpu, cpu, false))?;
+        let time_stamp = TimeStamp::At(cpu.time_stamp);
+        self.set_state(|vcpu| carried::restore(vcpu, cpu, false, time_stamp))?;
         self.set_halted(halted);
         self.point = point;
         Ok(())

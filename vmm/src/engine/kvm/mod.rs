@@ -16,8 +16,8 @@
 //! Here is the engine of guests whose points are named. Those that run freely have engines of their own, which need none
 //! of this: `free` for one CPU, `cpus` for several.
 //!
-//! **What is lent to `soft`** must be a CPU of the model that both have. A guest that is elsewhere (in 32-bit code, with bits
-//! in MXCSR that the model does not have) is stopped with a report where that would be needed, and where the
+//! **What is lent to `soft`** must be a CPU of the model that both have. A guest that is elsewhere (with bits
+//! in MXCSR that the model does not have, say) is stopped with a report where that would be needed, and where the
 //! host looks at it between two points.
 //!
 //! **Determinism.** The host's kicks and signals are never points. An interrupt is injected only where the guest can take it: at once after a point, or at the
@@ -220,10 +220,10 @@ impl KvmEngine {
     /// compared there.
     fn check_model(&mut self) -> Result<(), Exit> {
         let state = self.save();
-        SoftEngine::check(&state).map_err(|error| self.outside_the_model(&error))
+        SoftEngine::check(&state).map_err(|InvalidState(why)| self.outside_the_model(&why))
     }
 
-    fn outside_the_model(&mut self, InvalidState(why): &InvalidState) -> Exit {
+    fn outside_the_model(&mut self, why: &str) -> Exit {
         self.fatal(format!(
             "execution points are named for guests of the CPU model only, and here {why}; such a guest runs \
              unprotected or with --protect checkpoint"
@@ -245,8 +245,8 @@ impl KvmEngine {
         f: impl FnOnce(&mut SoftEngine) -> T,
     ) -> Result<T, Exit> {
         let state = self.save();
-        if let Err(error) = self.helper.restore(&state, at) {
-            return Err(self.outside_the_model(&error));
+        if let Err(InvalidState(why)) = self.helper.restore(&state, at) {
+            return Err(self.outside_the_model(&why));
         }
         let result = f(&mut self.helper);
         let after = self.helper.save();

@@ -24,7 +24,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
 /// Why the guest cannot be stepped.
-const NOT_64_BIT: &str = "the guest is to be stepped in code that is not 64-bit code";
+const NOT_64_BIT: &str = "the guest is stepped in code that is not 64-bit code";
 pub(super) const TRAP_FLAG: u64 = 1 << 8;
 /// CR0.EM and CR0.TS: the vector units fault.
 const UNITS_FAULT: u64 = (1 << 2) | (1 << 3);
@@ -138,9 +138,7 @@ impl KvmEngine {
         };
         if sregs.cs.l == 0 {
             // Every instruction is looked at as one of 64-bit code.
-            return Stepped::Ended(
-                self.check_model().err().unwrap_or_else(|| self.fatal(NOT_64_BIT)),
-            );
+            return Stepped::Ended(self.outside_the_model(NOT_64_BIT));
         }
         let all_exits = self.points == PointKind::Pmu;
         let view = self.view(sregs.cr3);

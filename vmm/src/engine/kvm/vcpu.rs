@@ -473,7 +473,9 @@ impl Stopped<'_> {
         }
     }
 
-    /// Sets it. KVM has the counters of CPUs that are set within a second to about the same run alike.
+    /// Sets it, for a CPU whose counter was set by [`Self::begin_time_stamp`] or that is to run like one
+    /// whose was: KVM takes what is within a second of a counter's value for an attempt to have
+    /// counters run alike, and then has them do that exactly.
     pub(super) fn set_time_stamp(&mut self, data: u64) -> Result<(), errno::Error> {
         let entry = kvm_msr_entry { index: msr::TSC, data, ..kvm_msr_entry::default() };
         let msrs = Msrs::from_entries(&[entry]).expect("fewer than KVM takes");
@@ -481,6 +483,14 @@ impl Stopped<'_> {
             1 => Ok(()),
             _ => Err(errno::Error::new(libc::EINVAL)),
         }
+    }
+
+    /// Sets it to what it never was near, so that the value is taken as it is. If it were near to the
+    /// last that was set, the counter would go on from that one, and might go back for its guest.
+    pub(super) fn begin_time_stamp(&mut self, data: u64) -> Result<(), errno::Error> {
+        const FAR: u64 = 1 << 62;
+        self.set_time_stamp(data ^ FAR)?;
+        self.set_time_stamp(data)
     }
 
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {

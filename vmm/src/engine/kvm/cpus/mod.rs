@@ -25,7 +25,7 @@
 mod events;
 mod thread;
 
-use super::carried;
+use super::carried::{self, TimeStamp};
 use super::error::KvmError;
 use super::kick::{Kicker, PERIOD};
 use super::open::Vm;
@@ -317,8 +317,12 @@ impl Engine for GroupEngine {
             }
         };
         self.start_over(point, None)?;
-        for (each, saved) in self.cpus.iter_mut().zip(saved) {
-            each.own = carried::restore(each.at_rest(), saved, true)?;
+        // They run alike, and were asked one after the other: none may go back.
+        let last = saved.iter().map(|cpu| cpu.time_stamp).max().unwrap_or_default();
+        let others = std::iter::repeat(TimeStamp::Like(last));
+        let time_stamps = std::iter::once(TimeStamp::At(last)).chain(others);
+        for ((each, saved), time_stamp) in self.cpus.iter_mut().zip(saved).zip(time_stamps) {
+            each.own = carried::restore(each.at_rest(), saved, true, time_stamp)?;
         }
         Ok(())
     }
