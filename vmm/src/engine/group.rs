@@ -70,11 +70,24 @@ impl fmt::Debug for Opaque {
     }
 }
 
+/// What `CPUID` says for one value of EAX and ECX.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// EAX.
+    pub function: u32,
+    /// ECX, where it counts.
+    pub index: u32,
+    /// EAX, EBX, ECX and EDX.
+    pub registers: [u32; 4],
+}
+
 /// A CPU as KVM gives it: what a request of each name returns, in the order in which they are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvmCpu {
     /// `KVM_GET_MP_STATE`; of a CPU without a local APIC, the engine's own knowledge.
     pub activity: Activity,
+    /// What `CPUID` says to the guest.
+    pub(super) cpuid: Vec<CpuidLeaf>,
     /// `KVM_GET_VCPU_EVENTS`: what is on its way into it.
     pub(super) events: Opaque,
     /// `KVM_GET_REGS`.
@@ -147,6 +160,7 @@ mod tests {
         let structure = |byte: u8| Opaque::of(&[byte, 0]);
         let cpu = KvmCpu {
             activity: Activity::Halted,
+            cpuid: vec![CpuidLeaf { function: 7, index: 2, registers: [0, 0, 300, 1] }],
             events: structure(1),
             regs: structure(2),
             sregs: structure(3),
@@ -163,6 +177,7 @@ mod tests {
         let golden: &[u8] = &[
             1, 1, // one CPU of KVM's
             1, // halted
+            1, 7, 2, 0, 0, 0xAC, 2, 1, // one leaf of CPUID
             2, 1, 1, 2, 1, 2, 2, 1, 3, // events, registers, special registers
             1, 0xF7, 4, 0x86, 2, // one model-specific register
             2, 1, 4, 1, 2, 1, 5, 2, 1,

@@ -8,7 +8,7 @@ use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
-use crate::engine::{CpuCount, CpuState, Cpus, EngineError, EngineKind, InvalidState};
+use crate::engine::{CpuCount, CpuState, Cpus, EngineError, EngineKind, InvalidState, PointKind};
 use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
@@ -181,8 +181,8 @@ impl MachineState {
     ///
     /// # Errors
     /// [`StateError::TimeStamp`] if the guest was started where the time stamp counter is guest time,
-    /// and would find the host's in its place. A kernel that is known not to read it
-    /// may change over.
+    /// and would find the host's in its place; [`StateError::HostCpu`] if it ran freely and knows its
+    /// host's CPU. A kernel that is known to look at neither may change over.
     pub fn on_engine(mut self, engine: EngineKind) -> Result<Self, StateError> {
         let from = self.config.engine;
         if from == engine {
@@ -191,8 +191,14 @@ impl MachineState {
         engine
             .check_cpus(self.config.cpus())
             .map_err(|source| StateError::Engine { engine, source })?;
-        if from == EngineKind::Soft && !boot::is_vouched_for(&self.source.kernel) {
-            return Err(StateError::TimeStamp { engine });
+        if !boot::is_vouched_for(&self.source.kernel) {
+            match from {
+                EngineKind::Soft => return Err(StateError::TimeStamp { engine }),
+                EngineKind::Kvm { points: PointKind::Free } => {
+                    return Err(StateError::HostCpu { engine });
+                }
+                EngineKind::Kvm { .. } => {}
+            }
         }
         self.config.engine = engine;
         self.clock = VirtualClock {
@@ -254,6 +260,14 @@ pub enum StateError {
          would find the host's"
     )]
     TimeStamp {
+        /// The engine it was to change to.
+        engine: EngineKind,
+    },
+    /// The guest knows the CPU of its host.
+    #[error(
+        "its guest ran freely on kvm and knows the CPU of its host; on {engine} it would find another"
+    )]
+    HostCpu {
         /// The engine it was to change to.
         engine: EngineKind,
     },
@@ -459,7 +473,8 @@ impl From<StateError> for SetupError {
             StateError::Version { .. }
             | StateError::Encoding(_)
             | StateError::OtherMachine
-            | StateError::TimeStamp { .. } => Self::State(error),
+            | StateError::TimeStamp { .. }
+            | StateError::HostCpu { .. } => Self::State(error),
         }
     }
 }

@@ -4,10 +4,12 @@
 //! that must know where the guest is, asks for its values in the CPU model ([`in_the_model`]), and is told what does not
 //! fit.
 
+use super::host_cpu;
+use super::power_on::PowerOn;
 use super::registers::OwnRegisters;
 use super::state::{KvmState, MSRS, XSAVE_WORDS, XSTATE, XSTATE_LEGACY};
 use super::vcpu::{Stopped, Vcpu};
-use crate::engine::group::{Activity, KvmCpu, Opaque, Pending};
+use crate::engine::group::{Activity, CpuidLeaf, KvmCpu, Opaque, Pending};
 use crate::engine::soft::Origin;
 use crate::engine::{CpuState, InvalidState, Vector};
 use kvm_bindings::{
@@ -23,7 +25,13 @@ const DEBUG_EXCEPTION: u8 = 1;
 
 impl KvmState {
     /// What the CPU has of KVM's, as it is to be carried.
-    fn to_carried(&self, own: &OwnRegisters, activity: Activity, time_stamp: u64) -> KvmCpu {
+    fn to_carried(
+        &self,
+        own: &OwnRegisters,
+        activity: Activity,
+        cpuid: &[CpuidLeaf],
+        time_stamp: u64,
+    ) -> KvmCpu {
         let mut events = self.events;
         if events.interrupt.soft != 0 {
             // Of an `INT` half done KVM does not tell how long the instruction is. RIP is still there, and the
@@ -31,13 +39,17 @@ impl KvmState {
             events.interrupt.injected = 0;
             events.interrupt.soft = 0;
         }
+        // Whether a unit is said to be in its initial state is the host's choice; its values are there in any case.
+        let mut xsave = self.xsave;
+        xsave[XSTATE] |= XSTATE_LEGACY;
         KvmCpu {
             activity,
+            cpuid: cpuid.to_vec(),
             events: Opaque::of(&events),
             regs: Opaque::of(&self.regs),
             sregs: Opaque::of(&self.sregs),
-            msrs: MSRS.into_iter().zip(self.msrs).collect(),
-            xsave: Opaque::of(&self.xsave),
+            msrs: MSRS.into_iter().zip(self.msrs).chain(self.defences.iter().copied()).collect(),
+            xsave: Opaque::of(&xsave),
             xcrs: self.xcrs.as_ref().map(Opaque::of),
             debug: Opaque::of(&self.debug),
             apic: None,
@@ -48,24 +60,45 @@ impl KvmState {
     }
 
     fn of_carried(cpu: &KvmCpu) -> Result<Self, InvalidState> {
+        let refused = || InvalidState(format!("its model-specific registers are {:x?}", cpu.msrs));
+        let (usual, defences) = cpu.msrs.split_at_checked(MSRS.len()).ok_or_else(refused)?;
         let mut msrs = [0; MSRS.len()];
-        let numbers = cpu.msrs.iter().map(|(number, _)| *number);
-        if !numbers.eq(MSRS) {
-            let found = &cpu.msrs;
-            return Err(InvalidState(format!("its model-specific registers are {found:x?}")));
-        }
-        for (value, (_, found)) in msrs.iter_mut().zip(&cpu.msrs) {
-            *value = *found;
+        for ((value, number), (found, data)) in msrs.iter_mut().zip(MSRS).zip(usual) {
+            if *found != number {
+                return Err(refused());
+            }
+            *value = *data;
         }
         Ok(Self {
             events: cpu.events.read("what is on its way into it")?,
             regs: cpu.regs.read("its general registers")?,
             sregs: cpu.sregs.read("its special registers")?,
             msrs,
+            defences: defences.to_vec(),
             xsave: cpu.xsave.read::<[u32; XSAVE_WORDS]>("its XSAVE area")?,
             xcrs: cpu.xcrs.as_ref().map(|xcrs| xcrs.read("its XCRs")).transpose()?,
             debug: cpu.debug.read("its debug registers")?,
         })
+    }
+
+    /// The same with the registers that this host has, as after power-on where the state says nothing of them.
+    fn with_defences_of(mut self, power_on: &PowerOn) -> Result<Self, InvalidState> {
+        let found = std::mem::take(&mut self.defences);
+        let here = power_on.defences();
+        let has = |number| here.iter().any(|(there, _)| *there == number);
+        if let Some((number, data)) =
+            found.iter().find(|(number, data)| *data != 0 && !has(*number))
+        {
+            return Err(InvalidState(format!(
+                "its register {number:#x} is {data:#x}, and this host's KVM has none of that number"
+            )));
+        }
+        let data_of = |(number, data): &(u32, u64)| {
+            let its = found.iter().find(|(there, _)| there == number);
+            (*number, its.map_or(*data, |(_, data)| *data))
+        };
+        self.defences = here.iter().map(data_of).collect();
+        Ok(self)
     }
 
     /// True if registers are in use that only `XSAVE` saves.
@@ -92,7 +125,7 @@ impl KvmCpu {
         let state = state.with(registers).with_apic_base(apic_base);
         let own = OwnRegisters::of(registers);
         let apic = self.apic.clone();
-        Ok(Self { apic, ..state.to_carried(&own, self.activity, self.time_stamp) })
+        Ok(Self { apic, ..state.to_carried(&own, self.activity, &self.cpuid, self.time_stamp) })
     }
 }
 
@@ -135,7 +168,8 @@ pub(super) fn save(
         }
     };
     let state = stopped.state()?;
-    Ok(KvmCpu { apic, ..state.to_carried(own, activity, stopped.time_stamp()?) })
+    let cpuid = stopped.shown();
+    Ok(KvmCpu { apic, ..state.to_carried(own, activity, cpuid, stopped.time_stamp()?) })
 }
 
 /// From where the counter of time goes on.
@@ -147,15 +181,16 @@ pub(super) enum TimeStamp {
     Like(u64),
 }
 
-/// Makes `vcpu` the CPU that was carried: at an error, it may be neither. `has_apic`: it has a local APIC, and so must the
-/// one that was carried. Gives back the registers that the engine keeps.
+/// Makes `vcpu` the CPU that was carried: at an error, it may be neither. `power_on`: what it was then; if it had
+/// a local APIC, so must the one that was carried. Gives back the registers that the engine keeps.
 pub(super) fn restore(
     vcpu: &mut Vcpu,
     cpu: &KvmCpu,
-    has_apic: bool,
+    power_on: &PowerOn,
     time_stamp: TimeStamp,
 ) -> Result<OwnRegisters, InvalidState> {
-    let state = KvmState::of_carried(cpu)?;
+    let has_apic = power_on.has_apic();
+    let state = KvmState::of_carried(cpu)?.with_defences_of(power_on)?;
     let apic = match &cpu.apic {
         Some(apic) => Some(kvm_lapic_state { regs: apic.read("its local APIC")? }),
         None => None,
@@ -165,11 +200,13 @@ pub(super) fn restore(
         return Err(InvalidState(format!("it has {its} local APIC, this machine {ours}")));
     }
     let mut stopped = vcpu.stop();
+    host_cpu::check(&cpu.cpuid, stopped.offered())?;
     let mut set = || -> Result<(), errno::Error> {
         if has_apic {
             // Requests that are on their way to the CPU are taken by it when it is asked what it does.
             stopped.mp_state()?;
         }
+        stopped.show(&cpu.cpuid)?;
         stopped.set_state(&state)?;
         match time_stamp {
             TimeStamp::At(data) => stopped.begin_time_stamp(data)?,
@@ -263,12 +300,13 @@ mod tests {
             regs: Default::default(),
             sregs: Default::default(),
             msrs: [0; MSRS.len()],
+            defences: Vec::new(),
             xsave: [0; XSAVE_WORDS],
             xcrs: None,
             debug: Default::default(),
         };
         change(&mut state);
-        state.to_carried(&OwnRegisters::default(), Activity::Running, 0)
+        state.to_carried(&OwnRegisters::default(), Activity::Running, &[], 0)
     }
 
     #[test]
@@ -301,6 +339,12 @@ mod tests {
         let state = KvmState::of_carried(&cpu).expect("a CPU of KVM's");
         assert_eq!((state.events.interrupt.injected, state.events.interrupt.shadow), (0, 2));
         assert_eq!(in_the_model(&[cpu]).expect("it fits").1, None);
+    }
+
+    #[test]
+    fn a_unit_in_its_initial_state_is_the_same_however_kvm_says_it() {
+        let said_to_be_in_use = carried(|state| state.xsave[XSTATE] = XSTATE_LEGACY);
+        assert_eq!(carried(|state| state.xsave[XSTATE] = 0), said_to_be_in_use);
     }
 
     #[test]

@@ -137,12 +137,13 @@ fn whatever_a_user_can_do_to_a_cpu_is_carried_from_one_machine_to_another() {
     let count = std::env::var("VMFT_CPU_STATES")
         .map_or(STATES, |count| count.parse().expect("VMFT_CPU_STATES is a number"));
     let (mut here, mut there) = (open(), open());
-    let first = KvmState::of_carried(&saved(&mut here)).expect("a CPU of KVM's");
+    let power_on = saved(&mut here);
+    let first = KvmState::of_carried(&power_on).expect("a CPU of KVM's");
     let mut random = Random(SEED);
     let mut taken = 0;
     for number in 0..count {
         let (wanted, own) = state(&mut random, &first);
-        let cpu = wanted.to_carried(&own, Activity::Running, 0);
+        let cpu = wanted.to_carried(&own, Activity::Running, &power_on.cpuid, 0);
         // Whether the host's CPU can be in it, its KVM knows; if not, nothing has changed.
         let before = saved(&mut here);
         if here.restore_cpus(&Cpus::Kvm(vec![cpu.clone()]), ExecutionPoint::START).is_err() {

@@ -41,7 +41,7 @@ impl FreeEngine {
     /// # Errors
     /// See [`KvmError`].
     pub fn open(ram: GuestRam) -> Result<Self, KvmError> {
-        let (vm, mut vcpu) = Vm::open(ram)?;
+        let (vm, mut vcpu) = Vm::open_free(ram)?;
         let power_on =
             PowerOn::of(&mut vcpu).map_err(KvmError::refused("show the state of a CPU"))?;
         Ok(Self {
@@ -95,12 +95,15 @@ impl FreeEngine {
         &mut self,
         set: impl FnOnce(&mut Vcpu) -> Result<OwnRegisters, InvalidState>,
     ) -> Result<(), InvalidState> {
-        let before = self.vcpu.stop().state().expect(REGISTERS);
+        let stopped = self.vcpu.stop();
+        let (before, shown) = (stopped.state().expect(REGISTERS), stopped.shown().to_vec());
         match set(&mut self.vcpu) {
             Ok(registers) => self.registers = registers,
             Err(error) => {
-                self.vcpu.stop().set_state(&before).expect("it was this state before");
-                self.vcpu.stop().refresh();
+                let mut stopped = self.vcpu.stop();
+                stopped.show(&shown).expect("it said so before");
+                stopped.set_state(&before).expect("it was this state before");
+                stopped.refresh();
                 return Err(error);
             }
         }
@@ -220,8 +223,8 @@ impl Engine for FreeEngine {
                 return Err(InvalidState("its one CPU was never started".to_owned()));
             }
         };
-        let time_stamp = TimeStamp::At(cpu.time_stamp);
-        self.set_state(|vcpu| carried::restore(vcpu, cpu, false, time_stamp))?;
+        let (power_on, time_stamp) = (self.power_on.clone(), TimeStamp::At(cpu.time_stamp));
+        self.set_state(|vcpu| carried::restore(vcpu, cpu, &power_on, time_stamp))?;
         self.set_halted(halted);
         self.point = point;
         Ok(())

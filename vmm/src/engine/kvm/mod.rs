@@ -31,6 +31,7 @@ mod cpus;
 mod error;
 mod fault;
 mod free;
+mod host_cpu;
 mod kick;
 mod landing;
 mod open;

@@ -34,6 +34,16 @@ impl PowerOn {
         Ok(Self { state, apic: Some(Apic { mp_state, lapic: stopped.lapic()? }) })
     }
 
+    /// It has a local APIC.
+    pub(super) fn has_apic(&self) -> bool {
+        self.apic.is_some()
+    }
+
+    /// The registers that have to do with defences, as far as the host has them.
+    pub(super) fn defences(&self) -> &[(u32, u64)] {
+        &self.state.defences
+    }
+
     /// Sets it; and with `cpu`, the registers that a loader has prepared.
     pub(super) fn set(&self, vcpu: &mut Vcpu, cpu: Option<&CpuState>) -> Result<(), errno::Error> {
         let Self { state, apic } = self;

@@ -51,6 +51,9 @@ pub(super) struct KvmState {
     pub(super) regs: kvm_regs,
     pub(super) sregs: kvm_sregs,
     pub(super) msrs: [u64; MSRS.len()],
+    /// Those of [`host_cpu::DEFENCES`](super::host_cpu::DEFENCES) that the host has, and the guest may know: number and
+    /// value.
+    pub(super) defences: Vec<(u32, u64)>,
     pub(super) xsave: [u32; XSAVE_WORDS],
     /// Only where the host's CPU has them.
     pub(super) xcrs: Option<kvm_xcrs>,
@@ -60,15 +63,18 @@ pub(super) struct KvmState {
 impl KvmState {
     /// Ordering requirements: the events come first, because KVM puts what an exception on its way says into CR2
     /// and DR6 when it is asked for them.
-    pub(super) fn read(vcpu: &VcpuFd) -> Result<Self, errno::Error> {
+    pub(super) fn read(vcpu: &VcpuFd, defences: &[u32]) -> Result<Self, errno::Error> {
         let events = vcpu.get_vcpu_events()?;
-        let entries = MSRS.map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() });
+        let numbers = MSRS.iter().chain(defences);
+        let entries: Vec<_> =
+            numbers.map(|&index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();
         let mut msrs = Msrs::from_entries(&entries).expect("fewer than KVM takes");
-        if vcpu.get_msrs(&mut msrs)? != MSRS.len() {
+        if vcpu.get_msrs(&mut msrs)? != entries.len() {
             return Err(errno::Error::new(libc::EINVAL));
         }
+        let (usual, defences) = msrs.as_slice().split_at(MSRS.len());
         let mut values = [0; MSRS.len()];
-        for (value, entry) in values.iter_mut().zip(msrs.as_slice()) {
+        for (value, entry) in values.iter_mut().zip(usual) {
             *value = entry.data;
         }
         Ok(Self {
@@ -76,6 +82,7 @@ impl KvmState {
             regs: vcpu.get_regs()?,
             sregs: vcpu.get_sregs()?,
             msrs: values,
+            defences: defences.iter().map(|entry| (entry.index, entry.data)).collect(),
             xsave: vcpu.get_xsave()?.region,
             xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             debug: vcpu.get_debug_regs()?,
@@ -88,12 +95,14 @@ impl KvmState {
     pub(super) fn write(&self, vcpu: &VcpuFd) -> Result<(), errno::Error> {
         vcpu.set_sregs(&self.sregs)?;
         vcpu.set_regs(&self.regs)?;
-        let mut entries = [kvm_msr_entry::default(); MSRS.len()];
-        for ((entry, index), data) in entries.iter_mut().zip(MSRS).zip(self.msrs) {
-            *entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
-        }
+        let entries: Vec<_> = MSRS
+            .into_iter()
+            .zip(self.msrs)
+            .chain(self.defences.iter().copied())
+            .map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() })
+            .collect();
         let msrs = Msrs::from_entries(&entries).expect("fewer than KVM takes");
-        if vcpu.set_msrs(&msrs)? != MSRS.len() {
+        if vcpu.set_msrs(&msrs)? != entries.len() {
             return Err(errno::Error::new(libc::EINVAL));
         }
         let xsave = kvm_xsave { region: self.xsave, ..kvm_xsave::default() };

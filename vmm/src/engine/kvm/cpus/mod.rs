@@ -322,7 +322,9 @@ impl Engine for GroupEngine {
         let others = std::iter::repeat(TimeStamp::Like(last));
         let time_stamps = std::iter::once(TimeStamp::At(last)).chain(others);
         for ((each, saved), time_stamp) in self.cpus.iter_mut().zip(saved).zip(time_stamps) {
-            each.own = carried::restore(each.at_rest(), saved, true, time_stamp)?;
+            let Cpu { home, power_on, .. } = each;
+            let vcpu = home.as_mut().expect(AT_REST);
+            each.own = carried::restore(vcpu, saved, power_on, time_stamp)?;
         }
         Ok(())
     }
