@@ -24,10 +24,11 @@ const VECTOR: u8 = 0x40;
 /// `OUT 0x80, AL`.
 const SAY: [u8; 2] = [0xE6, 0x80];
 
-/// Says something once, then counts for ever, in 32-bit code: `inc dword [COUNTER]; jmp -8`.
+/// Says something once, then counts for ever, in 32-bit code: `mov eax, USER_DATA; mov ds, eax`, because
+/// `IRETQ` has left no segment of the kernel's there; `inc dword [COUNTER]; jmp -8`.
 fn counting_32() -> Vec<u8> {
-    let counter = (COUNTER as u32).to_le_bytes();
-    [&SAY[..], &[0xFF, 0x05], &counter, &[0xEB, 0xF8]].concat()
+    let (data, counter) = (USER_DATA.to_le_bytes(), (COUNTER as u32).to_le_bytes());
+    [&[0xB8][..], &data, &[0x8E, 0xD8], &SAY, &[0xFF, 0x05], &counter, &[0xEB, 0xF8]].concat()
 }
 
 /// The same in 64-bit code, where the address needs another form; before it, `before`.
@@ -226,8 +227,9 @@ fn goes_on_on_soft(engine: &mut dyn Engine) -> u64 {
     let mut soft = SoftEngine::new(ram);
     soft.restore_cpus(&engine.save_cpus(), engine.point()).unwrap();
     let (before, bound) = (count(&soft), soft.point().after(100));
-    soft.run(bound, false, &mut TestBus::default());
-    assert!(count(&soft) > before);
+    let exit = soft.run(bound, false, &mut TestBus::default());
+    assert_eq!(exit, Exit::Bound, "{:?}", soft.save());
+    assert!(count(&soft) > before, "{:?}", soft.save());
     read_word(soft.ram(), DATA + 8 * u64::from(VECTOR))
 }
 
