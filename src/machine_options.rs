@@ -292,8 +292,8 @@ impl MachineOptions {
         };
         let own = cmdline::for_cpus(own, self.cpus().is_several());
         let words = self.cmdline.clone().unwrap_or_else(|| Workload::Shell.cmdline());
-        let cmdline = format!("{own} {words}");
-        BootFiles::read(&guest.kernel, Some(&guest.initramfs), cmdline)
+        let files = BootFiles::read(&guest.kernel, Some(&guest.initramfs), words)?;
+        Ok(BootFiles { own: Some(own), ..files })
     }
 
     /// How many CPUs the guest is to have.
@@ -361,8 +361,8 @@ impl MachineOptions {
             return Ok(machine);
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
-        let BootFiles { kernel, initramfs, source } = boot;
-        let engine = host_choice::choose(&self.engine, purpose, &source.kernel)?;
+        let engine = host_choice::choose(&self.engine, purpose, &boot.source.kernel)?;
+        let BootFiles { kernel, initramfs, source, .. } = boot.on(engine);
         engine.check_cpus(self.cpus())?;
         let config = MachineConfig {
             board: BoardConfig {
@@ -414,6 +414,8 @@ struct BootFiles {
     kernel: PathBuf,
     initramfs: Option<PathBuf>,
     source: BootSource,
+    /// Of a guest of ours, the words of its command line that come first, and depend on the engine.
+    own: Option<String>,
 }
 
 impl BootFiles {
@@ -429,7 +431,17 @@ impl BootFiles {
             initramfs: initramfs.map(|path| read("initramfs", path)).transpose()?,
             cmdline,
         };
-        Ok(Self { kernel: kernel.into(), initramfs: initramfs.map(Into::into), source })
+        Ok(Self { kernel: kernel.into(), initramfs: initramfs.map(Into::into), source, own: None })
+    }
+
+    /// As they are for a guest on this engine.
+    fn on(mut self, engine: EngineKind) -> Self {
+        if let Some(own) = self.own.take() {
+            let runs_freely = engine == EngineKind::Kvm { points: PointKind::Free };
+            let own = if runs_freely { cmdline::for_the_hosts_cpu(&own) } else { own };
+            self.source.cmdline = format!("{own} {}", self.source.cmdline);
+        }
+        self
     }
 }
 

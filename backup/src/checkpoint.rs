@@ -1,9 +1,11 @@
 //! A machine as a checkpoint stream, and back.
 
+use crate::join_content::JoinContent;
+use std::sync::{Arc, Mutex};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmft_logging_channel::checkpoint::{
-    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, MemoryBase, PAGE_BYTES,
-    Page, PageNumber, PageSource, SinkRefusal,
+    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinSink, MemoryBase,
+    PAGE_BYTES, Page, PageNumber, PageSource, SinkRefusal,
 };
 use vmft_logging_channel::entry::LogPosition;
 use vmft_logging_channel::point::ExecutionPoint;
@@ -100,19 +102,54 @@ impl PageSource for RamPages {
     }
 }
 
-/// The memory of a machine that is being received, within what its receiver allows. It is taken as it is
+/// Why a side could not be made ready for what it was to join.
+pub(crate) type NotReady = Arc<Mutex<Option<StateError>>>;
+
+/// A machine that is being received, within what its receiver allows. Its memory is taken as it is
 /// filled: what the sender announces costs nothing, nor do pages of zeroes.
 #[derive(Debug)]
 pub struct MachineSink {
     /// Most bytes of memory.
     limit: u64,
     ram: Option<GuestRam>,
+    /// Of a backup that stands by: its engine is open, and has taken the state.
+    machine: Option<Box<Machine>>,
+    /// Of such a backup: where the reason is left behind if it is not ready.
+    stands_by: Option<NotReady>,
 }
 
 impl MachineSink {
     /// For a machine with at most `limit` bytes of memory.
     pub const fn within(limit: u64) -> Self {
-        Self { limit, ram: None }
+        Self { limit, ram: None, machine: None, stands_by: None }
+    }
+
+    /// The same, for a backup that is kept by its primary's state, and runs nothing until it is
+    /// needed. It must be ready to before it joins; if it is not, the reason is left behind.
+    pub(crate) fn standing_by(limit: u64, not_ready: &NotReady) -> Self {
+        Self { stands_by: Some(Arc::clone(not_ready)), ..Self::within(limit) }
+    }
+
+    /// The machine of a complete checkpoint, whose state is this.
+    fn restore(&self, fixed: &[u8], state: &[u8]) -> Result<Machine, StateError> {
+        let source = BootSource::decode(fixed)?;
+        let state = MachineState::decode(state)?.with_source(source);
+        let ram = self.ram.clone().expect("a complete checkpoint has begun");
+        Machine::restore_at_once(state, ram)
+    }
+
+    /// The machine, once the checkpoint is complete. What is in its memory was not looked at.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub(crate) fn into_machine_at_once(
+        mut self,
+        checkpoint: &CompleteCheckpoint,
+    ) -> Result<Machine, StateError> {
+        match self.machine.take() {
+            Some(machine) => Ok(*machine),
+            None => self.restore(&checkpoint.fixed, &checkpoint.state),
+        }
     }
 
     /// The machine, once the checkpoint is complete.
@@ -120,17 +157,9 @@ impl MachineSink {
     /// # Errors
     /// See [`StateError`].
     pub fn into_machine(self, checkpoint: &CompleteCheckpoint) -> Result<Machine, StateError> {
-        let source = BootSource::decode(&checkpoint.fixed)?;
-        let state = MachineState::decode(&checkpoint.state)?.with_source(source);
-        let ram = self.ram.expect("a complete checkpoint has begun");
-        Machine::restore(state, ram)
-    }
-}
-
-impl MachineSink {
-    /// The memory alone, once the checkpoint is complete.
-    pub(crate) fn into_ram(self) -> GuestRam {
-        self.ram.expect("a complete checkpoint has begun")
+        let mut machine = self.into_machine_at_once(checkpoint)?;
+        machine.prepare_digest(usize::MAX);
+        Ok(machine)
     }
 }
 
@@ -177,6 +206,26 @@ impl CheckpointSink for MachineSink {
         let ram = self.ram.as_ref().ok_or_else(refusal)?;
         let address = number.0.checked_mul(PAGE_SIZE).ok_or_else(refusal)?;
         ram.memory().read_slice(&mut data[..], GuestAddress(address)).map_err(|_| refusal())
+    }
+}
+
+impl JoinSink for MachineSink {
+    /// What a failover takes must be there before anybody counts on it: the engine, and that it
+    /// takes the state.
+    fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        let Some(not_ready) = &self.stands_by else { return Ok(()) };
+        let content = JoinContent::decode(&checkpoint.state).map_err(StateError::Encoding);
+        match content.and_then(|content| self.restore(&checkpoint.fixed, &content.machine)) {
+            Ok(machine) => {
+                self.machine = Some(Box::new(machine));
+                Ok(())
+            }
+            Err(error) => {
+                let refusal = SinkRefusal(error.to_string());
+                *not_ready.lock().expect("no holder of this lock panics") = Some(error);
+                Err(refusal)
+            }
+        }
     }
 }
 

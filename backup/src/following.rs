@@ -2,7 +2,7 @@
 
 use crate::arbiter::{Arbiter, RETRY};
 use crate::channel_log::ChannelSource;
-use crate::checkpoint::MachineSink;
+use crate::checkpoint::{MachineSink, NotReady};
 use crate::epoch::Protection;
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
@@ -219,7 +219,7 @@ impl Side {
             let on_session = make_thread_urgent;
             let config = BackupConfig { primary, identity, on_session, ..duties.channel.clone() };
             let attempt = Instant::now();
-            let joined = join_once(&config, duties.memory, control)?;
+            let joined = join_once(&config, duties.memory, duties.protection, control)?;
             if attempt.elapsed() > config.setup_timeout {
                 // Longer than a greeting may take: it was had, and has sent a part of its checkpoint.
                 started = Instant::now();
@@ -449,13 +449,20 @@ pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -
 fn join_once(
     config: &BackupConfig,
     memory: u64,
+    protection: Protection,
     control: &BackupControl,
 ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
     let (sender, outcome) = mpsc::channel();
     let config = config.clone();
+    let not_ready = NotReady::default();
+    let sink = match protection {
+        // One that replays has to run at once, and is lost if it cannot.
+        Protection::Lockstep => MachineSink::within(memory),
+        Protection::Checkpoint(_) => MachineSink::standing_by(memory, &not_ready),
+    };
     let join = move || {
         // A side that has left meanwhile does not listen.
-        let _ = sender.send(BackupChannel::join(config, MachineSink::within(memory)));
+        let _ = sender.send(BackupChannel::join(config, sink));
     };
     vmft_sandbox::spawn(Task::Channel, "join", join).map_err(SideError::Host)?;
     loop {
@@ -463,7 +470,10 @@ fn join_once(
             return Ok(None);
         }
         match outcome.recv_timeout(RETRY) {
-            Ok(outcome) => return Ok(Some(outcome)),
+            Ok(outcome) => {
+                let why = not_ready.lock().expect("no holder of this lock panics").take();
+                return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
         }

@@ -22,13 +22,15 @@ const ENGINE: &str = "engine";
 /// How the guest is protected.
 pub const PROTECTION: &str = "protection";
 const HOST_CPU: &str = "host cpu";
+/// The revision of the host's microcode, which may change what its CPU computes: it counts where a run is replayed.
+pub const MICROCODE: &str = "host microcode";
 const NETWORK: &str = "network";
 const MAC: &str = "network address";
 const SOFT_CPU: &str = "cpu model of soft";
 const KVM_CPU: &str = "cpu model of kvm";
 
 /// What identifies a CPU in `/proc/cpuinfo`, as far as it may change what the CPU computes.
-const CPU_FACTS: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "microcode"];
+const CPU_FACTS: [&str; 4] = ["vendor_id", "cpu family", "model", "stepping"];
 
 /// The part that a program has of itself, whatever machine it runs.
 fn program() -> Fingerprint {
@@ -39,26 +41,36 @@ fn program() -> Fingerprint {
         .with(KVM_CPU, kvm::cpu_model_digest())
 }
 
-/// The host's CPU and the KVM that runs guests on it, in words.
-fn host_cpu() -> String {
+/// What `/proc/cpuinfo` says of the first CPU; a host whose CPUs differ is not known to Linux.
+fn cpu_facts<const N: usize>(names: [&str; N]) -> [String; N] {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    // The first CPU's lines; a host whose CPUs differ is not known to Linux.
-    let facts = CPU_FACTS.map(|fact| {
+    names.map(|fact| {
         text.lines()
             .filter_map(|line| line.split_once(':'))
             .find(|(name, _)| name.trim() == fact)
             .map_or("unknown", |(_, value)| value.trim())
-    });
-    let [vendor, family, model, stepping, microcode] = facts;
-    let kvm = kvm_of_this_host();
-    format!("{vendor} {family}/{model}/{stepping}, microcode {microcode}, KVM {kvm}")
+            .to_owned()
+    })
+}
+
+/// The host's CPU and the KVM that runs guests on it, in words.
+fn host_cpu() -> String {
+    let [vendor, family, model, stepping] = cpu_facts(CPU_FACTS);
+    format!("{vendor} {family}/{model}/{stepping}, KVM {}", kvm_of_this_host())
+}
+
+fn microcode() -> String {
+    let [microcode] = cpu_facts(["microcode"]);
+    microcode
 }
 
 fn engine(fingerprint: Fingerprint, engine: EngineKind) -> Fingerprint {
     let fingerprint = fingerprint.with(ENGINE, engine);
     match engine {
-        EngineKind::Soft => fingerprint.with(HOST_CPU, ANY),
-        EngineKind::Kvm { .. } => fingerprint.with(HOST_CPU, host_cpu()),
+        EngineKind::Soft => fingerprint.with(HOST_CPU, ANY).with(MICROCODE, ANY),
+        EngineKind::Kvm { .. } => {
+            fingerprint.with(HOST_CPU, host_cpu()).with(MICROCODE, microcode())
+        }
     }
 }
 
@@ -101,7 +113,7 @@ pub struct Joining<'a> {
 /// The fingerprint of a side that is to get its machine from another: of this host, with its disks
 /// and network, and with any engine unless one is wanted.
 pub fn joining_fingerprint(joining: Joining<'_>) -> Fingerprint {
-    let program = program().with(HOST_CPU, host_cpu());
+    let program = program().with(HOST_CPU, host_cpu()).with(MICROCODE, microcode());
     let program = match joining.engine {
         Some(engine) => program.with(ENGINE, engine),
         None => program.with(ENGINE, ANY),
@@ -112,7 +124,11 @@ pub fn joining_fingerprint(joining: Joining<'_>) -> Fingerprint {
 /// A side of a pair that protects its guest like this.
 #[must_use]
 pub fn protecting(fingerprint: Fingerprint, protection: Protection) -> Fingerprint {
-    fingerprint.with(PROTECTION, protection)
+    let fingerprint = fingerprint.with(PROTECTION, protection);
+    match protection {
+        Protection::Lockstep => fingerprint,
+        Protection::Checkpoint(_) => fingerprint.with(MICROCODE, ANY),
+    }
 }
 
 /// The log of a machine with this engine was written by a program, and on a host, that executes as
@@ -122,7 +138,7 @@ pub fn protecting(fingerprint: Fingerprint, protection: Protection) -> Fingerpri
 /// The field in which it differs.
 pub fn check_version(log: &Fingerprint, kind: EngineKind) -> Result<(), Mismatch> {
     let ours = engine(program(), kind);
-    let theirs = [VERSION, STATE, ENGINE, HOST_CPU, SOFT_CPU, KVM_CPU];
+    let theirs = [VERSION, STATE, ENGINE, HOST_CPU, MICROCODE, SOFT_CPU, KVM_CPU];
     log.only(&theirs).mismatch(&ours).map_or(Ok(()), Err)
 }
 
@@ -190,7 +206,7 @@ mod tests {
     #[test]
     fn the_hosts_cpu_counts_only_where_the_guest_runs_on_it() {
         let elsewhere = |engine| {
-            let cpu = "GenuineElsewhere 6/1/1, microcode 0x1";
+            let cpu = "GenuineElsewhere 6/1/1";
             joining(engine).with(HOST_CPU, cpu)
         };
         let soft = fingerprint(EngineKind::Soft, &board(None));
@@ -200,18 +216,27 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_another_microcode_or_kvm_is_told_with_both_sides() {
+    fn a_host_with_another_kvm_is_told_with_both_sides() {
         let kvm = fingerprint(EngineKind::Kvm { points: PointKind::Exit }, &board(None));
         let ours = host_cpu();
-        assert!(ours.contains("microcode ") && ours.contains("KVM "), "{ours}");
-        for (word, other) in [("microcode ", "microcode 0x0"), ("KVM ", "KVM other_")] {
-            let theirs = ours.replace(word, other);
-            let joining = joining(None).with(HOST_CPU, &theirs);
-            let told = kvm.mismatch(&joining).expect("another host").to_string();
-            let wanted =
-                format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
-            assert_eq!(told, wanted);
-        }
+        assert!(ours.contains("KVM "), "{ours}");
+        let theirs = ours.replace("KVM ", "KVM other_");
+        let joining = joining(None).with(HOST_CPU, &theirs);
+        let told = kvm.mismatch(&joining).expect("another host").to_string();
+        let wanted = format!("host cpu is {ours:?} on the primary and {theirs:?} on the backup");
+        assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn microcode_counts_where_a_run_is_replayed_and_nowhere_else() {
+        let other = || joining(None).with(MICROCODE, "0x0");
+        let kvm = |points| fingerprint(EngineKind::Kvm { points }, &board(None));
+        let replayed = protecting(kvm(PointKind::Exit), Protection::Lockstep);
+        let joining = protecting(other(), Protection::Lockstep);
+        assert_eq!(replayed.mismatch(&joining).expect("another microcode").field, MICROCODE);
+        let by_state = Protection::Checkpoint(crate::epoch::Interval::default());
+        let free = protecting(kvm(PointKind::Free), by_state);
+        assert_eq!(free.mismatch(&protecting(other(), by_state)), None);
     }
 
     #[test]

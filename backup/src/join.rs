@@ -67,8 +67,11 @@ impl Watched {
     }
 }
 
-/// Pages as they were at one point.
-pub(crate) type CopiedPages = VecDeque<(PageNumber, Box<Page>)>;
+/// What there is to send of a page that is all zero.
+const ZERO_PAGE: Page = [0; PAGE_BYTES];
+
+/// Pages as they were at one point; of one that is all zero there is nothing to keep.
+pub(crate) type CopiedPages = VecDeque<(PageNumber, Option<Box<Page>>)>;
 
 /// What is left when the log begins.
 #[derive(Debug)]
@@ -93,14 +96,21 @@ pub(crate) enum RoundEnd {
 
 /// Copies pages of a machine at rest.
 pub(crate) fn copy_pages(ram: &GuestRam, pages: &[memory::PageNumber]) -> CopiedPages {
-    let copy = |number: &memory::PageNumber| {
-        let mut page = Box::new([0; PAGE_BYTES]);
+    let mut page = [0; PAGE_BYTES];
+    let mut copy = |number: &memory::PageNumber| {
         ram.memory()
             .read_slice(&mut page[..], number.address())
             .expect("the machine's pages are memory");
-        (PageNumber(number.0), page)
+        (PageNumber(number.0), (page != ZERO_PAGE).then(|| Box::new(page)))
     };
-    pages.iter().map(copy).collect()
+    pages.iter().map(&mut copy).collect()
+}
+
+/// The next of copied pages.
+pub(crate) fn next_copied(pages: &mut CopiedPages, page: &mut Page) -> Option<PageNumber> {
+    let (number, data) = pages.pop_front()?;
+    *page = data.map_or(ZERO_PAGE, |data| *data);
+    Some(number)
 }
 
 /// The pages of the round under way.
@@ -114,11 +124,7 @@ impl PageSource for Round {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
         match self {
             Self::Running(pages) => pages.next_page(page),
-            Self::Copied(pages) => {
-                let (number, data) = pages.pop_front()?;
-                *page = *data;
-                Some(number)
-            }
+            Self::Copied(pages) => next_copied(pages, page),
         }
     }
 }
@@ -152,6 +158,8 @@ pub(crate) struct JoinStream {
     begun: Instant,
     report: JoinReport,
     ended: bool,
+    /// The log that begins has digests.
+    digests: bool,
 }
 
 impl JoinStream {
@@ -160,6 +168,7 @@ impl JoinStream {
         mailbox: Arc<Mailbox>,
         status: Arc<StatusBoard>,
         ticket: JoinTicket,
+        digests: bool,
     ) -> Self {
         Self {
             requests,
@@ -171,6 +180,7 @@ impl JoinStream {
             begun: Instant::now(),
             report: JoinReport::default(),
             ended: false,
+            digests,
         }
     }
 
@@ -185,7 +195,7 @@ impl JoinStream {
         self.report.memory_bytes = watched.ram.size();
         let round = Round::Running(RamPages::all(&watched.ram));
         Ok(Stream {
-            unprepared: usize::MAX,
+            unprepared: if self.digests { usize::MAX } else { 0 },
             since_prepared: 0,
             watched,
             writer,

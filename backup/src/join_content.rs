@@ -23,7 +23,7 @@ impl JoinContent {
         postcard::to_stdvec(self).expect("plain state always encodes")
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
         match postcard::take_from_bytes(bytes) {
             Ok((content, [])) => Ok(content),
             Ok(_) => Err(postcard::Error::DeserializeBadEncoding),

@@ -34,6 +34,11 @@ pub fn for_cpus(own: &str, several: bool) -> String {
     if several { own.replace("acpi=off ", "noapic ") } else { own.to_owned() }
 }
 
+/// `own`, for a guest that runs freely on its host's CPU and knows that: it defends itself.
+pub fn for_the_hosts_cpu(own: &str) -> String {
+    own.replace("mitigations=off ", "")
+}
+
 /// [`DEFAULT`], and the words that make the guest's init run `workload`.
 pub fn with_workload(workload: Workload) -> String {
     format!("{DEFAULT} {}", workload.cmdline())
@@ -53,6 +58,13 @@ mod tests {
         let several = for_cpus(DEFAULT, true);
         assert_eq!(several, DEFAULT.replacen("acpi=off", "noapic", 1));
         assert_ne!(several, DEFAULT);
+    }
+
+    #[test]
+    fn a_guest_on_its_hosts_cpu_keeps_its_defences() {
+        let words = for_the_hosts_cpu(DEFAULT);
+        assert!(!words.contains("mitigations"), "{words}");
+        assert_eq!(words.split(' ').count() + 1, DEFAULT.split(' ').count());
     }
 
     #[test]

@@ -102,7 +102,7 @@ const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "kvm",
         make: || call(libc::SYS_ioctl, [9999, 0xAE80, 0, 0, 0]),
-        allowed: &[Task::Guest, Task::Cpu],
+        allowed: &[Task::Guest, Task::Cpu, Task::Channel],
     },
     Attempt { name: "read", make: || call(libc::SYS_read, [9999, 0, 0, 0, 0]), allowed: &TASKS },
     Attempt {

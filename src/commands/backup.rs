@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
-use vmft_backup::identity::{Joining, PROTECTION};
+use vmft_backup::identity::{Joining, MICROCODE, PROTECTION};
 use vmft_backup::side::SideError;
 use vmft_backup::storage::is_storage_field;
 use vmft_backup::tell;
@@ -225,9 +225,13 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Fingerprint(mismatch) if mismatch.field == PROTECTION => {
                 "give both sides the same --protect mode"
             }
+            Refusal::Fingerprint(mismatch) if mismatch.field == MICROCODE => {
+                "a guest that is followed on --engine kvm needs the same microcode on both hosts; \
+                 --protect checkpoint does without"
+            }
             Refusal::Fingerprint(mismatch) if mismatch.field == "host cpu" => {
-                "a guest on --engine kvm needs the same CPU, microcode and KVM on both hosts; --engine \
-                 soft runs on different ones"
+                "a guest on --engine kvm needs the same CPU and KVM on both hosts; --engine soft runs \
+                 on different ones"
             }
             Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {
                 "name with --net where the guest's network is connected on this host, without mac=, \

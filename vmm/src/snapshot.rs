@@ -27,7 +27,7 @@ use vmft_sandbox::outside_of_landlock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 6;
+const SNAPSHOT_VERSION: u32 = 7;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {
@@ -110,10 +110,10 @@ fn boot_digest(source: &BootSource) -> String {
     format!("{:016x}", hasher.digest())
 }
 
-/// The hash of memory and state.
-fn digest(machine: &Machine, state_json: &[u8]) -> String {
+/// The hash of memory, of which this is the hash, and state.
+fn digest(memory: u64, state_json: &[u8]) -> String {
     let mut hasher = Xxh3::new();
-    hasher.update(&machine.known_memory().to_le_bytes());
+    hasher.update(&memory.to_le_bytes());
     hasher.update(state_json);
     format!("{:016x}", hasher.digest())
 }
@@ -172,7 +172,7 @@ fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotErro
         has_initramfs: source.initramfs.is_some(),
         boot_digest: boot_digest(&source).into(),
         point: state.point(),
-        digest: digest(machine, &state_json).into(),
+        digest: digest(machine.known_memory(), &state_json).into(),
     };
     let json = |value| serde_json::to_vec_pretty(value);
     let config = json(&config).expect("plain values always encode");
@@ -260,8 +260,8 @@ pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, 
         Some(engine) => state.on_engine(engine).map_err(refused)?,
         None => state,
     };
-    let machine = Machine::restore(state, ram).map_err(refused)?;
-    let digest = digest(&machine, &state_json);
+    let (machine, known_memory) = Machine::restore_known(state, ram).map_err(refused)?;
+    let digest = digest(known_memory, &state_json);
     if config.digest != *digest {
         return Err(damaged(&memory_path, format!("digest {digest}, written {}", config.digest)));
     }

@@ -8,7 +8,7 @@ use vmft_logging_channel::point::CodeAddress;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
 use vmft_vmm::engine::{CpuCount, EngineKind, ExitRecord};
 use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
-use vmft_vmm::machine::{Delta, MachineConfig, RunEnd};
+use vmft_vmm::machine::{BootSource, Delta, MachineConfig, RunEnd};
 use vmft_vmm::memory::{MIN_MEMORY, WriteView};
 use vmft_vmm::outputs::{OutputGate, OutputKind};
 
@@ -93,7 +93,9 @@ fn copy(machine: &mut Machine) -> EpochFollower {
         state: machine.state().encode(),
         pages: 0,
     };
-    EpochFollower::new(&checkpoint, ram).expect("the machine's own state")
+    let (state, source) = machine.state().into_parts();
+    let machine = Machine::restore_at_once(state.with_source(source), ram).expect("its own state");
+    EpochFollower::new(machine, &checkpoint).expect("the machine's own state")
 }
 
 type Pieces = VecDeque<(PieceKind, Vec<u8>)>;

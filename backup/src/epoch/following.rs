@@ -41,7 +41,8 @@ impl Side {
         let Joined { channel, terms, mut checkpoint, sink } = joined;
         let channel = Arc::new(channel);
         let not_out = JoinContent::unpack(&mut checkpoint)?;
-        let mut follower = EpochFollower::new(&checkpoint, sink.into_ram())?;
+        let machine = sink.into_machine_at_once(&checkpoint)?;
+        let mut follower = EpochFollower::new(machine, &checkpoint)?;
         drop(checkpoint);
         let (shown, ram) = (follower.console_offset(), follower.ram());
         let following = self.begin_following(&channel, shown, ram, duties, control);

@@ -3,7 +3,7 @@
 use super::content::{EpochContent, EpochNumber};
 use super::pace::Cost;
 use crate::checkpoint::page_limit;
-use crate::join::{CopiedPages, copy_pages};
+use crate::join::{CopiedPages, copy_pages, next_copied};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,9 +79,7 @@ struct Copied(CopiedPages);
 
 impl PageSource for Copied {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
-        let (number, data) = self.0.pop_front()?;
-        *page = *data;
-        Some(number)
+        next_copied(&mut self.0, page)
     }
 }
 

@@ -217,6 +217,16 @@ pub trait CheckpointSink {
     fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal>;
 }
 
+/// Where the memory goes that a backup joins with.
+pub trait JoinSink: CheckpointSink {
+    /// The checkpoint is complete: whatever following it takes must be had now, because from here on
+    /// the primary counts on this backup.
+    ///
+    /// # Errors
+    /// [`SinkRefusal`] if it is not to be had; the backup does not join.
+    fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal>;
+}
+
 /// The running digest of a stream.
 struct Digester {
     hash: Xxh3,

@@ -7,7 +7,7 @@ use super::{
     DEFAULT_SETUP_TIMEOUT, PROGRESS_EVERY, PeerAddress, SessionEnd, TransportError, Violation,
     clock, fresh_nonce, join_thread, spawn_thread, tls,
 };
-use crate::checkpoint::{CheckpointReader, CheckpointSink, CompleteCheckpoint};
+use crate::checkpoint::{CheckpointError, CheckpointReader, CompleteCheckpoint, JoinSink};
 use crate::detector::{Detector, DetectorConfig};
 use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
@@ -119,7 +119,7 @@ impl BackupChannel {
     ///
     /// # Errors
     /// [`TransportError`]; the sink is dropped.
-    pub fn join<S: CheckpointSink + Send + 'static>(
+    pub fn join<S: JoinSink + Send + 'static>(
         config: BackupConfig,
         sink: S,
     ) -> Result<Joined<S>, TransportError> {
@@ -244,7 +244,7 @@ impl Drop for BackupChannel {
 }
 
 /// The thread's main: joins, tells, and carries the session.
-async fn follow<S: CheckpointSink>(
+async fn follow<S: JoinSink>(
     config: BackupConfig,
     mut sink: S,
     tell: mpsc::SyncSender<JoinResult<S>>,
@@ -283,7 +283,7 @@ async fn follow<S: CheckpointSink>(
 /// Everything before the session.
 async fn join(
     config: &BackupConfig,
-    sink: &mut dyn CheckpointSink,
+    sink: &mut dyn JoinSink,
 ) -> Result<(Connection, SessionTerms, CompleteCheckpoint), TransportError> {
     let limit = config.setup_timeout;
     let timed_out = TransportError::TimedOut { what: "its greeting", limit };
@@ -298,7 +298,7 @@ async fn join(
 pub(super) async fn take_checkpoint(
     connection: &mut Connection,
     session: SessionId,
-    sink: &mut dyn CheckpointSink,
+    sink: &mut dyn JoinSink,
     limit: Duration,
 ) -> Result<CompleteCheckpoint, TransportError> {
     let (what, every) = ("the checkpoint", PROGRESS_EVERY.min(limit / 4));
@@ -335,6 +335,7 @@ pub(super) async fn take_checkpoint(
         };
         taken.pieces += 1;
         if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
+            sink.ready(&checkpoint).map_err(CheckpointError::Sink)?;
             return Ok(checkpoint);
         }
     }

@@ -9,8 +9,8 @@ use super::super::{JoinTicket, Origin, PrimaryConfig, PrimaryHandler, SessionEnd
 use super::*;
 use crate::backups::{BackupKey, Protects};
 use crate::checkpoint::{
-    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, Page, PageNumber,
-    PageSource, SinkRefusal, WholeCheckpoint,
+    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
+    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
 };
 use crate::entry::{EntrySequence, LogPosition};
 use crate::fingerprint::{Fingerprint, Identity};
@@ -59,6 +59,12 @@ impl CheckpointSink for NoMemory {
         Ok(())
     }
     fn read(&self, _: PageNumber, _: &mut Page) -> Result<(), SinkRefusal> {
+        Ok(())
+    }
+}
+
+impl JoinSink for NoMemory {
+    fn ready(&mut self, _: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
         Ok(())
     }
 }

@@ -7,8 +7,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::checkpoint::{
-    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, Page, PageNumber,
-    PageSource, SinkRefusal, WholeCheckpoint,
+    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
+    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
 };
 use vmft_logging_channel::entry::{
     Arrival, Entry, EntrySequence, Generation, LogPosition, OutputSequence, RequestId,
@@ -125,6 +125,12 @@ impl CheckpointSink for ToyMemory {
 
     fn read(&self, _: PageNumber, _: &mut Page) -> Result<(), SinkRefusal> {
         Err(SinkRefusal("every page is sent once".to_owned()))
+    }
+}
+
+impl JoinSink for ToyMemory {
+    fn ready(&mut self, _checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        Ok(())
     }
 }
 

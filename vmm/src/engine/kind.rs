@@ -1,6 +1,6 @@
 //! Which engine a machine has, and opening it.
 
-use super::kvm::GroupEngine;
+use super::kvm::{FreeEngine, GroupEngine};
 use super::soft::SoftEngine;
 use super::{CpuCount, Engine, KvmEngine, KvmError, PointKind};
 use crate::memory::GuestRam;
@@ -62,6 +62,7 @@ impl EngineKind {
         Ok(match self {
             Self::Soft => Box::new(SoftEngine::new(ram)),
             Self::Kvm { .. } if cpus.is_several() => Box::new(GroupEngine::open(ram, cpus)?),
+            Self::Kvm { points: PointKind::Free } => Box::new(FreeEngine::open(ram)?),
             Self::Kvm { points } => Box::new(KvmEngine::open(ram, points)?),
         })
     }

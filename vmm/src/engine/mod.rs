@@ -14,14 +14,15 @@ pub mod soft;
 pub mod state;
 
 use crate::memory::GuestRam;
+use std::borrow::Cow;
 use std::fmt;
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 
 pub use count::{CpuCount, CpuCountError, MAX_CPUS};
 pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};
-pub use group::CpuGroup;
+pub use group::{Cpus, KvmCpu};
 pub use kind::{EngineError, EngineKind};
-pub use kvm::{Kicker, KvmEngine, KvmError, PointKind};
+pub use kvm::{FreeEngine, Kicker, KvmEngine, KvmError, PointKind};
 pub use state::CpuState;
 
 /// How many bytes one port access moves.
@@ -96,7 +97,7 @@ pub enum Exit {
 #[error("{what} at {rip:#x} (bytes {bytes:02x?}) at point {point}")]
 pub struct EngineFault {
     /// What is wrong.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// Address of the instruction.
     pub rip: u64,
     /// Its bytes, as far as they could be read.
@@ -134,42 +135,36 @@ pub trait Engine: fmt::Debug + Send {
     /// If the CPU cannot take an interrupt at this boundary.
     fn inject(&mut self, vector: Vector);
 
-    /// The CPU's state, complete: a fresh engine given it goes on identically. An engine may have to
-    /// finish the last instruction for it, which changes nothing but the moment.
+    /// The registers of the CPU, or of the one that boots, as far as the CPU model has them; on an engine whose
+    /// points are named, that is all there is. It may have to finish the last instruction for it, which changes
+    /// nothing but the moment.
     fn save(&mut self) -> CpuState;
 
-    /// Sets the CPU's state and the point, and forgets everything cached.
+    /// Sets the registers and the point, and forgets everything cached: as a loader has prepared them. What the CPU model
+    /// does not have, and other CPUs, are as after power-on.
     ///
     /// # Errors
     /// [`InvalidState`] if a value could not have come from [`Self::save`]; the engine is unchanged.
     fn restore(&mut self, state: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState>;
+
+    /// The state of all CPUs, complete: a fresh engine given it goes on identically.
+    fn save_cpus(&mut self) -> Cpus {
+        Cpus::Model(Box::new(self.save()))
+    }
+
+    /// Sets the state of all CPUs and the point, and forgets everything cached. What another engine has saved is taken as
+    /// well, if this one has a place for all of it; an event that was on its way into the CPU is delivered then.
+    ///
+    /// # Errors
+    /// [`InvalidState`] if it could not have come from [`Self::save_cpus`], or has what this engine has not: the engine is
+    /// unchanged if it has one CPU, and of no use if it has several.
+    fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState>;
 
     /// Brings CPUs that run while [`Self::run`] is away to rest between two instructions, until the next
     /// [`Self::run`]; `bus` serves what has to be finished for that. True if it was used. Every other
     /// method that looks at the state is for an engine at rest; one with a single CPU always is.
     fn rest(&mut self, _bus: &mut dyn Bus) -> bool {
         false
-    }
-
-    /// With several CPUs: what [`Self::save`], which is of the CPU that boots, leaves out.
-    fn save_group(&mut self) -> Option<CpuGroup> {
-        None
-    }
-
-    /// Sets what [`Self::save_group`] has saved, after [`Self::restore`] of `boot`, which leaves the other
-    /// CPUs as they are after power-on.
-    ///
-    /// # Errors
-    /// [`InvalidState`] if it could not have come from there: the machine is of no use then.
-    fn restore_group(
-        &mut self,
-        _boot: &CpuState,
-        group: Option<&CpuGroup>,
-    ) -> Result<(), InvalidState> {
-        match group {
-            None => Ok(()),
-            Some(_) => Err(InvalidState("it has several CPUs, this engine one".to_owned())),
-        }
     }
 
     /// Records in the memory's write tracker what was written and is not recorded there yet. Done

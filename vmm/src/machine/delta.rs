@@ -10,7 +10,6 @@
 //! has put out on the way comes along, because nobody produces it here.
 
 use super::{Machine, MachineState, StateError};
-use crate::board::Board;
 use crate::devices::virtio::block::completed::WriteCount;
 use crate::engine::{EngineKind, PointKind};
 use crate::memory::{PAGE_SIZE, PageNumber, WriteView};
@@ -159,18 +158,11 @@ impl Machine {
             return Err(StateError::OtherMachine);
         }
         let state = state.with_earlier_writes(&self.board.completed_writes(&[]))?;
-        let board = Board::restore_with(&self.config.board, &ram, &state.board, &state.completed)?;
-        self.engine.restore(&state.cpu, state.point)?;
-        self.engine.restore_group(&state.cpu, state.group.as_ref())?;
+        self.become_state(&state)?;
         for (number, page) in pages {
             let address = PageNumber(number.0).address();
             ram.memory().write_slice(&page[..], address).expect("looked at above");
         }
-        self.board = board;
-        self.clock = state.clock;
-        self.outputs = state.outputs;
-        self.console_offset = state.console_offset;
-        self.at_point = true;
         self.begin_delta_at(true);
         Ok(outputs)
     }

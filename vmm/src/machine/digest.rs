@@ -70,7 +70,7 @@ impl Machine {
         self.memory_sum.used_pages()
     }
 
-    /// A hash of memory as [`Self::used_pages`] or a restore last found it.
+    /// A hash of memory as [`Self::used_pages`] last found it.
     pub(crate) fn known_memory(&self) -> u64 {
         self.memory_sum.sum()
     }
@@ -81,8 +81,7 @@ impl Machine {
         let pages = self.nonzero_pages();
         hash_of(&(
             hash_pages(self.engine.ram(), &pages),
-            self.engine.save(),
-            self.engine.save_group(),
+            self.engine.save_cpus(),
             self.engine.point(),
             self.board.save(),
             self.clock,

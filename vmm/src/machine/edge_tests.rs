@@ -5,7 +5,7 @@ use crate::board::{BoardConfig, Bytes, UnixSeconds};
 use crate::boot::synthetic::{Part, TEXT, elf};
 use crate::engine::ExitRecord;
 use crate::engine::soft::SoftEngine;
-use crate::engine::{CpuCount, EngineKind};
+use crate::engine::{CpuCount, Cpus, EngineKind};
 use crate::inputs::InputError;
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
@@ -116,6 +116,9 @@ impl Engine for Faulty {
         point: ExecutionPoint,
     ) -> Result<(), InvalidState> {
         self.soft.restore(state, point)
+    }
+    fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState> {
+        self.soft.restore_cpus(cpus, point)
     }
     fn renew_write_tracking(&mut self) {
         self.soft.renew_write_tracking();

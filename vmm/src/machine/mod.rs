@@ -557,7 +557,7 @@ impl Machine {
     fn reset(&mut self) -> Result<(), MachineError> {
         self.bring_to_rest();
         let ram = self.engine.ram();
-        state::clear_memory(ram);
+        ram.clear();
         let failed = |error: SetupError| MachineError::Reset(Box::new(error));
         let cpu =
             self.source.load(ram, self.config.cpus()).map_err(|error| failed(error.into()))?;

@@ -8,7 +8,7 @@ use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot::{self, BootError};
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
-use crate::engine::{CpuCount, CpuGroup, CpuState, EngineError, EngineKind, InvalidState};
+use crate::engine::{CpuCount, CpuState, Cpus, EngineError, EngineKind, InvalidState, PointKind};
 use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 6;
+pub const STATE_VERSION: u32 = 7;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,9 +94,7 @@ pub struct MachineState {
     /// Left out of a snapshot's `state.json`: it has files of its own.
     #[serde(skip)]
     source: BootSource,
-    pub(super) cpu: CpuState,
-    /// The other CPUs, if there are any.
-    pub(super) group: Option<CpuGroup>,
+    pub(super) cpus: Cpus,
     pub(super) point: ExecutionPoint,
     pub(super) board: BoardState,
     /// Of each disk, the completed writes that no flush has covered; whoever follows may have the older ones.
@@ -183,8 +181,8 @@ impl MachineState {
     ///
     /// # Errors
     /// [`StateError::TimeStamp`] if the guest was started where the time stamp counter is guest time,
-    /// and would find the host's in its place. A kernel that is known not to read it
-    /// may change over.
+    /// and would find the host's in its place; [`StateError::HostCpu`] if it ran freely and knows its
+    /// host's CPU. A kernel that is known to look at neither may change over.
     pub fn on_engine(mut self, engine: EngineKind) -> Result<Self, StateError> {
         let from = self.config.engine;
         if from == engine {
@@ -193,8 +191,14 @@ impl MachineState {
         engine
             .check_cpus(self.config.cpus())
             .map_err(|source| StateError::Engine { engine, source })?;
-        if from == EngineKind::Soft && !boot::is_vouched_for(&self.source.kernel) {
-            return Err(StateError::TimeStamp { engine });
+        if !boot::is_vouched_for(&self.source.kernel) {
+            match from {
+                EngineKind::Soft => return Err(StateError::TimeStamp { engine }),
+                EngineKind::Kvm { points: PointKind::Free } => {
+                    return Err(StateError::HostCpu { engine });
+                }
+                EngineKind::Kvm { .. } => {}
+            }
         }
         self.config.engine = engine;
         self.clock = VirtualClock {
@@ -259,6 +263,14 @@ pub enum StateError {
         /// The engine it was to change to.
         engine: EngineKind,
     },
+    /// The guest knows the CPU of its host.
+    #[error(
+        "its guest ran freely on kvm and knows the CPU of its host; on {engine} it would find another"
+    )]
+    HostCpu {
+        /// The engine it was to change to.
+        engine: EngineKind,
+    },
     /// It is another machine's.
     #[error("it is the state of another machine")]
     OtherMachine,
@@ -268,21 +280,6 @@ pub enum StateError {
     /// A value no device can have.
     #[error(transparent)]
     Board(#[from] BoardError),
-}
-
-/// Zeroes all of guest memory.
-pub(super) fn clear_memory(ram: &GuestRam) {
-    let zeroes = vec![0; 1 << 16];
-    for (start, len) in ram.ranges() {
-        let mut done = 0;
-        while done < len {
-            let chunk = usize::try_from((len - done).min(zeroes.len() as u64)).expect("64 KiB");
-            ram.memory()
-                .write_slice(&zeroes[..chunk], start.unchecked_add(done))
-                .expect("within a range of memory");
-            done += chunk as u64;
-        }
-    }
 }
 
 impl Machine {
@@ -348,8 +345,7 @@ impl Machine {
             version: STATE_VERSION,
             config: config.clone(),
             source: source.clone(),
-            cpu: engine.save(),
-            group: engine.save_group(),
+            cpus: engine.save_cpus(),
             point: engine.point(),
             board: board.save(),
             completed: board.completed_writes(known),
@@ -365,12 +361,33 @@ impl Machine {
     /// # Errors
     /// See [`StateError`].
     pub fn restore(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
+        Self::restore_known(state, ram).map(|(machine, _)| machine)
+    }
+
+    /// The same, with a hash of the memory as it was found.
+    pub(crate) fn restore_known(
+        state: MachineState,
+        ram: GuestRam,
+    ) -> Result<(Self, u64), StateError> {
+        // Whoever filled this memory did so through its tracker. It is looked at before the engine has it, which may
+        // deliver an event that was on its way.
+        let memory_sum = MemorySum::of(&ram, ram.tracker().take_written());
+        let known = memory_sum.sum();
+        let machine = Self::restore_at_once(state, ram)?;
+        Ok((Self { memory_sum, ..machine }, known))
+    }
+
+    /// The same in a time that does not depend on what is in memory. That is looked at when it is asked for: by a digest,
+    /// or a snapshot.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn restore_at_once(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
         let MachineState {
             version: _,
             config,
             source,
-            cpu,
-            group,
+            cpus,
             point,
             board,
             completed,
@@ -382,15 +399,12 @@ impl Machine {
             return Err(MemoryError::Size { size: ram.size() }.into());
         }
         let board = Board::restore_with(&config.board, &ram, &board, &completed)?;
-        // Whoever filled this memory did so through its tracker.
-        let memory_sum = MemorySum::of(&ram, ram.tracker().take_written());
         let kind = config.engine;
         let open = kind.open(ram, config.cpus());
         let mut engine = open.map_err(|source| StateError::Engine { engine: kind, source })?;
-        engine.restore(&cpu, point)?;
-        engine.restore_group(&cpu, group.as_ref())?;
+        engine.restore_cpus(&cpus, point)?;
         Ok(Self {
-            memory_sum,
+            memory_sum: MemorySum::default(),
             since_base: None,
             keeps_deltas: false,
             broken: false,
@@ -406,6 +420,26 @@ impl Machine {
             outputs,
             console_offset,
         })
+    }
+
+    /// Becomes the machine saved as `state`, which was made like this one and boots from the same. Its memory is what it is:
+    /// whoever changes it to fit does so through its tracker.
+    ///
+    /// # Errors
+    /// [`StateError`]; the machine is of use only once it has become another then.
+    pub fn become_state(&mut self, state: &MachineState) -> Result<(), StateError> {
+        if state.config != self.config {
+            return Err(StateError::OtherMachine);
+        }
+        let ram = self.engine.ram();
+        let board = Board::restore_with(&self.config.board, ram, &state.board, &state.completed)?;
+        self.engine.restore_cpus(&state.cpus, state.point)?;
+        self.board = board;
+        self.clock = state.clock;
+        self.outputs = state.outputs;
+        self.console_offset = state.console_offset;
+        self.at_point = true;
+        Ok(())
     }
 
     /// The pages of memory that are not all zero, in address order.
@@ -439,7 +473,8 @@ impl From<StateError> for SetupError {
             StateError::Version { .. }
             | StateError::Encoding(_)
             | StateError::OtherMachine
-            | StateError::TimeStamp { .. } => Self::State(error),
+            | StateError::TimeStamp { .. }
+            | StateError::HostCpu { .. } => Self::State(error),
         }
     }
 }

@@ -90,3 +90,15 @@ fn a_snapshot_goes_with_the_image_and_has_nothing_to_write_again() {
     assert_eq!(machine.completed_writes(), [CompletedWrites::none_after(WriteCount(8))]);
     assert_eq!(machine.state().write_counts(), [WriteCount(8)]);
 }
+
+#[test]
+fn a_guest_that_knows_its_hosts_cpu_does_not_change_to_another_engine() {
+    let mut state = state(0, 0);
+    let free = EngineKind::Kvm { points: PointKind::Free };
+    state.config.engine = free;
+    for engine in [EngineKind::Soft, EngineKind::Kvm { points: PointKind::Exit }] {
+        let error = state.clone().on_engine(engine).expect_err("it would find another");
+        assert!(matches!(error, StateError::HostCpu { .. }), "{error}");
+    }
+    state.on_engine(free).expect("it is on that");
+}

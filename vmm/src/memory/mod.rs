@@ -6,6 +6,7 @@
 //! digests (which pages changed since the last one), checkpoints (which pages changed since a
 //! round), and the engine's block cache (which decoded pages went stale).
 
+mod clear;
 mod tracker;
 
 pub use tracker::{WriteTracker, WriteView};

@@ -1,13 +1,15 @@
 //! Several CPUs at a time: rest, states, and being off. The second CPU is put where it runs by its state, because
 //! starting one takes it through modes that not every KVM has; Linux does that in `tests/kvm/linux_cpus.rs`.
 
-use crate::guest::{TestBus, USED, assemble, has_kvm, initial_state, prepared_ram, read_word};
+use crate::guest::{
+    TestBus, assemble, copy_memory, has_kvm, initial_state, prepared_ram, read_word,
+};
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::group::Activity;
 use vmft_vmm::engine::kvm::GroupEngine;
-use vmft_vmm::engine::{Bus, CpuCount, CpuGroup, Engine, Exit};
+use vmft_vmm::engine::{Bus, CpuCount, Cpus, Engine, Exit, FreeEngine, KvmCpu};
 use vmft_vmm::memory::GuestRam;
 
 /// Where each CPU counts, and the second finds its program: beside each other's, in memory nobody else uses.
@@ -39,15 +41,22 @@ fn two_that_count() -> GroupEngine {
     let mut engine = open(ram);
     let state = initial_state();
     engine.restore(&state, ExecutionPoint::START).unwrap();
-    let mut group = engine.save_group().unwrap();
-    let (second, companion) = &mut group.others[0];
-    assert_eq!(companion.activity, Activity::Unstarted, "as after power-on");
-    *second = initial_state();
+    let mut cpus = saved(&mut engine);
+    assert_eq!(cpus[1].activity, Activity::Unstarted, "as after power-on");
+    let mut second = initial_state();
     second.rip = SECOND_CODE;
     second.general[4] -= 0x800;
-    companion.activity = Activity::Running;
-    engine.restore_group(&state, Some(&group)).unwrap();
+    cpus[1] = cpus[1].with_registers(&second).unwrap();
+    cpus[1].activity = Activity::Running;
+    engine.restore_cpus(&Cpus::Kvm(cpus), ExecutionPoint::START).unwrap();
     engine
+}
+
+/// The CPUs, but for how far their counters of time have come meanwhile.
+fn saved(engine: &mut GroupEngine) -> Vec<KvmCpu> {
+    let Cpus::Kvm(mut cpus) = engine.save_cpus() else { panic!("they are KVM's") };
+    cpus.iter_mut().for_each(|cpu| cpu.time_stamp = 0);
+    cpus
 }
 
 fn counts(engine: &GroupEngine) -> [u64; 2] {
@@ -72,14 +81,14 @@ fn two_cpus_run_at_a_time_and_at_rest_neither_does() {
         let before = counts(&engine);
         run_beyond(&mut engine, &mut bus, before);
         engine.rest(&mut bus);
-        let (state, group, counted) = (engine.save(), engine.save_group(), counts(&engine));
+        let (cpus, counted) = (saved(&mut engine), counts(&engine));
         engine.collect_written();
         let written = engine.ram().tracker().take_written();
         for counter in COUNTERS {
             assert!(written.iter().any(|page| page.address() == GuestAddress(counter)));
         }
         assert!(!engine.rest(&mut bus), "nothing is left to be done");
-        assert_eq!((engine.save(), engine.save_group()), (state, group));
+        assert_eq!(saved(&mut engine), cpus);
         assert_eq!(counts(&engine), counted);
         engine.collect_written();
         assert!(engine.ram().tracker().take_written().is_empty(), "nobody writes at rest");
@@ -94,16 +103,21 @@ fn two_cpus_go_on_elsewhere_from_where_they_were_saved() {
     let (mut engine, mut bus) = (two_that_count(), TestBus::default());
     run_beyond(&mut engine, &mut bus, [10_000; 2]);
     engine.rest(&mut bus);
-    let (state, group, point) = (engine.save(), engine.save_group(), engine.point());
-    let mut memory = vec![0; USED];
-    engine.ram().memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+    let (cpus, point) = (saved(&mut engine), engine.point());
+    let Cpus::Kvm(exact) = engine.save_cpus() else { panic!("it is KVM's") };
     let ram = GuestRam::new(engine.ram().size()).unwrap();
-    ram.memory().write_slice(&memory, GuestAddress(0)).unwrap();
+    copy_memory(engine.ram(), &ram);
     drop(engine);
     let mut other = open(ram);
-    other.restore(&state, point).unwrap();
-    other.restore_group(&state, group.as_ref()).unwrap();
-    assert_eq!((other.save(), other.save_group(), other.point()), (state, group, point));
+    // Twice: what comes soon after another state is taken as it is, too.
+    for _ in 0..2 {
+        other.restore_cpus(&Cpus::Kvm(exact.clone()), point).unwrap();
+        let Cpus::Kvm(there) = other.save_cpus() else { panic!("it is KVM's") };
+        let counters = there.iter().map(|cpu| cpu.time_stamp);
+        let last = exact.iter().map(|cpu| cpu.time_stamp).max();
+        assert!(counters.min() >= last, "{there:?} after {exact:?}");
+    }
+    assert_eq!((saved(&mut other), other.point()), (cpus, point));
     let before = counts(&other);
     run_beyond(&mut other, &mut bus, before.map(|count| count + 10_000));
 }
@@ -114,22 +128,22 @@ fn a_state_of_more_or_fewer_cpus_or_of_none_that_can_be_is_refused() {
         return;
     }
     let mut engine = two_that_count();
-    let (state, group) = (engine.save(), engine.save_group().unwrap());
-    let refused = |engine: &mut GroupEngine, group: Option<&CpuGroup>, says: &str| {
-        engine.restore(&state, ExecutionPoint::START).unwrap();
-        let error = engine.restore_group(&state, group).unwrap_err().to_string();
+    let cpus = saved(&mut engine);
+    let refused = |engine: &mut GroupEngine, cpus: Cpus, says: &str| {
+        let error = engine.restore_cpus(&cpus, ExecutionPoint::START).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     };
-    refused(&mut engine, None, "it has 1 CPUs, this machine 2");
-    let mut three = group.clone();
-    three.others.push(three.others[0].clone());
-    refused(&mut engine, Some(&three), "it has 3 CPUs, this machine 2");
-    let mut cut = group.clone();
-    cut.boot.apic.registers.pop();
-    refused(&mut engine, Some(&cut), "63 registers");
-    let mut halted = group;
-    halted.others[0].1.activity = Activity::Halted;
-    refused(&mut engine, Some(&halted), "halts and does not");
+    let one = Cpus::Model(Box::new(initial_state()));
+    refused(&mut engine, one, "it has 1 CPUs, this machine 2");
+    let three = [&cpus[..], &cpus[1..]].concat();
+    refused(&mut engine, Cpus::Kvm(three), "it has 3 CPUs, this machine 2");
+    let mut alone = FreeEngine::open(prepared_ram(&[])).unwrap();
+    alone.restore(&initial_state(), ExecutionPoint::START).unwrap();
+    let Cpus::Kvm(without) = alone.save_cpus() else { panic!("it is KVM's") };
+    let mixed = Cpus::Kvm(vec![cpus[0].clone(), without[0].clone()]);
+    refused(&mut engine, mixed, "it has no local APIC, this machine one");
+    let error = alone.restore_cpus(&Cpus::Kvm(cpus[..1].to_vec()), ExecutionPoint::START);
+    assert!(error.unwrap_err().to_string().contains("it has a local APIC, this machine none"));
 }
 
 #[test]

@@ -23,6 +23,12 @@ const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
 const DEVICE_PD: u64 = 0x4000;
 const GDT: u64 = 0x6000;
+/// The limit of the table with the segments of privilege level 3: data, 64-bit code, 32-bit code.
+pub const WHOLE_GDT: u16 = 0x47;
+/// Their selectors.
+pub const USER_DATA: i32 = 0x33;
+pub const USER_CODE: i32 = 0x3B;
+pub const USER_CODE_32: i32 = 0x43;
 const IDT: u64 = 0x7000;
 const TSS: u64 = 0x8000;
 /// All that the guests use of their memory.
@@ -120,8 +126,20 @@ pub fn prepared_ram(code: &[u8]) -> GuestRam {
     ram
 }
 
+/// An engine of one CPU.
+pub fn open(engine: EngineKind, ram: GuestRam) -> Box<dyn Engine> {
+    engine.open(ram, CpuCount::ONE).expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)")
+}
+
+/// Copies what guests use of their memory.
+pub fn copy_memory(from: &GuestRam, to: &GuestRam) {
+    let mut memory = vec![0; USED];
+    from.memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+    to.memory().write_slice(&memory, GuestAddress(0)).unwrap();
+}
+
 /// Gives privilege level 3 the memory, every gate, its segments, and a stack for its exceptions.
-fn open_to_users(ram: &GuestRam) {
+pub fn open_to_users(ram: &GuestRam) {
     const USER: u64 = 4;
     let add = |address, bits| {
         let word = read_word(ram, address);
@@ -131,7 +149,8 @@ fn open_to_users(ram: &GuestRam) {
     add(PDPT, USER);
     (0..512).for_each(|index| add(PD + 8 * index, USER));
     (0..256).for_each(|vector| add(IDT + 16 * vector, 0x60 << 40));
-    write_words(ram, GDT + 0x28, &[0, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF]);
+    let code = [0x00AF_FB00_0000_FFFF, 0x00CF_FB00_0000_FFFF];
+    write_words(ram, GDT + 0x28, &[0, 0x00CF_F300_0000_FFFF, code[0], code[1]]);
     ram.memory().write_obj(STACK, GuestAddress(TSS + 4)).unwrap();
 }
 
@@ -175,7 +194,7 @@ pub fn user_state(entry: u64) -> CpuState {
     state.msrs.star = 0x0028_0008 << 32;
     state.msrs.lstar = entry;
     state.msrs.sfmask = 0x700;
-    state.gdtr.limit = 0x3F;
+    state.gdtr.limit = WHOLE_GDT;
     state
 }
 
@@ -193,10 +212,7 @@ pub struct Guest {
 
 impl Guest {
     pub fn kvm(points: PointKind, code: &[u8]) -> Self {
-        let ram = prepared_ram(code);
-        let engine = KvmEngine::open(ram, points)
-            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
-        Self::on(Box::new(engine))
+        Self::on(open(EngineKind::Kvm { points }, prepared_ram(code)))
     }
 
     /// The same program at privilege level 3; `extras` are bytes at addresses.
@@ -206,9 +222,7 @@ impl Guest {
         for (address, bytes) in extras {
             ram.memory().write_slice(bytes, GuestAddress(*address)).unwrap();
         }
-        let mut engine = engine
-            .open(ram, CpuCount::ONE)
-            .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
+        let mut engine = open(engine, ram);
         engine.restore(&user_state(entry), ExecutionPoint::START).unwrap();
         Self { engine, bus: TestBus::default() }
     }
@@ -236,9 +250,7 @@ impl Guest {
 
     /// Puts this guest where another one is, memory, CPU and what the bus has seen.
     pub fn take_over(&mut self, other: &mut Self) {
-        let mut memory = vec![0; USED];
-        other.engine.ram().memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
-        self.engine.ram().memory().write_slice(&memory, GuestAddress(0)).unwrap();
+        copy_memory(other.engine.ram(), self.engine.ram());
         self.engine.restore(&other.engine.save(), other.engine.point()).unwrap();
         self.bus.seen.clone_from(&other.bus.seen);
     }

@@ -10,6 +10,7 @@ mod counting;
 mod cpus;
 mod exit_stream;
 mod exits;
+mod free;
 mod guest;
 mod interrupts;
 mod kicks;

@@ -15,6 +15,7 @@
 
 use super::counter::{BranchCounter, CounterLost};
 use super::landing::{Approached, Ground, Reached, approach};
+use super::run::FAULT_IS_DELIVERED;
 use super::step::Stepped;
 use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine};
@@ -280,12 +281,12 @@ impl KvmEngine {
     }
 
     /// From a run to steps. False if what is on its way into the guest cannot be delivered here.
-    fn begin_stepping(&mut self) -> bool {
+    fn begin_stepping(&mut self) -> Result<bool, Exit> {
         if self.counting().stepping {
-            return true;
+            return Ok(true);
         }
-        if !self.settle() {
-            return false;
+        if !self.settle()? {
+            return Ok(false);
         }
         let shadow = self.vcpu.stop().take_shadow().expect(super::REGISTERS);
         self.shadow = shadow;
@@ -293,7 +294,7 @@ impl KvmEngine {
         counting.stepping = true;
         // Nobody saw it.
         counting.plain = false;
-        true
+        Ok(true)
     }
 
     /// From steps to a run.
@@ -318,10 +319,17 @@ impl Way<'_> {
             return Some(Some(Exit::InterruptWindow));
         }
         self.kicked |= engine.vcpu.kicks.take();
-        (self.kicked && engine.settle()).then(|| {
-            self.kicked = false;
-            Some(engine.kicked_on_the_way())
-        })
+        if !self.kicked {
+            return None;
+        }
+        match engine.settle() {
+            Ok(true) => {
+                self.kicked = false;
+                Some(Some(engine.kicked_on_the_way()))
+            }
+            Ok(false) => None,
+            Err(ended) => Some(Some(ended)),
+        }
     }
 
     /// The guest has come back: what follows for the run.
@@ -339,11 +347,13 @@ impl Way<'_> {
                 }
                 Some((outcome == Outcome::Access).then_some(Exit::BusAccess))
             }
-            Outcome::Register { faulted: true } => {
-                let settled = engine.settle();
-                debug_assert!(settled, "a general protection fault can always be delivered");
-                None
-            }
+            Outcome::Register { faulted: true } => match engine.settle() {
+                Ok(settled) => {
+                    debug_assert!(settled, "{FAULT_IS_DELIVERED}");
+                    None
+                }
+                Err(ended) => Some(Some(ended)),
+            },
             Outcome::Shutdown => {
                 engine.shut_down = true;
                 Some(None)
@@ -385,10 +395,12 @@ impl Way<'_> {
     fn step_once(&mut self) -> Option<Ended> {
         let engine = &mut *self.engine;
         engine.vcpu.request_window(false);
-        if !engine.begin_stepping() {
+        match engine.begin_stepping() {
+            Ok(true) => {}
             // What cannot be delivered here is delivered by entering. How far that leads, the
             // count says.
-            return self.enter();
+            Ok(false) => return self.enter(),
+            Err(ended) => return Some(Some(ended)),
         }
         engine.between = true;
         let counting = engine.counting();

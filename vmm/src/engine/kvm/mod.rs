@@ -5,7 +5,7 @@
 //! they would act at moments nobody can name. Which places can be named, [`PointKind`] says.
 //!
 //! ```text
-//! run (Free, Exit) ─┐                       ┌─ serves ports, devices, registers ──▶ Bus
+//! run (Exit) ───────┐                       ┌─ serves ports, devices, registers ──▶ Bus
 //! branches (Pmu) ───┤
 //! step (Step) ──────┴─▶ Vcpu::enter ─▶ Entered ─▶ Outcome;  Vcpu::stop ─▶ Stopped, whose state is consistent
 //!        │ what a trap flag cannot step, and events that must be in before the guest goes on
@@ -13,21 +13,30 @@
 //!  the `soft` engine, on the same memory and the same CPU state
 //! ```
 //!
-//! Guests of several CPUs have an engine of their own, in `cpus`.
+//! Here is the engine of guests whose points are named. Those that run freely have engines of their own, which need none
+//! of this: `free` for one CPU, `cpus` for several.
 //!
-//! **Determinism.** The host's kicks and signals are never points (but with [`PointKind::Free`]).
-//! An interrupt is injected only where the guest can take it: at once after a point, or at the
+//! **What is lent to `soft`** must be a CPU of the model that both have. A guest that is elsewhere (with bits
+//! in MXCSR that the model does not have, say) is stopped with a report where that would be needed, and where the
+//! host looks at it between two points.
+//!
+//! **Determinism.** The host's kicks and signals are never points. An interrupt is injected only where the guest can take it: at once after a point, or at the
 //! first boundary after it that can.
 
 mod branches;
 mod breakpoint;
+mod carried;
 mod counter;
 mod cpus;
 mod error;
+mod fault;
+mod free;
+mod host_cpu;
 mod kick;
 mod landing;
 mod open;
 mod points;
+mod power_on;
 mod registers;
 mod run;
 mod state;
@@ -37,15 +46,18 @@ mod walk;
 mod watch;
 
 pub use branches::LandingStats;
+pub(in crate::engine) use carried::in_the_model;
 pub use counter::{BranchCounter, CounterLost};
 pub use cpus::GroupEngine;
 pub use error::KvmError;
+pub use free::FreeEngine;
 pub use kick::Kicker;
 pub use points::PointKind;
 
 use super::cpu_model::{self, TimeStamp};
+use super::group::{Cpus, Pending};
 use super::soft::{Origin, SoftEngine};
-use super::{Bus, CpuState, Engine, EngineFault, Exit, ExitLog, ExitRecord, InvalidState, Vector};
+use super::{Bus, CpuState, Engine, Exit, ExitLog, ExitRecord, InvalidState, Vector};
 use crate::memory::GuestRam;
 use branches::Counting;
 use counter::HardwareCounter;
@@ -53,6 +65,7 @@ use kick::Ticker;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use open::Vm;
 use registers::OwnRegisters;
+use std::borrow::Cow;
 use vcpu::Vcpu;
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
 use walk::LinearView;
@@ -66,7 +79,7 @@ pub fn cpu_model_digest() -> String {
     cpu_model::digest(TimeStamp::Hidden)
 }
 
-/// A CPU of the host.
+/// A CPU of the host whose points are named.
 #[derive(Debug)]
 pub struct KvmEngine {
     /// Stops before the CPU it kicks is closed.
@@ -80,6 +93,8 @@ pub struct KvmEngine {
     helper: SoftEngine,
     halted: Halted,
     shut_down: bool,
+    /// The run is over: the next one says why.
+    ended: Option<Exit>,
     /// An interrupt is on its way into the guest.
     queued: bool,
     /// The guest has run on since the last point. With [`PointKind::Exit`], no interrupt is taken then.
@@ -106,6 +121,9 @@ impl KvmEngine {
     ///
     /// # Errors
     /// See [`KvmError`].
+    ///
+    /// # Panics
+    /// With [`PointKind::Free`], for which there is [`FreeEngine`].
     pub fn open(ram: GuestRam, points: PointKind) -> Result<Self, KvmError> {
         match points {
             PointKind::Pmu => {
@@ -115,9 +133,8 @@ impl KvmEngine {
                 engine._ticker = Some(engine.vcpu.kicks.ticker()?);
                 Ok(engine)
             }
-            PointKind::Free | PointKind::Exit | PointKind::Step => {
-                Self::open_with(ram, points, None)
-            }
+            PointKind::Exit | PointKind::Step => Self::open_with(ram, points, None),
+            PointKind::Free => panic!("a guest that runs freely has an engine of its own"),
         }
     }
 
@@ -137,12 +154,8 @@ impl KvmEngine {
     ) -> Result<Self, KvmError> {
         let helper = SoftEngine::new(ram.clone());
         let (vm, vcpu) = Vm::open(ram)?;
-        let ticker = match points {
-            PointKind::Free => Some(vcpu.kicks.ticker()?),
-            PointKind::Exit | PointKind::Step | PointKind::Pmu => None,
-        };
         Ok(Self {
-            _ticker: ticker,
+            _ticker: None,
             vcpu,
             vm,
             points,
@@ -151,6 +164,7 @@ impl KvmEngine {
             helper,
             halted: Halted::No,
             shut_down: false,
+            ended: None,
             queued: false,
             between: false,
             shadow: false,
@@ -173,23 +187,9 @@ impl KvmEngine {
         LinearView { ram: self.vm.ram(), cr3 }
     }
 
-    /// The run ends here, with the instruction at RIP. An exception that KVM has raised for it is
-    /// taken back, so that the state is that before the instruction.
-    fn fatal(&mut self, what: &'static str) -> Exit {
-        let mut stopped = self.vcpu.stop();
-        if let Ok(mut events) = stopped.events() {
-            events.exception = Default::default();
-            // Without it the run ends all the same.
-            let _ = stopped.set_events(&events);
-        }
-        let (rip, bytes) = match (stopped.regs(), stopped.sregs()) {
-            (Ok(regs), Ok(sregs)) => {
-                let linear = regs.rip;
-                (linear, self.view(sregs.cr3).instruction_bytes(linear))
-            }
-            _ => (0, Vec::new()),
-        };
-        Exit::Fatal(EngineFault { what, rip, bytes, point: self.point })
+    /// The run ends here, with the instruction at RIP.
+    fn fatal(&mut self, what: impl Into<Cow<'static, str>>) -> Exit {
+        Exit::Fatal(self.vcpu.stop().fault(what, self.vm.ram(), self.point))
     }
 
     /// Sets the registers, all of them; the engine's own part too.
@@ -217,8 +217,25 @@ impl KvmEngine {
         Ok(())
     }
 
+    /// The run ends here if the CPU is in a state that the CPU model does not have: nothing can be named, stepped or
+    /// compared there.
+    fn check_model(&mut self) -> Result<(), Exit> {
+        let state = self.save();
+        SoftEngine::check(&state).map_err(|InvalidState(why)| self.outside_the_model(&why))
+    }
+
+    fn outside_the_model(&mut self, why: &str) -> Exit {
+        self.fatal(format!(
+            "execution points are named for guests of the CPU model only, and here {why}; such a guest runs \
+             unprotected or with --protect checkpoint"
+        ))
+    }
+
     /// Has `soft` do something to the CPU in its present state.
-    fn borrow_helper<T>(&mut self, f: impl FnOnce(&mut SoftEngine) -> T) -> T {
+    ///
+    /// # Errors
+    /// The end of the run, if `soft` has no such state.
+    fn borrow_helper<T>(&mut self, f: impl FnOnce(&mut SoftEngine) -> T) -> Result<T, Exit> {
         self.borrow_helper_at(self.point, f)
     }
 
@@ -227,55 +244,77 @@ impl KvmEngine {
         &mut self,
         at: ExecutionPoint,
         f: impl FnOnce(&mut SoftEngine) -> T,
-    ) -> T {
+    ) -> Result<T, Exit> {
         let state = self.save();
-        self.helper.restore(&state, at).expect("a CPU of this model is in a valid state");
+        if let Err(InvalidState(why)) = self.helper.restore(&state, at) {
+            return Err(self.outside_the_model(&why));
+        }
         let result = f(&mut self.helper);
         let after = self.helper.save();
         let shut_down = self.helper.is_shut_down();
-        self.apply(&after).expect(REGISTERS);
+        if let Err(error) = self.apply(&after) {
+            return Err(self.fatal(format!("this host's KVM refuses a state of its CPU: {error}")));
+        }
         self.shut_down = shut_down;
-        result
+        Ok(result)
+    }
+
+    /// Has `soft` deliver an event here.
+    fn deliver(&mut self, Pending { vector, error, from }: Pending) -> Result<(), Exit> {
+        self.borrow_helper(|helper| helper.deliver(vector, error, from))
     }
 
     /// Delivers what is on its way into the guest, so that the state is complete. False if that
     /// cannot be done here: the guest must be entered first.
-    fn settle(&mut self) -> bool {
-        let mut stopped = self.vcpu.stop();
+    ///
+    /// # Errors
+    /// The end of the run, if the guest is where nothing can be delivered at all.
+    fn settle(&mut self) -> Result<bool, Exit> {
+        let stopped = self.vcpu.stop();
         let mut events = stopped.events().expect(REGISTERS);
         let exception = events.exception;
-        let pending = exception.injected != 0 || exception.pending != 0;
+        let raised = exception.injected != 0 || exception.pending != 0;
         let error = (exception.has_error_code != 0).then_some(exception.error_code as u16);
-        let event = if pending {
+        let event = if raised {
             match exception.nr {
                 // The return address of these two is only KVM's to know.
-                3 | 4 => return false,
-                1 => Some((Vector(1), None, Origin::Trap)),
-                vector => Some((Vector(vector), error, Origin::Instruction)),
+                3 | 4 => return Ok(false),
+                1 => Some(Pending { vector: Vector(1), error: None, from: Origin::Trap }),
+                vector => {
+                    Some(Pending { vector: Vector(vector), error, from: Origin::Instruction })
+                }
             }
         } else if events.interrupt.injected != 0 {
-            Some((Vector(events.interrupt.nr), None, Origin::Line))
+            let vector = Vector(events.interrupt.nr);
+            Some(Pending { vector, error: None, from: Origin::Line })
         } else {
             None
         };
-        self.queued = false;
-        let Some((vector, error, origin)) = event else { return true };
+        let Some(event) = event else {
+            self.queued = false;
+            return Ok(true);
+        };
         if events.interrupt.soft != 0 {
-            return false;
+            return Ok(false);
         }
+        self.check_model()?;
+        self.queued = false;
         events.exception = Default::default();
         events.interrupt.injected = 0;
         events.flags |= KVM_VCPUEVENT_VALID_SHADOW;
-        stopped.set_events(&events).expect(REGISTERS);
-        self.borrow_helper(|helper| helper.deliver(vector, error, origin));
-        true
+        self.vcpu.stop().set_events(&events).expect(REGISTERS);
+        self.deliver(event)?;
+        Ok(true)
     }
 }
 
 impl Engine for KvmEngine {
     fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit {
+        if let Some(ended) = &self.ended {
+            return ended.clone();
+        }
         match self.points {
-            PointKind::Free | PointKind::Exit => self.run_exits(bound, want_interrupt, bus),
+            PointKind::Exit | PointKind::Free => self.run_exits(bound, want_interrupt, bus),
             PointKind::Step => self.run_steps(bound, want_interrupt, bus),
             PointKind::Pmu => self.run_branches(bound, want_interrupt, bus),
         }
@@ -294,7 +333,8 @@ impl Engine for KvmEngine {
         self.halted = Halted::No;
         if self.keeps_shadow() {
             // The guest would see the trap flag in the frame.
-            self.borrow_helper(|helper| helper.deliver(vector, None, Origin::Line));
+            let event = Pending { vector, error: None, from: Origin::Line };
+            self.ended = self.deliver(event).err();
         } else {
             self.vcpu
                 .stop()
@@ -321,10 +361,21 @@ impl Engine for KvmEngine {
         self.apply(state)
             .map_err(|error| InvalidState(format!("this host's KVM refuses it: {error}")))?;
         self.point = point;
+        self.ended = None;
         self.between = false;
         if let Some(counting) = &mut self.counting {
             counting.restart(point);
         }
+        Ok(())
+    }
+
+    fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState> {
+        let (state, pending) = match cpus {
+            Cpus::Model(state) => return self.restore(state, point),
+            Cpus::Kvm(cpus) => in_the_model(cpus)?,
+        };
+        self.restore(&state, point)?;
+        self.ended = pending.and_then(|event| self.deliver(event).err());
         Ok(())
     }
 

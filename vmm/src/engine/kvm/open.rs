@@ -4,21 +4,19 @@
 //! the kernel's. Several CPUs have the kernel's local APICs, and nothing else of it.
 
 use super::error::KvmError;
+use super::host_cpu;
 use super::kick::Kicks;
 use super::vcpu::Vcpu;
 use crate::engine::CpuCount;
-use crate::engine::cpu_model::{self, TimeStamp};
 use crate::engine::msr;
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{
-    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
-};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::errno;
@@ -45,6 +43,10 @@ const NEEDED: [(Cap, &str); 9] = [
 const NEEDED_BY_SEVERAL: [(Cap, &str); 2] =
     [(Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"), (Cap::MpState, "KVM_CAP_MP_STATE")];
 
+/// The bitmap of a run of registers that are all allowed: so many as the longest has, in whole words of the host, which is
+/// what the kernel copies of it.
+const ALLOWED: [u8; size_of::<libc::c_ulong>()] = [0xFF; _];
+
 /// Registers that KVM itself must own, as runs of consecutive numbers: the first, and how many.
 /// Every other is denied to the guest and answered by the engine.
 const OWNED_BY_KVM: [(u32, u32); 4] = [
@@ -59,9 +61,35 @@ const OWNED_BY_KVM: [(u32, u32); 4] = [
 /// The same beside a local APIC of KVM's: where that is.
 const OWNED_WITH_APIC: [(u32, u32); 1] = [(msr::APIC_BASE, 1)];
 
+const _: () = {
+    let mut at = 0;
+    while at < OWNED_BY_KVM.len() {
+        assert!(OWNED_BY_KVM[at].1 as usize <= 8 * ALLOWED.len(), "a bitmap of one word");
+        at += 1;
+    }
+};
+
 /// True for a register of which the engine does not hear.
 pub(super) fn is_owned_by_kvm(register: u32) -> bool {
     OWNED_BY_KVM.iter().any(|(first, count)| (*first..first + count).contains(&register))
+}
+
+/// Which CPU the guest sees.
+#[derive(Debug)]
+enum Shown {
+    /// The model that all engines share.
+    Model,
+    /// The host's, as far as [`host_cpu`] goes, of which its KVM can show this.
+    Host(Vec<kvm_cpuid_entry2>),
+}
+
+impl Shown {
+    fn host(kvm: &Kvm) -> Result<Self, KvmError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::refused("say what its CPU has"))?;
+        Ok(Self::Host(supported.as_slice().to_vec()))
+    }
 }
 
 /// A virtual machine.
@@ -73,16 +101,25 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    /// A machine of one CPU that runs in `ram`.
+    /// A machine of one CPU, of the model that all engines share, that runs in `ram`.
     pub(super) fn open(ram: GuestRam) -> Result<(Self, Vcpu), KvmError> {
         let kvm = open_device()?;
         let vm = Self::create(&kvm, ram)?;
         vm.set_up_msrs(&[])?;
-        let vcpu = vm.open_cpu(&kvm, 0, CpuCount::ONE)?;
+        let vcpu = vm.open_cpu(&kvm, 0, CpuCount::ONE, &Shown::Model)?;
         Ok((vm, vcpu))
     }
 
-    /// A machine of several CPUs with local APICs, that runs in `ram`.
+    /// A machine of one CPU of the host's, that runs freely in `ram`.
+    pub(super) fn open_free(ram: GuestRam) -> Result<(Self, Vcpu), KvmError> {
+        let kvm = open_device()?;
+        let vm = Self::create(&kvm, ram)?;
+        vm.set_up_msrs(&[&host_cpu::OWNED_FOR_DEFENCE])?;
+        let vcpu = vm.open_cpu(&kvm, 0, CpuCount::ONE, &Shown::host(&kvm)?)?;
+        Ok((vm, vcpu))
+    }
+
+    /// A machine of several CPUs of the host's with local APICs, that run freely in `ram`.
     pub(super) fn open_several(
         ram: GuestRam,
         cpus: CpuCount,
@@ -97,8 +134,9 @@ impl Vm {
         // No pins are reserved for an I/O APIC, which the board does not have.
         let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
         vm.fd.enable_cap(&split).map_err(KvmError::refused("keep local APICs"))?;
-        vm.set_up_msrs(&OWNED_WITH_APIC)?;
-        let open = |number| vm.open_cpu(&kvm, number, cpus);
+        vm.set_up_msrs(&[&OWNED_WITH_APIC, &host_cpu::OWNED_FOR_DEFENCE])?;
+        let shown = Shown::host(&kvm)?;
+        let open = |number| vm.open_cpu(&kvm, number, cpus, &shown);
         let vcpus = cpus.numbers().map(open).collect::<Result<_, _>>()?;
         Ok((vm, vcpus))
     }
@@ -117,15 +155,30 @@ impl Vm {
         Ok(vm)
     }
 
-    fn open_cpu(&self, kvm: &Kvm, number: u8, cpus: CpuCount) -> Result<Vcpu, KvmError> {
+    fn open_cpu(
+        &self,
+        kvm: &Kvm,
+        number: u8,
+        cpus: CpuCount,
+        shown: &Shown,
+    ) -> Result<Vcpu, KvmError> {
         let vcpu = self.fd.create_vcpu(number.into()).map_err(KvmError::refused("create a CPU"))?;
-        set_up_cpuid(&vcpu, cpus.is_several().then_some(number))?;
         // SAFETY: the descriptor is open, and outlives this borrow of it.
         let descriptor = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let kicks = Kicks::new(descriptor)?;
         let shared = kvm.check_extension_int(Cap::SyncRegs);
         let shares_registers = shared > 0 && shared as u32 & KVM_SYNC_X86_REGS != 0;
-        Ok(Vcpu::new(vcpu, kicks, shares_registers))
+        let mut vcpu = Vcpu::new(vcpu, kicks, shares_registers);
+        let apic = cpus.is_several().then_some(number);
+        let mut stopped = vcpu.stop();
+        match shown {
+            Shown::Model => stopped.offer(host_cpu::model(apic), &[]),
+            Shown::Host(supported) => {
+                stopped.offer(host_cpu::table(supported, apic), &host_cpu::DEFENCES)
+            }
+        }
+        .map_err(KvmError::refused("show the CPU model"))?;
+        Ok(vcpu)
     }
 
     /// The guest's memory.
@@ -160,7 +213,7 @@ impl Vm {
     }
 
     /// `more`: registers that are KVM's beside the usual ones.
-    fn set_up_msrs(&self, more: &[(u32, u32)]) -> Result<(), KvmError> {
+    fn set_up_msrs(&self, more: &[&[(u32, u32)]]) -> Result<(), KvmError> {
         let reasons =
             KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
         let capability = kvm_enable_cap {
@@ -171,14 +224,14 @@ impl Vm {
         self.fd
             .enable_cap(&capability)
             .map_err(KvmError::refused("hand out accesses to model-specific registers"))?;
-        let allowed = [0xFF];
         let range = |(base, msr_count): &(u32, u32)| MsrFilterRange {
             flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
             base: *base,
             msr_count: *msr_count,
-            bitmap: &allowed,
+            bitmap: &ALLOWED,
         };
-        let ranges: Vec<_> = OWNED_BY_KVM.iter().chain(more).map(range).collect();
+        let ranges: Vec<_> =
+            OWNED_BY_KVM.iter().chain(more.iter().copied().flatten()).map(range).collect();
         self.fd
             .set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
             .map_err(KvmError::refused("filter model-specific registers"))
@@ -219,23 +272,4 @@ fn open_device() -> Result<Kvm, KvmError> {
         }
     }
     Ok(kvm)
-}
-
-/// `apic`: the number of the CPU's local APIC, if it has one.
-fn set_up_cpuid(vcpu: &VcpuFd, apic: Option<u8>) -> Result<(), KvmError> {
-    let entries: Vec<kvm_cpuid_entry2> = cpu_model::leaves(TimeStamp::Hidden)
-        .map(|(function, leaf)| (function, leaf.with_apic(function, apic)))
-        .map(|(function, cpu_model::Leaf { eax, ebx, ecx, edx })| kvm_cpuid_entry2 {
-            function,
-            // Leaf 7 is the only one whose subleaves differ.
-            flags: if function == 7 { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
-        })
-        .collect();
-    let table = CpuId::from_entries(&entries).expect("fewer leaves than KVM takes");
-    vcpu.set_cpuid2(&table).map_err(KvmError::refused("show the CPU model"))
 }

@@ -12,6 +12,8 @@ use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
 /// RFLAGS.IF.
 pub(super) const INTERRUPT_FLAG: u64 = 1 << 9;
+/// Of a model-specific register that the guest may not access.
+pub(super) const FAULT_IS_DELIVERED: &str = "a general protection fault can always be delivered";
 
 impl KvmEngine {
     pub(super) fn run_exits(
@@ -28,11 +30,15 @@ impl KvmEngine {
                 return exit;
             }
             kicked |= self.vcpu.kicks.take();
-            if kicked && self.settle() {
-                return self.kicked();
+            if kicked {
+                match self.settle() {
+                    Ok(true) => return self.kicked(),
+                    Ok(false) => {}
+                    Err(ended) => return ended,
+                }
             }
-            self.vcpu.request_window(want && self.points == PointKind::Free);
-            self.between = self.points == PointKind::Exit;
+            self.vcpu.request_window(false);
+            self.between = true;
             let mut watched = WatchedBus::new(&mut *bus);
             let mut around = Surroundings {
                 at: self.point,
@@ -55,10 +61,10 @@ impl KvmEngine {
                 }
                 Outcome::Register { faulted: false } => self.reach_point(),
                 // As in `soft`, an instruction that faults is no point.
-                Outcome::Register { faulted: true } => {
-                    let settled = self.settle();
-                    debug_assert!(settled, "a general protection fault can always be delivered");
-                }
+                Outcome::Register { faulted: true } => match self.settle() {
+                    Ok(settled) => debug_assert!(settled, "{FAULT_IS_DELIVERED}"),
+                    Err(ended) => return ended,
+                },
                 Outcome::Halted => {
                     self.reach_point();
                     let interruptible = self.vcpu.interrupt_flag();
@@ -85,8 +91,12 @@ impl KvmEngine {
         if let Halted::Waiting { interruptible } = self.halted {
             return Some(Exit::Halted { interruptible });
         }
-        if self.point >= bound && (!self.queued || self.settle()) {
-            return Some(Exit::Bound);
+        if self.point >= bound {
+            match if self.queued { self.settle() } else { Ok(true) } {
+                Ok(true) => return Some(Exit::Bound),
+                Ok(false) => {}
+                Err(ended) => return Some(ended),
+            }
         }
         (want && !self.queued && self.can_take_interrupt()).then_some(Exit::InterruptWindow)
     }
@@ -97,17 +107,14 @@ impl KvmEngine {
             return false;
         }
         match self.points {
-            PointKind::Free | PointKind::Exit => self.vcpu.can_take_interrupt(),
+            PointKind::Exit | PointKind::Free => self.vcpu.can_take_interrupt(),
             PointKind::Pmu if !self.keeps_shadow() => self.vcpu.can_take_interrupt(),
             PointKind::Step | PointKind::Pmu => !self.shadow && self.vcpu.interrupt_flag(),
         }
     }
 
+    /// Whoever looks at the guest here must be able to make something of what he finds.
     fn kicked(&mut self) -> Exit {
-        if self.points == PointKind::Free {
-            self.point = self.point.after(1);
-            return Exit::Bound;
-        }
-        Exit::Kicked
+        self.check_model().map_or_else(|ended| ended, |()| Exit::Kicked)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What KVM does not keep (that the CPU is halted, the registers the engine answers itself) is the
 //! engine's, and is filled in there. An event on its way into the guest has no place in the plain
-//! values: the engine delivers it before it comes back.
+//! values, nor has whatever the host's CPU has beyond the model: see [`carried`](super::carried).
 
 use crate::engine::msr;
 use crate::engine::soft::vector::state::{Pointers, image, parse};
@@ -11,7 +11,7 @@ use crate::engine::state::{
 };
 use kvm_bindings::{
     KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
@@ -19,16 +19,20 @@ use vmm_sys_util::errno;
 /// Bytes of the area `FXSAVE` writes, with which the XSAVE area begins.
 const LEGACY_AREA: usize = 512;
 /// Words of the XSAVE area's first page.
-const XSAVE_WORDS: usize = 1024;
+pub(super) const XSAVE_WORDS: usize = 1024;
 /// Index of the word that says which components are not in their initial state.
-const XSTATE: usize = LEGACY_AREA / 4;
+pub(super) const XSTATE: usize = LEGACY_AREA / 4;
+/// Index of the word that has MXCSR, and its bits that the CPU model has.
+const MXCSR: usize = 6;
+const MODEL_MXCSR: u32 = 0xFFFF;
 /// x87 and SSE.
-const XSTATE_LEGACY: u32 = 3;
+pub(super) const XSTATE_LEGACY: u32 = 3;
 /// RFLAGS.RF: KVM's emulator leaves it set between the iterations of a string instruction.
 const RESUME: u64 = 1 << 16;
 
-/// The registers kept as MSRs, in the order in which they are read and written.
-const MSRS: [u32; 9] = [
+/// The registers kept as MSRs, in the order in which they are read and written: those that the guest can change, because
+/// KVM answers for them, beyond what is among the special registers.
+pub(super) const MSRS: [u32; 9] = [
     msr::STAR,
     msr::LSTAR,
     msr::CSTAR,
@@ -43,32 +47,45 @@ const MSRS: [u32; 9] = [
 /// Everything KVM keeps of a stopped CPU.
 #[derive(Clone)]
 pub(super) struct KvmState {
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    msrs: [u64; MSRS.len()],
-    xsave: [u32; XSAVE_WORDS],
-    debug: kvm_debugregs,
-    events: kvm_vcpu_events,
+    pub(super) events: kvm_vcpu_events,
+    pub(super) regs: kvm_regs,
+    pub(super) sregs: kvm_sregs,
+    pub(super) msrs: [u64; MSRS.len()],
+    /// Those of [`host_cpu::DEFENCES`](super::host_cpu::DEFENCES) that the host has, and the guest may know: number and
+    /// value.
+    pub(super) defences: Vec<(u32, u64)>,
+    pub(super) xsave: [u32; XSAVE_WORDS],
+    /// Only where the host's CPU has them.
+    pub(super) xcrs: Option<kvm_xcrs>,
+    pub(super) debug: kvm_debugregs,
 }
 
 impl KvmState {
-    pub(super) fn read(vcpu: &VcpuFd) -> Result<Self, errno::Error> {
-        let entries = MSRS.map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() });
+    /// Ordering requirements: the events come first, because KVM puts what an exception on its way says into CR2
+    /// and DR6 when it is asked for them.
+    pub(super) fn read(vcpu: &VcpuFd, defences: &[u32]) -> Result<Self, errno::Error> {
+        let events = vcpu.get_vcpu_events()?;
+        let numbers = MSRS.iter().chain(defences);
+        let entries: Vec<_> =
+            numbers.map(|&index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();
         let mut msrs = Msrs::from_entries(&entries).expect("fewer than KVM takes");
-        if vcpu.get_msrs(&mut msrs)? != MSRS.len() {
+        if vcpu.get_msrs(&mut msrs)? != entries.len() {
             return Err(errno::Error::new(libc::EINVAL));
         }
+        let (usual, defences) = msrs.as_slice().split_at(MSRS.len());
         let mut values = [0; MSRS.len()];
-        for (value, entry) in values.iter_mut().zip(msrs.as_slice()) {
+        for (value, entry) in values.iter_mut().zip(usual) {
             *value = entry.data;
         }
         Ok(Self {
+            events,
             regs: vcpu.get_regs()?,
             sregs: vcpu.get_sregs()?,
             msrs: values,
+            defences: defences.iter().map(|entry| (entry.index, entry.data)).collect(),
             xsave: vcpu.get_xsave()?.region,
+            xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             debug: vcpu.get_debug_regs()?,
-            events: vcpu.get_vcpu_events()?,
         })
     }
 
@@ -78,18 +95,23 @@ impl KvmState {
     pub(super) fn write(&self, vcpu: &VcpuFd) -> Result<(), errno::Error> {
         vcpu.set_sregs(&self.sregs)?;
         vcpu.set_regs(&self.regs)?;
-        let mut entries = [kvm_msr_entry::default(); MSRS.len()];
-        for ((entry, index), data) in entries.iter_mut().zip(MSRS).zip(self.msrs) {
-            *entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
-        }
+        let entries: Vec<_> = MSRS
+            .into_iter()
+            .zip(self.msrs)
+            .chain(self.defences.iter().copied())
+            .map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() })
+            .collect();
         let msrs = Msrs::from_entries(&entries).expect("fewer than KVM takes");
-        if vcpu.set_msrs(&msrs)? != MSRS.len() {
+        if vcpu.set_msrs(&msrs)? != entries.len() {
             return Err(errno::Error::new(libc::EINVAL));
         }
         let xsave = kvm_xsave { region: self.xsave, ..kvm_xsave::default() };
         // SAFETY: the guest's area is larger than this page only with features that a process has
         // to ask the host for, which this one never does.
         unsafe { vcpu.set_xsave(&xsave) }?;
+        if let Some(xcrs) = &self.xcrs {
+            vcpu.set_xcrs(xcrs)?;
+        }
         vcpu.set_debug_regs(&self.debug)?;
         vcpu.set_vcpu_events(&self.events)
     }
@@ -129,7 +151,8 @@ impl KvmState {
         next
     }
 
-    /// As plain values; what the engine keeps itself is left at its default.
+    /// As plain values; what the engine keeps itself is left at its default. Bits that the CPU model does not have are
+    /// not checked, and what it has no place for is left out.
     pub(super) fn plain(&self) -> CpuState {
         let r = &self.regs;
         let s = &self.sregs;
@@ -193,22 +216,20 @@ impl KvmState {
         self
     }
 
-    /// What is on its way into the guest.
-    pub(super) fn events(&self) -> &kvm_vcpu_events {
-        &self.events
-    }
-
     /// The task priority.
     pub(super) fn cr8(&self) -> u64 {
         self.sregs.cr8
     }
 
     fn units(&self) -> (X87State, SseState) {
+        let mut words = self.xsave;
+        words[MXCSR] &= MODEL_MXCSR;
         let mut area = [0; LEGACY_AREA];
-        for (bytes, word) in area.chunks_exact_mut(4).zip(self.xsave) {
+        for (bytes, word) in area.chunks_exact_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        parse(&area, Pointers::Wide).expect("the CPU has no MXCSR bits but the known ones")
+        let (x87, sse) = parse(&area, Pointers::Wide).expect("no bit is left that is reserved");
+        (x87, SseState { mxcsr: self.xsave[MXCSR], ..sse })
     }
 }
 

@@ -23,6 +23,8 @@ use iced_x86::{
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use vmft_logging_channel::point::{Branches, ExecutionPoint};
 
+/// Why the guest cannot be stepped.
+const NOT_64_BIT: &str = "the guest is stepped in code that is not 64-bit code";
 pub(super) const TRAP_FLAG: u64 = 1 << 8;
 /// CR0.EM and CR0.TS: the vector units fault.
 const UNITS_FAULT: u64 = (1 << 2) | (1 << 3);
@@ -134,6 +136,10 @@ impl KvmEngine {
         let (Ok(regs), Ok(sregs)) = (stopped.regs(), stopped.sregs()) else {
             return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
+        if sregs.cs.l == 0 {
+            // Every instruction is looked at as one of 64-bit code.
+            return Stepped::Ended(self.outside_the_model(NOT_64_BIT));
+        }
         let all_exits = self.points == PointKind::Pmu;
         let view = self.view(sregs.cr3);
         let Plan { way, units, branches } =
@@ -199,10 +205,14 @@ impl KvmEngine {
         if self.vcpu.stop().set_stepping(false).is_err() {
             return Stepped::Ended(self.fatal("this host's KVM does not single-step"));
         }
-        let (exit, retired) = self.borrow_helper_at(at, |helper| {
+        let borrowed = self.borrow_helper_at(at, |helper| {
             let exit = helper.run(at.after(1), false, bus);
             (exit, helper.point() > at)
         });
+        let (exit, retired) = match borrowed {
+            Ok(borrowed) => borrowed,
+            Err(ended) => return Stepped::Ended(ended),
+        };
         match exit {
             Exit::Fatal(_) | Exit::Caught(_) => Stepped::Ended(exit),
             Exit::BusAccess => {

@@ -18,19 +18,21 @@
 //! read for `IN` or for `INS`, which may write it to a device. So the instruction is looked at when its
 //! address is met for the first time. A guest that puts such an `INS` where an `IN` was ends the run.
 
+use super::host_cpu;
 use super::kick::Kicks;
 use super::registers::OwnRegisters;
 use super::state::KvmState;
 use super::walk::LinearView;
 use super::watch::in_order;
-use crate::engine::{Bus, PortWidth};
+use crate::engine::group::CpuidLeaf;
+use crate::engine::{Bus, PortWidth, msr};
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    CpuId, KVM_EXIT_IO_IN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI,
-    KVMIO, kvm_debug_exit_arch, kvm_debugregs, kvm_guest_debug, kvm_interrupt, kvm_lapic_state,
-    kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVMIO, Msrs, kvm_debug_exit_arch, kvm_debugregs, kvm_guest_debug, kvm_interrupt,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
@@ -112,6 +114,11 @@ pub(super) struct Vcpu {
     inputs: [u64; KNOWN_INPUTS],
     /// What the last [`Outcome::Stepped`] was for.
     trap: Option<kvm_debug_exit_arch>,
+    /// What `CPUID` can say to the guest here, and what it says.
+    offered: Vec<CpuidLeaf>,
+    shown: Vec<CpuidLeaf>,
+    /// Registers beyond those that every CPU has which belong to its state.
+    defences: Vec<u32>,
 }
 
 /// A CPU between two instructions (or two iterations of a string instruction).
@@ -140,7 +147,17 @@ impl Vcpu {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
         let inputs = [NOWHERE; KNOWN_INPUTS];
-        Self { fd, kicks, rest: Rest::Done, shares_registers, inputs, trap: None }
+        Self {
+            fd,
+            kicks,
+            rest: Rest::Done,
+            shares_registers,
+            inputs,
+            trap: None,
+            offered: Vec::new(),
+            shown: Vec::new(),
+            defences: Vec::new(),
+        }
     }
 
     /// Finishes what is unfinished and lets the guest run until it stops for something.
@@ -463,8 +480,88 @@ impl Stopped<'_> {
         self.set_events(&events)
     }
 
+    /// Has `CPUID` say this to a CPU that has never run. `defences`: registers that belong to its state
+    /// where KVM has them.
+    pub(super) fn offer(
+        &mut self,
+        table: Vec<CpuidLeaf>,
+        defences: &[u32],
+    ) -> Result<(), errno::Error> {
+        self.show(&table)?;
+        if !defences.is_empty() && host_cpu::is_intels(&table) {
+            // What every CPU of Intel's starts with; without it a kernel makes no use of fast string instructions.
+            const FAST_STRINGS: u64 = 1;
+            if let Ok(found) = self.msr(msr::MISC_ENABLE) {
+                let _ = self.set_msr(msr::MISC_ENABLE, found | FAST_STRINGS);
+            }
+        }
+        let is_there = |number: &u32| self.msr(*number).is_ok();
+        self.0.defences = defences.iter().copied().filter(is_there).collect();
+        self.0.offered = table;
+        Ok(())
+    }
+
+    /// What `CPUID` can say to the guest on this host.
+    pub(super) fn offered(&self) -> &[CpuidLeaf] {
+        &self.0.offered
+    }
+
+    /// What it says.
+    pub(super) fn shown(&self) -> &[CpuidLeaf] {
+        &self.0.shown
+    }
+
+    /// Has it say something else, which KVM does not allow once the CPU has run.
+    pub(super) fn show(&mut self, table: &[CpuidLeaf]) -> Result<(), errno::Error> {
+        if self.0.shown != table {
+            let entries = CpuId::from_entries(&host_cpu::entries(table))
+                .map_err(|_| errno::Error::new(libc::E2BIG))?;
+            self.0.fd.set_cpuid2(&entries)?;
+            self.0.shown = table.to_vec();
+        }
+        Ok(())
+    }
+
+    fn msr(&self, index: u32) -> Result<u64, errno::Error> {
+        let entry = kvm_msr_entry { index, ..kvm_msr_entry::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).expect("fewer than KVM takes");
+        match self.0.fd.get_msrs(&mut msrs)? {
+            1 => Ok(msrs.as_slice()[0].data),
+            _ => Err(errno::Error::new(libc::EINVAL)),
+        }
+    }
+
+    fn set_msr(&mut self, index: u32, data: u64) -> Result<(), errno::Error> {
+        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let msrs = Msrs::from_entries(&[entry]).expect("fewer than KVM takes");
+        match self.0.fd.set_msrs(&msrs)? {
+            1 => Ok(()),
+            _ => Err(errno::Error::new(libc::EINVAL)),
+        }
+    }
+
+    /// `IA32_TSC`, the counter that `RDTSC` reads.
+    pub(super) fn time_stamp(&self) -> Result<u64, errno::Error> {
+        self.msr(msr::TSC)
+    }
+
+    /// Sets it, for a CPU whose counter was set by [`Self::begin_time_stamp`] or that is to run like one
+    /// whose was: KVM takes what is within a second of a counter's value for an attempt to have
+    /// counters run alike, and then has them do that exactly.
+    pub(super) fn set_time_stamp(&mut self, data: u64) -> Result<(), errno::Error> {
+        self.set_msr(msr::TSC, data)
+    }
+
+    /// Sets it to what it never was near, so that the value is taken as it is. If it were near to the
+    /// last that was set, the counter would go on from that one, and might go back for its guest.
+    pub(super) fn begin_time_stamp(&mut self, data: u64) -> Result<(), errno::Error> {
+        const FAR: u64 = 1 << 62;
+        self.set_time_stamp(data ^ FAR)?;
+        self.set_time_stamp(data)
+    }
+
     pub(super) fn state(&self) -> Result<KvmState, errno::Error> {
-        KvmState::read(&self.0.fd)
+        KvmState::read(&self.0.fd, &self.0.defences)
     }
 
     pub(super) fn mp_state(&self) -> Result<u32, errno::Error> {

@@ -439,7 +439,7 @@ fn validate_code(state: &CpuState) -> Result<(), InvalidState> {
     Ok(())
 }
 
-fn validate(state: &CpuState) -> Result<(), InvalidState> {
+pub(super) fn validate(state: &CpuState) -> Result<(), InvalidState> {
     let refuse = |what: String| Err(InvalidState(what));
     if state.cr0 & CR0_ALWAYS != CR0_ALWAYS || state.cr0 >> 32 != 0 {
         return refuse(format!("CR0 {:#x} is not that of long mode", state.cr0));

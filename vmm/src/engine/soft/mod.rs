@@ -45,7 +45,8 @@ mod vector_context;
 mod tests;
 
 use super::cpu_model::{self as cpuid, TimeStamp};
-use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
+use super::group::{Cpus, Pending};
+use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector, kvm};
 use crate::memory::GuestRam;
 use block::BlockCache;
 use cpu::{ARMED, CHECKED_CODE, Cpu, HALTED, SHADOW, SHUT_DOWN};
@@ -99,6 +100,14 @@ impl SoftEngine {
         let mut engine = Self::new(ram);
         engine.cpu.time_stamp_counter = TimeStamp::Hidden;
         engine
+    }
+
+    /// The state is one of a CPU of this model.
+    ///
+    /// # Errors
+    /// [`InvalidState`], with what is not.
+    pub(in crate::engine) fn check(state: &CpuState) -> Result<(), InvalidState> {
+        cpu::validate(state)
     }
 
     /// Delivers an event here, for the engine that borrows this one for it; a fault in the delivery
@@ -160,6 +169,18 @@ impl Engine for SoftEngine {
         self.cpu.restore(state)?;
         self.cpu.retired = point.get();
         self.flush_caches();
+        Ok(())
+    }
+
+    fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState> {
+        let (state, pending) = match cpus {
+            Cpus::Model(state) => return self.restore(state, point),
+            Cpus::Kvm(cpus) => kvm::in_the_model(cpus)?,
+        };
+        self.restore(&state, point)?;
+        if let Some(Pending { vector, error, from }) = pending {
+            self.deliver(vector, error, from);
+        }
         Ok(())
     }
 

@@ -385,7 +385,7 @@ impl Cpu {
     fn fault(&self, what: &'static str) -> EngineFault {
         let rip = self.rip();
         let point = ExecutionPoint::new(self.retired);
-        EngineFault { what, rip, bytes: self.code_bytes(rip, MAX_LENGTH), point }
+        EngineFault { what: what.into(), rip, bytes: self.code_bytes(rip, MAX_LENGTH), point }
     }
 
     /// Up to `most` bytes of code at `rip`, as far as they can be had without a walk.

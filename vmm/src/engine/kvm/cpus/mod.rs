@@ -22,20 +22,19 @@
 //! **Switched off.** A CPU that waits for ever does so inside the kernel. When nothing has happened for a while, all
 //! are brought to rest and looked at.
 
-mod state;
+mod events;
 mod thread;
 
+use super::carried::{self, TimeStamp};
 use super::error::KvmError;
 use super::kick::{Kicker, PERIOD};
 use super::open::Vm;
+use super::power_on::PowerOn;
 use super::registers::OwnRegisters;
 use super::vcpu::{Exited, Outcome, Surroundings, Vcpu};
-use super::walk::LinearView;
-use crate::engine::{
-    Bus, CpuCount, CpuGroup, CpuState, Engine, EngineFault, Exit, InvalidState, Vector,
-};
+use crate::engine::group::{Activity, Cpus};
+use crate::engine::{Bus, CpuCount, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
-use state::PowerOn;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use thread::{CpuThread, Event, GroupKick, Way};
@@ -122,7 +121,7 @@ impl GroupEngine {
             Ok(Cpu {
                 kicker: vcpu.kicks.kicker(),
                 own: OwnRegisters::default(),
-                power_on: PowerOn::of(&mut vcpu)
+                power_on: PowerOn::with_apic(&mut vcpu)
                     .map_err(KvmError::refused("show the state of a CPU"))?,
                 home: Some(Box::new(vcpu)),
                 thread: CpuThread::start(number, sender.clone())?,
@@ -171,15 +170,30 @@ impl GroupEngine {
     /// A CPU cannot go on from here.
     fn fault(&mut self, number: u8, what: &'static str) -> Exit {
         let Self { cpus, vm, point, .. } = self;
-        let stopped = cpus[usize::from(number)].at_rest().stop();
-        let (rip, bytes) = match (stopped.regs(), stopped.sregs()) {
-            (Ok(regs), Ok(sregs)) => {
-                let view = LinearView { ram: vm.ram(), cr3: sregs.cr3 };
-                (regs.rip, view.instruction_bytes(regs.rip))
-            }
-            _ => (0, Vec::new()),
-        };
-        Exit::Fatal(EngineFault { what, rip, bytes, point: *point })
+        let mut stopped = cpus[usize::from(number)].at_rest().stop();
+        Exit::Fatal(stopped.fault(what, vm.ram(), *point))
+    }
+
+    /// All CPUs are as after power-on; the one that boots, with the registers of `boot`.
+    fn start_over(
+        &mut self,
+        point: ExecutionPoint,
+        boot: Option<&CpuState>,
+    ) -> Result<(), InvalidState> {
+        for (number, each) in (0u8..).zip(&mut self.cpus) {
+            let loaded = boot.filter(|_| number == 0);
+            each.own = loaded.map_or_else(OwnRegisters::default, OwnRegisters::of);
+            each.unfinished = false;
+            each.ready = false;
+            let Cpu { home, power_on, .. } = each;
+            let vcpu = home.as_mut().expect(AT_REST);
+            power_on.set(vcpu, loaded).map_err(carried::refused)?;
+        }
+        self.point = point;
+        self.ended = None;
+        self.off = false;
+        self.quiet = 0;
+        Ok(())
     }
 
     /// Nothing happened at the bus. After a while of that the CPUs are looked at.
@@ -189,7 +203,7 @@ impl GroupEngine {
         if self.quiet >= QUIET_PERIODS {
             self.quiet = 0;
             self.rest(bus);
-            let is_off = |cpu: &mut Cpu| state::is_off(cpu.at_rest()).expect(REGISTERS);
+            let is_off = |cpu: &mut Cpu| events::is_off(cpu.at_rest()).expect(REGISTERS);
             self.off = self.cpus.iter_mut().all(is_off);
         }
         Exit::Bound
@@ -240,33 +254,22 @@ impl Engine for GroupEngine {
     fn inject(&mut self, Vector(vector): Vector) {
         let boot = &mut self.cpus[0];
         assert!(boot.ready, "interrupt {vector} injected where none can be taken");
-        state::inject(boot.at_rest(), vector).expect(REGISTERS);
+        events::inject(boot.at_rest(), vector).expect(REGISTERS);
         boot.ready = false;
     }
 
-    /// The CPU that boots.
+    /// The CPU that boots, as far as the CPU model has its registers.
     fn save(&mut self) -> CpuState {
         let boot = &mut self.cpus[0];
         let own = boot.own;
-        state::save(boot.at_rest(), &own).expect(REGISTERS).0
+        let stopped = boot.at_rest().stop();
+        let activity = carried::activity_of(&stopped).expect(REGISTERS);
+        let state = stopped.state().expect(REGISTERS);
+        CpuState { halted: activity == Activity::Halted, ..carried::view(&state, &own) }
     }
 
     fn restore(&mut self, cpu: &CpuState, point: ExecutionPoint) -> Result<(), InvalidState> {
-        for (number, each) in (0u8..).zip(&mut self.cpus) {
-            let loaded = (number == 0).then_some(cpu);
-            each.own = loaded.map_or_else(OwnRegisters::default, OwnRegisters::of);
-            each.unfinished = false;
-            each.ready = false;
-            let Cpu { home, power_on, .. } = each;
-            power_on
-                .set(home.as_mut().expect(AT_REST), loaded)
-                .map_err(|error| InvalidState(format!("this host's KVM refuses it: {error}")))?;
-        }
-        self.point = point;
-        self.ended = None;
-        self.off = false;
-        self.quiet = 0;
-        Ok(())
+        self.start_over(point, Some(cpu))
     }
 
     fn rest(&mut self, bus: &mut dyn Bus) -> bool {
@@ -296,32 +299,32 @@ impl Engine for GroupEngine {
         }
     }
 
-    fn save_group(&mut self) -> Option<CpuGroup> {
+    fn save_cpus(&mut self) -> Cpus {
         let save = |cpu: &mut Cpu| {
             let own = cpu.own;
-            state::save(cpu.at_rest(), &own).expect(REGISTERS)
+            carried::save(cpu.at_rest(), &own, None).expect(REGISTERS)
         };
-        let [boot, others @ ..] = &mut self.cpus[..] else { unreachable!("one boots") };
-        let boot = save(boot).1;
-        Some(CpuGroup { boot, others: others.iter_mut().map(save).collect() })
+        Cpus::Kvm(self.cpus.iter_mut().map(save).collect())
     }
 
-    fn restore_group(
-        &mut self,
-        boot: &CpuState,
-        group: Option<&CpuGroup>,
-    ) -> Result<(), InvalidState> {
-        let found = group.map_or(1, |group| 1 + group.others.len());
-        let Some(CpuGroup { boot: companion, others }) = group.filter(|_| found == self.cpus.len())
-        else {
-            let wanted = self.cpus.len();
-            return Err(InvalidState(format!("it has {found} CPUs, this machine {wanted}")));
+    fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState> {
+        let saved = match cpus {
+            Cpus::Kvm(saved) if saved.len() == self.cpus.len() => saved,
+            _ => {
+                let found = if let Cpus::Kvm(saved) = cpus { saved.len() } else { 1 };
+                let wanted = self.cpus.len();
+                return Err(InvalidState(format!("it has {found} CPUs, this machine {wanted}")));
+            }
         };
-        let others = others.iter().map(|(cpu, companion)| (cpu, companion));
-        let states = std::iter::once((boot, companion)).chain(others);
-        for (each, (cpu, companion)) in self.cpus.iter_mut().zip(states) {
-            each.own = OwnRegisters::of(cpu);
-            state::restore(each.at_rest(), cpu, companion)?;
+        self.start_over(point, None)?;
+        // They run alike, and were asked one after the other: none may go back.
+        let last = saved.iter().map(|cpu| cpu.time_stamp).max().unwrap_or_default();
+        let others = std::iter::repeat(TimeStamp::Like(last));
+        let time_stamps = std::iter::once(TimeStamp::At(last)).chain(others);
+        for ((each, saved), time_stamp) in self.cpus.iter_mut().zip(saved).zip(time_stamps) {
+            let Cpu { home, power_on, .. } = each;
+            let vcpu = home.as_mut().expect(AT_REST);
+            each.own = carried::restore(vcpu, saved, power_on, time_stamp)?;
         }
         Ok(())
     }
