@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the project's text is.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 12] = [
+    "sandbox",
+    "simulator",
     "backup",
     "docs",
     "guest-images",
