@@ -33,6 +33,8 @@ pub enum Task {
     Disk,
     /// Receives and sends packets.
     Network,
+    /// Opens the link to the network: at a go-live, long after the start.
+    Link,
     /// Reads and writes the console.
     Console,
     /// Speaks with the other sides.
@@ -50,11 +52,12 @@ pub enum Task {
 }
 
 /// All tasks, in order.
-const TASKS: [Task; 11] = [
+const TASKS: [Task; 12] = [
     Task::Guest,
     Task::Cpu,
     Task::Disk,
     Task::Network,
+    Task::Link,
     Task::Console,
     Task::Channel,
     Task::Arbiter,
@@ -152,7 +155,9 @@ fn serve(name: &str, jobs: Receiver<Job>) -> io::Result<()> {
 /// The kernel refuses it, which it has not done when the sandbox was entered.
 pub fn confine(task: Task) -> Result<(), SandboxError> {
     if let Some(active) = ACTIVE.get() {
-        privileges::end_start()?;
+        if task != Task::Link {
+            privileges::end_start()?;
+        }
         seccompiler::apply_filter(&active.filters[task as usize])?;
     }
     Ok(())
@@ -181,6 +186,25 @@ pub fn spawn<T: Send + 'static>(
     let gone = || io::Error::other("the thread that starts threads is gone");
     active.starter.send(Box::new(start)).map_err(|_| gone())?;
     take.recv().map_err(|_| gone())?
+}
+
+/// Does something that this thread may not, on a thread of that task, and waits for it. Outside a sandbox:
+/// here.
+///
+/// # Errors
+/// The host's, where it starts no thread.
+///
+/// # Panics
+/// If `body` panics.
+pub fn run<T: Send + 'static>(
+    task: Task,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    if ACTIVE.get().is_none() {
+        return Ok(body());
+    }
+    Ok(spawn(task, name, body)?.join().expect("a panic has been reported where it was"))
 }
 
 /// Does something with files that the operator names, and that Landlock has no rule for, because they are

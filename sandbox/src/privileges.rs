@@ -13,7 +13,8 @@ const KEPT: [Capability; 5] = [
     Capability::CAP_SYS_RESOURCE,
 ];
 
-/// What is kept until the main thread runs the guest: to open TAP devices, and low ports.
+/// What is kept until the main thread runs the guest, and by threads that open a link: to open TAP devices,
+/// and low ports.
 const AT_START: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
 
 /// A privilege that cannot be given up.

@@ -304,6 +304,12 @@ impl List {
         Ok(())
     }
 
+    fn link(&mut self) -> Result<(), BackendError> {
+        self.allow_with(libc::SYS_ioctl, TAP)?;
+        self.allow_values(libc::SYS_ioctl, 1, &INTERFACES)?;
+        self.allow_values(libc::SYS_ioctl, 1, &WAITING)
+    }
+
     fn guest(&mut self) -> Result<(), BackendError> {
         self.files();
         self.allow(SOCKET_IO);
@@ -339,6 +345,12 @@ impl List {
                 list.allow(LOOK);
                 list.allow(SOCKET_IO);
             }
+            Task::Link => {
+                list.allow(&[libc::SYS_openat]);
+                list.sockets()?;
+                list.allow(SOCKET_IO);
+                list.link()?;
+            }
             Task::Console => {
                 list.allow(LOOK);
                 list.allow(PLACED_WRITES);
@@ -370,8 +382,7 @@ impl List {
         list.channel()?;
         list.allow(START);
         list.allow_with(libc::SYS_ioctl, BLOCK)?;
-        list.allow_with(libc::SYS_ioctl, TAP)?;
-        list.allow_values(libc::SYS_ioctl, 1, &INTERFACES)?;
+        list.link()?;
         Ok(list)
     }
 

@@ -12,11 +12,12 @@ use vmft_sandbox::{Files, Sandbox, Task, Use, outside_of_landlock, spawn};
 const TRY: &str = "VMFT_SANDBOX_TRY";
 const PLACE: &str = "VMFT_SANDBOX_PLACE";
 
-const TASKS: [Task; 11] = [
+const TASKS: [Task; 12] = [
     Task::Guest,
     Task::Cpu,
     Task::Disk,
     Task::Network,
+    Task::Link,
     Task::Console,
     Task::Channel,
     Task::Arbiter,
@@ -67,12 +68,13 @@ const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "connect",
         make: || call(libc::SYS_socket, [2, 1, 0, 0, 0]),
-        allowed: &[Task::Channel],
+        allowed: &[Task::Link, Task::Channel],
     },
     Attempt {
         name: "create",
         make: || call(libc::SYS_openat, [0, 0, libc::O_CREAT as u64, 0, 0]),
-        allowed: WRITERS,
+        // The device of TAPs is opened to be written.
+        allowed: &[Task::Guest, Task::Link, Task::Channel, Task::Arbiter, Task::Outside],
     },
     Attempt { name: "remove", make: || call(libc::SYS_unlink, [0; 5]), allowed: WRITERS },
     Attempt {
@@ -93,6 +95,7 @@ const ATTEMPTS: &[Attempt] = &[
         allowed: &[
             Task::Guest,
             Task::Network,
+            Task::Link,
             Task::Console,
             Task::Channel,
             Task::Arbiter,

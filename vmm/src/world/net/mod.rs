@@ -127,7 +127,9 @@ impl Shared {
     fn open(&self) -> Result<(), NetError> {
         let mut link = self.lock();
         if link.is_none() {
-            *link = Some(Link::open(&self.target, self.offloads.load(Ordering::Relaxed))?);
+            let (target, offloads) = (self.target.clone(), self.offloads.load(Ordering::Relaxed));
+            let open = move || Link::open(&target, offloads);
+            *link = Some(vmft_sandbox::run(Task::Link, "link", open).map_err(NetError::Thread)??);
         }
         Ok(())
     }
