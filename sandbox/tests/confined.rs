@@ -1,5 +1,7 @@
 //! What a confined process is refused, by its own trying: each try is a process, which is this program again.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
