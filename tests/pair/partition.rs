@@ -47,8 +47,9 @@ fn check_winner(pair: &mut Pair, winner: Which) {
     assert_eq!(exit.code(), Some(1), "{}", pair.report());
     let why = format!("generation 2 was won by the {}", winner.name());
     assert!(pair.side(loser).messages().contains(&why), "{}", pair.report());
-    let status = pair.status(winner);
-    assert_eq!((status.role, status.generation), (Role::Alone, 2), "{}", pair.report());
+    // The loser may have read who won before the winner has.
+    let status = pair.wait_role(winner, Role::Alone);
+    assert_eq!(status.generation, 2, "{}", pair.report());
     let before = ticks(&pair.text);
     pair.read_until(|text| ticks(text) > before + 5);
     pair.type_in("\n");
