@@ -81,10 +81,6 @@ pub fn start(directory: &Path, words: &[OsString], shown: u64) -> (SideProcess, 
 }
 
 pub fn read_until(console: &mut PairConsole, wanted: &str) {
-    text_until(console, wanted);
-}
-
-fn text_until(console: &mut PairConsole, wanted: &str) -> String {
     let deadline = Instant::now() + LIMIT;
     let mut text = String::new();
     while !text.contains(wanted) {
@@ -92,37 +88,6 @@ fn text_until(console: &mut PairConsole, wanted: &str) -> String {
             text.push_str(&String::from_utf8_lossy(&bytes));
         }
         assert!(Instant::now() < deadline, "{wanted:?} is not printed: {text}");
-    }
-    text
-}
-
-/// Where a kernel says of each flaw that it knows whether its CPU has it, and what it does about it.
-const FLAWS: &str = "/sys/devices/system/cpu/vulnerabilities";
-
-/// The guest knows of every flaw that the host's kernel knows of, and stands against those that it can stand against alone.
-fn knows_its_hosts_flaws(console: &mut PairConsole) {
-    let ask = format!(
-        "cd {FLAWS}; for f in *; do echo \"fl''aw $f: $(cat $f)\"; done; echo al''l told\n"
-    );
-    console.type_in(ask.as_bytes());
-    let text = text_until(console, "all told");
-    let told = |name: &str| {
-        let lines = text.lines().filter_map(|line| line.trim().strip_prefix("flaw "));
-        let mut lines = lines.filter_map(|line| line.split_once(": "));
-        lines.find(|(found, _)| *found == name).map(|(_, said)| said)
-    };
-    for flaw in std::fs::read_dir(FLAWS).unwrap() {
-        let flaw = flaw.unwrap();
-        let name = flaw.file_name().into_string().unwrap();
-        let here = std::fs::read_to_string(flaw.path()).unwrap();
-        // Kernels of different versions do not know the same flaws.
-        if let Some(there) = told(&name).filter(|_| here.trim() != "Not affected") {
-            assert_ne!(there, "Not affected", "{name} is {here} on the host");
-        }
-    }
-    for name in ["spectre_v1", "spectre_v2"] {
-        let there = told(name).unwrap();
-        assert!(there == "Not affected" || there.starts_with("Mitigation: "), "{name}: {there}");
     }
 }
 
@@ -141,7 +106,6 @@ fn auto_takes_kvm_for_a_linux_that_nobody_follows_and_its_shell_answers() {
     side.wait_says(LIMIT, |said| said.contains("--engine auto takes kvm, free-running")).unwrap();
     console.type_in(b"echo typed >$disk/typed && sync && echo wr''itten $((6 * 7))\n");
     read_until(&mut console, "written 42");
-    knows_its_hosts_flaws(&mut console);
     console.type_in(b"poweroff\n");
     assert!(side.wait_exit(LIMIT).unwrap().success(), "{}", side.messages());
     assert_clean(&disk);
