@@ -51,21 +51,23 @@ pub enum Task {
     Outside,
 }
 
-/// All tasks, in order.
-const TASKS: [Task; 12] = [
-    Task::Guest,
-    Task::Cpu,
-    Task::Disk,
-    Task::Network,
-    Task::Link,
-    Task::Console,
-    Task::Channel,
-    Task::Arbiter,
-    Task::Api,
-    Task::Messages,
-    Task::Worker,
-    Task::Outside,
-];
+impl Task {
+    /// All tasks, in order.
+    pub const ALL: [Self; 12] = [
+        Self::Guest,
+        Self::Cpu,
+        Self::Disk,
+        Self::Network,
+        Self::Link,
+        Self::Console,
+        Self::Channel,
+        Self::Arbiter,
+        Self::Api,
+        Self::Messages,
+        Self::Worker,
+        Self::Outside,
+    ];
+}
 
 /// A wall that cannot be put up.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +127,7 @@ impl Sandbox {
     /// If this process is in a sandbox already.
     pub fn enter(&self) -> Result<Entered, SandboxError> {
         let compile = |task| syscalls::of_task(task).map_err(seccompiler::Error::from);
-        let filters = TASKS.into_iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+        let filters = Task::ALL.into_iter().map(compile).collect::<Result<Vec<_>, _>>()?;
         let process = syscalls::of_process().map_err(seccompiler::Error::from)?;
         let clone3 = syscalls::without_clone3().map_err(seccompiler::Error::from)?;
         privileges::reduce(self.user.as_deref())?;

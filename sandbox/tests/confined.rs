@@ -14,21 +14,6 @@ use vmft_sandbox::{Files, Sandbox, Task, Use, outside_of_landlock, spawn};
 const TRY: &str = "VMFT_SANDBOX_TRY";
 const PLACE: &str = "VMFT_SANDBOX_PLACE";
 
-const TASKS: [Task; 12] = [
-    Task::Guest,
-    Task::Cpu,
-    Task::Disk,
-    Task::Network,
-    Task::Link,
-    Task::Console,
-    Task::Channel,
-    Task::Arbiter,
-    Task::Api,
-    Task::Messages,
-    Task::Worker,
-    Task::Outside,
-];
-
 /// Something that a thread tries.
 #[derive(Debug, Clone, Copy)]
 struct Attempt {
@@ -109,13 +94,17 @@ const ATTEMPTS: &[Attempt] = &[
         make: || call(libc::SYS_ioctl, [9999, 0xAE80, 0, 0, 0]),
         allowed: &[Task::Guest, Task::Cpu, Task::Channel],
     },
-    Attempt { name: "read", make: || call(libc::SYS_read, [9999, 0, 0, 0, 0]), allowed: &TASKS },
+    Attempt {
+        name: "read",
+        make: || call(libc::SYS_read, [9999, 0, 0, 0, 0]),
+        allowed: &Task::ALL,
+    },
     Attempt {
         name: "execute",
         make: || call(libc::SYS_mmap, [0, 4096, 5, 0x22, u64::MAX]),
-        allowed: &TASKS,
+        allowed: &Task::ALL,
     },
-    Attempt { name: "open", make: || call(libc::SYS_openat, [0, 0, 0, 0, 0]), allowed: &TASKS },
+    Attempt { name: "open", make: || call(libc::SYS_openat, [0, 0, 0, 0, 0]), allowed: &Task::ALL },
 ];
 
 /// Runs this program again, for [`tried_here`] alone.
@@ -133,7 +122,7 @@ fn tried_here() {
     let place = Path::new(&place);
     match what.split_once(' ') {
         Some((task, attempt)) => {
-            let task = TASKS.into_iter().find(|known| format!("{known:?}") == task).unwrap();
+            let task = Task::ALL.into_iter().find(|known| format!("{known:?}") == task).unwrap();
             let attempt = ATTEMPTS.iter().find(|known| known.name == attempt).unwrap();
             Sandbox::default().enter().unwrap();
             spawn(task, "tries", attempt.make).unwrap().join().unwrap();
@@ -152,7 +141,7 @@ fn tried_here() {
 #[test]
 fn a_thread_is_killed_for_what_its_task_does_not_need_and_not_for_what_it_does() {
     let place = tempfile::tempdir().unwrap();
-    for task in TASKS {
+    for task in Task::ALL {
         for attempt in ATTEMPTS {
             let output = again(&format!("{task:?} {}", attempt.name), place.path());
             let killed = output.status.signal() == Some(libc::SIGSYS);
