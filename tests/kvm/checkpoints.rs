@@ -1,7 +1,7 @@
 //! Checkpoints of a guest that computes: on `kvm` they are taken between two points.
 
 use crate::engines::{
-    Engine, expected, kvm_is_here, probe, said, succeed, take_turn, vmft, write_probe,
+    Engine, expected, held_probe, kvm_is_here, probe, said, take_turn, vmft, write_probe,
 };
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,9 @@ use vmft::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use vmft_backup::status::Role;
 
 pub const LIMIT: Duration = Duration::from_secs(120);
-/// Lines of these guests, and rounds of computing before each: long against what is done to them.
+/// Lines of these guests, after which they compute until somebody types, and rounds of computing before each line.
 const LINES: u32 = 6;
+const HOLD: [u32; 2] = [2, 4];
 
 fn rounds(engine: Engine) -> u32 {
     match engine {
@@ -22,7 +23,7 @@ fn rounds(engine: Engine) -> u32 {
 }
 
 fn guest(directory: &Path, engine: Engine) -> Vec<OsString> {
-    let kernel = write_probe(directory, &probe(LINES, rounds(engine)));
+    let kernel = write_probe(directory, &held_probe(LINES, rounds(engine), HOLD));
     let mut words = vec!["--memory".into(), "size=64M".into(), "--kernel".into(), kernel.into()];
     words.extend(engine.options().iter().map(OsString::from));
     words
@@ -38,7 +39,7 @@ pub fn read_until(console: &mut PairConsole, text: &mut String, wanted: &str) {
     }
 }
 
-/// Starts a guest with `subcommand`, and returns it when it computes for its third line.
+/// Starts a guest with `subcommand`, and returns it when it has printed two lines and computes.
 pub fn start(
     directory: &Path,
     subcommand: &str,
@@ -71,13 +72,21 @@ fn restore_and_finish(engine: Engine, onto: Option<Engine>) {
     let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let snapshot = snapshot(directory.path(), &guest(directory.path(), engine));
-    let console = directory.path().join("console");
-    let words = ["run".into(), "--restore".into(), snapshot.into_os_string(), "--serial".into()];
-    let engine = onto.iter().flat_map(|engine| engine.options()).map(OsString::from);
-    succeed(words.into_iter().chain([prefixed("file=", &console)]).chain(engine));
-    let text = std::fs::read_to_string(console).unwrap();
-    let text = text.trim_start_matches('\0');
-    assert!(text.contains("vmft-line 000006") && expected(LINES).ends_with(text), "{text}");
+    let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
+    let mut words: Vec<OsString> = vec!["--restore".into(), snapshot.into_os_string()];
+    words.extend(onto.iter().flat_map(|engine| engine.options()).map(OsString::from));
+    let mut side =
+        SideProcess::start_as(program, "run", Which::Backup, directory.path(), &words).unwrap();
+    let shown = expected(HOLD[0]).trim_end_matches("vmft-done\r\n").to_owned();
+    let mut console = PairConsole::starting_at(shown.len() as u64);
+    console.attach(&mut side).unwrap();
+    let mut text = shown;
+    console.type_in(b"\n");
+    read_until(&mut console, &mut text, "vmft-line 000004\r\n");
+    console.type_in(b"\n");
+    assert!(side.wait_exit(LIMIT).unwrap().success(), "{}", side.messages());
+    read_until(&mut console, &mut text, "vmft-done\r\n");
+    assert_eq!(text, expected(LINES));
 }
 
 #[test]
@@ -115,8 +124,11 @@ fn join_and_take_over(engine: Engine) {
     let mut backup = SideProcess::start(program, Which::Backup, directory, &arguments).unwrap();
     console.attach(&mut backup).unwrap();
     primary.wait_status(LIMIT, |status| status.role == Role::Primary).unwrap();
+    console.type_in(b"\n");
     read_until(&mut console, &mut text, "vmft-line 000004\r\n");
     primary.kill().unwrap();
+    backup.wait_status(LIMIT, |status| status.role == Role::Alone).unwrap();
+    console.type_in(b"\n");
     read_until(&mut console, &mut text, "vmft-done\r\n");
     assert_eq!(text, expected(LINES), "{}", backup.messages());
     assert!(backup.wait_exit(LIMIT).unwrap().success(), "{}", backup.messages());

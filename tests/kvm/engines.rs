@@ -55,7 +55,12 @@ pub fn kvm_is_here() -> bool {
 /// The probe guest: few enough rounds of computing for a CPU that interprets it slowly.
 pub fn probe(lines: u32, rounds: u32) -> ProbeGuest {
     let number = |number| NonZeroU32::new(number).unwrap();
-    ProbeGuest { lines: number(lines), ticks: 2, rounds: number(rounds) }
+    ProbeGuest { lines: number(lines), ticks: 2, rounds: number(rounds), hold: [None; 2] }
+}
+
+/// The same, which waits after these lines until somebody types.
+pub fn held_probe(lines: u32, rounds: u32, after: [u32; 2]) -> ProbeGuest {
+    ProbeGuest { hold: after.map(NonZeroU32::new), ..probe(lines, rounds) }
 }
 
 /// Writes the probe guest's kernel.

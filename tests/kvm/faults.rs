@@ -2,7 +2,7 @@
 //! checkpoint; both take over.
 
 use crate::checkpoints::{LIMIT, read_until, start};
-use crate::engines::{Engine, expected, probe, take_turn, write_probe};
+use crate::engines::{Engine, expected, held_probe, take_turn, write_probe};
 use std::ffi::OsString;
 use std::path::Path;
 use vmft::pair::{PairConsole, SideProcess, Which, prefixed};
@@ -26,7 +26,8 @@ impl Followed {
     fn start(directory: &Path, more: &[&str]) -> Self {
         let arbiter = ["--arbiter".into(), prefixed("dir=", &directory.join("arbiter"))];
         let both = || arbiter.iter().cloned().chain(more.iter().map(OsString::from));
-        let kernel = write_probe(directory, &probe(LINES, 1_000));
+        // It ends when its primary has.
+        let kernel = write_probe(directory, &held_probe(LINES, 1_000, [LINES - 20, 0]));
         let mut words =
             vec!["--memory".into(), "size=64M".into(), "--kernel".into(), kernel.into()];
         words.extend(Engine::KvmExit.options().iter().map(OsString::from));
@@ -52,6 +53,7 @@ impl Followed {
     fn kill_and_finish(mut self) -> SideStatus {
         self.primary.kill().unwrap();
         let live = self.backup.wait_status(LIMIT, |status| status.role == Role::Alone).unwrap();
+        self.console.type_in(b"\n");
         read_until(&mut self.console, &mut self.text, "vmft-done\r\n");
         assert_eq!(self.text, expected(LINES), "{}", self.backup.messages());
         let exit = self.backup.wait_exit(LIMIT).unwrap();

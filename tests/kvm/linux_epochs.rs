@@ -1,7 +1,7 @@
 //! Guests on the host's KVM that runs freely, protected by their state: an unmodified Debian kernel
 //! where the doctor says that it can run, and the probe guest on every KVM.
 
-use crate::engines::{kvm_is_here, probe, take_turn, write_probe};
+use crate::engines::{held_probe, kvm_is_here, take_turn, write_probe};
 use crate::linux::{assert_clean, obstacle};
 use crate::random::Random;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, Workload, count_record
 /// How long a boot may take on a busy host whose CPU is emulated.
 const LIMIT: Duration = Duration::from_secs(400);
 
-/// Lines of the probe guest: enough to be joined before the half of them.
+/// Lines of the probe guest.
 const PROBE_LINES: u32 = 80;
 
 /// A pair on KVM in checkpoint mode, and what its console has shown.
@@ -28,7 +28,8 @@ struct Pair {
 }
 
 /// Both sides get `both`; the primary also what its guest is. The backup joins once the guest has printed
-/// its first line: an emulated CPU has enough to do with a boot alone.
+/// its first line, since an emulated CPU has enough to do with a boot alone. There the guest waits, and
+/// once more before it ends, for [`Pair::go_on`].
 fn start(directory: &Path, guest: &[OsString], both: &[OsString]) -> Pair {
     let program = Path::new(env!("CARGO_BIN_EXE_vmft"));
     let words = ["--protect", "checkpoint,interval=100ms", "--suspect-after", "5000", "--listen"];
@@ -85,9 +86,15 @@ impl Pair {
         format!("primary:\n{primary}backup:\n{backup}")
     }
 
+    /// Lets a guest go on that waits for a line.
+    fn go_on(&mut self) {
+        self.console.type_in(b"\n");
+    }
+
     /// Kills the primary at `moment`; the guest must end on the backup.
     fn kill_at(&mut self, moment: Moment) {
         let Moment { line, epochs, side, pause } = moment;
+        self.go_on();
         self.read(Some(DemoLine::Line(line)));
         println!("killing the primary at {moment:?}");
         let count = |status: &vmft_backup::status::SideStatus| {
@@ -101,6 +108,8 @@ impl Pair {
         watched.wait_status(LIMIT, |status| count(status) >= wanted).unwrap();
         std::thread::sleep(pause);
         self.primary.kill().unwrap();
+        self.backup.wait_status(LIMIT, |status| status.role == Role::Alone).unwrap();
+        self.go_on();
         self.read(None);
         assert!(self.backup.wait_exit(LIMIT).unwrap().success(), "{}", self.said());
         assert_eq!(self.console.merger().missing(), 0, "{}", self.said());
@@ -152,9 +161,11 @@ fn an_unmodified_linux_with_two_cpus_survives_its_primary_killed_at_moments_of_a
 
 fn survives(cpus: u8, moments: &[Moment]) {
     const RECORDS: u32 = 40;
-    /// Between two records: with it the guest lasts for half a minute, and longer than a join takes where
-    /// two CPUs and both sides share one emulated CPU.
-    const PAUSE_MS: u32 = 700;
+    /// Between two records.
+    const PAUSE_MS: u32 = 300;
+    /// Here the guest waits: for its backup, however long a join takes, and for the end of its primary, however
+    /// long epochs take. Two CPUs and both sides may share one emulated CPU.
+    const HOLD: &str = "vmft.hold=1,30";
     if !kvm_is_here() || obstacle().is_some() {
         return;
     }
@@ -164,7 +175,8 @@ fn survives(cpus: u8, moments: &[Moment]) {
         let disk = directory.path().join("disk.img");
         make_disk(&disk, DiskSize::DEMO, "vmft-test").unwrap();
         // Each byte a kernel says costs the emulated CPU a hundred microseconds.
-        let words = Workload::Demo { lines: RECORDS, pause_ms: PAUSE_MS }.cmdline() + " quiet";
+        let words = Workload::Demo { lines: RECORDS, pause_ms: PAUSE_MS }.cmdline();
+        let words = format!("{words} {HOLD} quiet");
         let cpus = format!("boot={cpus}");
         let guest = ["--cmdline", &words, "--memory", "size=96M", "--cpus", &cpus];
         let guest = guest.map(OsString::from);
@@ -188,7 +200,8 @@ fn a_guest_that_runs_freely_on_kvm_survives_its_primary() {
     let _turn = take_turn();
     let directory = tempfile::tempdir().unwrap();
     let arbiter = prefixed("dir=", &directory.path().join("arbiter"));
-    let kernel = write_probe(directory.path(), &probe(PROBE_LINES, 1_000)).into();
+    let probe = held_probe(PROBE_LINES, 1_000, [1, PROBE_LINES - 10]);
+    let kernel = write_probe(directory.path(), &probe).into();
     let guest = ["--memory".into(), "size=64M".into(), "--kernel".into(), kernel];
     let mut pair = start(directory.path(), &guest, &["--arbiter".into(), arbiter]);
     pair.kill_at(Moment::sent(PROBE_LINES / 2, 1));

@@ -12,6 +12,7 @@
 //! | R15 | the computation's accumulator |
 
 use super::{BASE, ProbeGuest};
+use std::num::NonZeroU32;
 
 std::arch::global_asm!(
     ".pushsection .rodata.vmft_line_probe, \"a\"",
@@ -83,6 +84,19 @@ std::arch::global_asm!(
     "add [r14 + rbx], r15",
     "dec ecx",
     "jnz .Lline_probe_compute",
+    // Held: nothing is printed until the serial port has a byte.
+    "cmp r13d, [rip + .Lline_probe_hold]",
+    "je .Lline_probe_held",
+    "cmp r13d, [rip + .Lline_probe_hold + 4]",
+    "jne .Lline_probe_go_on",
+    ".Lline_probe_held:",
+    "mov dx, 0x3fd",
+    "in al, dx",
+    "test al, 1",
+    "jz .Lline_probe_printed_line",
+    "mov dx, 0x3f8",
+    "in al, dx",
+    ".Lline_probe_go_on:",
     "inc r13d",
     "lea rsi, [rip + .Lline_probe_text_line]",
     "call .Lline_probe_print",
@@ -104,6 +118,7 @@ std::arch::global_asm!(
     "jnz .Lline_probe_digit",
     "lea rsi, [rip + .Lline_probe_text_end]",
     "call .Lline_probe_print",
+    ".Lline_probe_printed_line:",
     "cmp r13d, [rip + .Lline_probe_lines]",
     "jae .Lline_probe_done",
     "mov ebx, r12d",
@@ -194,6 +209,8 @@ std::arch::global_asm!(
     ".long 0",
     ".Lline_probe_rounds:",
     ".long 0",
+    ".Lline_probe_hold:",
+    ".long 0, 0",
     ".globl vmft_line_probe_end",
     "vmft_line_probe_end:",
     ".popsection",
@@ -217,7 +234,8 @@ pub(super) fn program(guest: &ProbeGuest) -> Vec<u8> {
         (std::slice::from_raw_parts(begin, len), parameters.offset_from_unsigned(begin))
     };
     let mut code = code.to_vec();
-    let values = [guest.lines.get(), guest.ticks, guest.rounds.get()];
+    let [first, second] = guest.hold.map(|line| line.map_or(u32::MAX, NonZeroU32::get));
+    let values = [guest.lines.get(), guest.ticks, guest.rounds.get(), first, second];
     for (place, value) in code[at..].chunks_exact_mut(4).zip(values) {
         place.copy_from_slice(&value.to_le_bytes());
     }

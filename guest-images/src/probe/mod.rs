@@ -30,6 +30,9 @@ pub struct ProbeGuest {
     pub ticks: u32,
     /// Rounds of computing before each line, of eight instructions each.
     pub rounds: NonZeroU32,
+    /// After these lines it computes and waits as between two lines, and prints nothing, until it finds a byte at
+    /// the serial port: however long something takes that a guest has to live through.
+    pub hold: [Option<NonZeroU32>; 2],
 }
 
 impl Default for ProbeGuest {
@@ -38,6 +41,7 @@ impl Default for ProbeGuest {
             lines: const { NonZeroU32::new(60).expect("not zero") },
             ticks: 10,
             rounds: const { NonZeroU32::new(1_000).expect("not zero") },
+            hold: [None; 2],
         }
     }
 }
@@ -105,12 +109,15 @@ mod tests {
     fn the_image_holds_what_it_is_to_do_and_fits_below_its_tables() {
         let guest = ProbeGuest {
             lines: NonZeroU32::new(0x0102_0304).expect("not zero"),
+            hold: [NonZeroU32::new(7), None],
             ..Default::default()
         };
         let image = guest.image();
         assert!(image.len() < 0x8000 + PROGRAM_OFFSET as usize);
-        let tail: Vec<u8> =
-            [0x0102_0304u32, 10, 1_000].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let tail: Vec<u8> = [0x0102_0304, 10, 1_000, 7, u32::MAX]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
         assert!(image.ends_with(&tail));
     }
 

@@ -27,32 +27,39 @@ const PIECES_AHEAD: usize = 4;
 /// A piece ready to be sent, and whether it is the last.
 type Sealed = Result<(Vec<u8>, bool), TransportError>;
 
-/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over,
-/// or when nobody takes its pieces any more.
+/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over, or when nobody
+/// takes its pieces any more: after the channel of the pieces, so whoever sees it go knows that all have been given.
 fn pack(
     mut stream: Box<dyn CheckpointStream>,
     session: SessionId,
 ) -> Result<mpsc::Receiver<Sealed>, TransportError> {
     let (give, pieces) = mpsc::channel(PIECES_AHEAD);
     let pack = move || {
-        loop {
-            let sealed = match stream.next_piece() {
-                Ok(None) => return,
-                Err(reason) => Err(TransportError::NoCheckpoint(reason)),
-                Ok(Some(piece)) => {
-                    let last = piece.kind() == PieceKind::End;
-                    let frame = Frame::Checkpoint(piece).encode(session);
-                    frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
-                }
-            };
-            let failed = sealed.is_err();
-            if give.blocking_send(sealed).is_err() || failed {
-                return;
-            }
-        }
+        give_all(stream.as_mut(), session, give);
+        drop(stream);
     };
     vmft_sandbox::spawn(Task::Worker, "vmft-join", pack).map_err(TransportError::Thread)?;
     Ok(pieces)
+}
+
+/// Gives the sealed pieces of a checkpoint to whoever sends them, until one of the two has no more to do.
+#[expect(clippy::needless_pass_by_value, reason = "the channel ends with the pieces")]
+fn give_all(stream: &mut dyn CheckpointStream, session: SessionId, give: mpsc::Sender<Sealed>) {
+    loop {
+        let sealed = match stream.next_piece() {
+            Ok(None) => return,
+            Err(reason) => Err(TransportError::NoCheckpoint(reason)),
+            Ok(Some(piece)) => {
+                let last = piece.kind() == PieceKind::End;
+                let frame = Frame::Checkpoint(piece).encode(session);
+                frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
+            }
+        };
+        let failed = sealed.is_err();
+        if give.blocking_send(sealed).is_err() || failed {
+            return;
+        }
+    }
 }
 
 /// Sends the checkpoint and waits until the backup has it.

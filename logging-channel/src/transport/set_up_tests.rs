@@ -20,7 +20,7 @@ use crate::session::Acknowledge;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::io::duplex;
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_blocking, spawn_local};
 use tokio::time::Instant;
 
 const LIMIT: Duration = super::super::DEFAULT_SETUP_TIMEOUT;
@@ -69,17 +69,45 @@ impl JoinSink for NoMemory {
     }
 }
 
-/// Begins when it is told to.
+/// Begins when it is told to; gone once all its pieces have been given.
 struct Stream {
     ticket: Option<JoinTicket>,
-    go: Receiver<()>,
+    told: Told,
     pieces: Option<WholeCheckpoint<Machine>>,
+}
+
+/// The stream's end of [`Start`].
+struct Told {
+    go: Receiver<()>,
+    _gone: Sender<()>,
+}
+
+/// Lets the stream begin.
+struct Start {
+    go: Sender<()>,
+    gone: Receiver<()>,
+}
+
+impl Start {
+    fn new() -> (Self, Told) {
+        let ((go, told), (on_drop, gone)) = (channel(), channel());
+        (Self { go, gone }, Told { go: told, _gone: on_drop })
+    }
+
+    /// The clock stands still until the stream's thread has given all pieces. It would not otherwise: between the
+    /// moment at which that thread marks a task as woken and the one at which it wakes the runtime, the runtime sees
+    /// nothing to do but to let time pass, and the task cannot be woken a second time, by no timer either.
+    fn go(self) {
+        self.go.send(()).expect("it waits");
+        // It ends with an error, since nothing is ever sent.
+        spawn_blocking(move || self.gone.recv().expect_err("nothing is sent"));
+    }
 }
 
 impl CheckpointStream for Stream {
     fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
         if let Some(ticket) = self.ticket.take() {
-            self.go.recv().map_err(|error| error.to_string())?;
+            self.told.go.recv().map_err(|error| error.to_string())?;
             ticket.begin(Machine.position().point).map_err(|error| error.to_string())?;
             self.pieces = Some(WholeCheckpoint::new(Machine).expect("small"));
         }
@@ -87,7 +115,7 @@ impl CheckpointStream for Stream {
     }
 }
 
-struct Handler(Option<Receiver<()>>);
+struct Handler(Option<Told>);
 
 impl PrimaryHandler for Handler {
     fn checkpoint(
@@ -95,8 +123,8 @@ impl PrimaryHandler for Handler {
         _: &SessionTerms,
         ticket: JoinTicket,
     ) -> Result<Box<dyn CheckpointStream>, String> {
-        let go = self.0.take().expect("one backup");
-        Ok(Box::new(Stream { ticket: Some(ticket), go, pieces: None }))
+        let told = self.0.take().expect("one backup");
+        Ok(Box::new(Stream { ticket: Some(ticket), told, pieces: None }))
     }
     fn protected(&mut self, _: BackupKey, _: Protects) {}
     fn acknowledged(&mut self, _: EntrySequence) {}
@@ -119,16 +147,14 @@ fn terms() -> SessionTerms {
 }
 
 /// A primary that serves one backup, whose checkpoint begins when it is told to; and that backup's end.
-fn primary(
-    terms: &SessionTerms,
-) -> (Connection, Sender<()>, JoinHandle<Result<(), TransportError>>) {
+fn primary(terms: &SessionTerms) -> (Connection, Start, JoinHandle<Result<(), TransportError>>) {
     let (ours, theirs) = duplex(1 << 16);
-    let (go, waits) = channel();
+    let (start, told) = Start::new();
     let listen = "tcp:127.0.0.1:0".parse().expect("an address");
     let config = PrimaryConfig::new(listen, terms.peer.clone());
     assert_eq!(config.setup_timeout, LIMIT);
     let shared = Arc::new(Shared::new(&config));
-    let context = Context::new(config, shared, Box::new(Handler(Some(waits))));
+    let context = Context::new(config, shared, Box::new(Handler(Some(told))));
     let of_session = |stream| {
         let mut connection = Connection::new(Box::new(stream));
         connection.reader.set_session(terms.session);
@@ -136,7 +162,7 @@ fn primary(
     };
     let (connection, terms) = (of_session(ours), terms.clone());
     let serving = spawn_local(async move { serve_backup(&context, connection, &terms).await });
-    (of_session(theirs), go, serving)
+    (of_session(theirs), start, serving)
 }
 
 async fn say(connection: &mut Connection, session: SessionId, frame: Frame) {
@@ -169,10 +195,10 @@ fn by_a_clock_of_its_own<F: Future<Output = ()>>(test: F) {
 fn a_checkpoint_that_takes_an_hour_is_waited_for_on_both_sides() {
     by_a_clock_of_its_own(async {
         let (terms, begun) = (terms(), Instant::now());
-        let (mut connection, go, serving) = primary(&terms);
+        let (mut connection, start, serving) = primary(&terms);
         spawn_local(async move {
             tokio::time::sleep(AN_HOUR).await;
-            go.send(()).expect("it waits");
+            start.go();
         });
         let taken = take_checkpoint(&mut connection, terms.session, &mut NoMemory, LIMIT).await;
         assert!(begun.elapsed() >= AN_HOUR);
@@ -185,8 +211,8 @@ fn a_checkpoint_that_takes_an_hour_is_waited_for_on_both_sides() {
 fn a_backup_that_needs_an_hour_to_take_its_checkpoint_is_waited_for() {
     by_a_clock_of_its_own(async {
         let terms = terms();
-        let (mut connection, go, serving) = primary(&terms);
-        go.send(()).expect("it waits");
+        let (mut connection, start, serving) = primary(&terms);
+        start.go();
         take_all(&mut connection, terms.session).await;
         for pieces in 0..AN_HOUR.as_secs() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -205,7 +231,7 @@ fn a_backup_that_needs_an_hour_to_take_its_checkpoint_is_waited_for() {
 fn a_backup_that_is_silent_while_its_checkpoint_is_made_goes_after_five_seconds() {
     by_a_clock_of_its_own(async {
         let begun = Instant::now();
-        let (_connection, _go, serving) = primary(&terms());
+        let (_connection, _start, serving) = primary(&terms());
         let ended = serving.await.expect("no panic");
         assert!(matches!(ended, Err(TransportError::TimedOut { .. })), "{ended:?}");
         assert_eq!(begun.elapsed().as_secs(), LIMIT.as_secs());
@@ -216,8 +242,8 @@ fn a_backup_that_is_silent_while_its_checkpoint_is_made_goes_after_five_seconds(
 fn a_backup_that_is_silent_with_a_whole_checkpoint_is_told_that_it_was_turned_away() {
     by_a_clock_of_its_own(async {
         let terms = terms();
-        let (mut connection, go, serving) = primary(&terms);
-        go.send(()).expect("it waits");
+        let (mut connection, start, serving) = primary(&terms);
+        start.go();
         take_all(&mut connection, terms.session).await;
         let word = connection.reader.next_frame(LIMIT * 2, "a last word").await;
         assert!(matches!(word, Ok(Frame::Goodbye(GoodbyeReason::Fault(_)))), "{word:?}");

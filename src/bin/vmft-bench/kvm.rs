@@ -68,7 +68,8 @@ impl Load {
     /// The probe: it prints `lines` lines and computes `rounds` rounds before each.
     fn probe(directory: &Path, lines: u32, rounds: u32) -> Result<Self> {
         let number = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
-        let guest = ProbeGuest { lines: number(lines), ticks: 0, rounds: number(rounds) };
+        let guest =
+            ProbeGuest { lines: number(lines), ticks: 0, rounds: number(rounds), hold: [None; 2] };
         let kernel = directory.join("probe.elf");
         std::fs::write(&kernel, guest.image())?;
         let machine = ["--memory".into(), "size=64M".into(), "--kernel".into(), kernel.into()];
