@@ -1,7 +1,8 @@
 //! Opening disk images: what a file is comes before what is done with it, and every remedy is safe to
 //! follow, also for an image with data up to its last byte.
 
-use crate::options::DiskOption;
+use crate::nbd_disk;
+use crate::options::{DiskOption, DiskPlace};
 use anyhow::{Result, anyhow, bail};
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,46 +11,67 @@ use std::path::{Path, PathBuf};
 use vmft_vmm::world::image_format::{self, ImageFormat};
 use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
 
-/// Opens the images, with the host's `cache` where an option does not say. A `new_machine` must find nobody
-/// else on them; a backup's are still to be shared.
-pub fn open_disks(
-    options: &[DiskOption],
-    cache: HostCache,
-    new_machine: bool,
-) -> Result<Vec<DiskFile>> {
-    let open = |disk: &DiskOption| {
-        check_format(disk)?;
-        let cache = disk.cache.unwrap_or(cache);
-        DiskFile::open(&disk.path, disk.read_only, cache, new_machine).map_err(|error| {
-            let remedy = disk_remedy(&error, new_machine);
-            anyhow!("{:#}{remedy}", anyhow::Error::from(error))
-        })
+/// Whose disks are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisksOf {
+    /// A machine that nobody follows.
+    Alone,
+    /// The first side of a pair.
+    NewPair,
+    /// A side that joins a pair; the disks are still to be shared.
+    Joining,
+}
+
+impl DisksOf {
+    /// Whether the host's cache has a part in it, where an option does not say.
+    fn cache(self) -> HostCache {
+        if self == Self::Alone { HostCache::WriteBack } else { HostCache::None }
+    }
+
+    /// True if nobody else may be found on them.
+    pub(crate) fn is_new(self) -> bool {
+        self != Self::Joining
+    }
+}
+
+/// Opens the disks.
+pub fn open_disks(options: &[DiskOption], of: DisksOf) -> Result<Vec<DiskFile>> {
+    let open = |disk: &DiskOption| match &disk.place {
+        DiskPlace::Image(path) => {
+            check_format(path, disk.read_only, disk.is_raw)?;
+            let cache = disk.cache.unwrap_or(of.cache());
+            DiskFile::open(path, disk.read_only, cache, of.is_new()).map_err(|error| {
+                let remedy = disk_remedy(&error, of.is_new());
+                anyhow!("{:#}{remedy}", anyhow::Error::from(error))
+            })
+        }
+        DiskPlace::Export(export) => nbd_disk::open(export, disk.read_only, of),
     };
     options.iter().map(open).collect()
 }
 
 /// Refuses a file that is no raw disk, before anything else is done with it. What cannot be read is left
 /// to whoever opens it.
-fn check_format(disk: &DiskOption) -> Result<()> {
+pub(crate) fn check_format(path: &Path, read_only: bool, is_raw: bool) -> Result<()> {
     let is_regular = |path: &Path| {
         use std::os::unix::fs::FileTypeExt;
         // Nothing else has a beginning and an end; opening a pipe would wait.
         path.metadata().is_ok_and(|data| data.is_file() || data.file_type().is_block_device())
     };
-    if disk.is_raw || !is_regular(&disk.path) {
+    if is_raw || !is_regular(path) {
         return Ok(());
     }
-    let Ok(file) = File::open(&disk.path) else { return Ok(()) };
+    let Ok(file) = File::open(path) else { return Ok(()) };
     let found = image_format::recognise(&file)
-        .map_err(|error| anyhow!("reading disk {}: {error}", disk.path.display()))?;
-    let Some(format) = found.filter(|format| !(disk.read_only && format.may_be_read())) else {
+        .map_err(|error| anyhow!("reading disk {}: {error}", path.display()))?;
+    let Some(format) = found.filter(|format| !(read_only && format.may_be_read())) else {
         return Ok(());
     };
-    let remedy = format_remedy(format, &disk.path);
+    let remedy = format_remedy(format, path);
     bail!(
         "disk {} is {format}, not a raw disk, and would be destroyed by the guest's first write; {remedy}; \
          or, if its guest has put there what looks like that, say format=raw",
-        disk.path.display()
+        path.display()
     )
 }
 
@@ -77,7 +99,7 @@ fn format_remedy(format: ImageFormat, path: &Path) -> String {
 
 /// What to do about a disk that cannot be used; empty where the error says it. Nothing that is proposed
 /// makes a file shorter.
-fn disk_remedy(error: &DiskFileError, new_machine: bool) -> String {
+pub(crate) fn disk_remedy(error: &DiskFileError, new_machine: bool) -> String {
     match error {
         DiskFileError::Open { path, source } => match source.kind() {
             io::ErrorKind::NotFound if new_machine => {
@@ -146,15 +168,14 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Temporary directories may be on any file system.
-    const CACHED: HostCache = HostCache::WriteBack;
-
     fn option(path: &Path, read_only: bool, is_raw: bool) -> DiskOption {
-        DiskOption { path: path.to_owned(), read_only, cache: None, is_raw }
+        // Temporary directories may be on any file system.
+        let cache = Some(HostCache::WriteBack);
+        DiskOption { place: DiskPlace::Image(path.to_owned()), read_only, cache, is_raw }
     }
 
     fn refusal(path: &Path, read_only: bool) -> Option<String> {
-        let opened = open_disks(&[option(path, read_only, false)], CACHED, true);
+        let opened = open_disks(&[option(path, read_only, false)], DisksOf::Alone);
         opened.err().map(|error| format!("{error:#}"))
     }
 
@@ -175,8 +196,9 @@ mod tests {
         let mut image = b"QFI\xFB\0\0\0\x03".to_vec();
         image.resize(1 << 16, 0);
         std::fs::write(&path, &image).expect("written");
-        for (new_machine, read_only) in [(true, false), (true, true), (false, false)] {
-            let error = open_disks(&[option(&path, read_only, false)], CACHED, new_machine);
+        let tries = [(DisksOf::Alone, false), (DisksOf::NewPair, true), (DisksOf::Joining, false)];
+        for (of, read_only) in tries {
+            let error = open_disks(&[option(&path, read_only, false)], of);
             let error = format!("{:#}", error.expect_err("qcow2"));
             assert!(error.contains("qcow2"), "{error}");
             let command = proposed(&error);
@@ -184,7 +206,7 @@ mod tests {
             assert!(command.ends_with("/disk.img.raw"), "{command}");
         }
         assert_eq!(std::fs::read(&path).expect("there"), image, "nothing is changed");
-        open_disks(&[option(&path, false, true)], CACHED, true)
+        open_disks(&[option(&path, false, true)], DisksOf::Alone)
             .expect("its guest has written that");
     }
 

@@ -48,6 +48,19 @@ makes it leave, and the primary goes on alone. Certificates: see `vmft keys --he
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
 
+/// For `vmft disk serve`.
+pub const DISK_SERVE: &str = "\
+Example, two hosts and a third that keeps their disk:
+  D: vmft disk serve --export web=/disks/web.img --listen tls:0.0.0.0:10809
+  A: vmft primary --disk nbd=D:10809/web --listen tls:0.0.0.0:7000
+  B: vmft backup --disk nbd=D:10809/web --primary tls:A:7000 --listen tls:0.0.0.0:7000
+
+D is the arbiter as well: who goes on is decided there, and from then on it takes no write of the
+other side. Any client of NBD may read an export; none but the pair writes to one that a pair has.
+`vmft keys add A B D` makes the certificates for ~/.config/vmft/tls on each host. Ctrl-C ends it.
+
+Exit code 0 when everything that was written is on the disks.";
+
 /// For `vmft standby`.
 pub const STANDBY: &str = "\
 Example, three hosts that share /shared:

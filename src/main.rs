@@ -70,6 +70,8 @@ enum Command {
     /// Attach to the console of one or both sides
     #[command(after_help = examples::CONSOLE)]
     Console(commands::console::ConsoleOptions),
+    /// Serve disks to pairs whose hosts share none
+    Disk(commands::disk::DiskOptions),
     /// Make, renew and revoke the certificates with which the sides of a pair know each other
     #[command(after_help = examples::KEYS)]
     Keys(commands::keys::KeysOptions),
@@ -128,6 +130,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
+        Command::Disk(options) => commands::disk::disk(&options),
         Command::Keys(options) => commands::keys::keys(&options),
         Command::TlsInit(options) => commands::keys::tls_init(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),

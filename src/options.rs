@@ -2,11 +2,13 @@
 //!
 //! Comma-separated `key=value`, `on|off`, sizes as `512M` or `4G`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use vmft_backup::epoch::{Interval, IntervalError, Protection};
 use vmft_backup::lag::{LagBound, LagError, LagPolicy};
+use vmft_logging_channel::transport::PeerAddress;
 use vmft_vmm::engine::{CpuCount, CpuCountError};
 use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
 use vmft_vmm::world::HostCache;
@@ -81,8 +83,22 @@ pub enum OptionError {
     #[error("`{0}` is no Ethernet address of one station, such as 52:54:00:12:34:56")]
     Mac(String),
     /// No arbiter.
-    #[error("`{0}` is no arbiter; give dir=PATH on storage that both hosts share")]
+    #[error(
+        "`{0}` is no arbiter; give dir=PATH on storage that both hosts share, or nbd=HOST:PORT/NAME of a \
+         `vmft disk serve`"
+    )]
     Arbiter(String),
+    /// No export of a server.
+    #[error(
+        "`{0}` is no export; write [tls:]HOST:PORT/NAME, tcp:HOST:PORT/NAME or unix:SOCKET/NAME"
+    )]
+    Export(String),
+    /// Nothing that can be served.
+    #[error("`{0}` is no export; write NAME=FILE, with a name of letters, digits, dots and dashes")]
+    Served(String),
+    /// A key that goes with images only.
+    #[error("`{0}=` goes with path=; for an export its server says it")]
+    NotOfExport(&'static str),
 }
 
 /// The `key=value` pairs of one option.
@@ -147,7 +163,7 @@ pub(crate) fn parse_switch(text: &str) -> Result<bool, OptionError> {
     }
 }
 
-fn parse_cache(text: &str) -> Result<HostCache, OptionError> {
+pub(crate) fn parse_cache(text: &str) -> Result<HostCache, OptionError> {
     match text {
         "none" => Ok(HostCache::None),
         "writeback" => Ok(HostCache::WriteBack),
@@ -188,11 +204,85 @@ impl FromStr for CpusOption {
     }
 }
 
-/// `--disk path=IMAGE,readonly=on,cache=none,format=raw`.
+/// Where a disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskPlace {
+    /// In this file, or on this device.
+    Image(PathBuf),
+    /// On a server.
+    Export(NbdExport),
+}
+
+impl DiskPlace {
+    fn parse(pairs: &Pairs<'_>) -> Result<Self, OptionError> {
+        match (pairs.get("path"), pairs.get("nbd")) {
+            (None, Some(_)) => {
+                if let Some(key) =
+                    ["cache", "format"].into_iter().find(|key| pairs.get(key).is_some())
+                {
+                    return Err(OptionError::NotOfExport(key));
+                }
+                NbdExport::parse(pairs.need("nbd")?, pairs.get("tls_dir")).map(Self::Export)
+            }
+            (Some(_), Some(_)) => Err(OptionError::Repeated("path= or nbd=".to_owned())),
+            _ if pairs.get("tls_dir").is_some() => Err(OptionError::Missing("nbd")),
+            _ => Ok(Self::Image(pairs.need("path")?.into())),
+        }
+    }
+}
+
+/// An export of a server of disks: `[tls:]HOST:PORT/NAME`, `tcp:HOST:PORT/NAME` or `unix:SOCKET/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NbdExport {
+    /// Where the server is, and with which certificates it is spoken to.
+    pub address: PeerAddress,
+    /// The export's name.
+    pub name: String,
+}
+
+impl NbdExport {
+    fn parse(text: &str, tls_dir: Option<&str>) -> Result<Self, OptionError> {
+        let error = || OptionError::Export(text.to_owned());
+        let (server, name) = text.rsplit_once('/').ok_or_else(error)?;
+        if !is_export_name(name) {
+            return Err(error());
+        }
+        let has_scheme = ["tls:", "tcp:", "unix:"].iter().any(|scheme| server.starts_with(scheme));
+        let mut address = if has_scheme { server.to_owned() } else { format!("tls:{server}") };
+        if let Some(dir) = tls_dir {
+            if !address.starts_with("tls:") {
+                return Err(OptionError::Missing("nbd=tls:HOST:PORT/NAME"));
+            }
+            address.push_str(",tls_dir=");
+            address.push_str(dir);
+        }
+        let address = address.parse().map_err(|_| error())?;
+        Ok(Self { address, name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for NbdExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = PeerAddress { tls_dir: None, ..self.address.clone() }.to_string();
+        let address = match address.strip_prefix("tcp:") {
+            Some(place) if self.address.tls_dir.is_some() => format!("tls:{place}"),
+            _ => address,
+        };
+        write!(f, "nbd={address}/{}", self.name)
+    }
+}
+
+/// True for what can be the name of an export: words that go through shells and command lines as they are.
+pub fn is_export_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !name.is_empty() && name.len() <= 64 && !name.starts_with('-') && name.bytes().all(plain)
+}
+
+/// `--disk path=IMAGE,readonly=on,cache=none,format=raw` or `--disk nbd=HOST:PORT/NAME,readonly=on,tls_dir=DIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
-    /// The image.
-    pub path: PathBuf,
+    /// Where it is.
+    pub place: DiskPlace,
     /// The guest may not write.
     pub read_only: bool,
     /// Whether the host's cache has a part in it; else as the command has it.
@@ -205,14 +295,15 @@ impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let pairs = Pairs::parse(text, &["path", "readonly", "cache", "format"])?;
+        let known = ["path", "nbd", "readonly", "cache", "format", "tls_dir"];
+        let pairs = Pairs::parse(text, &known)?;
         let is_raw = match pairs.get("format") {
             None => false,
             Some("raw") => true,
             Some(other) => return Err(OptionError::Format(other.to_owned())),
         };
         Ok(Self {
-            path: pairs.need("path")?.into(),
+            place: DiskPlace::parse(&pairs)?,
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
             cache: pairs.get("cache").map(parse_cache).transpose()?,
             is_raw,
@@ -310,19 +401,41 @@ impl FromStr for SerialOption {
     }
 }
 
-/// `--arbiter dir=PATH`.
+/// Where an arbiter is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ArbiterOption {
-    /// The directory.
-    pub directory: PathBuf,
+pub enum ArbiterPlace {
+    /// In this directory.
+    Directory(PathBuf),
+    /// With this export of a disk's server.
+    Export(NbdExport),
 }
+
+impl fmt::Display for ArbiterPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Export(export) => export.fmt(f),
+        }
+    }
+}
+
+/// `--arbiter dir=PATH`, `--arbiter nbd=HOST:PORT/NAME,tls_dir=DIR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArbiterOption(pub ArbiterPlace);
 
 impl FromStr for ArbiterOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
         match text.split_once('=') {
-            Some(("dir", path)) if !path.is_empty() => Ok(Self { directory: path.into() }),
+            Some(("dir", path)) if !path.is_empty() => {
+                Ok(Self(ArbiterPlace::Directory(path.into())))
+            }
+            Some(("nbd", _)) => {
+                let pairs = Pairs::parse(text, &["nbd", "tls_dir"])?;
+                let export = NbdExport::parse(pairs.need("nbd")?, pairs.get("tls_dir"))?;
+                Ok(Self(ArbiterPlace::Export(export)))
+            }
             _ => Err(OptionError::Arbiter(text.to_owned())),
         }
     }
@@ -356,9 +469,10 @@ mod tests {
 
     #[test]
     fn a_disk_has_a_path_and_may_be_read_only() {
+        let image = |path: &str| DiskPlace::Image(path.into());
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
         let option =
-            DiskOption { path: "a.img".into(), read_only: true, cache: None, is_raw: false };
+            DiskOption { place: image("a.img"), read_only: true, cache: None, is_raw: false };
         assert_eq!(disk, Ok(option));
         let cache = |text: &str| text.parse::<DiskOption>().map(|disk| disk.cache);
         assert_eq!(cache("path=a,cache=none"), Ok(Some(HostCache::None)));
@@ -366,7 +480,7 @@ mod tests {
         assert_eq!(cache("path=a,cache=on"), Err(OptionError::Cache("on".to_owned())));
         let raw = "path=a.img,format=raw".parse::<DiskOption>();
         let option =
-            DiskOption { path: "a.img".into(), read_only: false, cache: None, is_raw: true };
+            DiskOption { place: image("a.img"), read_only: false, cache: None, is_raw: true };
         assert_eq!(raw, Ok(option));
         let other = "path=a.img,format=qcow2".parse::<DiskOption>();
         assert_eq!(other, Err(OptionError::Format("qcow2".into())));
@@ -374,6 +488,37 @@ mod tests {
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());
         assert!("path=a,size=3".parse::<DiskOption>().is_err());
+    }
+
+    #[test]
+    fn a_disk_or_an_arbiter_may_be_on_a_server_with_tls_unless_it_is_said() {
+        let export = |text: &str| match text.parse::<DiskOption>().map(|disk| disk.place) {
+            Ok(DiskPlace::Export(export)) => Ok(export.to_string()),
+            other => Err(other),
+        };
+        for (text, shown) in [
+            ("nbd=disks:10809/web", "nbd=tls:disks:10809/web"),
+            ("nbd=tls:disks:10809/web,tls_dir=a", "nbd=tls:disks:10809/web"),
+            ("nbd=tcp:127.0.0.1:1/web,readonly=on", "nbd=tcp:127.0.0.1:1/web"),
+            ("nbd=unix:/run/disks/web", "nbd=unix:/run/disks/web"),
+        ] {
+            assert_eq!(export(text), Ok(shown.to_owned()), "{text}");
+        }
+        let arbiter =
+            "nbd=disks:1/web,tls_dir=a".parse::<ArbiterOption>().map(|it| it.0.to_string());
+        assert_eq!(arbiter, Ok("nbd=tls:disks:1/web".to_owned()));
+        for wrong in [
+            "nbd=disks:1",
+            "nbd=disks/web",
+            "nbd=disks:1/",
+            "nbd=disks:1/a b",
+            "nbd=disks:1/web,path=a",
+            "nbd=disks:1/web,cache=none",
+            "nbd=tcp:disks:1/web,tls_dir=a",
+            "path=a,tls_dir=b",
+        ] {
+            assert!(wrong.parse::<DiskOption>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

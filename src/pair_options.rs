@@ -2,11 +2,13 @@
 
 use crate::machine_options::Purpose;
 use crate::machine_options::fresh_id;
-use crate::options::{ArbiterOption, DiskOption, LagOption, ProtectOption, TimeOption};
+use crate::nbd_disk;
+use crate::options::{
+    ArbiterOption, ArbiterPlace, DiskOption, DiskPlace, LagOption, ProtectOption, TimeOption,
+};
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
@@ -28,9 +30,10 @@ use vmft_vmm::world::DiskFile;
 /// How the two sides find out about each other and who may go on.
 #[derive(Debug, Clone, Args)]
 pub struct PairOptions {
-    /// Who decides which side goes on: a directory on storage that both hosts share. Default: the
-    /// first writable disk's path with `.vmft` added
-    #[arg(long, value_name = "dir=PATH", help_heading = "Pair")]
+    /// Who decides which side goes on: a directory on storage that both hosts share, or the server of a
+    /// disk (nbd=HOST:PORT/NAME). Default: what goes with the first writable disk, its path with `.vmft`
+    /// added or its server
+    #[arg(long, value_name = "dir=PATH|nbd=HOST:PORT/NAME[,tls_dir=DIR]", help_heading = "Pair")]
     pub arbiter: Option<ArbiterOption>,
     /// Take the peer for lost after so much silence, in milliseconds. A closed connection is noticed
     /// at once
@@ -98,18 +101,40 @@ impl PairOptions {
     }
 
     /// Where the arbiter is.
-    pub fn arbiter_directory(&self, disks: &[DiskOption]) -> Result<PathBuf> {
-        let default = || -> Option<PathBuf> {
+    pub fn arbiter_place(&self, disks: &[DiskOption]) -> Result<ArbiterPlace> {
+        let default = || -> Option<ArbiterPlace> {
             let disk = disks.iter().find(|disk| !disk.read_only)?;
-            let mut path = disk.path.clone().into_os_string();
-            path.push(".vmft");
-            Some(path.into())
+            Some(match &disk.place {
+                DiskPlace::Image(path) => {
+                    let mut path = path.clone().into_os_string();
+                    path.push(".vmft");
+                    ArbiterPlace::Directory(path.into())
+                }
+                DiskPlace::Export(export) => ArbiterPlace::Export(export.clone()),
+            })
         };
-        let chosen = self.arbiter.as_ref().map(|arbiter| arbiter.directory.clone());
-        let Some(directory) = chosen.or_else(default) else {
-            bail!("a pair without a writable disk needs --arbiter dir=PATH on shared storage");
+        let chosen = self.arbiter.as_ref().map(|ArbiterOption(place)| place.clone());
+        let Some(place) = chosen.or_else(default) else {
+            bail!(
+                "a pair without a writable disk needs --arbiter dir=PATH on shared storage, or that of a \
+                 disk's server"
+            );
         };
-        Ok(directory)
+        // An export whose server is not the arbiter would take no writes of a pair.
+        let other =
+            disks.iter().filter(|disk| !disk.read_only).find_map(|disk| match &disk.place {
+                DiskPlace::Export(export) if place != ArbiterPlace::Export(export.clone()) => {
+                    Some(export)
+                }
+                _ => None,
+            });
+        if let Some(export) = other {
+            bail!(
+                "{export} takes the writes of whoever its own server knows as the winner of a generation: the \
+                 arbiter of this pair is {place}; name a pair's one writable export as its arbiter"
+            );
+        }
+        Ok(place)
     }
 
     /// When the peer is suspected.
@@ -176,22 +201,36 @@ impl ListenPlace {
     }
 }
 
+/// What a side's fingerprint says of its storage.
+fn with_storage(fingerprint: Fingerprint, place: &ArbiterPlace, disks: &[DiskFile]) -> Fingerprint {
+    let directory = match place {
+        ArbiterPlace::Directory(path) => Some(path.as_path()),
+        ArbiterPlace::Export(_) => None,
+    };
+    storage::on(fingerprint, directory, disks)
+}
+
 /// Begins a pair's next reign: the arbiter, and the identity with the generation just won. The last
 /// step before a new primary runs, because from here on the shared storage is changed.
 pub fn begin_reign(
-    directory: &Path,
+    place: &ArbiterPlace,
     side: &Side,
     engine: EngineKind,
     board: &BoardConfig,
     protection: Protection,
-) -> Result<(DirectoryArbiter, Identity)> {
-    let arbiter = DirectoryArbiter::create(directory)
-        .remedy(|| "--arbiter dir=PATH names a directory on storage that both hosts share")?;
+) -> Result<(Arc<dyn Arbiter>, Identity)> {
+    let arbiter: Arc<dyn Arbiter> =
+        match place {
+            ArbiterPlace::Directory(path) => Arc::new(DirectoryArbiter::create(path).remedy(
+                || "--arbiter dir=PATH names a directory on storage that both hosts share",
+            )?),
+            ArbiterPlace::Export(export) => Arc::new(nbd_disk::create_arbiter(export)?),
+        };
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
     let fingerprint = protecting(fingerprint(engine, board), protection);
-    let fingerprint = storage::on(fingerprint, directory, side.disks.iter().map(DiskFile::path));
-    let identity = identity(directory, &name, generation, fingerprint)?;
+    let fingerprint = with_storage(fingerprint, place, &side.disks);
+    let identity = identity(place, &name, generation, fingerprint)?;
     arbiter.share(&side.who)?;
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
@@ -205,29 +244,32 @@ pub fn begin_reign(
 
 /// Finds the pair that a backup is to join, as what it says of itself. Changes nothing.
 pub fn find_pair(
-    directory: &Path,
+    place: &ArbiterPlace,
     joining: Joining<'_>,
     disks: &[DiskFile],
     protection: Protection,
-) -> Result<(DirectoryArbiter, Identity)> {
-    let arbiter = DirectoryArbiter::open(directory)?;
+) -> Result<(Arc<dyn Arbiter>, Identity)> {
+    let arbiter: Arc<dyn Arbiter> = match place {
+        ArbiterPlace::Directory(path) => Arc::new(DirectoryArbiter::open(path)?),
+        ArbiterPlace::Export(export) => Arc::new(nbd_disk::open_arbiter(export)?),
+    };
     let name = arbiter.pair_name()?;
     let fingerprint = protecting(joining_fingerprint(joining), protection);
-    let fingerprint = storage::on(fingerprint, directory, disks.iter().map(DiskFile::path));
-    let identity = identity(directory, &name, arbiter.latest()?, fingerprint)?;
+    let fingerprint = with_storage(fingerprint, place, disks);
+    let identity = identity(place, &name, arbiter.latest()?, fingerprint)?;
     Ok((arbiter, identity))
 }
 
 fn identity(
-    directory: &Path,
+    place: &ArbiterPlace,
     name: &str,
     generation: Generation,
     fingerprint: Fingerprint,
 ) -> Result<Identity> {
     let pair = name
         .parse()
-        .with_context(|| format!("the arbiter {} is damaged", directory.display()))
-        .remedy(|| "if no side of its pair is alive, remove the directory")?;
+        .with_context(|| format!("the arbiter {place} is damaged"))
+        .remedy(|| "if no side of its pair is alive, remove its directory")?;
     Ok(Identity { pair, generation, fingerprint })
 }
 

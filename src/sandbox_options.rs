@@ -1,7 +1,7 @@
 //! The sandbox of a side: what of its command line it may use.
 
 use crate::machine_options::{MachineOptions, SideOptions};
-use crate::options::DiskOption;
+use crate::options::{ArbiterPlace, DiskOption, DiskPlace};
 use crate::pair_options::PairOptions;
 use crate::remedy::Remedy;
 use anyhow::Result;
@@ -94,7 +94,12 @@ impl NamesFiles for Named<'_> {
 impl NamesFiles for Vec<DiskOption> {
     fn name_files(&self, files: &mut Files) {
         for disk in self {
-            files.add(&disk.path, if disk.read_only { Use::Read } else { Use::Write });
+            match &disk.place {
+                DiskPlace::Image(path) => {
+                    files.add(path, if disk.read_only { Use::Read } else { Use::Write });
+                }
+                DiskPlace::Export(export) => export.address.name_files(files),
+            }
         }
     }
 }
@@ -144,8 +149,10 @@ pub struct ArbiterOf<'a>(pub &'a PairOptions, pub &'a [DiskOption]);
 impl NamesFiles for ArbiterOf<'_> {
     fn name_files(&self, files: &mut Files) {
         // Where there is none, its absence is refused by whoever wants it.
-        if let Ok(directory) = self.0.arbiter_directory(self.1) {
-            files.add(&directory, Use::Directory);
+        match self.0.arbiter_place(self.1) {
+            Ok(ArbiterPlace::Directory(directory)) => files.add(&directory, Use::Directory),
+            Ok(ArbiterPlace::Export(export)) => export.address.name_files(files),
+            Err(_) => {}
         }
     }
 }

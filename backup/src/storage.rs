@@ -7,7 +7,8 @@
 //!   number there, since the token has shown that the file system is the same. One elsewhere is taken to be the same by
 //!   its inode number and the moment it was made, where its file system tells that. Both are compared as
 //!   fields of the fingerprint, so that a copy is refused by name before anything is sent. Of block devices
-//!   nothing is compared but that they are: their numbers and names differ from host to host.
+//!   nothing is compared but that they are: their numbers and names differ from host to host. Of a server's export
+//!   the server tells what it is.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate};
 use std::fmt::Write as _;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Identity};
 use vmft_logging_channel::handshake::Refusal;
+use vmft_vmm::world::DiskFile;
 
 /// The field with a joining side's token; a primary's is [`ANY`].
 pub const TOKEN: &str = "arbiter token";
@@ -32,15 +34,17 @@ pub fn is_storage_field(name: &str) -> bool {
     name == TOKEN || name.starts_with("disk ") && name.ends_with(" image")
 }
 
-/// What tells the image at `path` from a copy of it, as seen from a host with that arbiter.
-fn image(path: &Path, arbiter: &Path) -> String {
+/// What tells the image at `path` from a copy of it, as seen from a host with that arbiter's directory, if it has
+/// one.
+pub fn image(path: &Path, arbiter: Option<&Path>) -> String {
     let Ok(data) = fs::metadata(path) else { return "not to be seen".to_owned() };
     if !data.is_file() {
         let kind = if data.file_type().is_block_device() { "block device" } else { "no file" };
         return kind.to_owned();
     }
     let mut told = format!("file {}", data.ino());
-    let same_file_system = fs::metadata(arbiter).is_ok_and(|arbiter| arbiter.dev() == data.dev());
+    let is_beside = |arbiter: &Path| fs::metadata(arbiter).is_ok_and(|it| it.dev() == data.dev());
+    let same_file_system = arbiter.is_some_and(is_beside);
     if same_file_system {
         told.push_str(" beside the arbiter");
     } else if let Some(made) = data.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok())
@@ -50,16 +54,13 @@ fn image(path: &Path, arbiter: &Path) -> String {
     told
 }
 
-/// The fingerprint of a side with these disks and that arbiter.
+/// The fingerprint of a side with these disks and that arbiter's directory, if it has one.
 #[must_use]
-pub fn on<'a>(
-    fingerprint: Fingerprint,
-    arbiter: &Path,
-    disks: impl Iterator<Item = &'a Path>,
-) -> Fingerprint {
+pub fn on(fingerprint: Fingerprint, arbiter: Option<&Path>, disks: &[DiskFile]) -> Fingerprint {
     let fingerprint = fingerprint.with(TOKEN, ANY);
-    disks.enumerate().fold(fingerprint, |fingerprint, (index, path)| {
-        fingerprint.with(image_field(index), image(path, arbiter))
+    disks.iter().enumerate().fold(fingerprint, |fingerprint, (index, disk)| {
+        let told = disk.identity().unwrap_or_else(|| image(disk.path(), arbiter));
+        fingerprint.with(image_field(index), told)
     })
 }
 
@@ -135,6 +136,7 @@ mod tests {
     use crate::arbiter::DirectoryArbiter;
     use std::path::PathBuf;
     use vmft_logging_channel::entry::Generation;
+    use vmft_vmm::world::HostCache;
 
     struct Host {
         image: PathBuf,
@@ -151,8 +153,9 @@ mod tests {
         }
 
         fn identity(&self) -> Identity {
-            let disks = std::iter::once(self.image.as_path());
-            let fingerprint = on(Fingerprint::new(), &self.directory, disks);
+            let disk = DiskFile::open(&self.image, false, HostCache::WriteBack, false);
+            let disks = [disk.expect("it is there")];
+            let fingerprint = on(Fingerprint::new(), Some(&self.directory), &disks);
             let pair = "pair".parse().expect("a name");
             Identity { pair, generation: Generation(1), fingerprint }
         }
@@ -211,7 +214,7 @@ mod tests {
         let mismatch = ours.mismatch(&copy.identity().fingerprint).expect("another file");
         assert_eq!(mismatch.field, image_field(0).as_str());
         // The same where the arbiter is on another file system.
-        let elsewhere = |host: &Host| image(&host.image, Path::new("/proc"));
+        let elsewhere = |host: &Host| image(&host.image, Some(Path::new("/proc")));
         assert_eq!(elsewhere(&primary), elsewhere(&primary));
         assert_ne!(elsewhere(&primary), elsewhere(&copy));
     }

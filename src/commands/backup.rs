@@ -1,7 +1,7 @@
 //! `vmft backup` and `vmft standby`.
 
 use crate::api::ShutdownHook;
-use crate::disk_images::open_disks;
+use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
 use crate::net_options::NetOption;
@@ -14,7 +14,7 @@ use clap::Args;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_backup::arbiter::{ArbiterError, DirectoryArbiter};
+use vmft_backup::arbiter::{Arbiter, ArbiterError, RemoteError};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
 use vmft_backup::identity::{Joining, MICROCODE, PROTECTION};
 use vmft_backup::side::SideError;
@@ -24,7 +24,6 @@ use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
 use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
 use vmft_vmm::machine::StateError;
-use vmft_vmm::world::HostCache;
 
 /// How long to wait for the pair without a word about it, and between two looks.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
@@ -134,9 +133,9 @@ fn follow(
     let used = |given: &PeerAddress| options.pair.address(given);
     let primaries = primaries.iter().map(used).collect::<Result<Vec<_>>>()?;
     let listen = listen.map(used).transpose()?;
-    let directory = options.pair.arbiter_directory(&options.disk)?;
+    let arbiter_place = options.pair.arbiter_place(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
-    let disks = open_disks(&options.disk, HostCache::None, false)?;
+    let disks = open_disks(&options.disk, DisksOf::Joining)?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
@@ -154,7 +153,7 @@ fn follow(
     let configs = pair_options::disk_configs(&side.disks);
     let mac = options.net.as_ref().map(|net| net.mac);
     let joining = Joining { engine: wanted, disks: &configs, network: mac };
-    let find = || pair_options::find_pair(&directory, joining, &side.disks, protection);
+    let find = || pair_options::find_pair(&arbiter_place, joining, &side.disks, protection);
     let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -170,7 +169,6 @@ fn follow(
         ..BackupConfig::new(nowhere, identity)
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
-    let arbiter = Arc::new(arbiter);
     let memory = options.memory.size;
     let duties =
         BackupDuties { arbiter, channel, primaries, patience, memory, protection, max_lag, listen };
@@ -183,10 +181,10 @@ fn follow(
 /// Finds the pair, and waits for it if its primary is still starting. `None` if the operator stops
 /// the side meanwhile.
 fn wait_for_pair(
-    find: impl Fn() -> Result<(DirectoryArbiter, Identity)>,
+    find: impl Fn() -> Result<(Arc<dyn Arbiter>, Identity)>,
     control: &BackupControl,
     patience: Patience,
-) -> Result<Option<(DirectoryArbiter, Identity)>> {
+) -> Result<Option<(Arc<dyn Arbiter>, Identity)>> {
     let started = Instant::now();
     let mut told = false;
     while !control.is_leaving() {
@@ -206,6 +204,12 @@ fn wait_for_pair(
 
 fn is_absent(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ArbiterError::Absent { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(RemoteError::Arbiter(
+                ArbiterError::Absent { .. } | ArbiterError::Unreachable { .. }
+            ))
+        )
 }
 
 /// What to do about a primary that cannot be joined.

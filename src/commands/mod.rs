@@ -4,6 +4,7 @@ pub mod backup;
 pub mod console;
 pub mod control;
 pub mod demo;
+pub mod disk;
 pub mod doctor;
 pub mod fault;
 pub mod guest;

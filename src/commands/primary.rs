@@ -1,6 +1,6 @@
 //! `vmft primary`.
 
-use crate::disk_images::open_disks;
+use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
 use crate::pair_options::{self, ListenPlace, PairOptions};
@@ -9,12 +9,10 @@ use crate::terminal;
 use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
-use std::sync::Arc;
 use vmft_backup::live::LiveDuties;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::{LocalAddress, PeerAddress};
 use vmft_vmm::machine::MachineConfig;
-use vmft_vmm::world::HostCache;
 
 /// Options of `vmft primary`.
 #[derive(Debug, Args)]
@@ -55,9 +53,9 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let files = files_of(&[&options.machine, &options.side, &options.listen, &arbiter]);
     options.side.sandbox.enter(files)?;
     let address = options.pair.address(&options.listen)?;
-    let directory = options.pair.arbiter_directory(&options.machine.disk)?;
-    let disks = open_disks(&options.machine.disk, HostCache::None, true)?;
-    let place = ListenPlace::take(&address)?;
+    let place = options.pair.arbiter_place(&options.machine.disk)?;
+    let disks = open_disks(&options.machine.disk, DisksOf::NewPair)?;
+    let listen_place = ListenPlace::take(&address)?;
     let machine = options.machine.machine(prepared, &disks)?;
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
@@ -67,12 +65,11 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
 
     // Everything has been checked: now the shared storage may change.
     let protection = options.pair.protection();
-    let (arbiter, identity) =
-        pair_options::begin_reign(&directory, &side, engine, &board, protection)?;
+    let (arbiter, identity) = pair_options::begin_reign(&place, &side, engine, &board, protection)?;
     let generation = identity.generation;
-    let address = told_address(place.listener.local_address());
+    let address = told_address(listen_place.listener.local_address());
     let backups = usize::from(options.backups);
-    let listen = options.pair.primary_config(place, identity, backups);
+    let listen = options.pair.primary_config(listen_place, identity, backups);
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     if options.no_wait {
         tell!("unprotected until a backup joins at {address}");
@@ -86,7 +83,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
         );
     }
     let duties = LiveDuties {
-        arbiter: Arc::new(arbiter),
+        arbiter,
         generation,
         listen: Some(listen),
         wait_for_backups: if options.no_wait { 0 } else { backups },

@@ -1,6 +1,6 @@
 //! `vmft record`.
 
-use crate::disk_images::open_disks;
+use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, Purpose, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
@@ -20,7 +20,6 @@ use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_sandbox::outside_of_landlock;
-use vmft_vmm::world::HostCache;
 
 /// Options of `vmft record`.
 #[derive(Debug, Args)]
@@ -38,7 +37,7 @@ pub struct RecordOptions {
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Lockstep)?;
     options.side.sandbox.enter(files_of(&[&options.machine, &options.side]))?;
-    let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
+    let disks = open_disks(&options.machine.disk, DisksOf::Alone)?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }

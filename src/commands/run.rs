@@ -1,6 +1,6 @@
 //! `vmft run`.
 
-use crate::disk_images::open_disks;
+use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side};
 use crate::sandbox_options::{end_start, files_of};
@@ -12,7 +12,6 @@ use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
-use vmft_vmm::world::HostCache;
 
 /// Options of `vmft run`.
 #[derive(Debug, Args)]
@@ -28,7 +27,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Alone)?;
     let files = files_of(&[&options.machine, &options.side]);
     options.side.sandbox.enter(files)?;
-    let disks = open_disks(&options.machine.disk, HostCache::WriteBack, true)?;
+    let disks = open_disks(&options.machine.disk, DisksOf::Alone)?;
     let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine")?;

@@ -101,7 +101,7 @@ impl DirectoryArbiter {
         match fs::metadata(path.join("pair")) {
             Ok(_) => Ok(arbiter),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(ArbiterError::Absent { path: path.to_owned() })
+                Err(ArbiterError::Absent { place: arbiter.place() })
             }
             Err(error) => Err(arbiter.unreachable(error)),
         }
@@ -123,7 +123,7 @@ impl DirectoryArbiter {
                 self.lock.get_or_init(|| lock);
                 Ok(())
             }
-            None => Err(ArbiterError::InUse { path: self.path.clone() }),
+            None => Err(ArbiterError::InUse { place: self.place() }),
         }
     }
 
@@ -143,35 +143,6 @@ impl DirectoryArbiter {
         }
     }
 
-    /// The name of the pair there is.
-    ///
-    /// # Errors
-    /// [`ArbiterError::Unreachable`].
-    pub fn pair_name(&self) -> Result<String, ArbiterError> {
-        let name = read_text(&self.path.join("pair")).map_err(|source| self.unreachable(source))?;
-        Ok(self.pair.get_or_init(|| name).clone())
-    }
-
-    /// The pair's name, the same for every side that shares the directory. A directory without one
-    /// is given `fresh`.
-    ///
-    /// # Errors
-    /// [`ArbiterError::Unreachable`].
-    pub fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
-        let make = || -> io::Result<()> {
-            let mine = self.path.join(format!("pair-{}", std::process::id()));
-            write_synced(&mine, fresh.as_bytes())?;
-            let linked = fs::hard_link(&mine, self.path.join("pair"));
-            fs::remove_file(&mine)?;
-            match linked {
-                Err(error) if !exists_already(&error) => Err(error),
-                _ => Ok(()),
-            }
-        };
-        make().map_err(|source| self.unreachable(source))?;
-        self.pair_name()
-    }
-
     fn file(&self, generation: Generation) -> PathBuf {
         self.path.join(format!("{PREFIX}{:010}", generation.0))
     }
@@ -186,7 +157,7 @@ impl DirectoryArbiter {
     }
 
     fn unreachable(&self, source: io::Error) -> ArbiterError {
-        ArbiterError::Unreachable { path: self.path.clone(), source }
+        ArbiterError::Unreachable { place: self.place(), source }
     }
 
     /// Has ready what it takes to win a generation: the claim, on the storage, and names to give up.
@@ -222,7 +193,7 @@ impl DirectoryArbiter {
 
     fn decide(&self, generation: Generation, who: &Candidate) -> io::Result<Verdict> {
         if !self.is_ours()? {
-            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.path) });
+            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.place()) });
         }
         if !fs::exists(self.claim(who))? {
             self.prepare(who)?;
@@ -244,7 +215,7 @@ impl DirectoryArbiter {
         File::open(&self.path)?.sync_all()?;
         // Won in this pair's directory, and not in one that has taken its place meanwhile.
         if !self.is_ours()? {
-            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.path) });
+            return Ok(Verdict::Lost { winner: Candidate::another_pair(&self.place()) });
         }
         // For the next time. Where there is no room now, there may be then.
         if let Err(error) = self.prepare(who) {
@@ -312,6 +283,30 @@ fn fresh_digits() -> io::Result<String> {
 }
 
 impl Arbiter for DirectoryArbiter {
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn pair_name(&self) -> Result<String, ArbiterError> {
+        let name = read_text(&self.path.join("pair")).map_err(|source| self.unreachable(source))?;
+        Ok(self.pair.get_or_init(|| name).clone())
+    }
+
+    fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
+        let make = || -> io::Result<()> {
+            let mine = self.path.join(format!("pair-{}", std::process::id()));
+            write_synced(&mine, fresh.as_bytes())?;
+            let linked = fs::hard_link(&mine, self.path.join("pair"));
+            fs::remove_file(&mine)?;
+            match linked {
+                Err(error) if !exists_already(&error) => Err(error),
+                _ => Ok(()),
+            }
+        };
+        make().map_err(|source| self.unreachable(source))?;
+        self.pair_name()
+    }
+
     fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
         if self.lock.get().is_none() {
             self.join(false)?;
@@ -402,7 +397,7 @@ impl Arbiter for DirectoryArbiter {
             return Ok(Some(self.known_winner(generation)?.unwrap_or_else(Candidate::unnamed)));
         }
         let is_ours = self.is_ours().map_err(unreachable)?;
-        Ok((!is_ours).then(|| Candidate::another_pair(&self.path)))
+        Ok((!is_ours).then(|| Candidate::another_pair(&self.place())))
     }
 
     fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_vmm::evidence::time_with_suspension;
-use vmft_vmm::world::{Fence, FenceError};
+use vmft_vmm::world::{Fence, FenceError, Permit};
 
 /// How long to wait before an unreachable arbiter is asked again.
 pub const RETRY: Duration = Duration::from_millis(20);
@@ -136,17 +136,18 @@ impl GenerationFence {
 }
 
 impl Fence for GenerationFence {
-    fn check(&self) -> Result<(), FenceError> {
+    fn check(&self) -> Result<Permit, FenceError> {
         loop {
             self.state.wait_decided();
             if self.state.is_shut() {
                 return Err(FenceError);
             }
-            let next = Generation(self.state.generation().0 + 1);
+            let ours = self.state.generation();
+            let next = Generation(ours.0 + 1);
             match self.winner(next) {
                 // Where it has come into doubt meanwhile, the answer is worth nothing.
                 Ok(None) if self.state.look().in_doubt => {}
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(Permit(Some(ours.0))),
                 // This side has won it: `advance` has been called, or will be.
                 Ok(Some(winner)) if winner.id == self.who.id => self.state.advance(next),
                 Ok(Some(winner)) => {
@@ -186,7 +187,7 @@ mod tests {
             told.send((generation, winner.id)).expect("the test is there");
         };
         let fence = GenerationFence::new(Arc::clone(&arbiter), candidate("a"), first(), on_fenced);
-        assert_eq!(fence.check(), Ok(()));
+        assert!(fence.check().is_ok());
         arbiter.try_win(Generation(2), &candidate("b")).expect("reachable");
         assert_eq!(fence.check(), Err(FenceError));
         assert_eq!(fence.check(), Err(FenceError));
@@ -201,6 +202,15 @@ mod tests {
     }
 
     impl Arbiter for Remembered {
+        fn place(&self) -> String {
+            self.storage.place()
+        }
+        fn pair_name(&self) -> Result<String, ArbiterError> {
+            self.storage.pair_name()
+        }
+        fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
+            self.storage.pair(fresh)
+        }
         fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
             self.storage.share(who)
         }
@@ -244,7 +254,7 @@ mod tests {
         let seen = Arc::clone(&arbiter);
         let state = first();
         let fence = GenerationFence::new(arbiter, candidate("a"), Arc::clone(&state), |_, _| {});
-        assert_eq!(fence.check(), Ok(()));
+        assert!(fence.check().is_ok());
         seen.try_win(Generation(2), &candidate("b")).expect("reachable");
         // As after a sleep of a minute.
         let aged = |look: (Duration, Generation)| (look.0.saturating_sub(LOOK_COUNTS), look.1);
@@ -268,7 +278,7 @@ mod tests {
         let thread = std::thread::spawn(move || answer.send(waiting.check()).expect("awaited"));
         assert!(answered.try_recv().is_err());
         state.advance(Generation(2));
-        assert_eq!(answered.recv(), Ok(Ok(())));
+        assert_eq!(answered.recv(), Ok(Ok(Permit(Some(2)))));
         thread.join().expect("it has answered");
         state.doubt();
         state.shut();
@@ -299,7 +309,7 @@ mod tests {
         let unwanted = |_, _| panic!("not fenced");
         let fence = GenerationFence::new(Arc::clone(&arbiter), me.clone(), mine, unwanted);
         arbiter.try_win(Generation(2), &me).expect("reachable");
-        assert_eq!(fence.check(), Ok(()), "even before the winner has told its fence");
+        assert_eq!(fence.check(), Ok(Permit(Some(2))), "even before the winner has told its fence");
         assert_eq!(state.generation(), Generation(2));
     }
 }

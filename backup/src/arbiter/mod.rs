@@ -4,16 +4,19 @@
 //! it taken halts; if the arbiter cannot be reached, it waits (§2.3 of the paper). Every go-live
 //! takes the next generation, so the flag re-arms itself.
 
+mod calls;
 mod directory;
 mod fence;
+mod remote;
 
+pub use calls::{Answer, Call, CallFormatError, Failure};
 pub use directory::DirectoryArbiter;
 pub use fence::{FenceState, GenerationFence, RETRY};
+pub use remote::{RemoteArbiter, RemoteError};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::foreign::ForeignText;
@@ -34,13 +37,12 @@ pub struct Candidate {
 impl Candidate {
     /// Stands for whoever has made the arbiter anew in the place of the one that was asked before: what
     /// that one knew of generations is gone, so nobody who asked it may go on.
-    pub(crate) fn another_pair(path: &Path) -> Self {
+    pub(crate) fn another_pair(place: &str) -> Self {
         Self {
             id: String::new(),
             host: ForeignText::default(),
             pid: 0,
-            role: format!("another pair, which has the place of this one at {}", path.display())
-                .into(),
+            role: format!("another pair, which has the place of this one at {place}").into(),
         }
     }
 
@@ -81,30 +83,47 @@ pub enum Verdict {
 #[derive(Debug, thiserror::Error)]
 pub enum ArbiterError {
     /// The shared storage cannot be reached now; ask again.
-    #[error("the arbiter {} cannot be reached", path.display())]
+    #[error("the arbiter {place} cannot be reached")]
     Unreachable {
-        /// The arbiter's directory.
-        path: PathBuf,
+        /// Where the arbiter is.
+        place: String,
         /// The host's reason.
         #[source]
         source: io::Error,
     },
     /// There is none: no primary has been started with it.
-    #[error("there is no arbiter {}; start the primary first, and name the same --disk or --arbiter here", path.display())]
+    #[error(
+        "there is no arbiter {place}; start the primary first, and name the same --disk or --arbiter here"
+    )]
     Absent {
         /// Where it would be.
-        path: PathBuf,
+        place: String,
     },
     /// Another pair lives there.
-    #[error("the arbiter {} is used by another pair; give each pair a directory of its own", path.display())]
+    #[error("the arbiter {place} is used by another pair; give each pair an arbiter of its own")]
     InUse {
-        /// The arbiter's directory.
-        path: PathBuf,
+        /// Where the arbiter is.
+        place: String,
     },
 }
 
 /// Decides generations by an atomic test-and-set.
 pub trait Arbiter: fmt::Debug + Send + Sync {
+    /// Where it is, for people.
+    fn place(&self) -> String;
+
+    /// The name of the pair there is.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    fn pair_name(&self) -> Result<String, ArbiterError>;
+
+    /// The pair's name, the same for every side that asks. An arbiter without one is given `fresh`.
+    ///
+    /// # Errors
+    /// [`ArbiterError::Unreachable`].
+    fn pair(&self, fresh: &str) -> Result<String, ArbiterError>;
+
     /// Takes this side's share of the arbiter: from now on no new pair begins with it, and `who` has there
     /// what it takes to win a generation, however full the storage is by then. Done at once by a new pair;
     /// by a backup when it has joined.

@@ -19,11 +19,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// Bytes asked of a socket at a time.
 const READ_BYTES: usize = 256 << 10;
 
-pub(super) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// What a connection reads and writes.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
 /// A stream of any kind.
-pub(super) type Stream = Box<dyn ByteStream>;
+pub type Stream = Box<dyn ByteStream>;
 
 /// A stream whose first byte was looked at.
 struct Begun {
@@ -131,14 +132,7 @@ impl Connection {
         place: &Resolved,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, TransportError> {
-        let stream: Stream = match place {
-            Resolved::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            Resolved::Tcp(addresses) => {
-                let stream = TcpStream::connect(&addresses[..]).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-        };
+        let stream = open(place, |_| Ok(())).await?;
         let Some(config) = tls else { return Ok(Self::new(stream)) };
         let connected = TlsConnector::from(config).connect(tls::side_name(), stream).await;
         Ok(Self::new(Box::new(connected.map_err(TransportError::of_tls_handshake)?)))
@@ -156,6 +150,22 @@ impl Connection {
         };
         clock::within(limit, telling).await;
     }
+}
+
+/// Connects to the place, or to the first of its addresses that answers, and sets a socket of TCP up.
+pub(super) async fn open(
+    place: &Resolved,
+    set_up: impl Fn(&TcpStream) -> io::Result<()>,
+) -> io::Result<Stream> {
+    Ok(match place {
+        Resolved::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        Resolved::Tcp(addresses) => {
+            let stream = TcpStream::connect(&addresses[..]).await?;
+            stream.set_nodelay(true)?;
+            set_up(&stream)?;
+            Box::new(stream)
+        }
+    })
 }
 
 /// Says that nothing follows, and reads until the peer closes.

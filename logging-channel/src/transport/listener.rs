@@ -131,10 +131,19 @@ impl Acceptor {
 
     /// Waits for the next one who connects. Can be dropped without loss.
     pub(super) async fn accept(&self) -> io::Result<(Stream, Origin)> {
+        self.accept_with(|_| Ok(())).await
+    }
+
+    /// The same; sets a socket of TCP up.
+    pub(super) async fn accept_with(
+        &self,
+        set_up: impl Fn(&tokio::net::TcpStream) -> io::Result<()>,
+    ) -> io::Result<(Stream, Origin)> {
         match self {
             Self::Tcp(socket) => {
                 let (stream, peer) = socket.accept().await?;
                 stream.set_nodelay(true)?;
+                set_up(&stream)?;
                 Ok((Box::new(stream) as Box<dyn ByteStream>, Origin::Tcp(peer)))
             }
             Self::Unix(socket) => {

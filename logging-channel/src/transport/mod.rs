@@ -19,6 +19,7 @@ mod primary_session;
 mod refusals;
 mod session_loop;
 mod set_up;
+pub mod streams;
 mod tls;
 mod unix;
 

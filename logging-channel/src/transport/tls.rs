@@ -279,7 +279,7 @@ fn stamp(dir: &Path) -> Result<Stamp, TlsError> {
 
 /// Who a listening side is, and whom it trusts, as its directory says now.
 #[derive(Debug)]
-pub(super) struct ServerIdentity {
+pub struct ServerIdentity {
     dir: PathBuf,
     read: Mutex<(Stamp, Arc<ServerConfig>)>,
 }
@@ -292,7 +292,13 @@ impl ServerIdentity {
     }
 
     /// What the directory says now. One that cannot be read any more trusts nobody.
-    pub(super) fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    ///
+    /// # Panics
+    /// If another thread has panicked in here.
+    pub fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let now = stamp(&self.dir)?;
         let mut read = self.read.lock().expect("no holder of this lock panics");
         if read.0 != now {

@@ -15,14 +15,13 @@ mod order;
 mod queue;
 mod rewrite;
 
-pub use fence::{Fence, FenceError, NoFence};
-pub use image::HostCache;
+pub use fence::{Fence, FenceError, NoFence, Permit};
+pub use image::{HostCache, Image, Storage, WriteError};
 pub(super) use queue::DiskQueue;
 
-use super::{Mailbox, try_join_file};
+use super::Mailbox;
 use errors::DiskErrors;
-use image::{Image, Storage, file_system};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,11 +91,11 @@ pub enum DiskFileError {
     },
 }
 
-/// An open disk image.
+/// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
     path: PathBuf,
-    image: Arc<Image>,
+    storage: Arc<dyn Storage>,
     size: u64,
     read_only: bool,
 }
@@ -114,31 +113,22 @@ impl DiskFile {
         cache: HostCache,
         new_machine: bool,
     ) -> Result<Self, DiskFileError> {
-        let open_error = |source| DiskFileError::Open { path: path.to_owned(), source };
-        let direct = match cache {
-            HostCache::None => Image::open_direct(path, read_only).map_err(open_error)?,
-            HostCache::WriteBack => None,
-        };
-        let has_direct = direct.is_some();
-        let image = match direct {
-            Some(image) => image,
-            None => Image::open(path, read_only).map_err(open_error)?,
-        };
-        // A block device has no length but an end.
-        let size = image.file().seek(SeekFrom::End(0)).map_err(open_error)?;
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
-            return Err(DiskFileError::Size { path: path.to_owned(), size });
-        }
-        // What is only read is lost with no host.
-        if cache == HostCache::None && !has_direct && !read_only {
-            let file_system = file_system(path);
-            return Err(DiskFileError::Cached { path: path.to_owned(), file_system });
-        }
-        let unit = image.unit();
-        if !size.is_multiple_of(unit) {
-            return Err(DiskFileError::Unit { path: path.to_owned(), size, unit });
-        }
-        let disk = Self { path: path.to_owned(), image: Arc::new(image), size, read_only };
+        let (image, size) = Image::open(path, read_only, cache)?;
+        Self::on(path.to_owned(), Arc::new(image), size, read_only, new_machine)
+    }
+
+    /// A disk of `size` bytes on some `storage`, which people know as `name`.
+    ///
+    /// # Errors
+    /// [`DiskFileError::InUse`] if a `new_machine` finds somebody else on it, [`DiskFileError::Open`].
+    pub fn on(
+        name: PathBuf,
+        storage: Arc<dyn Storage>,
+        size: u64,
+        read_only: bool,
+        new_machine: bool,
+    ) -> Result<Self, DiskFileError> {
+        let disk = Self { path: name, storage, size, read_only };
         if new_machine {
             disk.join(!read_only)?;
         }
@@ -155,7 +145,9 @@ impl DiskFile {
 
     fn join(&self, first: bool) -> Result<(), DiskFileError> {
         let path = || self.path.clone();
-        let joined = try_join_file(self.image.file(), first)
+        let joined = self
+            .storage
+            .join(first)
             .map_err(|source| DiskFileError::Open { path: path(), source })?;
         if joined { Ok(()) } else { Err(DiskFileError::InUse { path: path() }) }
     }
@@ -170,14 +162,19 @@ impl DiskFile {
         self.read_only
     }
 
-    /// Where it is.
+    /// Where it is, or what people know it as.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// What tells it from a copy, if its storage says that.
+    pub fn identity(&self) -> Option<String> {
+        self.storage.identity()
+    }
+
     /// Whether this host's cache has a part in it.
     pub fn cache(&self) -> HostCache {
-        self.image.cache()
+        self.storage.cache()
     }
 
     /// Starts to execute this disk's requests, whose results are left in the mailbox. It ends when the
@@ -191,7 +188,7 @@ impl DiskFile {
         fence: Arc<dyn Fence>,
         mailbox: Arc<Mailbox>,
     ) -> Result<DiskQueue, DiskFileError> {
-        let storage = Arc::clone(&self.image) as Arc<dyn Storage>;
+        let storage = Arc::clone(&self.storage);
         let errors = DiskErrors::of(self.path.clone());
         DiskQueue::start(disk, storage, fence, mailbox, errors)
             .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
@@ -264,6 +261,6 @@ mod tests {
         let path = Path::new("/proc/self/comm");
         let refused = Image::open_direct(path, false).expect("it is there");
         assert!(refused.is_none());
-        assert_eq!(file_system(path), "proc");
+        assert_eq!(image::file_system(path), "proc");
     }
 }

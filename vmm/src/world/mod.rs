@@ -15,7 +15,10 @@ mod source;
 mod urgent;
 mod watermark;
 
-pub use disk::{DiskFile, DiskFileError, Fence, FenceError, HostCache, NoFence};
+pub use disk::{
+    DiskFile, DiskFileError, Fence, FenceError, HostCache, Image, NoFence, Permit, Storage,
+    WriteError,
+};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
 pub use outside::{DisksDone, HostOutside};

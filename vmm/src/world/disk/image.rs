@@ -5,10 +5,12 @@
 //! is; part of a unit is written by reading the unit first, which is safe because no other request on the same
 //! unit is under way then ([`super::order`]).
 
+use super::{DiskFileError, Permit, SECTOR_SIZE};
+use crate::world::try_join_file;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -32,15 +34,51 @@ impl fmt::Display for HostCache {
     }
 }
 
-/// What a disk's jobs are done with.
-pub(super) trait Storage: fmt::Debug + Send + Sync {
+/// Why a write was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The storage knows of a later generation than the permit's.
+    #[error("a later generation has been won")]
+    Fenced,
+    /// The storage's reason.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What a disk's jobs are done with. Everything here may block.
+pub trait Storage: fmt::Debug + Send + Sync {
     /// The unit, in bytes, of which a part cannot be written alone.
     fn unit(&self) -> u64;
+
+    /// Whether this host's cache has a part in it.
+    fn cache(&self) -> HostCache;
+
+    /// What tells it from a copy, where the storage itself says that; the same whoever asks.
+    fn identity(&self) -> Option<String>;
+
+    /// Shares the storage with the rest of a pair for as long as this lives; the `first` makes sure that nobody
+    /// else has it. False if somebody is in the way.
+    ///
+    /// # Errors
+    /// The host's, or the storage's.
+    fn join(&self, first: bool) -> io::Result<bool>;
+
     /// Fills `data` from `offset` on.
+    ///
+    /// # Errors
+    /// The storage's.
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
     /// Writes all of `data` at `offset`.
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    ///
+    /// # Errors
+    /// [`WriteError`]
+    fn write(&self, permit: Permit, offset: u64, data: &[u8]) -> Result<(), WriteError>;
+
     /// Makes every completed write durable.
+    ///
+    /// # Errors
+    /// The storage's.
     fn flush(&self) -> io::Result<()>;
 }
 
@@ -58,17 +96,56 @@ const PAGE: usize = 4096;
 /// Units tried where the host does not say.
 const UNITS: [u64; 4] = [512, 4096, 16384, 65536];
 
-/// An open image.
+/// Bytes of zeroes written at a time where the file system knows no better way.
+const ZEROES_AT_ONCE: u64 = 1 << 20;
+
+/// An open image in a file, or on a block device.
 #[derive(Debug)]
-pub(super) struct Image {
+pub struct Image {
     file: File,
     /// Past the cache.
     direct: Option<Alignment>,
 }
 
 impl Image {
+    /// Opens an image whose size can be used, and says the size in bytes.
+    ///
+    /// # Errors
+    /// See [`DiskFileError`]. Nothing on the image changes.
+    pub fn open(
+        path: &Path,
+        read_only: bool,
+        cache: HostCache,
+    ) -> Result<(Self, u64), DiskFileError> {
+        let open_error = |source| DiskFileError::Open { path: path.to_owned(), source };
+        let direct = match cache {
+            HostCache::None => Self::open_direct(path, read_only).map_err(open_error)?,
+            HostCache::WriteBack => None,
+        };
+        let has_direct = direct.is_some();
+        let image = match direct {
+            Some(image) => image,
+            None => Self::open_cached(path, read_only).map_err(open_error)?,
+        };
+        // A block device has no length but an end.
+        let size = image.file().seek(SeekFrom::End(0)).map_err(open_error)?;
+        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+            return Err(DiskFileError::Size { path: path.to_owned(), size });
+        }
+        // What is only read is lost with no host.
+        if cache == HostCache::None && !has_direct && !read_only {
+            let file_system = file_system(path);
+            return Err(DiskFileError::Cached { path: path.to_owned(), file_system });
+        }
+        let unit = image.unit();
+        if !size.is_multiple_of(unit) {
+            return Err(DiskFileError::Unit { path: path.to_owned(), size, unit });
+        }
+        Ok((image, size))
+    }
+
     /// Opens an image with the host's cache.
-    pub(super) fn open(path: &Path, read_only: bool) -> io::Result<Self> {
+    fn open_cached(path: &Path, read_only: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
         Ok(Self { file, direct: None })
     }
@@ -90,13 +167,55 @@ impl Image {
     }
 
     /// The file.
-    pub(super) fn file(&self) -> &File {
+    fn file(&self) -> &File {
         &self.file
     }
 
-    /// Whether the host's cache is used.
-    pub(super) fn cache(&self) -> HostCache {
-        if self.direct.is_some() { HostCache::None } else { HostCache::WriteBack }
+    /// Writes all of `data` at `offset`, whoever it is for.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn put(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let Some(direct) = self.direct.filter(|direct| !direct.suits(offset, data)) else {
+            return self.file.write_all_at(data, offset);
+        };
+        let (start, len) = direct.whole(offset, data.len());
+        with_bounce(len, direct.memory, |units| {
+            if len != data.len() {
+                self.file.read_exact_at(units, start)?;
+            }
+            let skip = (offset - start) as usize;
+            units[skip..skip + data.len()].copy_from_slice(data);
+            self.file.write_all_at(units, start)
+        })
+    }
+
+    /// Zeroes `len` bytes from `offset` on; where `keep` is false, by giving their room back if the file system
+    /// can do that.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn zero(&self, offset: u64, len: u64, keep: bool) -> io::Result<()> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let how = if keep {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        } else {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        };
+        let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
+        let how = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, how, signed(offset)?, signed(len)?) {
+            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENODEV) => {}
+            other => return Ok(other?),
+        }
+        let zeroes = vec![0; usize::try_from(len.min(ZEROES_AT_ONCE)).expect("small")];
+        let mut done = 0;
+        while done < len {
+            let piece = usize::try_from((len - done).min(ZEROES_AT_ONCE)).expect("small");
+            self.put(offset + done, &zeroes[..piece])?;
+            done += piece as u64;
+        }
+        Ok(())
     }
 }
 
@@ -148,19 +267,20 @@ impl Storage for Image {
         })
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let Some(direct) = self.direct.filter(|direct| !direct.suits(offset, data)) else {
-            return self.file.write_all_at(data, offset);
-        };
-        let (start, len) = direct.whole(offset, data.len());
-        with_bounce(len, direct.memory, |units| {
-            if len != data.len() {
-                self.file.read_exact_at(units, start)?;
-            }
-            let skip = (offset - start) as usize;
-            units[skip..skip + data.len()].copy_from_slice(data);
-            self.file.write_all_at(units, start)
-        })
+    fn cache(&self) -> HostCache {
+        if self.direct.is_some() { HostCache::None } else { HostCache::WriteBack }
+    }
+
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    fn join(&self, first: bool) -> io::Result<bool> {
+        try_join_file(&self.file, first)
+    }
+
+    fn write(&self, _: Permit, offset: u64, data: &[u8]) -> Result<(), WriteError> {
+        Ok(self.put(offset, data)?)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -240,12 +360,12 @@ mod tests {
     fn part_of_a_unit_leaves_the_rest_of_it_alone() {
         let image = image(Some(LARGE));
         for (offset, len) in [(512, 512), (4096, 4096), (8192 - 512, 1024), (16384, 8192 + 512)] {
-            image.write(offset, &vec![0x11; len]).expect("written");
+            image.put(offset, &vec![0x11; len]).expect("written");
             let mut back = vec![0; len + 1024];
             image.read(offset - 512, &mut back).expect("read");
             let expected = [&[0xEE; 512][..], &vec![0x11; len], &[0xEE; 512]].concat();
             assert_eq!(back, expected, "{len} bytes at {offset}");
-            image.write(offset, &vec![0xEE; len]).expect("written");
+            image.put(offset, &vec![0xEE; len]).expect("written");
         }
     }
 
@@ -262,7 +382,7 @@ mod tests {
         let data: Vec<u8> = (0..12_288u32).map(|number| number as u8).collect();
         for (skip, len) in [(0, 4096), (1, 512), (3, 8192), (8, 1024)] {
             let part = &data[skip..skip + len];
-            image.write(4096 + 512, part).expect("whatever the buffer's address is");
+            image.put(4096 + 512, part).expect("whatever the buffer's address is");
             let mut back = vec![0; len + 1];
             image.read(4096 + 512, &mut back[1..]).expect("read");
             assert_eq!(&back[1..], part);

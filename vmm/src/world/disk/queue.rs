@@ -2,7 +2,7 @@
 
 use super::errors::{DiskError, DiskErrors};
 use super::fence::Fence;
-use super::image::Storage;
+use super::image::{Storage, WriteError};
 use super::order::{Extent, Order};
 use super::rewrite::newest;
 use crate::board::DiskOperation;
@@ -11,6 +11,7 @@ use crate::world::Mailbox;
 use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 use vmft_logging_channel::entry::{Arrival, RequestId};
 use vmft_sandbox::Task;
 
@@ -21,6 +22,18 @@ const MAX_THREADS: usize = 8;
 /// virtio-blk status bytes.
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
+
+/// How long to wait before a fence is asked again whose storage knows more than it.
+const FENCED_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why something was not written.
+#[derive(Debug)]
+enum Unwritten {
+    /// This side's generation is over.
+    Halting,
+    /// The storage failed.
+    Failed(io::Error),
+}
 
 /// What is to be done.
 #[derive(Debug)]
@@ -178,14 +191,10 @@ impl Shared {
     fn execute(&self, job: Job) {
         match job {
             Job::Request(request, operation) => self.execute_request(request, operation),
-            Job::Rewrite { offset, data } => {
-                if self.fence.check().is_err() {
-                    return;
-                }
-                if let Err(error) = self.write(offset, &data) {
-                    self.lost(offset, data.len(), &error);
-                }
-            }
+            Job::Rewrite { offset, data } => match self.write(offset, &data) {
+                Ok(()) | Err(Unwritten::Halting) => {}
+                Err(Unwritten::Failed(error)) => self.lost(offset, data.len(), &error),
+            },
             Job::Settle(done) => {
                 let unflushed = done.is_none() || self.lock().unflushed;
                 if unflushed
@@ -207,9 +216,18 @@ impl Shared {
         self.lock().lost = true;
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.lock().unflushed = true;
-        self.storage.write(offset, data)
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Unwritten> {
+        loop {
+            let permit = self.fence.check().map_err(|_| Unwritten::Halting)?;
+            self.lock().unflushed = true;
+            match self.storage.write(permit, offset, data) {
+                Ok(()) => return Ok(()),
+                Err(WriteError::Io(error)) => return Err(Unwritten::Failed(error)),
+                // The storage knows before the fence does, which looks again after a while; or this side has just
+                // won that generation, and the fence will say so.
+                Err(WriteError::Fenced) => std::thread::sleep(FENCED_PAUSE),
+            }
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -223,8 +241,7 @@ impl Shared {
     }
 
     fn execute_request(&self, request: RequestId, operation: DiskOperation) {
-        let writes = !matches!(operation, DiskOperation::Read { .. });
-        if writes && self.fence.check().is_err() {
+        if matches!(operation, DiskOperation::Flush) && self.fence.check().is_err() {
             // A request that is never answered: this side is halting.
             return;
         }
@@ -236,7 +253,11 @@ impl Shared {
                     self.storage.read(offset, &mut data).map(|()| data)
                 })
             }
-            DiskOperation::Write { offset, data } => self.write(offset, &data).map(|()| Vec::new()),
+            DiskOperation::Write { offset, data } => match self.write(offset, &data) {
+                Ok(()) => Ok(Vec::new()),
+                Err(Unwritten::Failed(error)) => Err(error),
+                Err(Unwritten::Halting) => return,
+            },
             DiskOperation::Flush if std::mem::take(&mut self.lock().lost) => {
                 Err(io::Error::other("earlier writes could not be made durable"))
             }

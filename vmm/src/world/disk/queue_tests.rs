@@ -1,7 +1,7 @@
 use super::*;
 use crate::devices::virtio::block::completed::{CompletedWrite, WriteCount};
 use crate::inputs::Room;
-use crate::world::{FenceError, NoFence};
+use crate::world::{FenceError, HostCache, NoFence, Permit};
 use std::collections::VecDeque;
 use std::sync::mpsc::channel;
 
@@ -55,6 +55,18 @@ impl Storage for Cached {
         1
     }
 
+    fn cache(&self) -> HostCache {
+        HostCache::WriteBack
+    }
+
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    fn join(&self, _: bool) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let contents = self.contents.lock().expect("not poisoned");
         let start = offset as usize;
@@ -62,7 +74,7 @@ impl Storage for Cached {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write(&self, _: Permit, offset: u64, data: &[u8]) -> Result<(), WriteError> {
         self.check()?;
         let mut contents = self.contents.lock().expect("not poisoned");
         let start = offset as usize;
@@ -209,7 +221,7 @@ fn whoever_waits_for_everything_to_be_done_finds_it_durable() {
 struct Fenced;
 
 impl Fence for Fenced {
-    fn check(&self) -> Result<(), FenceError> {
+    fn check(&self) -> Result<Permit, FenceError> {
         Err(FenceError)
     }
 }

@@ -114,8 +114,8 @@ pub(super) fn start(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::FenceError;
     use crate::world::net::thread::Announcer;
+    use crate::world::{FenceError, Permit};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     #[derive(Debug)]
@@ -133,11 +133,11 @@ mod tests {
     #[derive(Debug)]
     struct Asked {
         asked: Mutex<Sender<()>>,
-        answers: Mutex<Receiver<Result<(), FenceError>>>,
+        answers: Mutex<Receiver<Result<Permit, FenceError>>>,
     }
 
     impl Fence for Asked {
-        fn check(&self) -> Result<(), FenceError> {
+        fn check(&self) -> Result<Permit, FenceError> {
             self.asked.lock().unwrap().send(()).unwrap();
             self.answers.lock().unwrap().recv().unwrap()
         }
@@ -149,7 +149,13 @@ mod tests {
 
     /// Runs `body` with the doubt, its wire's far end, the fence's questions and its answers.
     fn with_fence(
-        body: impl FnOnce(&Doubt, &Wire, &Receiver<u8>, &Receiver<()>, &Sender<Result<(), FenceError>>),
+        body: impl FnOnce(
+            &Doubt,
+            &Wire,
+            &Receiver<u8>,
+            &Receiver<()>,
+            &Sender<Result<Permit, FenceError>>,
+        ),
     ) {
         let (wire, seen) = channel();
         let (asked, questions) = channel();
@@ -174,11 +180,11 @@ mod tests {
             questions.recv().unwrap();
             doubt.send(packet(3), Assurance::Stale, wire);
             assert!(seen.try_recv().is_err());
-            answer.send(Ok(())).unwrap();
+            answer.send(Ok(Permit(None))).unwrap();
             assert_eq!(seen.recv(), Ok(2));
             questions.recv().unwrap();
             assert!(seen.try_recv().is_err(), "3 came after the first question");
-            answer.send(Ok(())).unwrap();
+            answer.send(Ok(Permit(None))).unwrap();
             assert_eq!(seen.recv(), Ok(3));
         });
     }
@@ -191,7 +197,7 @@ mod tests {
             doubt.send(packet(2), Assurance::Fresh, wire);
             assert_eq!([seen.recv(), seen.recv()], [Ok(1), Ok(2)]);
             doubt.send(packet(3), Assurance::Stale, wire);
-            answer.send(Ok(())).unwrap();
+            answer.send(Ok(Permit(None))).unwrap();
             questions.recv().unwrap();
             assert!(seen.try_recv().is_err(), "the first question was not asked for 3");
         });
@@ -217,7 +223,7 @@ mod tests {
             let announcer = Announcer::new(vec![vec![7]]);
             announcer.repeat(wire, doubt);
             questions.recv().unwrap();
-            answer.send(Ok(())).unwrap();
+            answer.send(Ok(Permit(None))).unwrap();
             assert_eq!(seen.recv(), Ok(7));
             announcer.repeat(wire, doubt);
             questions.recv().unwrap();
