@@ -24,7 +24,8 @@ struct Job {
     answer: mpsc::Sender<Result<Vec<u8>, CallError>>,
 }
 
-/// Calls to a server, one after the other, over a connection that is made when it is needed. What was said with
+/// Calls to a server, one after the other, over a connection that is made when it is needed. A call that finds its
+/// connection gone is made again on another one, so each is one that can be made twice. What was said with
 /// [`Self::stand`] is said again at the beginning of each connection: what a server holds for a client goes with its
 /// connection.
 #[derive(Debug)]
@@ -80,11 +81,14 @@ async fn serve(
     let mut connection: Option<Negotiation> = None;
     while let Some(Job { call, answer }) = jobs.recv().await {
         let done = async {
-            let begun = match &mut connection {
-                Some(begun) => begun,
-                none => none.insert(begin(connect, standing).await?),
-            };
-            begun.call(&call).await
+            if let Some(begun) = &mut connection {
+                match begun.call(&call).await {
+                    // The server may have begun anew since.
+                    Err(NegotiationError::Io(_)) => connection = None,
+                    done => return done,
+                }
+            }
+            connection.insert(begin(connect, standing).await?).call(&call).await
         };
         let done = match tokio::time::timeout(limit, done).await {
             Ok(done) => done,
