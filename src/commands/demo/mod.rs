@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vmft_backup::epoch::Protection;
-use vmft_backup::status::SideStatus;
+use vmft_backup::status::{Role, SideStatus};
 use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::packages::{HOST_PACKAGES, ensure_packages};
 use vmft_guest_images::workload::{RECORDS_FILE, count_records};
@@ -271,7 +271,7 @@ fn records(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
     let workload = Workload::Demo { lines: options.lines, pause_ms: options.pause };
     let started = Instant::now();
     let stage = Stage::set_linux(disk, options, workload)?;
-    let played = kill_in_the_middle(stage, |ledger| ledger.synced() >= kill_after)?;
+    let played = kill_in_the_middle(stage, |ledger| ledger.synced() >= kill_after, false)?;
     let file = read_disk_file(disk, RECORDS_FILE)?;
     let records = RecordVerdicts {
         on_disk: count_records(&file).context("the records on the disk")?,
@@ -280,8 +280,13 @@ fn records(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
     finish(options, played, Some(records), started.elapsed())
 }
 
-/// Plays the guest to its end, with a SIGKILL for the primary once `due`.
-fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result<Played> {
+/// Plays the guest to its end, with a SIGKILL for the primary once `due`. A guest that is `held` waits somewhere behind
+/// that until somebody types.
+fn kill_in_the_middle(
+    mut stage: Stage,
+    due: impl Fn(&Ledger) -> bool,
+    is_held: bool,
+) -> Result<Played> {
     let mut ledger = Ledger::default();
     let mut kill: Option<(Instant, SideStatus)> = None;
     let mut first_output = None;
@@ -300,10 +305,6 @@ fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result
                     first_output.get_or_insert_with(|| killed_at.elapsed());
                 }
                 ledger.read(&bytes);
-                if first_output.is_some() && survivor.is_none() {
-                    // Asked while it lives: it ends with its guest.
-                    survivor = stage.backup.status().ok();
-                }
             }
             Look::Nothing => {
                 check_alive(&mut stage, kill.is_some())?;
@@ -312,6 +313,15 @@ fn kill_in_the_middle(mut stage: Stage, due: impl Fn(&Ledger) -> bool) -> Result
                 }
             }
             Look::Closed => break,
+        }
+        if kill.is_some() && survivor.is_none() {
+            // Asked while it lives: it ends with its guest.
+            let is_live =
+                |status: &SideStatus| status.role == Role::Alone && status.failover.is_some();
+            survivor = stage.backup.status().ok().filter(is_live);
+            if survivor.is_some() && is_held {
+                stage.console.type_in(b"\n");
+            }
         }
         let connected = stage.client.as_ref().is_none_or(Client::is_connected);
         if kill.is_none() && connected && due(&ledger) {

@@ -14,7 +14,10 @@ use vmft_guest_images::ProbeGuest;
 pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
     let kill_after = options.kill_after()?;
     let lines = NonZeroU32::new(options.lines).context("a guest without lines")?;
-    let guest = ProbeGuest { lines, ..ProbeGuest::default() }.with_pause(options.pause);
+    // It does not end before the survivor is seen, however late this process is.
+    let hold = NonZeroU32::new(options.lines - 1).filter(|hold| hold.get() >= kill_after);
+    let guest = ProbeGuest { lines, hold: [hold, None], ..ProbeGuest::default() };
+    let guest = guest.with_pause(options.pause);
     let kernel = workplace.join("probe.elf");
     std::fs::write(&kernel, guest.image())
         .with_context(|| format!("writing {}", kernel.display()))?;
@@ -24,6 +27,7 @@ pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> 
     let primary = ["--kernel".into(), kernel.into(), "--memory".into(), "size=64M".into()];
     let engine = options.engine.arguments().into_iter().map(OsString::from);
     let stage = Stage::set(workplace, &both, primary.into_iter().chain(engine), None)?;
-    let played = kill_in_the_middle(stage, |ledger| ledger.printed() >= kill_after)?;
+    let played =
+        kill_in_the_middle(stage, |ledger| ledger.printed() >= kill_after, hold.is_some())?;
     finish(options, played, None, started.elapsed())
 }

@@ -82,7 +82,9 @@ pub fn compare(
         return findings.0;
     }
     let modifies = faulting.is_some_and(modifies_memory);
-    stop(host, engine, modifies, allowed.fault_distance, &mut findings);
+    if !vendor::refused_the_other_operand(faulting, host, engine) {
+        stop(host, engine, modifies, allowed.fault_distance, &mut findings);
+    }
     findings.hex("RIP", host.rip.into(), engine.rip.into());
     let mid = if vendor::left_comparing(faulting, host) { ARITHMETIC } else { 0 };
     let flags = !undefined.rflags & !step_flags(case, ready, host) & !mid;

@@ -70,6 +70,23 @@ pub fn left_comparing(at: Option<&Instruction>, host: &Outcome) -> bool {
     !is_intel() && repeats && is_memory_fault(host.stop)
 }
 
+/// True if both places that a comparison of strings reads are refused, and the host began with the other one: AMD's do
+/// with the source (family 19h, model 11h), Intel's check both addresses before they read.
+pub fn refused_the_other_operand(
+    at: Option<&Instruction>,
+    host: &Outcome,
+    engine: &Outcome,
+) -> bool {
+    let compares = at.is_some_and(|instruction| {
+        matches!(
+            instruction.mnemonic(),
+            Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+        ) && instruction.is_string_instruction()
+    });
+    let is_refused = |outcome: &Outcome| is_memory_fault(outcome.stop);
+    !is_intel() && compares && is_refused(host) && is_refused(engine)
+}
+
 fn is_memory_fault(stop: Stop) -> bool {
     matches!(stop, Stop::Exception { vector: 12..=14, .. })
 }
