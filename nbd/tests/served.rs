@@ -1,6 +1,8 @@
 //! The client and the server, over sockets of this machine: what is asked is done, what is refused is refused, and a
 //! server that goes and comes back is waited for.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

@@ -67,7 +67,6 @@ pub fn serve(service: Service, stop: impl Future<Output = ()>) -> io::Result<()>
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "a socket that fails is left alone for a while")]
 async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let troubles = Arc::new(Repeats::new());

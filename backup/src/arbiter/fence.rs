@@ -160,6 +160,12 @@ impl Fence for GenerationFence {
             }
         }
     }
+
+    fn refused(&self) {
+        // What the last look at it has shown is over.
+        self.state.look().last = None;
+        std::thread::sleep(RETRY);
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ pub trait Fence: fmt::Debug + Send + Sync {
     /// [`FenceError`] if another side has won a later generation. The fence itself makes sure
     /// that this side halts.
     fn check(&self) -> Result<Permit, FenceError>;
+
+    /// The storage has refused a permit that this has given, so it knows of a later generation: another side's, or one
+    /// that this side has just won. Returns when it is worth asking again; blocks.
+    fn refused(&self);
 }
 
 /// The fence of a machine that is nobody's pair.
@@ -30,4 +34,6 @@ impl Fence for NoFence {
     fn check(&self) -> Result<Permit, FenceError> {
         Ok(Permit(None))
     }
+
+    fn refused(&self) {}
 }

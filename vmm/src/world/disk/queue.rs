@@ -11,7 +11,6 @@ use crate::world::Mailbox;
 use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
 use vmft_logging_channel::entry::{Arrival, RequestId};
 use vmft_sandbox::Task;
 
@@ -22,9 +21,6 @@ const MAX_THREADS: usize = 8;
 /// virtio-blk status bytes.
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
-
-/// How long to wait before a fence is asked again whose storage knows more than it.
-const FENCED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why something was not written.
 #[derive(Debug)]
@@ -223,9 +219,7 @@ impl Shared {
             match self.storage.write(permit, offset, data) {
                 Ok(()) => return Ok(()),
                 Err(WriteError::Io(error)) => return Err(Unwritten::Failed(error)),
-                // The storage knows before the fence does, which looks again after a while; or this side has just
-                // won that generation, and the fence will say so.
-                Err(WriteError::Fenced) => std::thread::sleep(FENCED_PAUSE),
+                Err(WriteError::Fenced) => self.fence.refused(),
             }
         }
     }

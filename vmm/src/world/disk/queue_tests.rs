@@ -224,6 +224,8 @@ impl Fence for Fenced {
     fn check(&self) -> Result<Permit, FenceError> {
         Err(FenceError)
     }
+
+    fn refused(&self) {}
 }
 
 #[test]
@@ -237,4 +239,83 @@ fn a_fenced_side_writes_nothing_not_even_what_was_completed() {
     stage.settle();
     assert!(storage.log().is_empty());
     assert_eq!(stage.answers(), [(3, 0, ".".to_owned())]);
+}
+
+/// Storage that takes what is written in the second generation, and notes what it is asked.
+#[derive(Debug, Default)]
+struct OfGenerations(Mutex<Vec<Permit>>);
+
+impl Storage for OfGenerations {
+    fn unit(&self) -> u64 {
+        1
+    }
+
+    fn cache(&self) -> HostCache {
+        HostCache::None
+    }
+
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    fn join(&self, _: bool) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn read(&self, _: u64, data: &mut [u8]) -> io::Result<()> {
+        data.fill(0);
+        Ok(())
+    }
+
+    fn write(&self, permit: Permit, _: u64, _: &[u8]) -> Result<(), WriteError> {
+        self.0.lock().expect("not poisoned").push(permit);
+        if permit == Permit(Some(2)) { Ok(()) } else { Err(WriteError::Fenced) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A fence that gives a permit of the first generation, and looks again once that is refused.
+#[derive(Debug)]
+struct Behind {
+    refused: Mutex<bool>,
+    then: Result<Permit, FenceError>,
+}
+
+impl Fence for Behind {
+    fn check(&self) -> Result<Permit, FenceError> {
+        if *self.refused.lock().expect("not poisoned") { self.then } else { Ok(Permit(Some(1))) }
+    }
+
+    fn refused(&self) {
+        *self.refused.lock().expect("not poisoned") = true;
+    }
+}
+
+#[test]
+fn a_write_that_its_storage_refuses_is_made_again_by_a_winner_and_never_answered_to_a_loser() {
+    let (first, second) = (Permit(Some(1)), Permit(Some(2)));
+    for (then, asked, answered) in
+        [(Ok(second), vec![first, second], true), (Err(FenceError), vec![first], false)]
+    {
+        let storage = Arc::new(OfGenerations::default());
+        let mailbox = Arc::new(Mailbox::default());
+        let fence = Behind { refused: Mutex::new(false), then };
+        let queue = DiskQueue::start(
+            0,
+            Arc::clone(&storage) as Arc<dyn Storage>,
+            Arc::new(fence),
+            Arc::clone(&mailbox),
+            DiskErrors::of("disk".into()),
+        )
+        .expect("a thread");
+        queue.request(RequestId(7), DiskOperation::Write { offset: 0, data: vec![1] });
+        let (done, settled) = channel();
+        queue.settle(done);
+        settled.recv().expect("the disk's threads live as long as the queue");
+        assert_eq!(*storage.0.lock().expect("not poisoned"), asked);
+        assert_eq!(mailbox.take_arrival(Room::default()).is_some(), answered);
+    }
 }

@@ -141,6 +141,8 @@ mod tests {
             self.asked.lock().unwrap().send(()).unwrap();
             self.answers.lock().unwrap().recv().unwrap()
         }
+
+        fn refused(&self) {}
     }
 
     fn packet(byte: u8) -> Packet {
