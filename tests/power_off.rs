@@ -16,7 +16,9 @@ const LIMIT: Duration = Duration::from_secs(240);
 const POWER_DOWN: &str = "reboot: Power down";
 const HALTED: &str = "reboot: System halted";
 const RESTARTING: &str = "reboot: Restarting system";
-/// Of a kernel that is told nothing of the board.
+/// What the guest reads the time from.
+const CLOCK: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+/// For a kernel that is not to look for the tables.
 const WITHOUT_ACPI: &str = " acpi=off";
 
 /// A guest in its shell, with a disk.
@@ -72,8 +74,8 @@ impl Guest {
         }
     }
 
-    /// The guest shows `last`, and is off: the program has ended well.
-    fn is_off_after(mut self, last: &str) -> TempDir {
+    /// The guest shows `last` and is off: the program ends well.
+    fn ends_after(mut self, last: &str) -> TempDir {
         self.wait_for(last);
         let exit = self.side.wait_exit(LIMIT).unwrap();
         assert!(exit.success(), "{exit}: {}", self.side.messages());
@@ -85,14 +87,14 @@ impl Guest {
 fn sysrq_o_switches_the_guest_off() {
     let mut guest = Guest::boot("");
     guest.type_in("echo o >/proc/sysrq-trigger\n");
-    guest.is_off_after(POWER_DOWN);
+    guest.ends_after(POWER_DOWN);
 }
 
 #[test]
 fn sysrq_o_switches_a_guest_without_acpi_off() {
     let mut guest = Guest::boot(WITHOUT_ACPI);
     guest.type_in("echo o >/proc/sysrq-trigger\n");
-    guest.is_off_after(POWER_DOWN);
+    guest.ends_after(POWER_DOWN);
 }
 
 /// The guest writes to its disk, starts again, still has what it wrote, and is switched off.
@@ -102,12 +104,10 @@ fn starts_again_and_switches_off(words: &str, last: &str) {
     let before = guest.wait_for(RESTARTING);
     assert!(!before.contains("vmft-fail"), "{before}");
     guest.wait_for(SHELL_PROMPT);
-    guest.type_in(
-        "cat $disk/file; cat /sys/devices/system/clocksource/clocksource0/current_clocksource\n",
-    );
+    guest.type_in(&format!("cat $disk/file {CLOCK}\n"));
     guest.wait_for("kept\r\ntsc\r\n");
     guest.type_in("poweroff\n");
-    let directory = guest.is_off_after(last);
+    let directory = guest.ends_after(last);
     let disk = directory.path().join("disk.img");
     let check = check_disk(&disk).unwrap();
     assert!(check.clean, "{}", check.report);
