@@ -290,7 +290,6 @@ impl MachineOptions {
         } else {
             (default_guest(&cache, &mut crate::progress::terminal())?, cmdline::DEFAULT)
         };
-        let own = cmdline::for_cpus(own, self.cpus().is_several());
         let words = self.cmdline.clone().unwrap_or_else(|| Workload::Shell.cmdline());
         let files = BootFiles::read(&guest.kernel, Some(&guest.initramfs), words)?;
         Ok(BootFiles { own: Some(own), ..files })
@@ -415,7 +414,7 @@ struct BootFiles {
     initramfs: Option<PathBuf>,
     source: BootSource,
     /// Of a guest of ours, the words of its command line that come first, and depend on the engine.
-    own: Option<String>,
+    own: Option<&'static str>,
 }
 
 impl BootFiles {
@@ -438,7 +437,7 @@ impl BootFiles {
     fn on(mut self, engine: EngineKind) -> Self {
         if let Some(own) = self.own.take() {
             let runs_freely = engine == EngineKind::Kvm { points: PointKind::Free };
-            let own = if runs_freely { cmdline::for_the_hosts_cpu(&own) } else { own };
+            let own = if runs_freely { cmdline::for_the_hosts_cpu(own) } else { own.to_owned() };
             self.source.cmdline = format!("{own} {}", self.source.cmdline);
         }
         self

@@ -24,6 +24,13 @@ fn a_power_off_stops_both_sides() {
 }
 
 #[test]
+fn a_power_off_by_sysrq_stops_both_sides() {
+    let mut pair = Pair::start(&Setup::default());
+    pair.type_in("echo o >/proc/sysrq-trigger\n");
+    both_end_well_without_a_failover(&mut pair);
+}
+
+#[test]
 fn an_interrupted_primary_stops_both_sides_in_the_middle_of_disk_writes() {
     for record in 1..=3 {
         let mut pair = Pair::start(&Setup::default());

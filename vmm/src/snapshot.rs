@@ -27,7 +27,7 @@ use vmft_sandbox::outside_of_landlock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 7;
+const SNAPSHOT_VERSION: u32 = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {

@@ -49,7 +49,7 @@ pub struct BoardConfig {
     pub entropy: bool,
     /// The network device, if there is one.
     pub net: Option<NetConfig>,
-    /// CPUs the board carries. With several, it also has what tells a kernel of them.
+    /// CPUs the board carries.
     pub cpus: CpuCount,
 }
 

@@ -99,8 +99,7 @@ pub struct Board {
     guest_clock: GuestClock,
     serial: Serial,
     reset: ResetState,
-    /// Only with several CPUs.
-    power: Option<PowerManagementState>,
+    power: PowerManagementState,
     config_address: ConfigAddress,
     functions: Functions,
     effects: EffectQueue,
@@ -130,7 +129,7 @@ impl Board {
             guest_clock: GuestClock::default(),
             serial: Serial::new(),
             reset: ResetState::default(),
-            power: config.cpus.is_several().then(PowerManagementState::default),
+            power: PowerManagementState::default(),
             config_address: ConfigAddress::default(),
             functions: Functions::new(config),
             effects: EffectQueue::default(),
@@ -260,7 +259,13 @@ impl Board {
     /// True once the guest has switched the machine off.
     #[inline]
     pub fn is_off(&self) -> bool {
-        self.power.is_some_and(|power| power.off)
+        self.power.off
+    }
+
+    /// True while no device can interrupt the CPU, whatever happens, until the guest writes to a port again.
+    #[inline]
+    pub fn is_masked(&self) -> bool {
+        self.interrupts.is_masked()
     }
 
     /// Resets every device, as the reset line of the bus does. The clock goes on, requests keep
@@ -273,7 +278,7 @@ impl Board {
         self.guest_clock = GuestClock::default();
         self.serial.reset();
         self.reset = ResetState::default();
-        self.power = self.power.map(|_| PowerManagementState::default());
+        self.power = PowerManagementState::default();
         self.config_address = ConfigAddress::default();
         self.functions.reset();
         self.update_next_timer();

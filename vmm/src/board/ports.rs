@@ -8,7 +8,7 @@
 //! | 0x70 0x71 | clock |
 //! | 0x3F8–0x3FF | serial port |
 //! | 0x5A0, 0x5A4, 32 bits wide | clock for guests that know they are guests |
-//! | 0x600–0x60B | power management, on boards of several CPUs |
+//! | 0x600–0x60B | power management |
 //! | 0xCF8, 0xCFC–0xCFF | PCI configuration |
 //! | 0xCF9 | reset control |
 //!
@@ -147,7 +147,7 @@ impl Board {
             }
             Port::KeyboardCommand => self.reset.keyboard_status(),
             Port::ResetControl => self.reset.control,
-            Port::Power(offset) => self.power.map_or(ABSENT, |power| power.read(now, offset)),
+            Port::Power(offset) => self.power.read(now, offset),
             Port::ClockIndex | Port::Absent => ABSENT,
         }
     }
@@ -172,11 +172,7 @@ impl Board {
             }
             Port::KeyboardCommand => self.reset.keyboard_command(value),
             Port::ResetControl => self.reset.write_control(value),
-            Port::Power(offset) => {
-                if let Some(power) = &mut self.power {
-                    power.write(offset, value);
-                }
-            }
+            Port::Power(offset) => self.power.write(offset, value),
             Port::Absent => {}
         }
     }

@@ -36,8 +36,8 @@ pub struct BoardState {
     pub serial: SerialState,
     /// A reset in progress.
     pub reset: ResetState,
-    /// Power management, which a board of several CPUs has.
-    pub power: Option<PowerManagementState>,
+    /// Power management.
+    pub power: PowerManagementState,
     /// Port 0xCF8.
     pub config_address: u32,
     /// What is on the PCI bus.
@@ -123,11 +123,7 @@ impl Board {
         board.serial = Serial::restore(serial)?;
         reset.validate()?;
         board.reset = *reset;
-        let same = power.is_some() == board.power.is_some();
-        require("power management", same, "goes with several CPUs, and only with them")?;
-        if let Some(power) = power {
-            power.validate()?;
-        }
+        power.validate()?;
         board.power = *power;
         board.config_address = ConfigAddress::new(*config_address);
         require(

@@ -1,14 +1,19 @@
-//! The tables by which a kernel finds that it has several CPUs (ACPI 6.4, §5.2): a guest with one CPU gets
-//! none.
+//! ACPI's tables (ACPI 6.4, §5.2): by which a kernel finds how to switch the machine off, and its CPUs where
+//! there are several.
 //!
-//! They name the local APICs, and the little of ACPI's fixed hardware that goes with being an ACPI machine.
-//! There is no I/O APIC, so that a kernel leaves the interrupt controllers as they are ("virtual wire
-//! mode"): devices interrupt the CPU that boots. The namespace has the PCI bus with its lines, because a kernel
-//! that believes in ACPI looks for it there, and the way to switch off.
+//! They have the little of ACPI's fixed hardware that goes with being an ACPI machine. The namespace has the PCI
+//! bus with its lines, because a kernel that believes in ACPI looks for it there, and the way to switch off.
+//!
+//! With several CPUs the MADT names the local APICs. There is no I/O APIC, so that a kernel leaves the interrupt
+//! controllers as they are ("virtual wire mode"): devices interrupt the CPU that boots. One CPU has no local APIC;
+//! without a MADT a kernel takes it that there are the 8259s alone.
+//!
+//! The timer of power management is named with several CPUs only, where a kernel has no better clock. With one it
+//! would measure its time stamp counter against it, whose rate it is told, and be wrong by what it rounds.
 //!
 //! ```text
 //! 0xE0000 RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT, FACS
-//!                      └▶ MADT
+//!                      └▶ MADT, with several CPUs
 //! ```
 
 use super::aml;
@@ -26,8 +31,8 @@ const LOCAL_APIC: u32 = 0xFEE0_0000;
 /// The line of ACPI's own interrupt, which never comes: one that no device has.
 const SCI_LINE: u16 = 12;
 
-/// FADT flags: `WBINVD` works, neither a power nor a sleep button is fixed hardware, and the timer has 32
-/// bits.
+/// FADT flags: `WBINVD` works, neither a power nor a sleep button is fixed hardware, and the timer, where there
+/// is one, has 32 bits.
 const FADT_FLAGS: u32 = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 8;
 /// FADT boot flags: there are ISA devices.
 const FADT_BOOT_FLAGS: u16 = 1;
@@ -113,7 +118,7 @@ fn facs() -> Vec<u8> {
     bytes
 }
 
-fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+fn fadt(facs: u64, dsdt: u64, has_timer: bool) -> Vec<u8> {
     /// How registers are accessed.
     const WORDS: u8 = 2;
     const LONGS: u8 = 3;
@@ -127,10 +132,8 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     put(46, &SCI_LINE.to_le_bytes());
     put(56, &u32::from(POWER_MANAGEMENT_PORT).to_le_bytes());
     put(64, &u32::from(POWER_MANAGEMENT_PORT + CONTROL_OFFSET).to_le_bytes());
-    put(76, &u32::from(POWER_MANAGEMENT_PORT + TIMER_OFFSET).to_le_bytes());
-    // Bytes of the event and of the control block, and of the timer.
+    // Bytes of the event and of the control block.
     put(88, &[4, 2]);
-    put(91, &[4]);
     // No CPU state but C1: the latencies of C2 and C3 are beyond what counts as having them.
     put(96, &101u16.to_le_bytes());
     put(98, &1001u16.to_le_bytes());
@@ -146,7 +149,11 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     };
     put(148, &port(POWER_MANAGEMENT_PORT, 32, WORDS));
     put(172, &port(POWER_MANAGEMENT_PORT + CONTROL_OFFSET, 16, WORDS));
-    put(208, &port(POWER_MANAGEMENT_PORT + TIMER_OFFSET, 32, LONGS));
+    if has_timer {
+        put(76, &u32::from(POWER_MANAGEMENT_PORT + TIMER_OFFSET).to_le_bytes());
+        put(91, &[4]);
+        put(208, &port(POWER_MANAGEMENT_PORT + TIMER_OFFSET, 32, LONGS));
+    }
     table(b"FACP", 3, &body)
 }
 
@@ -187,18 +194,19 @@ fn tables(cpus: CpuCount) -> Vec<u8> {
         TABLES.0 + at as u64
     };
     let (facs, dsdt) = (place(&facs()), place(&dsdt()));
-    let (fadt, madt) = (place(&fadt(facs, dsdt)), place(&madt(cpus)));
-    let entries: Vec<u8> = [fadt, madt].iter().flat_map(|at| at.to_le_bytes()).collect();
+    let several = cpus.is_several();
+    let mut entries = place(&fadt(facs, dsdt, several)).to_le_bytes().to_vec();
+    if several {
+        entries.extend(place(&madt(cpus)).to_le_bytes());
+    }
     let xsdt = place(&table(b"XSDT", 1, &entries));
     all[..RSDP_LENGTH].copy_from_slice(&rsdp(xsdt));
     all
 }
 
-/// Writes the tables for a guest of several CPUs; for one CPU, nothing.
+/// Writes the tables of a guest with so many CPUs.
 pub(crate) fn publish(ram: &GuestRam, cpus: CpuCount) {
-    if cpus.is_several() {
-        super::write(ram, TABLES, &tables(cpus));
-    }
+    super::write(ram, TABLES, &tables(cpus));
 }
 
 #[cfg(test)]
@@ -227,36 +235,62 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn every_table_is_found_from_the_root_and_has_a_good_sum() {
-        let all = tables(cpus(3));
+    /// The tables that the root names, which is right itself.
+    fn named(all: &[u8]) -> Vec<&[u8]> {
         assert_eq!(&all[..8], b"RSD PTR ");
         assert_eq!((sum(&all[..20]), sum(&all[..36])), (0, 0));
-        let xsdt = at(&all, number(&all[24..32]));
-        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 16));
-        let fadt = at(&all, number(&xsdt[36..44]));
-        assert_eq!((&fadt[..4], fadt.len()), (&b"FACP"[..], FADT_LENGTH));
-        assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]), "one DSDT");
-        let dsdt = at(&all, number(&fadt[40..44]));
-        assert!(dsdt.windows(5).any(|bytes| bytes == b"\x08_S5_"));
-        // Slot 1 pulls line 11.
-        let entry = [0x0C, 0xFF, 0xFF, 1, 0, 0, 0, 0x0A, 11];
-        assert!(dsdt.windows(entry.len()).any(|bytes| bytes == entry));
-        let facs = number(&fadt[36..40]);
-        assert!(facs.is_multiple_of(64));
-        assert_eq!(&all[facs - TABLES.0 as usize..][..4], b"FACS");
-        assert_eq!(number(&fadt[56..60]), usize::from(POWER_MANAGEMENT_PORT));
-        assert_eq!(number(&fadt[64..68]), usize::from(POWER_MANAGEMENT_PORT) + 4);
-        let timer = usize::from(POWER_MANAGEMENT_PORT) + 8;
-        assert_eq!((number(&fadt[76..80]), number(&fadt[212..220])), (timer, timer));
+        let xsdt = at(all, number(&all[24..32]));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        xsdt[36..].chunks(8).map(|entry| at(all, number(entry))).collect()
+    }
+
+    #[test]
+    fn every_table_is_found_from_the_root_and_has_a_good_sum() {
+        for count in 1..=4 {
+            let all = tables(cpus(count));
+            let fadt = named(&all)[0];
+            assert_eq!((&fadt[..4], fadt.len()), (&b"FACP"[..], FADT_LENGTH));
+            assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]), "one DSDT");
+            let dsdt = at(&all, number(&fadt[40..44]));
+            assert_eq!(&dsdt[..4], b"DSDT");
+            assert!(dsdt.windows(5).any(|bytes| bytes == b"\x08_S5_"));
+            // Slot 1 pulls line 11.
+            let entry = [0x0C, 0xFF, 0xFF, 1, 0, 0, 0, 0x0A, 11];
+            assert!(dsdt.windows(entry.len()).any(|bytes| bytes == entry));
+            let facs = number(&fadt[36..40]);
+            assert!(facs.is_multiple_of(64));
+            assert_eq!(&all[facs - TABLES.0 as usize..][..4], b"FACS");
+            let registers = usize::from(POWER_MANAGEMENT_PORT);
+            let events = (number(&fadt[56..60]), number(&fadt[152..160]), fadt[88]);
+            assert_eq!(events, (registers, registers, 4));
+            let control = (number(&fadt[64..68]), number(&fadt[176..184]), fadt[89]);
+            assert_eq!(control, (registers + 4, registers + 4, 2));
+        }
+    }
+
+    #[test]
+    fn one_cpu_has_neither_local_apic_nor_a_timer_beside_its_time_stamp_counter() {
+        for count in 1..=4 {
+            let all = tables(cpus(count));
+            let (named, several) = (named(&all), count > 1);
+            let names: Vec<&[u8]> = named.iter().map(|table| &table[..4]).collect();
+            assert_eq!(names, [&b"FACP"[..], b"APIC"][..1 + usize::from(several)]);
+            let fadt = named[0];
+            let timer = (number(&fadt[76..80]), fadt[91], number(&fadt[208..220]));
+            if several {
+                let port = usize::from(POWER_MANAGEMENT_PORT) + 8;
+                assert_eq!((timer.0, timer.1, number(&fadt[212..220])), (port, 4, port));
+            } else {
+                assert_eq!(timer, (0, 0, 0));
+            }
+        }
     }
 
     #[test]
     fn each_cpu_has_a_local_apic_of_its_own_number() {
         for count in 2..=4 {
             let all = tables(cpus(count));
-            let xsdt = at(&all, number(&all[24..32]));
-            let madt = at(&all, number(&xsdt[44..52]));
+            let madt = named(&all)[1];
             assert_eq!((&madt[..4], number(&madt[36..40])), (&b"APIC"[..], 0xFEE0_0000));
             let mut rest = &madt[44..];
             let mut found = Vec::new();
@@ -274,11 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_one_cpu_finds_no_tables() {
-        let ram = GuestRam::new(MIN_MEMORY).expect("memory");
-        publish(&ram, CpuCount::ONE);
-        assert!(ram.tracker().take_written().is_empty());
-        publish(&ram, cpus(2));
-        assert_eq!(ram.memory().read_obj::<[u8; 8]>(TABLES).expect("memory"), *b"RSD PTR ");
+    fn the_tables_are_where_kernels_look_for_them() {
+        for count in [1, 2] {
+            let ram = GuestRam::new(MIN_MEMORY).expect("memory");
+            publish(&ram, cpus(count));
+            assert_eq!(ram.memory().read_obj::<[u8; 8]>(TABLES).expect("memory"), *b"RSD PTR ");
+            let mut found = vec![0; tables(cpus(count)).len()];
+            ram.memory().read_slice(&mut found, TABLES).expect("memory");
+            assert_eq!(found, tables(cpus(count)));
+        }
     }
 }

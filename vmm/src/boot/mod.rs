@@ -11,7 +11,7 @@
 //! 0x0500  GDT              0x9000  page tables (24 KiB)     0x0010_0000.. kernel segments
 //! 0x7000  zero page        0x2_0000 command line            (16 MiB for Debian's kernel)
 //! 0x8000  stack            0x9_FC00 end of low memory       initramfs: as high as allowed
-//!                          0xE_0000 ACPI's tables, with several CPUs
+//!                          0xE_0000 ACPI's tables
 //! ```
 //!
 //! Reading files is not done here, nor is choosing a command line.
@@ -29,7 +29,7 @@ use crate::engine::CpuState;
 use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
-pub(crate) use acpi::publish as publish_cpus;
+pub(crate) use acpi::publish as publish_acpi;
 pub(crate) use symbols::Symbols;
 #[cfg(test)]
 pub(crate) use symbols::tests as symbol_tables;

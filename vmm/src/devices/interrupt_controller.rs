@@ -309,6 +309,13 @@ impl InterruptController {
         self.output
     }
 
+    /// True while the CPU gets no INTR whatever the lines do: all that comes to it comes through the first
+    /// controller, which masks every input.
+    #[inline]
+    pub fn is_masked(&self) -> bool {
+        self.pair[0].mask == 0xFF
+    }
+
     /// The CPU's acknowledge cycle: takes the most urgent request into service and returns
     /// its vector; without a request, the vector of input 7.
     pub fn acknowledge(&mut self) -> u8 {

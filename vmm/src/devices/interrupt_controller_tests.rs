@@ -31,6 +31,24 @@ fn lower(pic: &mut InterruptController, line: u8) {
 }
 
 #[test]
+fn a_masked_pair_is_silent_whatever_its_lines_do() {
+    let mut pic = linux(1 << 5 | 1 << 11);
+    pic.write(SECOND_DATA, 0xFF);
+    pic.write(FIRST_DATA, 0xFE);
+    assert!(!pic.is_masked());
+    pic.write(FIRST_DATA, 0xFF);
+    // What comes from the second comes through the first.
+    pic.write(SECOND_DATA, 0);
+    assert!(pic.is_masked());
+    for line in (0..16).filter(|line| *line != CASCADE) {
+        raise(&mut pic, line);
+        assert!(!pic.interrupt_pending(), "line {line}");
+    }
+    pic.write(FIRST_DATA, 0);
+    assert!(!pic.is_masked() && pic.interrupt_pending());
+}
+
+#[test]
 fn the_mask_reads_back_as_linux_probes_it() {
     let mut pic = linux(0);
     pic.write(FIRST_DATA, 0xFB);

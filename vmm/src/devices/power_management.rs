@@ -1,5 +1,5 @@
-//! The fixed hardware of ACPI, as far as a kernel that takes its CPUs from ACPI's tables insists on it: the
-//! PM1 event and control blocks and the timer (ACPI 6.4, §4.8.3). Nothing ever happens there but switching off.
+//! The fixed hardware of ACPI, as far as a kernel that finds ACPI's tables insists on it: the PM1 event and
+//! control blocks and the timer (ACPI 6.4, §4.8.3). Nothing ever happens there but switching off.
 //!
 //! | offset | bytes | register |
 //! |---|---|---|
@@ -10,7 +10,8 @@
 //! | 8 | 4 | the timer: guest time in ticks of 3.579545 MHz, 32 bits, which wrap after 20 minutes |
 //!
 //! With several CPUs and no time stamp counter, the timer is a kernel's only clock that does not lose the
-//! time for which the guest rests. It is a function of guest time and has no state.
+//! time for which the guest rests. With one CPU the tables do not name it. It is a function of guest time and has
+//! no state.
 
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};

@@ -13,7 +13,7 @@ use vmft_logging_channel::entry::StateDigest;
 use vmft_logging_channel::point::CodeAddress;
 
 /// A machine whose kernel is this code, at [`TEXT`].
-fn machine(code: &[u8]) -> Machine {
+pub(super) fn machine(code: &[u8]) -> Machine {
     let mut contents = code.to_vec();
     contents.resize(4096, 0xF4);
     let text = Part { kind: 1, address: TEXT, contents, memory: 4096 };
@@ -29,19 +29,19 @@ fn machine(code: &[u8]) -> Machine {
     Machine::new(MachineConfig { board, engine: EngineKind::Soft }, source).expect("a machine")
 }
 
-/// Runs to a point, a step at a time, and stops there.
+/// Runs to a point, a step at a time, and stops there, or where the guest waits.
 #[derive(Debug)]
-struct RunTo {
-    step: u64,
-    end: u64,
+pub(super) struct RunTo {
+    pub(super) step: u64,
+    pub(super) end: u64,
     /// Panics there itself.
-    fails: bool,
+    pub(super) fails: bool,
 }
 
 impl Inputs for RunTo {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         assert!(!self.fails, "the inputs are not the machine");
-        if boundary.point.get() >= self.end {
+        if boundary.point.get() >= self.end || boundary.idle {
             return Ok(Step::Stop(StopReason::Operator));
         }
         let bound = boundary.point.after(self.step);
@@ -78,7 +78,7 @@ impl Inputs for RunTo {
 }
 
 #[derive(Debug)]
-struct Nowhere;
+pub(super) struct Nowhere;
 
 impl OutputGate for Nowhere {
     fn emit(&self, _: Output) {}

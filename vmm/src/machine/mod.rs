@@ -22,6 +22,8 @@ mod state;
 
 #[cfg(test)]
 mod edge_tests;
+#[cfg(test)]
+mod off_tests;
 
 pub use copy::{CopyError, FRESH_BYTES};
 pub use delta::{Delta, DeltaBase};
@@ -291,6 +293,14 @@ impl Machine {
         self.engine.is_halted() && !self.board.interrupt_pending()
     }
 
+    /// True if the guest has switched itself off, or waits for what cannot come. A kernel that knows no way to
+    /// switch off does that: it halts for good with interrupts off; or, told to go off all the same, it masks
+    /// every line of the interrupt controllers and goes on until it waits.
+    fn is_off(&self) -> bool {
+        let deaf = self.engine.is_halted() && self.board.is_masked();
+        self.board.is_off() || self.engine.is_off() || deaf
+    }
+
     fn boundary(&self) -> Boundary {
         Boundary {
             point: self.engine.point(),
@@ -358,7 +368,7 @@ impl Machine {
             if self.board.reset_requested() {
                 self.guarded(Self::reset)?;
             }
-            if self.engine.is_off() || self.board.is_off() {
+            if self.is_off() {
                 return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
             }
             let bound = match inputs.next(&self.boundary())? {

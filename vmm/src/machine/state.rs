@@ -18,7 +18,7 @@ use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 7;
+pub const STATE_VERSION: u32 = 8;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ impl BootSource {
     /// See [`BootError`].
     pub(super) fn load(&self, ram: &GuestRam, cpus: CpuCount) -> Result<CpuState, BootError> {
         let cpu = boot::load(ram, &self.kernel, self.initramfs.as_deref(), &self.cmdline)?;
-        boot::publish_cpus(ram, cpus);
+        boot::publish_acpi(ram, cpus);
         Ok(cpu)
     }
 }

@@ -40,6 +40,22 @@ fn a_busy_board_survives_its_encoding() {
 }
 
 #[test]
+fn a_board_of_one_cpu_keeps_its_power_management_and_is_off_wherever_it_is_restored() {
+    let mut machine = Machine::new();
+    machine.out8(0x602, 0x20);
+    machine.out8(0x605, 5 << 2);
+    machine.save_and_restore();
+    assert_eq!([0x600, 0x602, 0x604, 0x605].map(|port| machine.in8(port)), [0, 0x20, 1, 5 << 2]);
+    assert!(!machine.board.is_off());
+    machine.out8(0x605, 5 << 2 | 0x20);
+    assert!(machine.board.is_off());
+    machine.save_and_restore();
+    assert!(machine.board.is_off());
+    machine.board.reset();
+    assert!(!machine.board.is_off());
+}
+
+#[test]
 fn requests_on_their_way_complete_on_the_restored_board() {
     let mut machine = busy();
     machine.save_and_restore();
@@ -62,13 +78,14 @@ fn states_that_cannot_be_are_refused() {
     let machine = busy();
     let good = machine.board.save();
     type Breakage = fn(&mut BoardState);
-    let breakages: [(&str, Breakage); 17] = [
+    let breakages: [(&str, Breakage); 18] = [
         ("a line nobody drives", |state| state.interrupts[0].lines ^= 1 << 4),
         ("priority", |state| state.interrupts[1].lowest = 9),
         ("timer mode", |state| state.timer.channels[0].mode = 7),
         ("clock memory", |state| state.clock.memory.clear()),
         ("receiver", |state| state.serial.receiver.extend([0; 32])),
         ("reset control", |state| state.reset.control = 0xFF),
+        ("power management", |state| state.power.control = 1),
         ("configuration address", |state| state.config_address = 1),
         ("fewer disks", |state| drop(state.functions.disks.pop())),
         ("no entropy device", |state| state.functions.entropy = None),
