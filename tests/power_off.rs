@@ -104,7 +104,9 @@ fn starts_again_and_switches_off(words: &str, last: &str) {
     let before = guest.wait_for(RESTARTING);
     assert!(!before.contains("vmft-fail"), "{before}");
     guest.wait_for(SHELL_PROMPT);
-    guest.type_in(&format!("cat $disk/file {CLOCK}\n"));
+    // The kernel goes over to it about a second after it has begun.
+    let wait = format!("until read -r c <{CLOCK}; [ $c = tsc ]; do read -r -t 0.1 -u 9 _; done");
+    guest.type_in(&format!("{wait}; cat $disk/file {CLOCK}\n"));
     guest.wait_for("kept\r\ntsc\r\n");
     guest.type_in("poweroff\n");
     let directory = guest.ends_after(last);
