@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the project's text is.
-const FOLDERS: [&str; 12] = [
+const FOLDERS: [&str; 13] = [
+    "fuzzing",
     "sandbox",
     "simulator",
     "backup",

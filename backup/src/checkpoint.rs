@@ -230,6 +230,10 @@ impl JoinSink for MachineSink {
 }
 
 #[cfg(test)]
+#[path = "checkpoint_fuzz.rs"]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use vmft_vmm::memory::MIN_MEMORY;

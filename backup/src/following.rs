@@ -273,7 +273,8 @@ impl Side {
         let Following { policy, kept, gate, source } = following;
         not_out.into_iter().for_each(|output| gate.emit(output));
         let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
-        let inputs = Replaying::new(source, Arc::clone(&kept), machine.point());
+        let memory = machine.ram().size();
+        let inputs = Replaying::new(source, Arc::clone(&kept), machine.point(), memory);
         let open = self.faults.lockstep();
         let mut faulty = Faulty::new(inputs, &self.faults, machine.ram().clone(), &channel);
         let end = machine.run(&mut faulty, &gate);

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use vmft_logging_channel::checkpoint::CompleteCheckpoint;
+use vmft_logging_channel::entry::OutputSequence;
+use vmft_logging_channel::wire::MAX_COUNT;
 use vmft_vmm::machine::StateError;
-use vmft_vmm::outputs::Output;
+use vmft_vmm::outputs::{Output, are_a_guests};
 
 /// The state part of the checkpoint that a backup joins with.
 ///
@@ -35,9 +37,12 @@ impl JoinContent {
     /// alone from then on.
     ///
     /// # Errors
-    /// [`StateError::Encoding`].
+    /// [`StateError::Encoding`], or [`StateError::OtherMachine`] for outputs that no guest has put out.
     pub(crate) fn unpack(checkpoint: &mut CompleteCheckpoint) -> Result<Vec<Output>, StateError> {
         let content = Self::decode(&checkpoint.state).map_err(StateError::Encoding)?;
+        if !are_a_guests(&content.outputs, OutputSequence(MAX_COUNT)) {
+            return Err(StateError::OtherMachine);
+        }
         checkpoint.state = content.machine;
         Ok(content.outputs)
     }
@@ -46,7 +51,6 @@ impl JoinContent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_logging_channel::entry::OutputSequence;
     use vmft_vmm::outputs::OutputKind;
 
     #[test]

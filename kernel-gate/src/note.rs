@@ -1,7 +1,7 @@
 //! The note: owner and type of it, and where it lies in an image.
 
 use object::LittleEndian;
-use object::elf::FileHeader64;
+use object::elf::{FileHeader64, PT_NOTE};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 /// Owner of the ELF note that vouches for a kernel.
@@ -16,7 +16,12 @@ pub const VOUCHER_LEVEL_ZERO: u32 = 2;
 /// Offset in `file` of the type of our note, if a program header leads to one of type `kind`.
 pub(crate) fn find(file: &[u8], kind: u32) -> Option<usize> {
     let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
+    // Headers that name the same notes again and again would be read for ever.
+    let mut left = file.len() as u64;
     for program in header.program_headers(LittleEndian, file).ok()? {
+        if program.p_type(LittleEndian) == PT_NOTE {
+            left = left.checked_sub(program.p_filesz(LittleEndian))?;
+        }
         let Ok(Some(mut notes)) = program.notes(LittleEndian, file) else { continue };
         while let Ok(Some(note)) = notes.next() {
             if note.name() == VOUCHER_NAME && note.n_type(LittleEndian).0 == kind {

@@ -50,17 +50,27 @@ pub(crate) fn scan(file: &[u8]) -> Result<Examination, GateError> {
     if code.is_empty() {
         return Err(GateError::Image("it has no code".to_owned()));
     }
-    let mut examination = Examination { bytes: 0, instructions: 0 };
-    let mut findings = Vec::new();
+    // Each byte of the file is code once: headers that name the same again would be read for ever.
+    let bytes = code.iter().map(|stretch| stretch.bytes.len() as u64).sum();
+    if bytes > file.len() as u64 {
+        return Err(GateError::Image("its stretches of code lie over each other".to_owned()));
+    }
+    let mut examination = Examination { bytes, instructions: 0 };
+    let mut findings = Findings::default();
     for stretch in &code {
-        examination.bytes += stretch.bytes.len() as u64;
         examination.instructions += read(stretch, &names, &mut findings);
     }
-    let count = findings.len();
-    match findings.into_iter().next() {
-        Some(first) => Err(GateError::Forbidden { count, first }),
-        None => Ok(examination),
+    match findings {
+        Findings { count, first: Some(first) } => Err(GateError::Forbidden { count, first }),
+        Findings { count: _, first: None } => Ok(examination),
     }
+}
+
+/// What is there that may not be.
+#[derive(Default)]
+struct Findings {
+    count: usize,
+    first: Option<Finding>,
 }
 
 /// Executable sections, and the names of addresses in them.
@@ -107,9 +117,12 @@ fn segments<'a>(header: &Header, file: &'a [u8]) -> Result<Vec<Code<'a>>, GateEr
     Ok(code)
 }
 
+/// Most characters of a name that are told.
+const NAME: usize = 80;
+
 /// Decodes a stretch from its start and from every name in it to the next; returns how many
 /// instructions there are.
-fn read(code: &Code<'_>, names: &Names<'_>, findings: &mut Vec<Finding>) -> u64 {
+fn read(code: &Code<'_>, names: &Names<'_>, findings: &mut Findings) -> u64 {
     let end = code.address.saturating_add(code.bytes.len() as u64);
     let mut starts = vec![code.address];
     starts.extend(names.range(code.address..end).map(|(address, _)| *address));
@@ -126,7 +139,8 @@ fn read(code: &Code<'_>, names: &Names<'_>, findings: &mut Vec<Finding>) -> u64 
             decoder.decode_out(&mut instruction);
             instructions += 1;
             if is_forbidden(instruction.mnemonic()) {
-                findings.push(Finding {
+                findings.count += 1;
+                findings.first.get_or_insert_with(|| Finding {
                     instruction: format!("{:?}", instruction.mnemonic()).to_uppercase(),
                     address: instruction.ip(),
                     function: name_of(instruction.ip(), names),
@@ -139,5 +153,7 @@ fn read(code: &Code<'_>, names: &Names<'_>, findings: &mut Vec<Finding>) -> u64 
 
 fn name_of(address: u64, names: &Names<'_>) -> Option<String> {
     let (_, name) = names.range(..=address).next_back()?;
-    Some(String::from_utf8_lossy(name).into_owned())
+    // Whoever made the file chose it, and it is shown on a terminal.
+    let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+    Some(name.iter().take(NAME).map(shown).collect())
 }

@@ -124,3 +124,6 @@ fn damaged_images_are_errors() {
     }
     assert!(matches!(scan::scan(&[0; 100]), Err(GateError::Image(_))));
 }
+
+#[path = "fuzz.rs"]
+mod fuzz;

@@ -1,7 +1,7 @@
 //! A toy guest: a deterministic function of what arrives, with a console, a network and a disk.
 
-use crate::random::mix;
 use std::collections::BTreeMap;
+use vmft_fuzzing::mix;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, Packet, RequestId};
 use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::board::DiskOperation;

@@ -20,7 +20,6 @@ mod models;
 mod oracle;
 mod peers;
 mod plan;
-mod random;
 mod search;
 mod side;
 mod world;

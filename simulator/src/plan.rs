@@ -1,7 +1,7 @@
 //! What goes wrong when, decided by the seed.
 
-use crate::random::Random;
 use std::fmt;
+use vmft_fuzzing::Random;
 
 /// A millisecond, in the simulator's nanoseconds.
 pub const MS: u64 = 1_000_000;

@@ -72,7 +72,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
     let kept = Arc::new(KeptOutputs::default());
     let gate = ReplayGate::showing(Arc::clone(&kept), Arc::clone(&console));
     end_start()?;
-    let mut inputs = Replaying::new(log, kept, first);
+    let mut inputs = Replaying::new(log, kept, first, machine.ram().size());
     let end = machine.run(&mut inputs, &gate).and_then(|end| {
         if let RunEnd::Stopped(reason) = end {
             // The log must say so, too; where it ends before that is told below.

@@ -187,7 +187,7 @@ fn replay(
     let mut machine = machine(late, blind_at);
     let kept = Arc::new(KeptOutputs::default());
     let log = Entries(Arc::new(Mutex::new(log.clone())));
-    let mut inputs = Replaying::new(log, Arc::clone(&kept), machine.point());
+    let mut inputs = Replaying::new(log, Arc::clone(&kept), machine.point(), machine.ram().size());
     let end = machine.run(&mut inputs, &*kept)?;
     assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
     let (point, outputs) = (machine.point(), machine.outputs());

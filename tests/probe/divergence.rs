@@ -94,7 +94,7 @@ fn digest_points(log: &Path) -> Vec<ExecutionPoint> {
 fn replay_with(log: &Path, plant: Option<Plant>, from: ExecutionPoint) -> Option<Box<Divergence>> {
     let (mut machine, log) = open(log);
     let kept = Arc::new(KeptOutputs::default());
-    let inputs = Replaying::new(log, Arc::clone(&kept), machine.point());
+    let inputs = Replaying::new(log, Arc::clone(&kept), machine.point(), machine.ram().size());
     let mut planted = Planted { inputs, ram: machine.ram().clone(), from, plant };
     match machine.run(&mut planted, &*kept) {
         Ok(_) => None,

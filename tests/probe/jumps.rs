@@ -122,7 +122,8 @@ fn jump(log: &Path, from: ExecutionPoint, until: ExecutionPoint, released: u64) 
     let (mut machine, all) = backlog(log);
     let backlog = Backlog { from, until, released, ..all };
     let kept = Arc::new(KeptOutputs::default());
-    let mut inputs = Replaying::new(backlog, Arc::clone(&kept), machine.point());
+    let mut inputs =
+        Replaying::new(backlog, Arc::clone(&kept), machine.point(), machine.ram().size());
     let end = machine.run(&mut inputs, &*kept).unwrap();
     assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
     let (point, outputs) = (machine.point(), machine.outputs());
@@ -196,7 +197,8 @@ fn a_checkpoint_laid_over_a_machine_that_has_not_passed_its_base_makes_another_m
     let (mut machine, all) = backlog(&log);
     let kept = Arc::new(KeptOutputs::default());
     let heedless = Backlog { heedless: true, ..all };
-    let mut inputs = Replaying::new(heedless, Arc::clone(&kept), machine.point());
+    let mut inputs =
+        Replaying::new(heedless, Arc::clone(&kept), machine.point(), machine.ram().size());
     match machine.run(&mut inputs, &*kept) {
         Err(MachineError::Input(InputError::Divergence(found))) => println!("{found}"),
         Ok(_) => assert_ne!(machine.full_digest(), recorded.state),

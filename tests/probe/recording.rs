@@ -205,7 +205,7 @@ pub fn replay(log: &Path, step: u64) -> (Outcome, u64) {
     let start = machine.point();
     let log = Chopped { log, next: None, at: start, step };
     let kept = Arc::new(KeptOutputs::default());
-    let mut inputs = Replaying::new(log, Arc::clone(&kept), start);
+    let mut inputs = Replaying::new(log, Arc::clone(&kept), start, machine.ram().size());
     let end = machine.run(&mut inputs, &*kept).unwrap();
     assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
     let (point, outputs) = (machine.point(), machine.outputs());

@@ -11,12 +11,14 @@
 //! | `candidate-N-ID` | how far that side's log goes |
 
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
+use nix::fcntl::OFlag;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_logging_channel::wire::MAX_COUNT;
 use vmft_vmm::world::try_join_file;
 
 const PREFIX: &str = "generation-";
@@ -49,6 +51,20 @@ type FileId = (u64, u64, i64, i64);
 
 fn file_id(data: &fs::Metadata) -> FileId {
     (data.dev(), data.ino(), data.ctime(), data.ctime_nsec())
+}
+
+fn generation_name(generation: Generation) -> String {
+    format!("{PREFIX}{:010}", generation.0)
+}
+
+/// How far a candidate's file says that its log goes. One that says no number is none of ours.
+fn announced(path: &Path) -> io::Result<Option<EntrySequence>> {
+    let number = |text: String| text.parse().ok().filter(|number| *number <= MAX_COUNT);
+    match read_text(path) {
+        Ok(text) => Ok(number(text).map(EntrySequence)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// No room, of whatever kind, for what was to be made.
@@ -144,7 +160,7 @@ impl DirectoryArbiter {
     }
 
     fn file(&self, generation: Generation) -> PathBuf {
-        self.path.join(format!("{PREFIX}{:010}", generation.0))
+        self.path.join(generation_name(generation))
     }
 
     fn claim(&self, who: &Candidate) -> PathBuf {
@@ -254,7 +270,12 @@ impl DirectoryArbiter {
 /// take memory without end.
 fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    // Opening a pipe would wait for whoever writes to it.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no file"));
+    }
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -359,9 +380,8 @@ impl Arbiter for DirectoryArbiter {
                 let name = entry.file_name();
                 let is_other =
                     name.to_str().is_some_and(|name| name.starts_with(&prefix) && name != mine);
-                // One that is no number is none of ours.
-                if is_other && let Ok(number) = read_text(&entry.path())?.parse() {
-                    others.push(EntrySequence(number));
+                if is_other && let Some(number) = announced(&entry.path())? {
+                    others.push(number);
                 }
             }
             Ok(others)
@@ -373,10 +393,12 @@ impl Arbiter for DirectoryArbiter {
         let mut latest = 0;
         for entry in fs::read_dir(&self.path).map_err(|source| self.unreachable(source))? {
             let name = entry.map_err(|source| self.unreachable(source))?.file_name();
-            let number = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX))
-                .and_then(|number| number.parse().ok());
+            let number = name.to_str().and_then(|name| {
+                let number = name.strip_prefix(PREFIX)?.parse().ok()?;
+                // What is called otherwise, or is beyond all counting, is no generation of a pair's.
+                let is_ours = number <= MAX_COUNT && name == generation_name(Generation(number));
+                is_ours.then_some(number)
+            });
             latest = latest.max(number.unwrap_or(0));
         }
         Ok(Generation(latest))
@@ -412,6 +434,9 @@ impl Arbiter for DirectoryArbiter {
     }
 }
 
+#[cfg(test)]
+#[path = "directory_fuzz.rs"]
+mod fuzz;
 #[cfg(test)]
 #[path = "directory_tests.rs"]
 mod tests;

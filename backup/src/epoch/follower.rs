@@ -10,7 +10,7 @@ use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::wire::DecodeError;
 use vmft_vmm::machine::{Machine, MachineState, StateError};
 use vmft_vmm::memory::{GuestRam, PAGE_SIZE};
-use vmft_vmm::outputs::Output;
+use vmft_vmm::outputs::{Output, are_a_guests};
 
 /// Why an epoch is refused. The copy is as it was after the one before.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +130,9 @@ impl EpochFollower {
         let (last, found_point) = (self.state.point(), state.point());
         if found_point < last || checkpoint.position.point != found_point {
             return Err(EpochError::Point { last, found: found_point });
+        }
+        if !are_a_guests(&content.outputs, state.outputs()) {
+            return Err(StateError::OtherMachine.into());
         }
         let state = state.with_earlier_writes(self.state.completed_writes())?;
         if self.epochs.is_multiple_of(REHEARSE_EVERY) {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::checkpoint::RamPages;
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_logging_channel::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_logging_channel::entry::{LogPosition, OutputSequence, StateDigest};
@@ -68,7 +69,14 @@ fn machine() -> Machine {
         },
         engine: EngineKind::Soft,
     };
-    let kernel = ProbeGuest::default().image().into();
+    // It prints soon, and does not wait.
+    let guest = ProbeGuest {
+        lines: const { NonZeroU32::new(10_000).expect("not zero") },
+        ticks: 0,
+        rounds: const { NonZeroU32::new(20).expect("not zero") },
+        hold: [None; 2],
+    };
+    let kernel = guest.image().into();
     Machine::new(config, BootSource { kernel, ..BootSource::default() }).expect("a probe guest")
 }
 
@@ -107,6 +115,17 @@ fn output(sequence: u64) -> Output {
 
 /// The epoch that ends here.
 fn epoch(machine: &mut Machine, view: &WriteView, number: u64) -> Pieces {
+    let content = EpochContent { machine: machine.state().encode(), outputs: vec![output(number)] };
+    epoch_with(machine, view, number, &content)
+}
+
+/// The same with this content.
+fn epoch_with(
+    machine: &mut Machine,
+    view: &WriteView,
+    number: u64,
+    content: &EpochContent,
+) -> Pieces {
     let written = machine_pages(machine, view);
     let mut pages = RamPages::some(machine.ram(), written);
     let limit = crate::checkpoint::page_limit(machine.ram());
@@ -117,7 +136,6 @@ fn epoch(machine: &mut Machine, view: &WriteView, number: u64) -> Pieces {
     while let Some(piece) = writer.next_pages(&mut pages, false) {
         pieces.push(piece);
     }
-    let content = EpochContent { machine: machine.state().encode(), outputs: vec![output(number)] };
     let position = EpochNumber(number).position(machine.point());
     let (last, _) = writer.finish(position, &content.encode()).expect("a small state");
     pieces.extend(last);
@@ -208,3 +226,6 @@ fn an_epoch_that_is_missing_or_damaged_is_refused_and_changes_nothing() {
         assert!(summary(&mut taken_over) == at_first, "a refused epoch has changed something");
     }
 }
+
+#[path = "follower_fuzz.rs"]
+mod fuzz;

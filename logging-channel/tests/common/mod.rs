@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub mod golden;
+
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_logging_channel::backups::{BackupKey, Protects};

@@ -12,6 +12,7 @@ use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::ResetState;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::completed::CompletedWrites;
+use crate::devices::virtio::net::is_good;
 use crate::devices::{IrqLine, require};
 use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -134,8 +135,25 @@ impl Board {
         board.functions = Functions::restore(config, functions, completed, ram.memory())?;
         board.effects = EffectQueue::from(effects.clone());
         board.check_lines()?;
+        board.check_effects()?;
         board.update_next_timer();
         Ok(board)
+    }
+
+    /// What waits to be taken must be what a device has asked for: whoever takes it relies upon that.
+    fn check_effects(&self) -> Result<(), BoardError> {
+        let effects = self.effects.as_slice();
+        if effects.is_empty() {
+            return Ok(());
+        }
+        let outstanding = self.outstanding();
+        let asked_for = |effect: &Effect| match effect {
+            Effect::Console(bytes) => !bytes.is_empty(),
+            Effect::Disk { .. } | Effect::Entropy { .. } => outstanding.contains(effect),
+            Effect::Packet(packet) => self.functions.net.is_some() && is_good(packet),
+        };
+        require("board", effects.iter().all(asked_for), "an effect that no device has asked for")?;
+        Ok(())
     }
 
     /// The interrupt lines must be what the devices drive.

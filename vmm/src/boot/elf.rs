@@ -48,6 +48,11 @@ impl<'a> Program<'a> {
             .filter(|header| header.p_memsz(LittleEndian) != 0)
             .map(|header| segment(file, header))
             .collect::<Result<Vec<_>, _>>()?;
+        // Each byte of the file is loaded once: headers that name the same again would be copied for ever.
+        let loaded = segments.iter().map(|segment| segment.data.len() as u64).sum::<u64>();
+        if loaded > file.len() as u64 {
+            return Err(invalid("its segments lie over each other in the file".to_owned()));
+        }
         let entry = header.e_entry.get(LittleEndian);
         if !segments.iter().any(|segment| (segment.address..segment.end).contains(&entry)) {
             return Err(invalid(format!("its entry {entry:#x} is in none of its segments")));

@@ -24,6 +24,7 @@ mod image;
 mod params;
 mod symbols;
 mod unpack;
+mod xz;
 
 use crate::engine::CpuState;
 use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
@@ -126,27 +127,30 @@ pub enum BootError {
     },
 }
 
+/// The largest kernel that is examined, unpacked: several times what distributions build.
+const EXAMINED: u64 = 512 << 20;
+
 /// Examines a kernel that is to be followed on an engine that cannot keep everything from its guest:
 /// see [`vmft_kernel_gate`].
 ///
 /// # Errors
 /// [`GateError`] says what the kernel lacks, or has.
 pub fn examine(kernel: &[u8]) -> Result<Examination, GateError> {
-    let image = image::open(kernel, DEVICE_HOLE_START)
-        .map_err(|error| GateError::Image(error.to_string()))?;
+    let image =
+        image::open(kernel, EXAMINED).map_err(|error| GateError::Image(error.to_string()))?;
     vmft_kernel_gate::examine(&image.vmlinux)
 }
 
 /// True if `kernel` says of itself that it was made to be followed; [`examine`] finds out.
 pub fn is_vouched_for(kernel: &[u8]) -> bool {
-    let image = image::open(kernel, DEVICE_HOLE_START);
+    let image = image::open(kernel, EXAMINED);
     image.is_ok_and(|image| vmft_kernel_gate::is_vouched_for(&image.vmlinux))
 }
 
 /// True if `kernel` says of itself that it never leaves privilege level 0, so that it runs also where
 /// KVM cannot carry user space. It says so in another ELF note.
 pub fn stays_at_level_zero(kernel: &[u8]) -> bool {
-    let image = image::open(kernel, DEVICE_HOLE_START);
+    let image = image::open(kernel, EXAMINED);
     image.is_ok_and(|image| vmft_kernel_gate::stays_at_level_zero(&image.vmlinux))
 }
 

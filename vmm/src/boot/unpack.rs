@@ -1,17 +1,19 @@
 //! Unpacks a kernel's payload.
 //!
 //! The kernel's build appends the unpacked length in four bytes after the compressed stream;
-//! gzip ends with it by itself. It bounds what is unpacked and is compared with it.
+//! gzip ends with it by itself. It bounds what is unpacked and is compared with it. Memory is taken as it is
+//! filled, since nothing but the stream itself shows that the length is true.
 
-use super::BootError;
+use super::{BootError, xz};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read};
 
 /// Unpacked bytes in one block of LZ4's legacy frame, all but the last block full.
 const LZ4_LEGACY_BLOCK: usize = 8 << 20;
-/// Largest dictionary an `.lzma` stream may ask for: that of `xz -9`, twice.
-const LZMA_MEMORY_LIMIT_KIB: u32 = 128 << 10;
+/// Largest dictionary a stream may ask for: that of `xz -9`, twice.
+const DICTIONARY_LIMIT: u64 = 128 << 20;
+const LZMA_MEMORY_LIMIT_KIB: u32 = (DICTIONARY_LIMIT >> 10) as u32;
 
 /// How a kernel's payload may be compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub(super) fn unpack(payload: &[u8], limit: u64) -> Result<Cow<'_, [u8]>, BootEr
     let unpacked = match compression {
         Compression::Lz4 => unpack_lz4(stream, expected),
         Compression::Gzip => read_all(flate2::read::GzDecoder::new(payload), expected),
-        Compression::Xz => read_all(lzma_rust2::XzReader::new(stream, false), expected),
+        Compression::Xz => unpack_xz(stream, expected),
         Compression::Lzma => unpack_lzma(stream, expected),
         Compression::Zstd => unpack_zstd(stream, expected),
     }
@@ -97,7 +99,7 @@ fn recognise(payload: &[u8]) -> Result<Compression, BootError> {
 
 /// Reads to the end, but never more than one byte beyond `expected`.
 fn read_all(reader: impl Read, expected: usize) -> Result<Vec<u8>, String> {
-    let mut unpacked = Vec::with_capacity(expected.saturating_add(1));
+    let mut unpacked = Vec::new();
     reader
         .take(expected as u64 + 1)
         .read_to_end(&mut unpacked)
@@ -107,8 +109,7 @@ fn read_all(reader: impl Read, expected: usize) -> Result<Vec<u8>, String> {
 
 /// LZ4's legacy frame: blocks with their packed length before them. It has no checksum.
 fn unpack_lz4(stream: &[u8], expected: usize) -> Result<Vec<u8>, String> {
-    let mut unpacked = vec![0; expected];
-    let mut done = 0;
+    let mut unpacked = Vec::new();
     let mut rest = stream.get(4..).unwrap_or_default();
     while !rest.is_empty() {
         let (length, blocks) =
@@ -117,13 +118,24 @@ fn unpack_lz4(stream: &[u8], expected: usize) -> Result<Vec<u8>, String> {
         let block = blocks
             .get(..length)
             .ok_or_else(|| format!("a block of {length} bytes ends after {}", blocks.len()))?;
-        let room = LZ4_LEGACY_BLOCK.min(expected - done);
-        done += lz4_flex::block::decompress_into(block, &mut unpacked[done..done + room])
+        let done = unpacked.len();
+        // A byte of LZ4 stands for 255 at most.
+        let room = LZ4_LEGACY_BLOCK.min(expected - done).min(block.len().saturating_mul(256));
+        unpacked.resize(done + room, 0);
+        let more = lz4_flex::block::decompress_into(block, &mut unpacked[done..])
             .map_err(|error| error.to_string())?;
+        unpacked.truncate(done + more);
         rest = &blocks[length..];
     }
-    unpacked.truncate(done);
     Ok(unpacked)
+}
+
+fn unpack_xz(stream: &[u8], expected: usize) -> Result<Vec<u8>, String> {
+    if !xz::dictionaries_are_within(stream, DICTIONARY_LIMIT) {
+        let mib = DICTIONARY_LIMIT >> 20;
+        return Err(format!("its dictionary is larger than {mib} MiB"));
+    }
+    read_all(lzma_rust2::XzReader::new(stream, false), expected)
 }
 
 fn unpack_lzma(stream: &[u8], expected: usize) -> Result<Vec<u8>, String> {

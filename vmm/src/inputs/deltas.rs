@@ -1,6 +1,7 @@
 //! Checkpoints in the log: packed by who records, put together by who replays.
 
 use crate::machine::{Delta, DeltaBase, MachineState};
+use crate::memory::PAGE_SIZE;
 use crate::outputs::Output;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -55,8 +56,10 @@ pub(super) fn pack(mut delta: Delta) -> Vec<Entry> {
 }
 
 /// Puts pages aside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Aside {
+    /// So many pages the memory has that they change, and so many are put aside.
+    most: usize,
     page_limit: Option<PageNumber>,
     pages: VecDeque<(PageNumber, Box<Page>)>,
 }
@@ -66,14 +69,17 @@ impl CheckpointSink for Aside {
         if header.base != MemoryBase::Earlier {
             return Err(SinkRefusal("it is a whole machine".to_owned()));
         }
-        *self = Self { page_limit: Some(header.page_limit), pages: VecDeque::new() };
+        self.page_limit = Some(header.page_limit);
+        self.pages = VecDeque::new();
         Ok(())
     }
 
     fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
-        // Each page once, so no more than the memory has.
         if self.pages.back().is_some_and(|(last, _)| *last >= number) {
             return Err(SinkRefusal("its pages are out of order".to_owned()));
+        }
+        if self.pages.len() >= self.most {
+            return Err(SinkRefusal("it has more pages than the machine".to_owned()));
         }
         self.pages.push_back((number, Box::new(*data)));
         Ok(())
@@ -85,13 +91,20 @@ impl CheckpointSink for Aside {
 }
 
 /// A checkpoint in the log, on its way in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Assembly {
     reader: CheckpointReader,
     aside: Aside,
 }
 
 impl Assembly {
+    /// For a machine with so many bytes of memory.
+    pub(super) fn new(memory: u64) -> Self {
+        let most = usize::try_from(memory / PAGE_SIZE).unwrap_or(usize::MAX);
+        let aside = Aside { most, page_limit: None, pages: VecDeque::new() };
+        Self { reader: CheckpointReader::new(), aside }
+    }
+
     /// Takes the next piece; what it makes whole. The text of an error is for the report.
     pub(super) fn add(&mut self, piece: PieceKind, bytes: &[u8]) -> Result<Option<Delta>, String> {
         let piece = CheckpointPiece::decode(piece, bytes).map_err(|error| error.to_string())?;
@@ -111,8 +124,12 @@ impl Assembly {
                 (base, Some(content.outputs))
             }
         };
-        let Aside { page_limit, pages } = std::mem::take(&mut self.aside);
-        let page_limit = page_limit.expect("a whole checkpoint has begun");
+        let pages = std::mem::take(&mut self.aside.pages);
+        let page_limit = self.aside.page_limit.take().expect("a whole checkpoint has begun");
         Ok(Some(Delta { state, page_limit, pages, base, outputs }))
     }
 }
+
+#[cfg(test)]
+#[path = "deltas_fuzz.rs"]
+mod fuzz;

@@ -202,8 +202,9 @@ pub struct Replaying<L> {
 }
 
 impl<L: LogSource> Replaying<L> {
-    /// Replays `log` from `start` on; released outputs are dropped from `kept`.
-    pub fn new(log: L, kept: Arc<KeptOutputs>, start: ExecutionPoint) -> Self {
+    /// Replays `log` to a machine that is at `start` and has `memory` bytes of memory; released outputs are
+    /// dropped from `kept`.
+    pub fn new(log: L, kept: Arc<KeptOutputs>, start: ExecutionPoint, memory: u64) -> Self {
         Self {
             log,
             kept,
@@ -214,7 +215,7 @@ impl<L: LogSource> Replaying<L> {
             log_stopped: None,
             exits: Vec::new(),
             exits_agreed: 0,
-            assembly: Assembly::default(),
+            assembly: Assembly::new(memory),
             last_checkpoint: None,
         }
     }

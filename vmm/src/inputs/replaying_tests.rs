@@ -3,6 +3,7 @@
 use super::*;
 use crate::engine::{Access, ExitReason};
 use crate::inputs::exits::ExitEncoder;
+use crate::memory::MIN_MEMORY;
 use std::collections::VecDeque;
 
 #[derive(Debug)]
@@ -56,7 +57,7 @@ fn replay(
 ) -> Result<u64, Box<Divergence>> {
     let kept = Arc::new(KeptOutputs::default());
     let log = Entries(entries.into_iter().collect());
-    let mut inputs = Replaying::new(log, kept, ExecutionPoint::START);
+    let mut inputs = Replaying::new(log, kept, ExecutionPoint::START, MIN_MEMORY);
     assert!(inputs.watches_exits());
     for point in 0..=6 {
         if point > 0 {
@@ -127,7 +128,7 @@ fn an_exit_too_few_or_too_many_is_a_divergence() {
     let before_a_digest = Entry::Digest { point: ExecutionPoint::new(6), digest: digest() };
     let kept = Arc::new(KeptOutputs::default());
     let log = Entries([entry(6, 1..=5), before_a_digest].into());
-    let mut inputs = Replaying::new(log, kept, ExecutionPoint::START);
+    let mut inputs = Replaying::new(log, kept, ExecutionPoint::START, MIN_MEMORY);
     let all: Vec<_> = (1..=6).map(exit).collect();
     inputs.exits(ExecutionPoint::new(6), &all).expect("few enough");
     assert!(matches!(inputs.next(&boundary(6)), Ok(Step::Digest)));
@@ -147,7 +148,8 @@ fn exits_that_are_none_and_exits_without_end_are_refused() {
     assert_eq!(found.what, Difference::MalformedExits);
 
     let kept = Arc::new(KeptOutputs::default());
-    let mut inputs = Replaying::new(Entries(VecDeque::new()), kept, ExecutionPoint::START);
+    let mut inputs =
+        Replaying::new(Entries(VecDeque::new()), kept, ExecutionPoint::START, MIN_MEMORY);
     let many = vec![exit(1); MAX_UNCOMPARED];
     inputs.exits(point, &many).expect("as many as may wait");
     let error = inputs.exits(point, &many[..1]).expect_err("one too many");
@@ -165,7 +167,7 @@ fn the_branch_of_the_next_point_is_told_until_the_guest_is_there() {
         Entry::Progress { point: ExecutionPoint::new(9) },
     ];
     let kept = Arc::new(KeptOutputs::default());
-    let mut inputs = Replaying::new(Entries(log.into()), kept, ExecutionPoint::START);
+    let mut inputs = Replaying::new(Entries(log.into()), kept, ExecutionPoint::START, MIN_MEMORY);
     assert_eq!(inputs.branch_before(point), None, "nothing was read yet");
     for at in [0, 3] {
         assert_eq!(inputs.next(&boundary(at)).expect("on the way"), Step::RunTo(point));

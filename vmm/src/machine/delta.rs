@@ -13,7 +13,7 @@ use super::{Machine, MachineState, StateError};
 use crate::devices::virtio::block::completed::WriteCount;
 use crate::engine::{EngineKind, PointKind};
 use crate::memory::{PAGE_SIZE, PageNumber, WriteView};
-use crate::outputs::Output;
+use crate::outputs::{Output, are_a_guests};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vm_memory::{Address, Bytes};
@@ -139,9 +139,7 @@ impl Machine {
         if state.config != self.config || !is_ahead {
             return Err(StateError::OtherMachine);
         }
-        if !outputs.is_sorted_by_key(|output| output.sequence)
-            || outputs.last().is_some_and(|last| last.sequence > state.outputs)
-        {
+        if !are_a_guests(&outputs, state.outputs) {
             return Err(StateError::OtherMachine);
         }
         outputs.retain(|output| output.sequence > self.outputs);

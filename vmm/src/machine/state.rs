@@ -16,6 +16,7 @@ use std::sync::Arc;
 use vm_memory::{Address, Bytes};
 use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
+use vmft_logging_channel::wire::MAX_COUNT;
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
 pub const STATE_VERSION: u32 = 8;
@@ -230,6 +231,40 @@ impl MachineState {
     }
 }
 
+impl MachineState {
+    /// What is wrong with it as a whole: each of its parts looks at itself when it is restored.
+    fn validate(&self) -> Result<(), StateError> {
+        if self.version != STATE_VERSION {
+            return Err(StateError::Version { found: self.version });
+        }
+        if self.completed.len() != self.config.board.disks.len() {
+            return Err(StateError::OtherMachine);
+        }
+        let VirtualClock { sync_point, sync_time, rate } = self.clock;
+        // Whoever counts on from one of these does not overflow.
+        let counts = [
+            ("point", self.point.get()),
+            ("number of outputs", self.outputs.0),
+            ("number of console bytes", self.console_offset),
+            ("guest time", sync_time.as_ns()),
+        ];
+        for (what, found) in counts {
+            if found > MAX_COUNT {
+                return Err(StateError::Impossible { what, found });
+            }
+        }
+        if sync_point > self.point {
+            let found = sync_point.get();
+            return Err(StateError::Impossible { what: "last clock correction", found });
+        }
+        // A guest whose time stands still would wait for ever.
+        if !(1..=PointScale::of(self.config.engine).max_rate.raw()).contains(&rate.raw()) {
+            return Err(StateError::Impossible { what: "clock rate", found: rate.raw() });
+        }
+        Ok(())
+    }
+}
+
 /// Why a saved machine cannot be restored. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -274,6 +309,14 @@ pub enum StateError {
     /// It is another machine's.
     #[error("it is the state of another machine")]
     OtherMachine,
+    /// A value that no machine gets to.
+    #[error("no machine has a {what} of {found}")]
+    Impossible {
+        /// Of what.
+        what: &'static str,
+        /// The value.
+        found: u64,
+    },
     /// A value no CPU can have.
     #[error(transparent)]
     Cpu(#[from] InvalidState),
@@ -383,6 +426,7 @@ impl Machine {
     /// # Errors
     /// See [`StateError`].
     pub fn restore_at_once(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
+        state.validate()?;
         let MachineState {
             version: _,
             config,
@@ -431,6 +475,7 @@ impl Machine {
         if state.config != self.config {
             return Err(StateError::OtherMachine);
         }
+        state.validate()?;
         let ram = self.engine.ram();
         let board = Board::restore_with(&self.config.board, ram, &state.board, &state.completed)?;
         self.engine.restore_cpus(&state.cpus, state.point)?;
@@ -473,6 +518,7 @@ impl From<StateError> for SetupError {
             StateError::Version { .. }
             | StateError::Encoding(_)
             | StateError::OtherMachine
+            | StateError::Impossible { .. }
             | StateError::TimeStamp { .. }
             | StateError::HostCpu { .. } => Self::State(error),
         }

@@ -17,8 +17,10 @@ pub use kept::KeptOutputs;
 pub use recent::RecentOutputs;
 
 use crate::board::DiskOperation;
+use crate::devices::virtio::net::is_good;
 use serde::{Deserialize, Serialize};
 use vmft_logging_channel::entry::{OutputSequence, Packet, RequestId};
+use vmft_logging_channel::wire::MAX_COUNT;
 
 /// Memory that console bytes and disk requests may take that wait, at the gate and outside, in bytes; beyond
 /// it the guest is stopped until some have left. So a backup never keeps more either: what it keeps is what
@@ -59,6 +61,22 @@ pub enum OutputKind {
         /// What to do.
         operation: DiskOperation,
     },
+}
+
+/// True if these can be what a guest has put out, but for disk requests, up to `last`: they come from whoever
+/// has run it before.
+pub fn are_a_guests(outputs: &[Output], last: OutputSequence) -> bool {
+    let can_be = |output: &Output| match &output.kind {
+        OutputKind::Console { offset, bytes } => {
+            let end = offset.checked_add(bytes.len() as u64);
+            end.is_some_and(|end| end <= MAX_COUNT)
+        }
+        OutputKind::Packet(packet) => is_good(packet),
+        OutputKind::Disk { .. } => false,
+    };
+    outputs.is_sorted_by(|one, next| one.sequence < next.sequence)
+        && outputs.last().is_none_or(|output| output.sequence <= last)
+        && outputs.iter().all(can_be)
 }
 
 /// Where the machine puts its outputs.

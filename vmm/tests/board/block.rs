@@ -433,6 +433,7 @@ fn completed_writes_are_kept_until_a_flush_and_come_along_with_the_state() {
     let kept = machine.board.completed_writes(&[]);
     assert_eq!(kept[0].writes.len(), 1);
     assert_eq!((kept[0].writes[0].offset, &kept[0].writes[0].data[..]), (9 * 512, &[8; 512][..]));
+    machine.effects();
     let state = machine.board.save();
     assert!(Board::restore(&config(), &machine.ram, &state).is_err(), "without what it keeps");
     machine.board = Board::restore_with(&config(), &machine.ram, &state, &kept).unwrap();

@@ -10,6 +10,8 @@ mod fuzz;
 mod hostile;
 mod machine;
 mod net;
+mod net_fuzz;
 mod pci;
 mod saving;
+mod state_fuzz;
 mod time;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmft_logging_channel::entry::RequestId;
+use vmft_logging_channel::wire::MAX_COUNT;
 
 /// Most bytes given for one buffer.
 pub const MAX_REQUEST_BYTES: u32 = 4096;
@@ -168,6 +169,7 @@ impl VirtioDevice for Entropy {
         let heads = if stopped { 0 } else { queue_sizes[QUEUE] };
         let EntropyState { last, requests } = state;
         check(requests.len() <= MAX_IN_FLIGHT, "too many")?;
+        check(last.0 <= MAX_COUNT, "numbered beyond all requests")?;
         let mut previous = RequestId(0);
         for Request { id, head, buffers, len, abandoned } in requests {
             check(previous < *id && *id <= *last, "not numbered in order")?;

@@ -451,8 +451,11 @@ pub(super) fn validate(state: &CpuState) -> Result<(), InvalidState> {
         return refuse(format!("EFER {:#x} is not that of long mode", state.msrs.efer));
     }
     validate_code(state)?;
-    if state.rflags & !flags::ALL != 0 {
+    if state.rflags & !flags::ALL != 0 || state.rflags & flags::FIXED == 0 {
         return refuse(format!("RFLAGS {:#x} is not possible", state.rflags));
+    }
+    if state.cr8 > 15 {
+        return refuse(format!("CR8 {:#x} is not possible", state.cr8));
     }
     if state.cr3 >> crate::engine::cpu_model::PHYSICAL_BITS != 0 {
         return refuse(format!("CR3 {:#x} is beyond the physical address space", state.cr3));

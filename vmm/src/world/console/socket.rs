@@ -34,7 +34,7 @@ pub struct ConsoleRecord {
 /// Reads one record; `None` at the end of the stream.
 ///
 /// # Errors
-/// The stream's error, or `InvalidData` for a record longer than [`MAX_RECORD`].
+/// The stream's error, or `InvalidData` for a record longer than [`MAX_RECORD`], or beyond all offsets.
 pub fn read_record(stream: &mut impl Read) -> io::Result<Option<ConsoleRecord>> {
     let mut header = [0; 12];
     match stream.read_exact(&mut header) {
@@ -46,8 +46,8 @@ pub fn read_record(stream: &mut impl Read) -> io::Result<Option<ConsoleRecord>> 
     let offset = u64::from_le_bytes(offset.try_into().expect("8 bytes"));
     let len = u32::from_le_bytes(len.try_into().expect("4 bytes"));
     let len = usize::try_from(len).unwrap_or(usize::MAX);
-    if len > MAX_RECORD {
-        let message = format!("console record of {len} bytes");
+    if len > MAX_RECORD || offset.checked_add(len as u64).is_none() {
+        let message = format!("console record of {len} bytes at offset {offset}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     let mut bytes = vec![0; len];

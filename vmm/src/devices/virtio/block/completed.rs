@@ -17,6 +17,7 @@ use crate::devices::{InvalidState, require};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use vmft_logging_channel::wire::MAX_COUNT;
 
 /// How many writes a disk has completed.
 #[derive(
@@ -217,6 +218,7 @@ impl Kept {
         let check = |holds, reason| require("completed disk writes", holds, reason);
         let counts = self.counts;
         check(writes.are(counts, 1), "not those that are counted")?;
+        check(counts.completed.0 <= MAX_COUNT, "counted beyond all writes")?;
         check(counts.keeps || writes.writes.is_empty(), "kept for nobody")?;
         check(writes.writes.iter().all(on_disk), "beyond the disk")?;
         self.writes.clone_from(&writes.writes);

@@ -16,6 +16,7 @@ use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vmft_logging_channel::entry::RequestId;
+use vmft_logging_channel::wire::MAX_COUNT;
 
 /// Most requests on their way at a time: what the queue holds.
 pub const MAX_IN_FLIGHT: usize = 256;
@@ -268,6 +269,7 @@ impl Requests {
         let RequestsState { last, requests, completed } = state;
         // One more may be a flush of the device's own.
         check(requests.len() <= MAX_IN_FLIGHT + 1, "too many")?;
+        check(last.0 <= MAX_COUNT, "numbered beyond all requests")?;
         let mut previous = RequestId(0);
         for (index, request) in requests.iter().enumerate() {
             let Request { id, head, buffers, status, operation, issued, abandoned, covers } =

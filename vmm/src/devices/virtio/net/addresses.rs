@@ -107,10 +107,26 @@ impl Addresses {
         }
     }
 
-    /// True if they are as many as can have been learned.
+    /// True if they can have been learned: few, each once, and such as a station may have.
     pub fn is_valid(&self) -> bool {
-        self.ipv4.len() <= MAX_ADDRESSES && self.ipv6.len() <= MAX_ADDRESSES
+        are_distinct(&self.ipv4)
+            && are_distinct(&self.ipv6)
+            && self.ipv4.iter().copied().all(is_usable_ipv4)
+            && self.ipv6.iter().copied().all(is_usable_ipv6)
     }
+}
+
+fn are_distinct<T: PartialEq>(known: &VecDeque<T>) -> bool {
+    let first = |(index, address)| known.iter().position(|other| other == address) == Some(index);
+    known.len() <= MAX_ADDRESSES && known.iter().enumerate().all(first)
+}
+
+fn is_usable_ipv4(address: Ipv4Addr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
+}
+
+fn is_usable_ipv6(address: Ipv6Addr) -> bool {
+    !address.is_unspecified() && !address.is_multicast()
 }
 
 /// The address that an ARP packet's sender says is its own.
@@ -118,8 +134,7 @@ fn arp_sender(mac: MacAddress, packet: &[u8]) -> Option<Ipv4Addr> {
     let ours = bytes(packet, 0) == Some(ARP_ETHERNET_IPV4) && bytes(packet, 8) == Some(mac.0);
     let address = Ipv4Addr::from(bytes::<4>(packet, 14)?);
     // A probe (RFC 5227) asks whether an address is free, and has none yet.
-    let usable = !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast();
-    (ours && usable).then_some(address)
+    (ours && is_usable_ipv4(address)).then_some(address)
 }
 
 /// The address that a neighbour discovery packet's sender uses.
@@ -133,7 +148,7 @@ fn neighbour(packet: &[u8]) -> Option<Ipv6Addr> {
         _ => return None,
     };
     let address = Ipv6Addr::from(address);
-    (!address.is_unspecified() && !address.is_multicast()).then_some(address)
+    is_usable_ipv6(address).then_some(address)
 }
 
 #[cfg(test)]

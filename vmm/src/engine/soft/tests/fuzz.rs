@@ -8,35 +8,15 @@ use super::random::{SLOT, instruction, prepared};
 use super::*;
 use crate::engine::Vector;
 use crate::memory::PageNumber;
+use vmft_fuzzing::{Random, cases};
 
 /// Cases of a quick run.
 const CASES: u64 = 1500;
 /// Bytes of code of a case.
 const LENGTH: usize = 4096;
 
-/// SplitMix64: a stream of numbers from any seed.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        std::array::from_fn(|_| self.next() as u8)
-    }
-}
-
 /// Random bytes, or instructions in which some bytes are wrong, or instructions that are whole.
-fn code(numbers: &mut Numbers) -> Vec<u8> {
+fn code(numbers: &mut Random) -> Vec<u8> {
     let kind = numbers.below(4);
     if kind == 0 {
         return (0..LENGTH).map(|_| numbers.next() as u8).collect();
@@ -48,7 +28,7 @@ fn code(numbers: &mut Numbers) -> Vec<u8> {
     while at + SLOT <= LENGTH {
         let bytes = match numbers.below(6) {
             0 => SYSTEM[numbers.below(SYSTEM.len() as u64) as usize].to_vec(),
-            _ => instruction(numbers.bytes()),
+            _ => instruction(std::array::from_fn(|_| numbers.next() as u8)),
         };
         code[at..at + bytes.len()].copy_from_slice(&bytes);
         at += if closely { bytes.len() } else { SLOT };
@@ -129,7 +109,7 @@ fn run(machine: &mut Machine, bounds: &[u64]) -> bool {
 }
 
 /// Ascending points up to `end`, which is the last.
-fn bounds(numbers: &mut Numbers, from: u64, end: u64) -> Vec<u64> {
+fn bounds(numbers: &mut Random, from: u64, end: u64) -> Vec<u64> {
     let mut bounds: Vec<u64> =
         (0..numbers.below(12)).map(|_| from + numbers.below(end - from)).collect();
     bounds.push(end);
@@ -147,8 +127,7 @@ fn page(machine: &Machine, page: PageNumber) -> Vec<u8> {
     bytes
 }
 
-fn case(seed: u64) {
-    let mut numbers = Numbers(seed);
+fn case(mut numbers: Random) {
     let code = code(&mut numbers);
     let user = numbers.below(2) == 0;
     let limits = CacheLimits::tiny(1 + numbers.below(8) as usize);
@@ -159,32 +138,24 @@ fn case(seed: u64) {
     for _ in 0..4 {
         let end = point + 1 + numbers.below(400);
         let over = run(&mut roomy, &bounds(&mut numbers, point, end));
-        assert_eq!(run(&mut narrow, &bounds(&mut numbers, point, end)), over, "seed {seed}");
+        assert_eq!(run(&mut narrow, &bounds(&mut numbers, point, end)), over);
         narrow.engine.cache.sound(&narrow.engine.cpu);
-        assert_eq!(roomy.point(), narrow.point(), "seed {seed}");
-        assert_eq!(roomy.state(), narrow.state(), "seed {seed}");
+        assert_eq!(roomy.point(), narrow.point());
+        assert_eq!(roomy.state(), narrow.state());
         if over {
             break;
         }
         point = roomy.point();
     }
-    assert_eq!(roomy.bus.seen, narrow.bus.seen, "seed {seed}");
+    assert_eq!(roomy.bus.seen, narrow.bus.seen);
     let mut pages = written(&roomy);
     pages.extend(written(&narrow));
     for number in pages {
-        assert!(page(&roomy, number) == page(&narrow, number), "seed {seed}, page {number:?}");
+        assert!(page(&roomy, number) == page(&narrow, number), "page {number:?}");
     }
 }
 
 #[test]
 fn any_bytes_are_executed_the_same_whatever_the_caches_hold() {
-    let from_environment =
-        |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
-    let first = from_environment("VMFT_FUZZ_SEED").unwrap_or(1);
-    let cases = from_environment("VMFT_FUZZ_CASES").unwrap_or(CASES);
-    for seed in first..first + cases {
-        if std::panic::catch_unwind(|| case(seed)).is_err() {
-            panic!("VMFT_FUZZ_SEED={seed} VMFT_FUZZ_CASES=1 shows it again");
-        }
-    }
+    cases(CASES, case);
 }

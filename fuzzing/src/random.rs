@@ -21,6 +21,21 @@ impl Random {
         self.next() % limit
     }
 
+    /// The index of one of so many things; of none, zero.
+    pub const fn index(&mut self, count: usize) -> usize {
+        if count == 0 { 0 } else { self.below(count as u64) as usize }
+    }
+
+    /// One of these, of which there is at least one.
+    pub const fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.index(all.len())]
+    }
+
+    /// So many bytes.
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next() as u8).collect()
+    }
+
     /// A number from `from` to `to`.
     pub const fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from + 1)
