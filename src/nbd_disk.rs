@@ -84,7 +84,8 @@ pub fn open(export: &NbdExport, read_only: bool, of: DisksOf) -> Result<DiskFile
         }
         Event::Back => tell!("disk {told}: the server is back"),
     };
-    let client = Client::open(Server(export.address.clone()), &export.name, on_event)
+    let server = Server(export.address.clone());
+    let client = Client::open(server, &export.name, Call::Life.encode(), on_event)
         .map_err(|error| anyhow!("disk {name}: {error}; {}", remedy(&error)))?;
     let identity = ask(&control, &Call::DiskIdentity { export: export.name.clone() })
         .with_context(|| format!("disk {name}"))?;

@@ -98,13 +98,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects, and goes on doing that whenever the connection is lost, which `on_event` hears of.
+    /// Connects, and goes on doing that whenever the connection is lost, which `on_event` hears of. A connection
+    /// without a binding begins with the call `life`, if the server knows such calls; two that get the same answer,
+    /// to it or to a binding, have not lost what was completed in between.
     ///
     /// # Errors
     /// [`NegotiationError`] of the first connection.
     pub fn open(
         connect: impl Connect,
         name: &str,
+        life: Vec<u8>,
         on_event: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, NegotiationError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -113,7 +116,8 @@ impl Client {
         let (opened, open) = mpsc::channel();
         let run = move || {
             LocalSet::new().block_on(&runtime, async move {
-                let line = match Line::connect(&connect, &name, None).await {
+                let place = Place { connect, name, life };
+                let line = match place.connect(None).await {
                     Ok(line) => line,
                     Err(error) => {
                         // Whoever opens waits for it.
@@ -123,8 +127,7 @@ impl Client {
                 };
                 let _ = opened.send(Ok(line.export));
                 let worker = Worker {
-                    connect,
-                    name,
+                    place,
                     on_event: Box::new(on_event),
                     jobs: waiting,
                     under_way: UnderWay::default(),
@@ -168,29 +171,37 @@ type UnderWay = Rc<RefCell<BTreeMap<u64, Job>>>;
 struct Line {
     export: Export,
     binding: Option<Vec<u8>>,
-    /// What the server answered to the binding.
+    /// What the server answered to the binding, or of its life.
     bound: Option<Vec<u8>>,
     writer: WriteHalf<Stream>,
     reader: BufReader<ReadHalf<Stream>>,
 }
 
-impl Line {
-    async fn connect(
-        connect: &impl Connect,
-        name: &str,
-        binding: Option<Vec<u8>>,
-    ) -> Result<Self, NegotiationError> {
+/// Where connections go, and how they begin.
+struct Place<C> {
+    connect: C,
+    name: String,
+    /// Asks which of its lives the server is in.
+    life: Vec<u8>,
+}
+
+impl<C: Connect> Place<C> {
+    async fn connect(&self, binding: Option<Vec<u8>>) -> Result<Line, NegotiationError> {
         let begin = async {
-            let mut begun = Negotiation::begin(connect).await?;
+            let mut begun = Negotiation::begin(&self.connect).await?;
             begun.structure_replies().await?;
             let bound = match &binding {
                 Some(call) => Some(begun.call(call).await?),
-                None => None,
+                None => match begun.call(&self.life).await {
+                    Ok(life) => Some(life),
+                    Err(NegotiationError::Unsupported) => None,
+                    Err(error) => return Err(error),
+                },
             };
-            let (export, stream) = begun.go(name).await?;
+            let (export, stream) = begun.go(&self.name).await?;
             let (reader, writer) = tokio::io::split(stream);
             let reader = BufReader::with_capacity(READ_BYTES, reader);
-            Ok(Self { export, binding, bound, writer, reader })
+            Ok(Line { export, binding, bound, writer, reader })
         };
         match tokio::time::timeout(CONNECT_LIMIT, begin).await {
             Ok(begun) => begun,
@@ -202,7 +213,7 @@ impl Line {
 /// What of the completed writes may not be durable yet, and whether the server still has it.
 #[derive(Debug, Default)]
 struct Life {
-    /// What the last connection's server answered to its binding.
+    /// What the last connection's server answered.
     bound: Option<Vec<u8>>,
     completed: u64,
     flushed: u64,
@@ -250,8 +261,7 @@ enum Found {
 }
 
 struct Worker<C> {
-    connect: C,
-    name: String,
+    place: Place<C>,
     on_event: Box<dyn Fn(Event) + Send>,
     jobs: tasks::UnboundedReceiver<Job>,
     under_way: UnderWay,
@@ -287,31 +297,38 @@ impl<C: Connect> Worker<C> {
         }
     }
 
-    /// Finds a connection with this binding, or, where that is refused, with that of the next request.
+    /// Finds a connection with this binding, or, where that is refused, one for what needs another.
     async fn find(&mut self, mut binding: Option<Vec<u8>>) -> Option<Line> {
         loop {
-            match self.look(binding.clone()).await {
+            let error = match self.look(binding.clone()).await {
                 Found::Line(line) => return Some(line),
                 Found::Over => return None,
-                Found::Refused(error) => {
-                    let error = ClientError::Refused(error.to_string());
-                    for job in std::mem::take(&mut *self.under_way.borrow_mut()).into_values() {
-                        job.finish(Err(error.clone()));
-                    }
-                    let job = match self.held.take() {
-                        Some(job) => job,
-                        None => self.jobs.recv().await?,
-                    };
-                    binding = job.binding.clone();
-                    self.put(job);
+                Found::Refused(error) => ClientError::Refused(error.to_string()),
+            };
+            // What needs no binding is not refused with one.
+            let all = std::mem::take(&mut *self.under_way.borrow_mut());
+            for (cookie, job) in all {
+                if binding.is_none() || job.binding.is_some() {
+                    job.finish(Err(error.clone()));
+                } else {
+                    self.under_way.borrow_mut().insert(cookie, job);
                 }
+            }
+            binding = None;
+            if self.under_way.borrow().is_empty() {
+                let job = match self.held.take() {
+                    Some(job) => job,
+                    None => self.jobs.recv().await?,
+                };
+                binding = job.binding.clone();
+                self.put(job);
             }
         }
     }
 
     async fn look(&mut self, binding: Option<Vec<u8>>) -> Found {
         loop {
-            match Line::connect(&self.connect, &self.name, binding.clone()).await {
+            match self.place.connect(binding.clone()).await {
                 Ok(line) if line.export.size != self.size => {
                     let why = format!("it has {} bytes now", line.export.size);
                     return Found::Refused(NegotiationError::Refused(why));

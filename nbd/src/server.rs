@@ -62,6 +62,9 @@ pub trait Visitor: fmt::Debug + Send + Sync + 'static {
     /// The names of all exports.
     fn names(&self) -> Vec<String>;
 
+    /// Tells about an export. `None` if there is none of that name.
+    fn look(&self, name: &str) -> Option<Opened>;
+
     /// Chooses an export, which the requests that follow are about. `None` if there is none of that name.
     fn open(&self, name: &str) -> Option<Opened>;
 
@@ -213,7 +216,8 @@ impl Greeting {
             match option {
                 OPTION_EXPORT_NAME => {
                     let name = String::from_utf8(data).ok().filter(|name| name.len() <= MAX_NAME);
-                    let Some(opened) = open(visitor, name).await? else { return Ok(None) };
+                    let opened = find(visitor, name, V::open).await?;
+                    let Some(opened) = opened else { return Ok(None) };
                     let mut told = opened.size.to_be_bytes().to_vec();
                     told.extend(flags(opened).to_be_bytes());
                     if self.pads {
@@ -280,7 +284,8 @@ impl Greeting {
         name: String,
         visitor: &Arc<V>,
     ) -> io::Result<Option<Opened>> {
-        let Some(opened) = open(visitor, Some(name)).await? else {
+        let how = if option == OPTION_GO { V::open } else { V::look };
+        let Some(opened) = find(visitor, Some(name), how).await? else {
             self.reply(option, ERROR_UNKNOWN, &[]).await?;
             return Ok(None);
         };
@@ -300,10 +305,14 @@ impl Greeting {
     }
 }
 
-async fn open<V: Visitor>(visitor: &Arc<V>, name: Option<String>) -> io::Result<Option<Opened>> {
+async fn find<V: Visitor>(
+    visitor: &Arc<V>,
+    name: Option<String>,
+    how: fn(&V, &str) -> Option<Opened>,
+) -> io::Result<Option<Opened>> {
     let Some(name) = name else { return Ok(None) };
     let visitor = Arc::clone(visitor);
-    Ok(spawn_blocking(move || visitor.open(&name)).await?)
+    Ok(spawn_blocking(move || how(&visitor, &name)).await?)
 }
 
 fn flags(opened: Opened) -> u16 {

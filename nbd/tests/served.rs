@@ -65,14 +65,21 @@ impl Visitor for Guest {
         vec!["disk".to_owned()]
     }
 
-    fn open(&self, name: &str) -> Option<Opened> {
+    fn look(&self, name: &str) -> Option<Opened> {
         (name == "disk").then_some(Opened { size: SIZE as u64, read_only: false, block: 1 })
+    }
+
+    fn open(&self, name: &str) -> Option<Opened> {
+        self.look(name)
     }
 
     fn call(&self, call: &[u8]) -> Result<Vec<u8>, CallRefusal> {
         self.store.note(format!("call {}", String::from_utf8_lossy(call)));
         if call == b"unknown" {
             return Err(CallRefusal::Unsupported);
+        }
+        if call == b"life" {
+            return Ok(self.store.life.lock().unwrap().clone());
         }
         if call != *self.store.binding.lock().unwrap() {
             return Err(CallRefusal::Refused("\u{1b}[31mnot that".to_owned()));
@@ -193,7 +200,7 @@ impl Stage {
         let server = Some(Server::start(&path, &store));
         let (tell, events) = channel();
         let on_event = move |event| tell.send(event).unwrap_or_default();
-        let client = Client::open(At(path.clone()), "disk", on_event).unwrap();
+        let client = Client::open(At(path.clone()), "disk", b"life".to_vec(), on_event).unwrap();
         Self { store, path, server, events, client, _directory: directory }
     }
 
@@ -228,7 +235,7 @@ fn what_is_written_is_read_and_a_flush_is_one() {
     let all = stage.read(8192, SIZE as u32 - 8192).unwrap();
     assert!(all.iter().all(|byte| *byte == 0) && all.len() == SIZE - 8192);
     let log = stage.store.log();
-    assert_eq!(log, ["call one", "write 5 at 512, durable false", "flush"]);
+    assert_eq!(log, ["call life", "call one", "write 5 at 512, durable false", "flush"]);
 }
 
 #[test]
@@ -297,10 +304,32 @@ fn a_flush_fails_once_after_a_server_has_lost_its_memory() {
 }
 
 #[test]
+fn a_read_outlives_the_binding_of_its_connection() {
+    let mut stage = Stage::new();
+    stage.write(b"one", 0, b"1").unwrap();
+    stage.stop_server();
+    // Somebody else has it now, and this client has not heard of that when it connects again.
+    *stage.store.binding.lock().unwrap() = b"two".to_vec();
+    std::thread::scope(|scope| {
+        let (client, (done, is_done)) = (&stage.client, channel());
+        scope.spawn(move || {
+            done.send(client.request(None, Request::Read { offset: 0, len: 1 })).unwrap();
+        });
+        let server = Server::start(&stage.path, &stage.store);
+        assert_eq!(is_done.recv_timeout(LIMIT).unwrap(), Ok(b"1".to_vec()));
+        stage.server = Some(server);
+    });
+    assert_eq!(stage.client.request(None, Request::Flush), Ok(vec![]), "of the same life");
+    assert!(matches!(stage.write(b"one", 0, b"x"), Err(ClientError::Refused(_))));
+    stage.write(b"two", 0, b"2").unwrap();
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_at_the_start() {
     let stage = Stage::new();
     let open = |path: &Path, name: &str| {
-        Client::open(At(path.to_owned()), name, |_| {}).map(|client| client.export()).unwrap_err()
+        let opened = Client::open(At(path.to_owned()), name, b"life".to_vec(), |_| {});
+        opened.map(|client| client.export()).unwrap_err()
     };
     assert!(matches!(open(&stage.path, "other"), NegotiationError::Unknown));
     assert!(matches!(open(Path::new("/nowhere"), "disk"), NegotiationError::Io(_)));

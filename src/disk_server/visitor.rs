@@ -48,6 +48,12 @@ fn number(error: &io::Error) -> u32 {
     }
 }
 
+/// Which of its host's lives the server is in.
+fn life() -> Result<Answer, CallRefusal> {
+    let life = fs::read_to_string(BOOT_ID).map_err(refused)?;
+    Ok(Answer::Text(life.trim().to_owned()))
+}
+
 impl Connection {
     pub(super) fn new(disks: Arc<[Arc<ServedDisk>]>) -> Self {
         Self { disks, held: Mutex::default(), chosen: OnceLock::new() }
@@ -59,6 +65,12 @@ impl Connection {
 
     fn find(&self, name: &str) -> Option<&Arc<ServedDisk>> {
         self.disks.iter().find(|disk| disk.config.name == name)
+    }
+
+    /// The generation in which this connection writes to the export.
+    fn generation(&self, name: &str) -> Option<u64> {
+        let held = self.held();
+        held.writes.as_ref().filter(|(export, _)| export == name).map(|(_, number)| *number)
     }
 
     fn writable(&self, name: &str) -> Result<&Arc<ServedDisk>, CallRefusal> {
@@ -128,9 +140,8 @@ impl Connection {
         if generation != latest || generation == 0 {
             return Err(refused(format!("generation {generation} is over: the last is {latest}")));
         }
-        let life = fs::read_to_string(BOOT_ID).map_err(refused)?;
         self.held().writes = Some((name.to_owned(), generation));
-        Ok(Answer::Text(life.trim().to_owned()))
+        life()
     }
 
     fn of_pair(&self, call: Call) -> Result<Answer, CallRefusal> {
@@ -167,6 +178,7 @@ impl Connection {
             | Call::Resume { .. }
             | Call::JoinDisk { .. }
             | Call::DiskIdentity { .. }
+            | Call::Life
             | Call::Write { .. } => unreachable!("answered before"),
         };
         Ok(answered.unwrap_or_else(Answer::from))
@@ -206,16 +218,17 @@ impl Visitor for Connection {
         self.disks.iter().map(|disk| disk.config.name.clone()).collect()
     }
 
-    fn open(&self, name: &str) -> Option<Opened> {
+    fn look(&self, name: &str) -> Option<Opened> {
         let disk = self.find(name)?;
-        let writes = self.held().writes.clone();
-        let generation = writes.filter(|(export, _)| export == name).map(|(_, number)| number);
-        let read_only = disk.config.read_only || (generation.is_none() && disk.gate.latest() > 0);
-        // An export that was only looked at may be chosen later; one that was chosen stays.
-        let _ = self.chosen.set((Arc::clone(disk), generation));
-        let (chosen, _) = self.chosen.get()?;
+        let is_late = self.generation(name).is_none() && disk.gate.latest() > 0;
         let block = u32::try_from(disk.image.unit()).ok()?;
-        Arc::ptr_eq(chosen, disk).then_some(Opened { size: disk.size, read_only, block })
+        Some(Opened { size: disk.size, read_only: disk.config.read_only || is_late, block })
+    }
+
+    fn open(&self, name: &str) -> Option<Opened> {
+        let chosen = (Arc::clone(self.find(name)?), self.generation(name));
+        self.chosen.set(chosen).ok()?;
+        self.look(name)
     }
 
     fn call(&self, call: &[u8]) -> Result<Vec<u8>, CallRefusal> {
@@ -230,6 +243,7 @@ impl Visitor for Connection {
             Call::JoinDisk { export, first } => self.join(&export, first),
             Call::DiskIdentity { export } => self.identity(&export),
             Call::Write { export, generation } => self.write_in(&export, generation),
+            Call::Life => life(),
             of_pair => self.of_pair(of_pair),
         };
         answer.map(|answer| answer.encode())

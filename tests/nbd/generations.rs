@@ -73,7 +73,7 @@ fn a_generation_that_is_over_writes_no_more_on_connections_old_and_new() {
     let mut server = Server::of_size(SIZE);
     let a = new_pair(&server);
     assert_eq!(a.try_win(Generation(1), &candidate("a")).unwrap(), Verdict::Won);
-    let open = || Client::open(at(&server), "web", |_| {}).unwrap();
+    let open = || Client::open(at(&server), "web", Call::Life.encode(), |_| {}).unwrap();
     let (old, new, stranger) = (open(), open(), open());
     write(&old, Some(1), 1).unwrap();
     assert!(matches!(write(&new, Some(2), 2), Err(ClientError::Refused(_))), "it is not won yet");
@@ -89,7 +89,7 @@ fn a_generation_that_is_over_writes_no_more_on_connections_old_and_new() {
     // The same after the server has begun anew.
     server.kill();
     server.start_again();
-    let again = Client::open(at(&server), "web", |_| {}).unwrap();
+    let again = Client::open(at(&server), "web", Call::Life.encode(), |_| {}).unwrap();
     assert!(matches!(write(&again, Some(1), 6), Err(ClientError::Refused(_))));
     write(&again, Some(2), 7).unwrap();
     assert_eq!(first(&server), 7);

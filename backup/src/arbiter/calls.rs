@@ -70,6 +70,9 @@ pub enum Call {
         /// The generation, which has been won.
         generation: u64,
     },
+    /// Which of its host's lives the server is in: what was completed and not flushed may be lost between two. The
+    /// answer to [`Self::Write`] is the same.
+    Life,
 }
 
 /// What is answered.
