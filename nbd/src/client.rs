@@ -386,6 +386,11 @@ impl<C: Connect> Worker<C> {
         });
         let end = self.exchange(line, &mut heard).await;
         reading.abort();
+        if let Err(error) = reading.await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
         end
     }
 
