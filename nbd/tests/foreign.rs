@@ -1,8 +1,6 @@
 //! Whatever a client or a server sends, the other end says what is wrong with it, and takes no more memory than the
 //! protocol allows.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::sync::Arc;

@@ -216,4 +216,31 @@ mod tests {
         assert_eq!(Call::decode(&[9, 0]), Err(CallFormatError::Version(9)));
         assert_eq!(Answer::decode(&[VERSION, 200]), Err(CallFormatError::Damaged));
     }
+
+    #[test]
+    fn what_is_damaged_is_refused_or_is_another_call() {
+        let who = Candidate { id: "a".into(), host: "h".into(), pid: 1, role: "backup".into() };
+        let calls = [
+            Call::Create { export: "web".into() },
+            Call::Resume { export: "web".into(), pair: "p".into() },
+            Call::Announce(7, who.clone(), 9),
+            Call::JoinDisk { export: "web".into(), first: true },
+            Call::Write { export: "web".into(), generation: 7 },
+        ];
+        let answers = [Answer::Winner(Some(who)), Answer::Entries(vec![1, 2])];
+        let calls = calls.map(|call| call.encode());
+        let answers = answers.map(|answer| answer.encode());
+        vmft_fuzzing::cases(2_000, |mut random| {
+            let mut bytes = random.pick(&calls).clone();
+            vmft_fuzzing::damage(&mut random, &mut bytes, &calls);
+            if let Ok(call) = Call::decode(&bytes) {
+                assert_eq!(Call::decode(&call.encode()), Ok(call));
+            }
+            let mut bytes = random.pick(&answers).clone();
+            vmft_fuzzing::damage(&mut random, &mut bytes, &answers);
+            if let Ok(answer) = Answer::decode(&bytes) {
+                assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+            }
+        });
+    }
 }
