@@ -165,7 +165,7 @@ fn a_disk_and_an_arbiter_of_a_living_pair_are_refused_to_others() {
     let disk = ["--disk", &format!("path={}", place.text("other"))].map(str::to_owned);
     let arbiter = ["--arbiter", &format!("dir={}", place.text("disk.vmft"))].map(str::to_owned);
     let output = run([words, place.probe(), disk.to_vec(), arbiter.to_vec()].concat());
-    assert_refused(&output, &["disk.vmft is used by another pair", "directory of its own"]);
+    assert_refused(&output, &["disk.vmft is used by another pair", "an arbiter of its own"]);
     assert_eq!(fs::read_dir(place.path("disk.vmft")).unwrap().count(), before);
     primary.assert_runs();
     place.wait_console_grows("primary.console");
