@@ -114,16 +114,15 @@ pub trait ServerTls: fmt::Debug {
     fn config(&self) -> io::Result<Arc<ServerConfig>>;
 }
 
-/// Serves one client until it goes. With `tls`, it is told nothing before it has proved who it is. To be run in a
-/// `LocalSet`.
+/// Lets a client in: with `tls`, it is told nothing before it has proved who it is. `None` if it goes by itself. To be
+/// run in a `LocalSet`, as what follows.
 ///
 /// # Errors
 /// What ended the connection, if it was not the client's word.
-pub async fn serve<V: Visitor>(
+pub async fn greet(
     stream: Box<dyn ByteStream>,
     tls: Option<&dyn ServerTls>,
-    visitor: Arc<V>,
-) -> io::Result<()> {
+) -> io::Result<Option<Greeting>> {
     let greet = async {
         let mut greeting = Greeting::begin(stream).await?;
         if let Some(tls) = tls
@@ -131,24 +130,29 @@ pub async fn serve<V: Visitor>(
         {
             return Ok(None);
         }
-        Ok::<_, io::Error>(Some(greeting))
+        let Some(first) = greeting.option().await? else { return Ok(None) };
+        greeting.first = Some(first);
+        Ok(Some(greeting))
     };
-    let greeting = match tokio::time::timeout(GREETING_LIMIT, greet).await {
-        Ok(greeting) => greeting?,
-        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-    };
-    let Some(mut greeting) = greeting else { return Ok(()) };
-    match greeting.settle(&visitor).await? {
-        Some(opened) => transmit(greeting, opened, visitor).await,
-        None => Ok(()),
+    match tokio::time::timeout(GREETING_LIMIT, greet).await {
+        Ok(greeting) => greeting,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// A connection whose options are being settled.
-struct Greeting {
+/// A client that was let in, and whose options are being settled.
+pub struct Greeting {
     stream: Stream,
     pads: bool,
     has_structured_replies: bool,
+    /// An option that has come and was not answered yet.
+    first: Option<(u32, Vec<u8>)>,
+}
+
+impl fmt::Debug for Greeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Greeting").field("pads", &self.pads).finish_non_exhaustive()
+    }
 }
 
 fn invalid(error: WireError) -> io::Error {
@@ -167,16 +171,34 @@ impl Greeting {
             return Err(invalid(WireError::Magic("the flags of a client")));
         }
         let pads = flags & u32::from(NO_ZEROES) == 0;
-        Ok(Self { stream, pads, has_structured_replies: false })
+        Ok(Self { stream, pads, has_structured_replies: false, first: None })
     }
 
-    async fn option(&mut self) -> io::Result<(u32, Vec<u8>)> {
+    /// Serves the client until it goes.
+    ///
+    /// # Errors
+    /// What ended the connection, if it was not the client's word.
+    pub async fn serve<V: Visitor>(mut self, visitor: Arc<V>) -> io::Result<()> {
+        match self.settle(&visitor).await? {
+            Some(opened) => transmit(self, opened, visitor).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The next option; `None` if the client goes.
+    async fn option(&mut self) -> io::Result<Option<(u32, Vec<u8>)>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
         let mut head = [0; OPTION_HEAD];
-        self.stream.read_exact(&mut head).await?;
+        match self.stream.read_exact(&mut head).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        };
         let head = OptionHead::parse(&head).map_err(invalid)?;
         let mut data = vec![0; head.len as usize];
         self.stream.read_exact(&mut data).await?;
-        Ok((head.option, data))
+        Ok(Some((head.option, data)))
     }
 
     async fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
@@ -187,7 +209,8 @@ impl Greeting {
     /// Waits for the client to begin TLS. False if it goes.
     async fn start_tls(&mut self, tls: &dyn ServerTls) -> io::Result<bool> {
         loop {
-            match self.option().await? {
+            let Some(option) = self.option().await? else { return Ok(false) };
+            match option {
                 (OPTION_STARTTLS, data) if data.is_empty() => break,
                 (OPTION_ABORT, _) => {
                     self.reply(OPTION_ABORT, REPLY_ACK, &[]).await?;
@@ -209,10 +232,7 @@ impl Greeting {
     /// Answers options until the client chooses an export. `None` if it goes.
     async fn settle<V: Visitor>(&mut self, visitor: &Arc<V>) -> io::Result<Option<Opened>> {
         loop {
-            let (option, data) = match self.option().await {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                option => option?,
-            };
+            let Some((option, data)) = self.option().await? else { return Ok(None) };
             match option {
                 OPTION_EXPORT_NAME => {
                     let name = String::from_utf8(data).ok().filter(|name| name.len() <= MAX_NAME);

@@ -11,7 +11,7 @@ use tokio::task::JoinError;
 use vmft_fuzzing::{Random, cases, damage};
 use vmft_nbd::rustls::ClientConfig;
 use vmft_nbd::rustls::pki_types::ServerName;
-use vmft_nbd::server::{CallRefusal, Opened, Visitor, serve};
+use vmft_nbd::server::{CallRefusal, Opened, Visitor, greet};
 use vmft_nbd::wire::*;
 use vmft_nbd::{ByteStream, Client, ClientError, Connect, Request};
 
@@ -156,7 +156,12 @@ fn a_server_outlives_whatever_its_client_sends() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let talk = |bytes: Vec<u8>| {
         let visitor = Arc::new(Bounded::default());
-        let served = serve(said(bytes, Vec::new()), None, Arc::clone(&visitor));
+        let served = async {
+            match greet(said(bytes, Vec::new()), None).await? {
+                Some(greeting) => greeting.serve(Arc::clone(&visitor)).await,
+                None => Ok(()),
+            }
+        };
         let ended = tokio::task::LocalSet::new().block_on(&runtime, served);
         assert!(!visitor.0.load(Ordering::Relaxed), "a request beyond the export");
         if let Err(error) = &ended {

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use vmft_nbd::rustls::ClientConfig;
 use vmft_nbd::rustls::pki_types::ServerName;
-use vmft_nbd::server::{CallRefusal, Opened, Visitor, serve};
+use vmft_nbd::server::{CallRefusal, Opened, Visitor, greet};
 use vmft_nbd::wire::{EINVAL, EIO, ENOSPC, EPERM, MAX_DATA};
 use vmft_nbd::{
     ByteStream, CallError, Client, ClientError, Connect, Control, Event, NegotiationError, Request,
@@ -149,7 +149,9 @@ impl Server {
                         let guest = Arc::new(Guest { store, bound: Mutex::default() });
                         tokio::task::spawn_local(async move {
                             // How it ends is the client's to see.
-                            let _ = serve(Box::new(stream), None, guest).await;
+                            if let Ok(Some(greeting)) = greet(Box::new(stream), None).await {
+                                let _ = greeting.serve(guest).await;
+                            }
                         });
                     }
                 };

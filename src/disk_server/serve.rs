@@ -2,20 +2,25 @@
 
 use super::ServedDisk;
 use super::visitor::Connection;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use vmft_backup::tell;
 use vmft_logging_channel::transport::streams::{ServerIdentity, StreamAcceptor};
 use vmft_logging_channel::transport::{Listener, Origin};
 use vmft_nbd::rustls::ServerConfig;
-use vmft_nbd::server::ServerTls;
+use vmft_nbd::server::{ServerTls, greet};
 use vmft_vmm::world::{Repeats, Storage};
 
-/// Most connections at a time; a side of a pair has four.
+/// Most connections at a time that were let in; a side of a pair has four.
 const MAX_CONNECTIONS: usize = 256;
+/// Most others.
+const MAX_NEWCOMERS: usize = 64;
 /// How long not to accept after an error of the socket: out of descriptors, for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Most requests at the storage at a time, of all connections.
@@ -70,6 +75,7 @@ pub fn serve(service: Service, stop: impl Future<Output = ()>) -> io::Result<()>
 async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let troubles = Arc::new(Repeats::new());
+    let newcomers = Rc::new(RefCell::new(Newcomers::default()));
     let tls = acceptor.identity().map(Identity).map(Arc::new);
     loop {
         let (stream, origin) = match acceptor.accept().await {
@@ -80,16 +86,20 @@ async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            say(&troubles, "accepting a connection", &io::Error::other("there are too many"));
-            continue;
-        };
+        let newcomer = Newcomer::come(&newcomers);
+        let number = newcomer.number;
         let (disks, tls, troubles) = (Arc::clone(&disks), tls.clone(), Arc::clone(&troubles));
-        spawn_local(async move {
-            let visitor = Arc::new(Connection::new(disks));
+        let room = Arc::clone(&room);
+        let task = spawn_local(async move {
             let tls = tls.as_deref().map(|tls| tls as &dyn ServerTls);
-            let served = vmft_nbd::server::serve(Box::new(stream), tls, visitor).await;
-            if let Err(error) = served
+            let served = async {
+                let Some(greeting) = greet(Box::new(stream), tls).await? else { return Ok(()) };
+                drop(newcomer);
+                let full = |_| io::Error::other("there are too many connections");
+                let _place = room.try_acquire().map_err(full)?;
+                greeting.serve(Arc::new(Connection::new(disks))).await
+            };
+            if let Err(error) = served.await
                 && !is_end(&error)
             {
                 let of = match origin {
@@ -98,8 +108,42 @@ async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
                 };
                 say(&troubles, &of, &error);
             }
-            drop(place);
         });
+        newcomers.borrow_mut().waiting.insert(number, task.abort_handle());
+    }
+}
+
+/// Connections that have not said yet, or not proved, who they are: the oldest goes for another, so that strangers keep
+/// nobody out.
+#[derive(Debug, Default)]
+struct Newcomers {
+    last: u64,
+    waiting: BTreeMap<u64, AbortHandle>,
+}
+
+/// One of them, for as long as it is.
+#[derive(Debug)]
+struct Newcomer {
+    number: u64,
+    all: Rc<RefCell<Newcomers>>,
+}
+
+impl Newcomer {
+    fn come(all: &Rc<RefCell<Newcomers>>) -> Self {
+        let mut newcomers = all.borrow_mut();
+        if newcomers.waiting.len() >= MAX_NEWCOMERS
+            && let Some((_, oldest)) = newcomers.waiting.pop_first()
+        {
+            oldest.abort();
+        }
+        newcomers.last += 1;
+        Self { number: newcomers.last, all: Rc::clone(all) }
+    }
+}
+
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        self.all.borrow_mut().waiting.remove(&self.number);
     }
 }
 

@@ -77,6 +77,12 @@ fn with_certificates_an_export_is_used_by_those_who_have_one_and_nobody_is_told_
     };
     let said = open(directory, disk("tls", Some("a")));
     assert!(said.contains("kernel") && !said.contains("nbd"), "the disk is open: {said}");
+    // Strangers who say nothing keep nobody out, however many they are.
+    let strangers: Vec<_> =
+        (0..300).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    let said = open(directory, disk("tls", Some("a")));
+    assert!(said.contains("kernel") && !said.contains("nbd"), "the disk is open: {said}");
+    drop(strangers);
     let said = open(directory, disk("tcp", None));
     assert!(said.contains("speaks to no one without TLS"), "{said}");
     assert!(!run("nbdinfo", &[format!("nbd://{address}/web").into()]).status.success());
