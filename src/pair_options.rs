@@ -178,6 +178,18 @@ impl PairOptions {
     }
 }
 
+/// A port that was to be taken, or what to do.
+pub(crate) fn taken(listener: Result<Listener, TransportError>) -> Result<Listener> {
+    match listener {
+        Err(error @ TransportError::Tls(_)) => {
+            Err(error).remedy(|| "make certificates with `vmft keys`")
+        }
+        other => {
+            other.remedy(|| "stop what listens there, or choose another address with --listen")
+        }
+    }
+}
+
 /// A port taken for backups, before anything on the shared storage is changed.
 #[derive(Debug, Clone)]
 pub struct ListenPlace {
@@ -189,14 +201,7 @@ pub struct ListenPlace {
 impl ListenPlace {
     /// Takes the port.
     pub fn take(address: &PeerAddress) -> Result<Self> {
-        let listener = Listener::bind(address);
-        let listener = match listener {
-            Err(error @ TransportError::Tls(_)) => {
-                Err(error).remedy(|| "make certificates with `vmft keys`")?
-            }
-            other => other
-                .remedy(|| "stop what listens there, or choose another address with --listen")?,
-        };
+        let listener = taken(Listener::bind(address))?;
         Ok(Self { address: address.clone(), listener: Arc::new(listener) })
     }
 }

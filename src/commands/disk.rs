@@ -2,7 +2,7 @@
 
 use crate::disk_server::{ExportConfig, ServedDisk, Service, serve};
 use crate::options::{OptionError, Pairs, is_export_name, parse_cache, parse_switch};
-use crate::pair_options::ListenPlace;
+use crate::pair_options::taken;
 use crate::sandbox_options::{NamesFiles, SandboxOptions, files_of};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -10,9 +10,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
 use vmft_backup::tell;
-use vmft_logging_channel::transport::PeerAddress;
+use vmft_logging_channel::transport::{Listener, PeerAddress};
 use vmft_sandbox::{Files, Use};
 use vmft_vmm::world::HostCache;
 
@@ -146,7 +145,7 @@ fn serve_disks(options: &ServeOptions) -> Result<ExitCode> {
         tell!("{address} is insecure: whoever reaches it can read and change the disks");
     }
     let disks = exports.into_iter().map(ServedDisk::open).collect::<Result<Vec<_>>>()?;
-    let listener = ListenPlace::take(&address)?.listener;
+    let listener = taken(Listener::reserve(&address))?;
     for disk in &disks {
         let (config, size) = (disk.config(), disk.size());
         let path = config.path.display();
@@ -159,7 +158,7 @@ fn serve_disks(options: &ServeOptions) -> Result<ExitCode> {
         // It ends when the other end is dropped.
         let _ = stopped.await;
     };
-    let served = serve(Service { disks, listener: Arc::clone(&listener) }, stopped);
+    let served = serve(Service { disks, listener }, stopped);
     served.context("serving the disks")?;
     tell!("stopped; everything that was written is on the disks");
     Ok(ExitCode::SUCCESS)

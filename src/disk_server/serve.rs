@@ -32,7 +32,7 @@ pub struct Service {
     /// The exports.
     pub disks: Vec<ServedDisk>,
     /// Where clients come.
-    pub listener: Arc<Listener>,
+    pub listener: Listener,
 }
 
 #[derive(Debug)]

@@ -172,6 +172,18 @@ impl Listener {
     /// [`TransportError::Exposed`] for an address that needs certificates and has none,
     /// [`TransportError::Listen`] if it is in use or not ours, [`TransportError::Tls`].
     pub fn bind(address: &PeerAddress) -> Result<Self, TransportError> {
+        let listener = Self::reserve(address)?;
+        let socket = listener.socket.try_clone();
+        let listen_error = |source| TransportError::Listen { address: address.clone(), source };
+        let doorman = Doorman::post(socket.map_err(listen_error)?)?;
+        Ok(Self { doorman: Mutex::new(Some(doorman)), ..listener })
+    }
+
+    /// The same, but whoever connects waits until he is heard.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn reserve(address: &PeerAddress) -> Result<Self, TransportError> {
         let tls = address.tls_dir.as_deref().map(ServerIdentity::load).transpose()?;
         let listen_error = |source| TransportError::Listen { address: address.clone(), source };
         let (socket, local_address) = match address.resolve() {
@@ -188,8 +200,7 @@ impl Listener {
             Err(other) => return Err(other),
         };
         socket.set_nonblocking().map_err(listen_error)?;
-        let doorman = Doorman::post(socket.try_clone().map_err(listen_error)?)?;
-        Ok(Self { socket, doorman: Mutex::new(Some(doorman)), tls, local_address })
+        Ok(Self { socket, doorman: Mutex::new(None), tls, local_address })
     }
 
     /// Where it is; the port is the one that was picked for port 0.
