@@ -139,6 +139,10 @@ fn serve_disks(options: &ServeOptions) -> Result<ExitCode> {
         }
     }
     options.sandbox.enter(files_of(&[&exports, &options.listen]))?;
+    // Before anybody can connect, and so before anybody can have taken it for ready.
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut stop = Some(stop);
+    ctrlc::set_handler(move || drop(stop.take()))?;
     let address = PeerAddress { insecure: options.insecure, ..options.listen.clone() };
     address.check()?;
     if address.is_exposed() {
@@ -151,9 +155,6 @@ fn serve_disks(options: &ServeOptions) -> Result<ExitCode> {
         let path = config.path.display();
         tell!("serving {} ({path}, {size} bytes) at {}", config.name, listener.local_address());
     }
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let mut stop = Some(stop);
-    ctrlc::set_handler(move || drop(stop.take()))?;
     let stopped = async move {
         // It ends when the other end is dropped.
         let _ = stopped.await;

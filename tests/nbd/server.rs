@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vmft::pair::prefixed;
+use vmft_nbd::wire::MAGIC;
 
 /// How long anything may take that must come, on a busy host.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -45,8 +48,7 @@ impl Server {
 
     fn wait_ready(&self) {
         let deadline = Instant::now() + LIMIT;
-        while std::os::unix::net::UnixStream::connect(self.directory.path().join("disks")).is_err()
-        {
+        while !greets(&self.directory.path().join("disks")) {
             assert!(Instant::now() < deadline, "{}", self.messages());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -88,6 +90,13 @@ impl Server {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         self.child.wait().unwrap()
     }
+}
+
+/// True if a server of NBD is heard there.
+pub fn greets(socket: &Path) -> bool {
+    let mut word = [0; 8];
+    let heard = UnixStream::connect(socket).and_then(|mut stream| stream.read_exact(&mut word));
+    heard.is_ok() && word == MAGIC.to_be_bytes()
 }
 
 impl Drop for Server {
