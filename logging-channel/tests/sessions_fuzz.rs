@@ -1,6 +1,7 @@
-//! The state machines of a session, fed with frames of a peer that keeps to the format and to nothing else: good
-//! ones, again, in another order, of another kind, with other values, their checksums right. Each is refused with a
-//! typed error that changes nothing, or taken; what was promised holds either way.
+//! The state machines of a session, fed with frames of a peer that keeps to the format and to
+//! nothing else: good ones, again, in another order, of another kind, with other values, their
+//! checksums right. Each is refused with a typed error that changes nothing, or taken; what was
+//! promised holds either way.
 
 mod common;
 
@@ -99,7 +100,8 @@ fn a_handshake_gone_bad_is_refused_or_ends_in_the_same_terms_on_both_sides() {
             let Some(last) = last else { continue };
             let is_the_same = last == said_last;
             match answered.handle_frame(&last) {
-                // Whoever is named otherwise hears nothing of the other: the next frame is of no session of his.
+                // Whoever is named otherwise hears nothing of the other: the next frame is of no
+                // session of his.
                 Ok(_) if !is_the_same => panic!("{last:?} confirms what was not said"),
                 Ok(found) if found.session == terms.session => {
                     assert_eq!(found.peer.pair, terms.peer.pair);
