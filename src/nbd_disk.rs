@@ -70,7 +70,8 @@ struct NbdStorage {
     identity: Option<String>,
 }
 
-/// Opens a disk of a server. A side of a pair uses none but what `vmft disk serve` serves, which knows generations.
+/// Opens a disk of a server. A side of a pair uses none but what `vmft disk serve` serves, which
+/// knows generations.
 ///
 /// # Errors
 /// What keeps it from being used, before anything on it is changed.
@@ -106,17 +107,12 @@ pub fn open(export: &NbdExport, read_only: bool, of: DisksOf) -> Result<DiskFile
              pair, whose sides are `vmft primary` and `vmft backup`; readonly=on here does without writing"
         );
     }
-    let size = told.size;
-    if size == 0 || !size.is_multiple_of(512) {
-        bail!("disk {name} has {size} bytes, which is not a positive multiple of 512");
-    }
     let storage = NbdStorage { export: export.clone(), client, control, identity };
-    DiskFile::on(PathBuf::from(&name), Arc::new(storage), size, read_only, of.is_new()).map_err(
-        |error| match error {
+    DiskFile::on(PathBuf::from(&name), Arc::new(storage), told.size, read_only, of.is_new())
+        .map_err(|error| match error {
             DiskFileError::Open { source, .. } => anyhow!("disk {name}: {source}"),
             other => other.into(),
-        },
-    )
+        })
 }
 
 fn remedy(error: &NegotiationError) -> &'static str {
@@ -198,7 +194,7 @@ impl Storage for NbdStorage {
         let binding = self.binding(permit);
         let mut at = offset;
         for piece in data.chunks(MAX_DATA as usize) {
-            let write = Request::Write { offset: at, data: piece.to_vec() };
+            let write = Request::Write { offset: at, data: piece.into() };
             match self.client.request(binding.as_deref(), write) {
                 Ok(_) => at += piece.len() as u64,
                 Err(ClientError::Refused(_) | ClientError::Server(EPERM)) if permit.0.is_some() => {

@@ -278,7 +278,8 @@ pub fn is_export_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 64 && !name.starts_with('-') && name.bytes().all(plain)
 }
 
-/// `--disk path=IMAGE,readonly=on,cache=none,format=raw` or `--disk nbd=HOST:PORT/NAME,readonly=on,tls_dir=DIR`.
+/// `--disk path=IMAGE,readonly=on,cache=none,format=raw` or `--disk
+/// nbd=HOST:PORT/NAME,readonly=on,tls_dir=DIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
     /// Where it is.

@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use vmft_backup::status::SideStatus;
+use vmft_guest_images::workload::DemoLine;
 use vmft_vmm::world::console::{ConsoleClient, ConsoleEvent, Merger};
 use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
 
@@ -356,6 +357,41 @@ impl PairConsole {
     /// Counts of what was merged.
     pub fn merger(&self) -> &Merger {
         &self.merger
+    }
+}
+
+/// A pair's console with the demo's guest on it.
+#[derive(Debug, Default)]
+pub struct DemoConsole {
+    /// The console.
+    pub console: PairConsole,
+    lines: Lines,
+    /// The demo's lines, as they came.
+    pub shown: Vec<DemoLine>,
+}
+
+impl DemoConsole {
+    /// Reads until `wanted` is shown, or to the console's end, for at most `limit`.
+    ///
+    /// # Errors
+    /// It was not shown in time, or the console closed before; with what was shown.
+    pub fn read(&mut self, limit: Duration, wanted: Option<DemoLine>) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while wanted.as_ref().is_none_or(|wanted| !self.shown.contains(wanted)) {
+            match self.console.look(Duration::from_secs(1)) {
+                Look::Bytes(bytes) => {
+                    let lines = self.lines.add(&bytes);
+                    self.shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
+                }
+                Look::Nothing => {}
+                Look::Closed if wanted.is_none() => return Ok(()),
+                Look::Closed => bail!("the console closed; it has shown {:?}", self.shown),
+            }
+            if Instant::now() > deadline {
+                bail!("the console has shown {:?}, and not {wanted:?}", self.shown);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -105,11 +105,7 @@ impl PairOptions {
         let default = || -> Option<ArbiterPlace> {
             let disk = disks.iter().find(|disk| !disk.read_only)?;
             Some(match &disk.place {
-                DiskPlace::Image(path) => {
-                    let mut path = path.clone().into_os_string();
-                    path.push(".vmft");
-                    ArbiterPlace::Directory(path.into())
-                }
+                DiskPlace::Image(path) => ArbiterPlace::Directory(DirectoryArbiter::beside(path)),
                 DiskPlace::Export(export) => ArbiterPlace::Export(export.clone()),
             })
         };

@@ -1,5 +1,5 @@
-//! The API socket: whatever comes, it answers the next one who asks properly, and takes no more of a request than it
-//! needs.
+//! The API socket: whatever comes, it answers the next one who asks properly, and takes no more of
+//! a request than it needs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -77,8 +77,8 @@ fn good() -> Vec<Vec<u8>> {
     ]
 }
 
-/// What comes back to its end; the side may hang up in the middle. One that waits for more of what is no whole
-/// request hears that no more comes.
+/// What comes back to its end; the side may hang up in the middle. One that waits for more of what
+/// is no whole request hears that no more comes.
 fn exchange(path: &Path, bytes: &[u8], is_whole: bool) -> Vec<u8> {
     let mut stream = UnixStream::connect(path).unwrap();
     let _ = stream.write_all(bytes);

@@ -34,8 +34,8 @@ pub fn is_storage_field(name: &str) -> bool {
     name == TOKEN || name.starts_with("disk ") && name.ends_with(" image")
 }
 
-/// What tells the image at `path` from a copy of it, as seen from a host with that arbiter's directory, if it has
-/// one.
+/// What tells the image at `path` from a copy of it, as seen from a host with that arbiter's
+/// directory, if it has one.
 pub fn image(path: &Path, arbiter: Option<&Path>) -> String {
     let Ok(data) = fs::metadata(path) else { return "not to be seen".to_owned() };
     if !data.is_file() {

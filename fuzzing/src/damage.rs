@@ -5,8 +5,8 @@ use crate::Random;
 /// Bytes that are often something's limit.
 const CORNERS: &[u8] = &[0, 1, 0x7F, 0x80, 0xFE, 0xFF];
 
-/// Something is wrong with `bytes` afterwards, most likely: bits, bytes, lengths, pieces that are missing, come
-/// again, change places, or are one of `others`.
+/// Something is wrong with `bytes` afterwards, most likely: bits, bytes, lengths, pieces that are
+/// missing, come again, change places, or are one of `others`.
 pub fn damage(random: &mut Random, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
     for _ in 0..=random.below(4) {
         let len = bytes.len();

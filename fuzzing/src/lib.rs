@@ -1,9 +1,10 @@
 //! What fuzz targets share: numbers from one seed, good bytes and good values gone bad, how many cases
 //! there are, and what a parser takes of memory. For tests only.
 //!
-//! A target is an ordinary test that calls [`cases`] or [`large_cases`]. It makes its good bytes with the real encoders, has them
-//! [damaged](damage) or [changed](change), and gives them to the parser. What it asserts: a typed error or a
-//! value that can be used, no panic, no more memory than the bytes are worth ([`peak_of`]).
+//! A target is an ordinary test that calls [`cases`] or [`large_cases`]. It makes its good bytes
+//! with the real encoders, has them [damaged](damage) or [changed](change), and gives them to the
+//! parser. What it asserts: a typed error or a value that can be used, no panic, no more memory
+//! than the bytes are worth ([`peak_of`]).
 
 #![deny(unsafe_code)]
 

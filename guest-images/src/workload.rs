@@ -105,6 +105,12 @@ pub enum DemoLine {
 }
 
 impl DemoLine {
+    /// All lines of a demo with so many records that did all it should.
+    pub fn all(records: u32) -> Vec<Self> {
+        let each = (1..=records).flat_map(|number| [Self::Line(number), Self::Synced(number)]);
+        each.chain([Self::Done]).collect()
+    }
+
     /// Reads a line of the console, without its line feed; `None` for any other line.
     pub fn parse(line: &str) -> Option<Self> {
         let line = line.strip_suffix('\r').unwrap_or(line);

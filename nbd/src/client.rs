@@ -1,22 +1,22 @@
 //! A client of one export.
 //!
-//! Requests wait for a server that is away, for as long as it takes: they are sent again on the next connection. A
-//! server that has lived on keeps what it has completed; of one that has not, nobody knows whether it has lost
-//! what was not flushed yet, so the next flush fails.
+//! Requests wait for a server that is away, for as long as it takes: they are sent again on the
+//! next connection. A server that has lived on keeps what it has completed; of one that has not,
+//! nobody knows whether it has lost what was not flushed yet, so the next flush fails.
 
 use crate::connection::{Connect, Export, Negotiation, NegotiationError, Stream};
+use crate::replies::{Extent, read_reply};
 use crate::wire::{
-    CHUNK_DATA, CHUNK_DONE, CHUNK_ERROR, CHUNK_HOLE, CHUNK_NONE, COMMAND_DISCONNECT, COMMAND_FLUSH,
-    COMMAND_READ, COMMAND_WRITE, EIO, MAX_DATA, RequestHead, SEND_FLUSH, SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC, WireError, error_text,
+    COMMAND_DISCONNECT, COMMAND_FLUSH, COMMAND_READ, COMMAND_WRITE, EINVAL, MAX_DATA, RequestHead,
+    SEND_FLUSH, WireError, error_text,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::sync::mpsc as tasks;
 use tokio::task::{LocalSet, spawn_local};
 use vmft_sandbox::Task;
@@ -44,7 +44,7 @@ pub enum Request {
         /// The first byte.
         offset: u64,
         /// At most [`MAX_DATA`] bytes.
-        data: Vec<u8>,
+        data: Arc<[u8]>,
     },
     /// To make durable what was completed.
     Flush,
@@ -98,9 +98,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects, and goes on doing that whenever the connection is lost, which `on_event` hears of. A connection
-    /// without a binding begins with the call `life`, if the server knows such calls; two that get the same answer,
-    /// to it or to a binding, have not lost what was completed in between.
+    /// Connects, and goes on doing that whenever the connection is lost, which `on_event` hears of.
+    /// A connection without a binding begins with the call `life`, if the server knows such calls;
+    /// two that get the same answer, to it or to a binding, have not lost what was completed in
+    /// between.
     ///
     /// # Errors
     /// [`NegotiationError`] of the first connection.
@@ -373,7 +374,7 @@ impl<C: Connect> Worker<C> {
         let reading = spawn_local(async move {
             let mut reader = reader;
             let ended = loop {
-                match read_reply(&mut reader, &under_way).await {
+                match read_reply(&mut reader, |cookie| asked(&under_way, cookie)).await {
                     Ok((cookie, result)) => {
                         if tell.send(Heard::Reply(cookie, result)).is_err() {
                             return;
@@ -441,17 +442,17 @@ impl<C: Connect> Worker<C> {
             let mut under_way = self.under_way.borrow_mut();
             let Some(job) = under_way.get_mut(&cookie) else { return Ok(()) };
             let (command, offset, len, data) = match &job.request {
-                Request::Read { offset, len } => (COMMAND_READ, *offset, *len, Vec::new()),
+                Request::Read { offset, len } => (COMMAND_READ, *offset, *len, Arc::default()),
                 Request::Write { offset, data } => {
                     let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                    (COMMAND_WRITE, *offset, len, data.clone())
+                    (COMMAND_WRITE, *offset, len, Arc::clone(data))
                 }
-                Request::Flush => (COMMAND_FLUSH, 0, 0, Vec::new()),
+                Request::Flush => (COMMAND_FLUSH, 0, 0, Arc::default()),
             };
             let answer = match job.request {
                 Request::Flush if self.life.take_lost() => Some(Err(ClientError::Lost)),
                 Request::Flush if line.export.flags & SEND_FLUSH == 0 => Some(Ok(Vec::new())),
-                _ if len > MAX_DATA => Some(Err(ClientError::Server(crate::wire::EINVAL))),
+                _ if len > MAX_DATA => Some(Err(ClientError::Server(EINVAL))),
                 _ => None,
             };
             if let Some(answer) = answer {
@@ -494,114 +495,11 @@ impl Job {
     }
 }
 
-/// Reads the whole reply to one request.
-async fn read_reply(
-    reader: &mut BufReader<ReadHalf<Stream>>,
-    under_way: &UnderWay,
-) -> Result<(u64, Result<Vec<u8>, u32>), NegotiationError> {
-    let asked = |cookie: u64| -> Result<Option<(u64, u32)>, NegotiationError> {
-        match under_way.borrow().get(&cookie).map(|job| &job.request) {
-            Some(Request::Read { offset, len }) => Ok(Some((*offset, *len))),
-            Some(_) => Ok(None),
-            None => Err(WireError::Magic("a reply to a request").into()),
-        }
-    };
-    match reader.read_u32().await? {
-        SIMPLE_REPLY_MAGIC => {
-            let error = reader.read_u32().await?;
-            let cookie = reader.read_u64().await?;
-            let mut data = Vec::new();
-            if let Some((_, len)) = asked(cookie)?
-                && error == 0
-            {
-                data.resize(len as usize, 0);
-                reader.read_exact(&mut data).await?;
-            }
-            Ok((cookie, if error == 0 { Ok(data) } else { Err(error) }))
-        }
-        STRUCTURED_REPLY_MAGIC => {
-            let mut content = Content::default();
-            loop {
-                let (flags, kind) = (reader.read_u16().await?, reader.read_u16().await?);
-                let (cookie, len) = (reader.read_u64().await?, reader.read_u32().await?);
-                read_chunk(reader, &mut content, asked(cookie)?, kind, len).await?;
-                if flags & CHUNK_DONE != 0 {
-                    return Ok((cookie, content.end(asked(cookie)?)));
-                }
-                if reader.read_u32().await? != STRUCTURED_REPLY_MAGIC {
-                    return Err(WireError::Magic("a chunk of a reply").into());
-                }
-            }
-        }
-        _ => Err(WireError::Magic("a reply").into()),
-    }
-}
-
-/// What the chunks of a reply have brought.
-#[derive(Debug, Default)]
-struct Content {
-    data: Vec<u8>,
-    /// Bytes of it that some chunk was about.
-    filled: u64,
-    error: Option<u32>,
-}
-
-impl Content {
-    fn end(self, asked: Option<(u64, u32)>) -> Result<Vec<u8>, u32> {
-        match (self.error, asked) {
-            (Some(error), _) => Err(error),
-            // A server that leaves part of a read out has not read it.
-            (None, Some((_, len))) if self.filled != u64::from(len) => Err(EIO),
-            (None, _) => Ok(self.data),
-        }
-    }
-
-    /// The place for `len` bytes at `offset` of the export.
-    fn place(
-        &mut self,
-        asked: Option<(u64, u32)>,
-        offset: u64,
-        len: u32,
-    ) -> Result<&mut [u8], WireError> {
-        let wrong = WireError::Length("data of a reply");
-        let (start, wanted) = asked.ok_or(wrong.clone())?;
-        self.data.resize(wanted as usize, 0);
-        let from = offset.checked_sub(start).ok_or(wrong.clone())?;
-        let to = from.checked_add(len.into()).filter(|to| *to <= wanted.into()).ok_or(wrong)?;
-        self.filled += u64::from(len);
-        Ok(&mut self.data[from as usize..to as usize])
-    }
-}
-
-async fn read_chunk(
-    reader: &mut BufReader<ReadHalf<Stream>>,
-    content: &mut Content,
-    asked: Option<(u64, u32)>,
-    kind: u16,
-    len: u32,
-) -> Result<(), NegotiationError> {
-    let wrong = WireError::Length("a chunk of a reply");
-    match kind {
-        CHUNK_NONE if len == 0 => Ok(()),
-        CHUNK_DATA if len > 8 => {
-            let offset = reader.read_u64().await?;
-            let place = content.place(asked, offset, len - 8)?;
-            reader.read_exact(place).await?;
-            Ok(())
-        }
-        CHUNK_HOLE if len == 12 => {
-            let (offset, hole) = (reader.read_u64().await?, reader.read_u32().await?);
-            content.place(asked, offset, hole)?.fill(0);
-            Ok(())
-        }
-        kind if kind & CHUNK_ERROR != 0 && (6..=1 << 16).contains(&len) => {
-            let error = reader.read_u32().await?;
-            let mut rest = vec![0; len as usize - 4];
-            reader.read_exact(&mut rest).await?;
-            // An error that is none would be taken for success.
-            content.error = Some(if error == 0 { EIO } else { error });
-            Ok(())
-        }
-        _ => Err(wrong.into()),
+/// What the request with this cookie reads, if it does.
+fn asked(under_way: &UnderWay, cookie: u64) -> Result<Option<Extent>, WireError> {
+    match under_way.borrow().get(&cookie).map(|job| &job.request) {
+        Some(Request::Read { offset, len }) => Ok(Some((*offset, *len))),
+        Some(_) => Ok(None),
+        None => Err(WireError::Magic("a reply to a request")),
     }
 }

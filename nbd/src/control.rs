@@ -24,10 +24,10 @@ struct Job {
     answer: mpsc::Sender<Result<Vec<u8>, CallError>>,
 }
 
-/// Calls to a server, one after the other, over a connection that is made when it is needed. A call that finds its
-/// connection gone is made again on another one, so each is one that can be made twice. What was said with
-/// [`Self::stand`] is said again at the beginning of each connection: what a server holds for a client goes with its
-/// connection.
+/// Calls to a server, one after the other, over a connection that is made when it is needed. A call
+/// that finds its connection gone is made again on another one, so each is one that can be made
+/// twice. What was said with [`Self::stand`] is said again at the beginning of each connection:
+/// what a server holds for a client goes with its connection.
 #[derive(Debug)]
 pub struct Control {
     jobs: tasks::UnboundedSender<Job>,

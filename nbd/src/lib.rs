@@ -10,6 +10,7 @@
 mod client;
 mod connection;
 mod control;
+mod replies;
 pub mod server;
 pub mod wire;
 

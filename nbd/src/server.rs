@@ -1,18 +1,19 @@
 //! The server's side of one connection.
 //!
-//! Options are settled one after the other; requests are done side by side, each on a thread of its own, and answered
-//! as they end, which the protocol allows: what must not overtake another is the client's to keep apart.
+//! Options are settled one after the other; requests are done side by side, each on a thread of its
+//! own, and answered as they end, which the protocol allows: what must not overtake another is the
+//! client's to keep apart.
 
 use crate::connection::{ByteStream, Stream};
 use crate::wire::{
     CAN_MULTI_CONN, COMMAND_DISCONNECT, COMMAND_FLUSH, COMMAND_READ, COMMAND_TRIM, COMMAND_WRITE,
     COMMAND_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM, ERROR_INVALID, ERROR_POLICY,
-    ERROR_TLS_REQUIRED, ERROR_UNKNOWN, ERROR_UNSUPPORTED, FIXED_NEWSTYLE, FLAG_FUA, FLAG_NO_HOLE,
-    HAS_FLAGS, Info, MAGIC, MAX_DATA, MAX_NAME, NO_ZEROES, OPTION_ABORT, OPTION_EXPORT_NAME,
-    OPTION_GO, OPTION_HEAD, OPTION_INFO, OPTION_LIST, OPTION_MAGIC, OPTION_STARTTLS,
-    OPTION_STRUCTURED_REPLY, OPTION_VMFT, OptionHead, OptionReplyHead, READ_ONLY, REPLY_ACK,
-    REPLY_INFO, REPLY_SERVER, REPLY_VMFT, REQUEST_HEAD, RequestHead, SEND_FLUSH, SEND_FUA,
-    SEND_TRIM, SEND_WRITE_ZEROES, WireError, encode_data_chunk, encode_error_chunk,
+    ERROR_TLS_REQUIRED, ERROR_UNKNOWN, ERROR_UNSUPPORTED, FIXED_NEWSTYLE, FLAG_DF, FLAG_FUA,
+    FLAG_NO_HOLE, HAS_FLAGS, Info, MAGIC, MAX_DATA, MAX_NAME, NO_ZEROES, OPTION_ABORT,
+    OPTION_EXPORT_NAME, OPTION_GO, OPTION_HEAD, OPTION_INFO, OPTION_LIST, OPTION_MAGIC,
+    OPTION_STARTTLS, OPTION_STRUCTURED_REPLY, OPTION_VMFT, OptionHead, OptionReplyHead, READ_ONLY,
+    REPLY_ACK, REPLY_INFO, REPLY_SERVER, REPLY_VMFT, REQUEST_HEAD, RequestHead, SEND_FLUSH,
+    SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, WireError, encode_data_chunk, encode_error_chunk,
     encode_simple_reply, parse_go,
 };
 use rustls::ServerConfig;
@@ -42,8 +43,8 @@ pub struct Opened {
     pub size: u64,
     /// This connection cannot write to it.
     pub read_only: bool,
-    /// The smallest block, in bytes, that is written without being read first: a client that writes parts of one keeps
-    /// them apart.
+    /// The smallest block, in bytes, that is written without being read first: a client that writes
+    /// parts of one keeps them apart.
     pub block: u32,
 }
 
@@ -56,8 +57,8 @@ pub enum CallRefusal {
     Refused(String),
 }
 
-/// What one connection may do. Everything here may block; requests come from several threads at once. Errors are
-/// numbers of the protocol ([`crate::wire::EIO`] and its like).
+/// What one connection may do. Everything here may block; requests come from several threads at
+/// once. Errors are numbers of the protocol ([`crate::wire::EIO`] and its like).
 pub trait Visitor: fmt::Debug + Send + Sync + 'static {
     /// The names of all exports.
     fn names(&self) -> Vec<String>;
@@ -114,8 +115,8 @@ pub trait ServerTls: fmt::Debug {
     fn config(&self) -> io::Result<Arc<ServerConfig>>;
 }
 
-/// Lets a client in: with `tls`, it is told nothing before it has proved who it is. `None` if it goes by itself. To be
-/// run in a `LocalSet`, as what follows.
+/// Lets a client in: with `tls`, it is told nothing before it has proved who it is. `None` if it
+/// goes by itself. To be run in a `LocalSet`, as what follows.
 ///
 /// # Errors
 /// What ended the connection, if it was not the client's word.
@@ -435,15 +436,12 @@ impl<V: Visitor> Receive<V> {
 /// What makes a request one that is not even tried.
 fn refuse(head: &RequestHead, opened: Opened) -> Option<u32> {
     let (allowed, writes) = match head.command {
-        COMMAND_READ => (0, false),
+        COMMAND_READ => (FLAG_FUA | FLAG_DF, false),
         COMMAND_FLUSH => (FLAG_FUA, false),
         COMMAND_WRITE | COMMAND_TRIM => (FLAG_FUA, true),
         COMMAND_WRITE_ZEROES => (FLAG_FUA | FLAG_NO_HOLE, true),
         _ => return Some(ENOTSUP),
     };
-    // A server without NBD_FLAG_SEND_DF may be asked for it by clients that do not look.
-    const DF: u16 = 4;
-    let allowed = if head.command == COMMAND_READ { allowed | DF | FLAG_FUA } else { allowed };
     if head.flags & !allowed != 0 {
         return Some(EINVAL);
     }

@@ -93,6 +93,9 @@ pub const FLAG_FUA: u16 = 1;
 /// Of [`COMMAND_WRITE_ZEROES`]: the room is to stay allocated.
 pub const FLAG_NO_HOLE: u16 = 2;
 
+/// Of [`COMMAND_READ`]: the reply is not to be in pieces, which no reply of this server is.
+pub const FLAG_DF: u16 = 4;
+
 /// Not permitted.
 pub const EPERM: u32 = 1;
 /// The storage failed.

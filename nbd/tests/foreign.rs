@@ -1,5 +1,5 @@
-//! Whatever a client or a server sends, the other end says what is wrong with it, and takes no more memory than the
-//! protocol allows.
+//! Whatever a client or a server sends, the other end says what is wrong with it, and takes no more
+//! memory than the protocol allows.
 
 use std::io::{self, Cursor};
 use std::pin::Pin;
@@ -19,7 +19,8 @@ use vmft_nbd::{ByteStream, Client, ClientError, Connect, Request};
 const CASES: u64 = 10_000;
 const SIZE: u64 = 1 << 16;
 
-/// The other end says something, and something more once it has heard of a request; it hears everything, and goes.
+/// The other end says something, and something more once it has heard of a request; it hears
+/// everything, and goes.
 #[derive(Debug)]
 struct Said {
     first: Cursor<Vec<u8>>,

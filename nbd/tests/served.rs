@@ -1,5 +1,5 @@
-//! The client and the server, over sockets of this machine: what is asked is done, what is refused is refused, and a
-//! server that goes and comes back is waited for.
+//! The client and the server, over sockets of this machine: what is asked is done, what is refused
+//! is refused, and a server that goes and comes back is waited for.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -207,7 +207,7 @@ impl Stage {
     }
 
     fn write(&self, binding: &[u8], offset: u64, data: &[u8]) -> Result<Vec<u8>, ClientError> {
-        self.client.request(Some(binding), Request::Write { offset, data: data.to_vec() })
+        self.client.request(Some(binding), Request::Write { offset, data: data.into() })
     }
 
     fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>, ClientError> {
@@ -218,6 +218,20 @@ impl Stage {
         self.server = None;
         let event = self.events.recv_timeout(LIMIT).unwrap();
         assert!(matches!(event, Event::Lost(_)), "{event:?}");
+    }
+
+    /// Asks while the server is away, which is started again then.
+    fn ask_and_start_server(
+        &mut self,
+        binding: Option<&[u8]>,
+        request: Request,
+    ) -> Result<Vec<u8>, ClientError> {
+        std::thread::scope(|scope| {
+            let (client, (done, is_done)) = (&self.client, channel());
+            scope.spawn(move || done.send(client.request(binding, request)).unwrap());
+            self.server = Some(Server::start(&self.path, &self.store));
+            is_done.recv_timeout(LIMIT).unwrap()
+        })
     }
 
     /// Starts the server again, and waits until the client has found it.
@@ -273,16 +287,8 @@ fn requests_wait_for_a_server_that_is_away_and_nothing_is_lost_by_it() {
     let mut stage = Stage::new();
     stage.write(b"one", 0, b"1").unwrap();
     stage.stop_server();
-    std::thread::scope(|scope| {
-        let (client, (done, is_done)) = (&stage.client, channel());
-        scope.spawn(move || {
-            let write = Request::Write { offset: 1, data: b"2".to_vec() };
-            done.send(client.request(Some(b"one"), write)).unwrap();
-        });
-        let server = Server::start(&stage.path, &stage.store);
-        assert_eq!(is_done.recv_timeout(LIMIT).unwrap(), Ok(vec![]));
-        stage.server = Some(server);
-    });
+    let write = Request::Write { offset: 1, data: (*b"2").into() };
+    assert_eq!(stage.ask_and_start_server(Some(b"one"), write), Ok(vec![]));
     assert!(matches!(stage.events.recv_timeout(LIMIT), Ok(Event::Back)));
     // The server says that it is the same as before: what it had completed is there.
     assert_eq!(stage.client.request(None, Request::Flush), Ok(vec![]));
@@ -312,15 +318,8 @@ fn a_read_outlives_the_binding_of_its_connection() {
     stage.stop_server();
     // Somebody else has it now, and this client has not heard of that when it connects again.
     *stage.store.binding.lock().unwrap() = b"two".to_vec();
-    std::thread::scope(|scope| {
-        let (client, (done, is_done)) = (&stage.client, channel());
-        scope.spawn(move || {
-            done.send(client.request(None, Request::Read { offset: 0, len: 1 })).unwrap();
-        });
-        let server = Server::start(&stage.path, &stage.store);
-        assert_eq!(is_done.recv_timeout(LIMIT).unwrap(), Ok(b"1".to_vec()));
-        stage.server = Some(server);
-    });
+    let read = Request::Read { offset: 0, len: 1 };
+    assert_eq!(stage.ask_and_start_server(None, read), Ok(b"1".to_vec()));
     assert_eq!(stage.client.request(None, Request::Flush), Ok(vec![]), "of the same life");
     assert!(matches!(stage.write(b"one", 0, b"x"), Err(ClientError::Refused(_))));
     stage.write(b"two", 0, b"2").unwrap();

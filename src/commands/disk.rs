@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use vmft_backup::arbiter::DirectoryArbiter;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::{Listener, PeerAddress};
 use vmft_sandbox::{Files, Use};
@@ -32,9 +33,9 @@ enum DiskCommand {
 /// Options of `vmft disk serve`.
 #[derive(Debug, Args)]
 struct ServeOptions {
-    /// A raw image that clients know as NAME; may be given several times. The arbiter of its pair is a directory,
-    /// by default the image's path with `.vmft` added. With cache=writeback, what a guest has not flushed is
-    /// lost when this host loses its power
+    /// A raw image that clients know as NAME; may be given several times. The arbiter of its pair
+    /// is a directory, by default the image's path with `.vmft` added. With cache=writeback, what a
+    /// guest has not flushed is lost when this host loses its power
     #[arg(
         long,
         required = true,
@@ -99,11 +100,7 @@ impl ExportOption {
                 self.name,
                 self.path.display()
             ),
-            None => {
-                let mut path = self.path.clone().into_os_string();
-                path.push(".vmft");
-                path.into()
-            }
+            None => DirectoryArbiter::beside(&self.path),
         };
         Ok(ExportConfig {
             name: self.name.clone(),

@@ -7,8 +7,8 @@ use std::sync::{PoisonError, RwLock};
 #[error("a later generation has been won")]
 pub struct Late;
 
-/// Lets writes of the last generation through, and no others. A generation is won between writes: those that are under
-/// way are done then, and none of an older generation begins later.
+/// Lets writes of the last generation through, and no others. A generation is won between writes:
+/// those that are under way are done then, and none of an older generation begins later.
 #[derive(Debug)]
 pub struct Gate {
     /// Zero until a pair has the export.
@@ -26,7 +26,8 @@ impl Gate {
         *self.latest.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes in `generation`; `None` for somebody who is of no pair, which is well as long as no pair has the export.
+    /// Writes in `generation`; `None` for somebody who is of no pair, which is well as long as no
+    /// pair has the export.
     ///
     /// # Errors
     /// [`Late`]; then nothing was done.
@@ -38,7 +39,8 @@ impl Gate {
         Ok(write())
     }
 
-    /// Lets somebody win `generation`, by `win`, which says whether it is won now, by whomever: then it is the last.
+    /// Lets somebody win `generation`, by `win`, which says whether it is won now, by whomever:
+    /// then it is the last.
     pub fn advance<T>(&self, generation: u64, win: impl FnOnce() -> (bool, T)) -> T {
         let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
         let (is_won, result) = win();

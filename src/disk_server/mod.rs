@@ -1,7 +1,8 @@
 //! A host that keeps disks for pairs: `vmft disk serve`.
 //!
-//! Each export has the arbiter's directory of its pair beside it. A connection writes in one generation, and from the
-//! moment at which a later one is won, nothing of an older one reaches the image ([`Gate`]).
+//! Each export has the arbiter's directory of its pair beside it. A connection writes in one
+//! generation, and from the moment at which a later one is won, nothing of an older one reaches the
+//! image ([`Gate`]).
 
 mod gate;
 mod serve;

@@ -2,16 +2,14 @@
 
 use super::ServedDisk;
 use super::visitor::Connection;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::task::{LocalSet, spawn_local};
 use vmft_backup::tell;
-use vmft_logging_channel::transport::streams::{ServerIdentity, StreamAcceptor};
+use vmft_logging_channel::transport::streams::{Lobby, ServerIdentity, StreamAcceptor};
 use vmft_logging_channel::transport::{Listener, Origin};
 use vmft_nbd::rustls::ServerConfig;
 use vmft_nbd::server::{ServerTls, greet};
@@ -19,8 +17,6 @@ use vmft_vmm::world::{Repeats, Storage};
 
 /// Most connections at a time that were let in; a side of a pair has four.
 const MAX_CONNECTIONS: usize = 256;
-/// Most others.
-const MAX_NEWCOMERS: usize = 64;
 /// How long not to accept after an error of the socket: out of descriptors, for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Most requests at the storage at a time, of all connections.
@@ -75,7 +71,7 @@ pub fn serve(service: Service, stop: impl Future<Output = ()>) -> io::Result<()>
 async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let troubles = Arc::new(Repeats::new());
-    let newcomers = Rc::new(RefCell::new(Newcomers::default()));
+    let lobby = Rc::new(Lobby::default());
     let tls = acceptor.identity().map(Identity).map(Arc::new);
     loop {
         let (stream, origin) = match acceptor.accept().await {
@@ -86,15 +82,19 @@ async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
                 continue;
             }
         };
-        let newcomer = Newcomer::come(&newcomers);
-        let number = newcomer.number;
+        let visit = lobby.enter(origin);
         let (disks, tls, troubles) = (Arc::clone(&disks), tls.clone(), Arc::clone(&troubles));
         let room = Arc::clone(&room);
-        let task = spawn_local(async move {
+        spawn_local(async move {
             let tls = tls.as_deref().map(|tls| tls as &dyn ServerTls);
             let served = async {
-                let Some(greeting) = greet(Box::new(stream), tls).await? else { return Ok(()) };
-                drop(newcomer);
+                let greeted = tokio::select! {
+                    biased;
+                    () = visit.sent_away() => return Ok(()),
+                    greeted = greet(Box::new(stream), tls) => greeted?,
+                };
+                let Some(greeting) = greeted else { return Ok(()) };
+                drop(visit);
                 let full = |_| io::Error::other("there are too many connections");
                 let _place = room.try_acquire().map_err(full)?;
                 greeting.serve(Arc::new(Connection::new(disks))).await
@@ -109,41 +109,6 @@ async fn accept_all(acceptor: StreamAcceptor, disks: Arc<[Arc<ServedDisk>]>) {
                 say(&troubles, &of, &error);
             }
         });
-        newcomers.borrow_mut().waiting.insert(number, task.abort_handle());
-    }
-}
-
-/// Connections that have not said yet, or not proved, who they are: the oldest goes for another, so that strangers keep
-/// nobody out.
-#[derive(Debug, Default)]
-struct Newcomers {
-    last: u64,
-    waiting: BTreeMap<u64, AbortHandle>,
-}
-
-/// One of them, for as long as it is.
-#[derive(Debug)]
-struct Newcomer {
-    number: u64,
-    all: Rc<RefCell<Newcomers>>,
-}
-
-impl Newcomer {
-    fn come(all: &Rc<RefCell<Newcomers>>) -> Self {
-        let mut newcomers = all.borrow_mut();
-        if newcomers.waiting.len() >= MAX_NEWCOMERS
-            && let Some((_, oldest)) = newcomers.waiting.pop_first()
-        {
-            oldest.abort();
-        }
-        newcomers.last += 1;
-        Self { number: newcomers.last, all: Rc::clone(all) }
-    }
-}
-
-impl Drop for Newcomer {
-    fn drop(&mut self) {
-        self.all.borrow_mut().waiting.remove(&self.number);
     }
 }
 

@@ -4,7 +4,9 @@ use super::ServedDisk;
 use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use vmft_backup::arbiter::{Answer, Arbiter, ArbiterError, Call, Candidate, DirectoryArbiter};
+use vmft_backup::arbiter::{
+    Answer, Arbiter, ArbiterError, Call, Candidate, DirectoryArbiter, PairCall,
+};
 use vmft_backup::storage;
 use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_nbd::server::{CallRefusal, Opened, Visitor};
@@ -144,42 +146,37 @@ impl Connection {
         life()
     }
 
-    fn of_pair(&self, call: Call) -> Result<Answer, CallRefusal> {
+    fn of_pair(&self, call: PairCall) -> Result<Answer, CallRefusal> {
         let held = self.held();
         let Some((disk, arbiter)) = &held.arbiter else {
             return Err(refused("it was not said of which pair"));
         };
         let text = |result: Result<String, ArbiterError>| result.map(Answer::Text);
         let answered = match call {
-            Call::PairName => text(arbiter.pair_name()),
-            Call::Pair(fresh) => text(arbiter.pair(&fresh)),
-            Call::Share(who) => {
+            PairCall::Name => text(arbiter.pair_name()),
+            PairCall::Take(fresh) => text(arbiter.pair(&fresh)),
+            PairCall::Share(who) => {
                 known(&who).and_then(|()| arbiter.share(&who)).map(|()| Answer::Done)
             }
-            Call::LeaveToken(who) => text(arbiter.leave_token(&who)),
-            Call::TakeToken(token) => {
+            PairCall::LeaveToken(who) => text(arbiter.leave_token(&who)),
+            PairCall::TakeToken(token) => {
                 arbiter.take_token(&token);
                 Ok(Answer::Done)
             }
-            Call::Finds(token) => arbiter.finds(&token).map(Answer::Flag),
-            Call::TryWin(generation, who) => disk.gate.advance(generation, || {
+            PairCall::Finds(token) => arbiter.finds(&token).map(Answer::Flag),
+            PairCall::TryWin(generation, who) => disk.gate.advance(generation, || {
                 let win = || arbiter.try_win(Generation(generation), &who);
                 let verdict = known(&who).and_then(|()| win());
                 (verdict.is_ok(), verdict.map(Answer::from))
             }),
-            Call::Announce(generation, who, last) => known(&who).and_then(|()| {
+            PairCall::Announce(generation, who, last) => known(&who).and_then(|()| {
                 let others = arbiter.announce(Generation(generation), &who, EntrySequence(last))?;
                 Ok(Answer::Entries(others.into_iter().map(|entry| entry.0).collect()))
             }),
-            Call::Latest => arbiter.latest().map(|latest| Answer::Generation(latest.0)),
-            Call::Winner(generation) => arbiter.winner(Generation(generation)).map(Answer::Winner),
-            Call::Create { .. }
-            | Call::Open { .. }
-            | Call::Resume { .. }
-            | Call::JoinDisk { .. }
-            | Call::DiskIdentity { .. }
-            | Call::Life
-            | Call::Write { .. } => unreachable!("answered before"),
+            PairCall::Latest => arbiter.latest().map(|latest| Answer::Generation(latest.0)),
+            PairCall::Winner(generation) => {
+                arbiter.winner(Generation(generation)).map(Answer::Winner)
+            }
         };
         Ok(answered.unwrap_or_else(Answer::from))
     }
@@ -244,7 +241,7 @@ impl Visitor for Connection {
             Call::DiskIdentity { export } => self.identity(&export),
             Call::Write { export, generation } => self.write_in(&export, generation),
             Call::Life => life(),
-            of_pair => self.of_pair(of_pair),
+            Call::OfPair(call) => self.of_pair(call),
         };
         answer.map(|answer| answer.encode())
     }

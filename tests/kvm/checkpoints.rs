@@ -10,7 +10,8 @@ use vmft::pair::{Look, PairConsole, SideProcess, Which, prefixed};
 use vmft_backup::status::Role;
 
 pub const LIMIT: Duration = Duration::from_secs(120);
-/// Lines of these guests, after which they compute until somebody types, and rounds of computing before each line.
+/// Lines of these guests, after which they compute until somebody types, and rounds of computing
+/// before each line.
 const LINES: u32 = 6;
 const HOLD: [u32; 2] = [2, 4];
 

@@ -6,8 +6,8 @@ use crate::linux::{assert_clean, obstacle};
 use crate::random::Random;
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::{Duration, Instant};
-use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, disk_argument, prefixed};
+use std::time::Duration;
+use vmft::pair::{DemoConsole, SideProcess, Which, disk_argument, prefixed};
 use vmft_backup::status::Role;
 use vmft_guest_images::disk::{DiskSize, make_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, Workload, count_records};
@@ -22,9 +22,7 @@ const PROBE_LINES: u32 = 80;
 struct Pair {
     primary: SideProcess,
     backup: SideProcess,
-    console: PairConsole,
-    lines: Lines,
-    shown: Vec<DemoLine>,
+    demo: DemoConsole,
 }
 
 /// Both sides get `both`; the primary also what its guest is. The backup joins once the guest has printed
@@ -40,45 +38,21 @@ fn start(directory: &Path, guest: &[OsString], both: &[OsString]) -> Pair {
     words.extend(guest.iter().chain(&common).cloned());
     let mut primary = SideProcess::start(program, Which::Primary, directory, &words).unwrap();
     let status = primary.wait_status(LIMIT, |status| status.listening.is_some()).unwrap();
-    let mut console = PairConsole::default();
-    console.attach(&mut primary).unwrap();
-    let (mut lines, mut shown) = (Lines::default(), Vec::new());
-    read(&mut console, &mut lines, &mut shown, Some(DemoLine::Line(1)));
+    let mut demo = DemoConsole::default();
+    demo.console.attach(&mut primary).unwrap();
+    demo.read(LIMIT, Some(DemoLine::Line(1))).unwrap();
     let mut words: Vec<OsString> = vec!["--primary".into()];
     words.push(format!("tcp:{}", status.listening.unwrap()).into());
     words.extend(common);
     let mut backup = SideProcess::start(program, Which::Backup, directory, &words).unwrap();
-    console.attach(&mut backup).unwrap();
+    demo.console.attach(&mut backup).unwrap();
     primary.wait_status(LIMIT, |status| status.role == Role::Primary).unwrap();
-    Pair { primary, backup, console, lines, shown }
-}
-
-/// Reads the console until it shows `wanted`, or to its end.
-fn read(
-    console: &mut PairConsole,
-    lines: &mut Lines,
-    shown: &mut Vec<DemoLine>,
-    wanted: Option<DemoLine>,
-) {
-    let deadline = Instant::now() + LIMIT;
-    while wanted.as_ref().is_none_or(|wanted| !shown.contains(wanted)) {
-        match console.look(Duration::from_secs(1)) {
-            Look::Bytes(bytes) => {
-                let lines = lines.add(&bytes);
-                shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
-            }
-            Look::Nothing => {}
-            Look::Closed if wanted.is_none() => return,
-            Look::Closed => panic!("the console closed; {shown:?}"),
-        }
-        assert!(Instant::now() < deadline, "{shown:?}");
-    }
+    Pair { primary, backup, demo }
 }
 
 impl Pair {
     fn read(&mut self, wanted: Option<DemoLine>) {
-        let Self { console, lines, shown, .. } = self;
-        read(console, lines, shown, wanted);
+        self.demo.read(LIMIT, wanted).unwrap();
     }
 
     fn said(&self) -> String {
@@ -88,7 +62,7 @@ impl Pair {
 
     /// Lets a guest go on that waits for a line.
     fn go_on(&mut self) {
-        self.console.type_in(b"\n");
+        self.demo.console.type_in(b"\n");
     }
 
     /// Kills the primary at `moment`; the guest must end on the backup.
@@ -112,7 +86,7 @@ impl Pair {
         self.go_on();
         self.read(None);
         assert!(self.backup.wait_exit(LIMIT).unwrap().success(), "{}", self.said());
-        assert_eq!(self.console.merger().missing(), 0, "{}", self.said());
+        assert_eq!(self.demo.console.merger().missing(), 0, "{}", self.said());
     }
 }
 
@@ -163,8 +137,8 @@ fn survives(cpus: u8, moments: &[Moment]) {
     const RECORDS: u32 = 40;
     /// Between two records.
     const PAUSE_MS: u32 = 300;
-    /// Here the guest waits: for its backup, however long a join takes, and for the end of its primary, however
-    /// long epochs take. Two CPUs and both sides may share one emulated CPU.
+    /// Here the guest waits: for its backup, however long a join takes, and for the end of its
+    /// primary, however long epochs take. Two CPUs and both sides may share one emulated CPU.
     const HOLD: &str = "vmft.hold=1,30";
     if !kvm_is_here() || obstacle().is_some() {
         return;
@@ -183,10 +157,7 @@ fn survives(cpus: u8, moments: &[Moment]) {
         let both = ["--disk".into(), disk_argument(&disk)];
         let mut pair = start(directory.path(), &guest, &both);
         pair.kill_at(*moment);
-        let each =
-            (1..=RECORDS).flat_map(|number| [DemoLine::Line(number), DemoLine::Synced(number)]);
-        let wanted: Vec<DemoLine> = each.chain([DemoLine::Done]).collect();
-        assert_eq!(pair.shown, wanted, "{}", pair.said());
+        assert_eq!(pair.demo.shown, DemoLine::all(RECORDS), "{}", pair.said());
         assert_clean(&disk);
         assert_eq!(count_records(&read_disk_file(&disk, RECORDS_FILE).unwrap()), Ok(RECORDS));
     }
@@ -207,5 +178,5 @@ fn a_guest_that_runs_freely_on_kvm_survives_its_primary() {
     pair.kill_at(Moment::sent(PROBE_LINES / 2, 1));
     let wanted: Vec<DemoLine> =
         (1..=PROBE_LINES).map(DemoLine::Line).chain([DemoLine::Done]).collect();
-    assert_eq!(pair.shown, wanted, "{}", pair.said());
+    assert_eq!(pair.demo.shown, wanted, "{}", pair.said());
 }

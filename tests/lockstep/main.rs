@@ -57,7 +57,8 @@ fn demo(options: &[&'static str], pause_ms: u32) -> Setup {
     setup(boot, options)
 }
 
-/// A killed side closes its connections; only that is taken for its loss, since one emulated CPU may have all to do.
+/// A killed side closes its connections; only that is taken for its loss, since one emulated CPU
+/// may have all to do.
 fn setup(boot: Option<Workload>, options: &[&'static str]) -> Setup {
     let both = vec!["--suspect-after", "60000"];
     Setup { boot, memory: MEMORY, both, primary: options.to_vec(), ..Setup::default() }

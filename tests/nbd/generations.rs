@@ -58,7 +58,7 @@ fn join(server: &Server) -> RemoteArbiter {
 fn write(client: &Client, generation: Option<u64>, byte: u8) -> Result<Vec<u8>, ClientError> {
     let bind = |generation| Call::Write { export: "web".to_owned(), generation }.encode();
     let binding = generation.map(bind);
-    client.request(binding.as_deref(), Request::Write { offset: 0, data: vec![byte; 512] })
+    client.request(binding.as_deref(), Request::Write { offset: 0, data: [byte; 512].into() })
 }
 
 /// The first byte of the image.

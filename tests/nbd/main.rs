@@ -1,4 +1,5 @@
-//! Disks on a host of their own (`vmft disk serve`): pairs on them, real clients of the protocol, and what is refused.
+//! Disks on a host of their own (`vmft disk serve`): pairs on them, real clients of the protocol,
+//! and what is refused.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

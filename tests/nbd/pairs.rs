@@ -4,8 +4,7 @@ use crate::server::{LIMIT, Server, program};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, prefixed};
+use vmft::pair::{DemoConsole, SideProcess, Which, prefixed};
 use vmft_backup::status::Role;
 use vmft_guest_images::disk::{DiskSize, check_disk, make_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, Workload, count_records};
@@ -21,9 +20,7 @@ struct Pair {
     server: Server,
     primary: SideProcess,
     backup: SideProcess,
-    console: PairConsole,
-    lines: Lines,
-    shown: Vec<DemoLine>,
+    demo: DemoConsole,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -46,38 +43,26 @@ impl Pair {
         options.extend(["--no-wait", "--memory", "size=96M", "--cmdline"].map(OsString::from));
         options.extend([words.into(), "--listen".into(), prefixed("unix:", &channel)]);
         let mut primary = SideProcess::start(program(), Which::Primary, place, &options).unwrap();
-        let mut console = PairConsole::default();
-        console.attach(&mut primary).unwrap();
+        let mut demo = DemoConsole::default();
+        demo.console.attach(&mut primary).unwrap();
         let mut options = both();
         options.extend(["--primary".into(), prefixed("unix:", &channel)]);
         let mut backup = SideProcess::start(program(), Which::Backup, place, &options).unwrap();
-        console.attach(&mut backup).unwrap();
-        let (lines, shown) = (Lines::default(), Vec::new());
-        let mut pair = Self { server, primary, backup, console, lines, shown, _turn: turn };
+        demo.console.attach(&mut backup).unwrap();
+        let mut pair = Self { server, primary, backup, demo, _turn: turn };
         pair.read(Some(DemoLine::Synced(HOLD[0])));
         pair.primary.wait_status(LIMIT, |status| status.role == Role::Primary).unwrap();
         pair
     }
 
     fn go_on(&mut self) {
-        self.console.type_in(b"\n");
+        self.demo.console.type_in(b"\n");
     }
 
     /// Reads the console until it shows `wanted`, or to its end.
     fn read(&mut self, wanted: Option<DemoLine>) {
-        let deadline = Instant::now() + LIMIT;
-        while wanted.as_ref().is_none_or(|wanted| !self.shown.contains(wanted)) {
-            match self.console.look(Duration::from_secs(1)) {
-                Look::Bytes(bytes) => {
-                    let lines = self.lines.add(&bytes);
-                    self.shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
-                }
-                Look::Nothing => {}
-                Look::Closed if wanted.is_none() => return,
-                Look::Closed => panic!("the console closed: {:?}\n{}", self.shown, self.said()),
-            }
-            assert!(Instant::now() < deadline, "{:?}\n{}", self.shown, self.said());
-        }
+        let read = self.demo.read(LIMIT, wanted);
+        read.unwrap_or_else(|error| panic!("{error}\n{}", self.said()));
     }
 
     fn said(&self) -> String {
@@ -88,10 +73,7 @@ impl Pair {
     /// The guest has ended; everything it did is there, once.
     fn check(&mut self) {
         self.read(None);
-        let each =
-            (1..=RECORDS).flat_map(|number| [DemoLine::Line(number), DemoLine::Synced(number)]);
-        let wanted: Vec<DemoLine> = each.chain([DemoLine::Done]).collect();
-        assert_eq!(self.shown, wanted, "{}", self.said());
+        assert_eq!(self.demo.shown, DemoLine::all(RECORDS), "{}", self.said());
         assert!(self.server.stop().success(), "{}", self.said());
         let image = self.server.image();
         check_disk(&image).unwrap();

@@ -1,10 +1,9 @@
 //! What is refused, and that it says why.
 
-use crate::server::{LIMIT, Server, greets, program, run};
-use std::ffi::OsString;
+use crate::server::{Server, program, run, with_image};
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 use vmft::pair::prefixed;
 
 const SIZE: u64 = 1 << 20;
@@ -48,36 +47,37 @@ fn an_export_that_cannot_be_used_is_refused_with_what_to_do() {
     assert!(other.contains("as its arbiter"), "{other}");
 }
 
+/// What the program says to these words and `--disk`, where nbdkit serves the disk; it refuses.
+fn refused_on_nbdkit(image: &Path, arguments: &[OsString]) -> String {
+    let mut file = OsString::from("file=");
+    file.push(image);
+    // It runs the command once it listens, and ends with it, and as it.
+    let output = Command::new("nbdkit")
+        .args(["--unix", "-", "--run", r#"exec "$VMFT" $WORDS --disk "nbd=unix:$unixsocket/web""#])
+        .args(["file".into(), file])
+        .env("VMFT", program())
+        .env("WORDS", arguments.join(OsStr::new(" ")))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{arguments:?}: {said}");
+    said
+}
+
 #[test]
 fn a_server_that_knows_no_generations_is_for_one_machine_alone() {
-    let directory = tempfile::tempdir().unwrap();
-    let (socket, image) = (directory.path().join("disks"), directory.path().join("web.img"));
-    std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
-    let mut file = OsString::from("file=");
-    file.push(&image);
-    let mut foreign = Command::new("nbdkit")
-        .args(["--foreground", "--exit-with-parent", "--unix"])
-        .args([socket.clone().into_os_string(), "file".into(), file])
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + LIMIT;
-    while !greets(&socket) {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let mut place = prefixed("nbd=unix:", &socket);
-    place.push("/web");
-    let said = refused(with_disk(&PRIMARY, place.clone()));
+    let directory = with_image(SIZE);
+    let image = directory.path().join("web.img");
+    let said = refused_on_nbdkit(&image, &words(&PRIMARY));
     assert!(said.contains("knows no generations") && said.contains("vmft disk serve"), "{said}");
     // A guest by itself uses it as any other; this one has nothing to boot.
     let kernel = directory.path().join("kernel");
     std::fs::write(&kernel, "no kernel").unwrap();
-    let alone = [with_disk(&RUN, place), vec!["--kernel".into(), kernel.into()]].concat();
-    let said = refused(alone);
+    let alone = [words(&RUN), vec!["--kernel".into(), kernel.into()]].concat();
+    let said = refused_on_nbdkit(&image, &alone);
+    let said = said.lines().find(|line| line.starts_with("vmft: ")).unwrap();
     assert!(said.contains("kernel") && !said.contains("nbd"), "{said}");
-    foreign.kill().unwrap();
-    foreign.wait().unwrap();
 }
 
 #[test]

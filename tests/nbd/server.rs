@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tempfile::TempDir;
 use vmft::pair::prefixed;
-use vmft_nbd::wire::MAGIC;
 
 /// How long anything may take that must come, on a busy host.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -18,58 +18,57 @@ pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_vmft"))
 }
 
-/// `vmft disk serve` of one image called `web`, at a Unix socket in a directory of its own.
+/// `vmft disk serve` of one image called `web`, which lies in a directory of its own.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    options: String,
+    options: [OsString; 2],
+    /// Where it says that it listens.
+    pub address: String,
+    said: Arc<Mutex<String>>,
     pub directory: TempDir,
 }
 
 impl Server {
     /// Serves an image of so many bytes, all zeroes.
     pub fn of_size(bytes: u64) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        File::create(directory.path().join("web.img")).unwrap().set_len(bytes).unwrap();
-        Self::start(directory, ",cache=writeback")
+        Self::start(with_image(bytes), ",cache=writeback")
     }
 
-    /// Serves `web.img` in `directory`, with `options` behind its name.
+    /// Serves `web.img` in `directory` at a Unix socket there, with `options` behind its name.
     pub fn start(directory: TempDir, options: &str) -> Self {
-        let child = spawn(directory.path(), options);
-        let server = Self { child, options: options.to_owned(), directory };
-        server.wait_ready();
-        server
+        let listen = prefixed("unix:", &directory.path().join("disks"));
+        Self::listening(directory, options, listen)
+    }
+
+    /// The same somewhere else.
+    pub fn listening(directory: TempDir, options: &str, listen: OsString) -> Self {
+        let mut export = prefixed("web=", &directory.path().join("web.img"));
+        export.push(options);
+        let options = [export, listen];
+        let said = Arc::default();
+        let (child, lines) = spawn(&options, &said);
+        let address = serving(&lines, &said);
+        Self { child, options, address, said, directory }
     }
 
     pub fn image(&self) -> PathBuf {
         self.directory.path().join("web.img")
     }
 
-    fn wait_ready(&self) {
-        let deadline = Instant::now() + LIMIT;
-        while !greets(&self.directory.path().join("disks")) {
-            assert!(Instant::now() < deadline, "{}", self.messages());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
     pub fn messages(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("server.log")).unwrap_or_default()
+        self.said.lock().unwrap().clone()
     }
 
     /// Where it serves `export`, as an option's value.
     pub fn place(&self, export: &str) -> OsString {
-        let mut place = prefixed("nbd=unix:", &self.directory.path().join("disks"));
-        place.push(format!("/{export}"));
-        place
+        format!("nbd={}/{export}", self.address).into()
     }
 
     /// Where it serves its image, as other clients write it.
     pub fn uri(&self) -> OsString {
-        let mut uri = OsString::from("nbd+unix:///web?socket=");
-        uri.push(self.directory.path().join("disks"));
-        uri
+        let socket = self.address.strip_prefix("unix:").unwrap();
+        format!("nbd+unix:///web?socket={socket}").into()
     }
 
     /// It dies, and its host does not.
@@ -80,8 +79,9 @@ impl Server {
 
     /// Starts it again.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.directory.path(), &self.options);
-        self.wait_ready();
+        let (child, lines) = spawn(&self.options, &self.said);
+        self.child = child;
+        assert_eq!(serving(&lines, &self.said), self.address);
     }
 
     /// Stops it as its operator does.
@@ -92,13 +92,6 @@ impl Server {
     }
 }
 
-/// True if a server of NBD is heard there.
-pub fn greets(socket: &Path) -> bool {
-    let mut word = [0; 8];
-    let heard = UnixStream::connect(socket).and_then(|mut stream| stream.read_exact(&mut word));
-    heard.is_ok() && word == MAGIC.to_be_bytes()
-}
-
 impl Drop for Server {
     fn drop(&mut self) {
         // One that has ended needs no killing.
@@ -107,21 +100,45 @@ impl Drop for Server {
     }
 }
 
-fn spawn(directory: &Path, options: &str) -> Child {
-    let mut export = OsString::from("web=");
-    export.push(directory.join("web.img"));
-    export.push(options);
-    let log = directory.join("server.log");
-    Command::new(program())
+/// A directory with an image of so many bytes.
+pub fn with_image(bytes: u64) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    File::create(directory.path().join("web.img")).unwrap().set_len(bytes).unwrap();
+    directory
+}
+
+/// Starts the server, whose lines come through the channel, and are kept in `said`.
+fn spawn(options: &[OsString; 2], said: &Arc<Mutex<String>>) -> (Child, Receiver<String>) {
+    let [export, listen] = options;
+    let mut child = Command::new(program())
         .args(["disk", "serve", "--export"])
-        .arg(export)
-        .arg("--listen")
-        .arg(prefixed("unix:", &directory.join("disks")))
+        .args([export, &"--listen".into(), listen])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::options().create(true).append(true).open(log).unwrap())
+        .stderr(Stdio::piped())
         .spawn()
-        .unwrap()
+        .unwrap();
+    let (tell, lines) = channel();
+    let (stderr, said) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(said));
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            *said.lock().unwrap() += &format!("{line}\n");
+            // Nobody listens once it serves.
+            let _ = tell.send(line);
+        }
+    });
+    (child, lines)
+}
+
+/// Waits until it serves, and returns where.
+fn serving(lines: &Receiver<String>, said: &Mutex<String>) -> String {
+    loop {
+        let line = lines.recv_timeout(LIMIT);
+        let line = line.unwrap_or_else(|_| panic!("it does not serve: {}", said.lock().unwrap()));
+        if let Some((_, address)) = line.split_once(" bytes) at ") {
+            return address.to_owned();
+        }
+    }
 }
 
 /// Runs a program to its end.

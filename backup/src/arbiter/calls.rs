@@ -6,12 +6,13 @@
 use super::{ArbiterError, Candidate, Verdict};
 use serde::{Deserialize, Serialize};
 use std::io;
+use vmft_logging_channel::foreign::ForeignText;
 
 /// Version of the calls and answers.
 const VERSION: u8 = 1;
 
-/// What is asked. The calls about a pair come after [`Self::Create`], [`Self::Open`] or [`Self::Resume`] on the same
-/// connection, and what they hold is held for as long as that.
+/// What is asked. [`Self::OfPair`] comes after [`Self::Create`], [`Self::Open`] or [`Self::Resume`]
+/// on the same connection, and what it holds is held for as long as that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// A new pair takes the arbiter of this export ([`super::DirectoryArbiter::create`]).
@@ -31,26 +32,8 @@ pub enum Call {
         /// The pair's name.
         pair: String,
     },
-    /// [`super::Arbiter::pair_name`]
-    PairName,
-    /// [`super::Arbiter::pair`]
-    Pair(String),
-    /// [`super::Arbiter::share`]
-    Share(Candidate),
-    /// [`super::Arbiter::leave_token`]
-    LeaveToken(Candidate),
-    /// [`super::Arbiter::take_token`]
-    TakeToken(String),
-    /// [`super::Arbiter::finds`]
-    Finds(String),
-    /// [`super::Arbiter::try_win`]
-    TryWin(u64, Candidate),
-    /// [`super::Arbiter::announce`]
-    Announce(u64, Candidate, u64),
-    /// [`super::Arbiter::latest`]
-    Latest,
-    /// [`super::Arbiter::winner`]
-    Winner(u64),
+    /// Something of the arbiter that was taken or found.
+    OfPair(PairCall),
     /// Shares the export's disk ([`vmft_vmm::world::Storage::join`]).
     JoinDisk {
         /// The export's name.
@@ -70,9 +53,34 @@ pub enum Call {
         /// The generation, which has been won.
         generation: u64,
     },
-    /// Which of its host's lives the server is in: what was completed and not flushed may be lost between two. The
-    /// answer to [`Self::Write`] is the same.
+    /// Which of its host's lives the server is in: what was completed and not flushed may be lost
+    /// between two. The answer to [`Self::Write`] is the same.
     Life,
+}
+
+/// What is asked of a pair's arbiter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PairCall {
+    /// [`super::Arbiter::pair_name`]
+    Name,
+    /// [`super::Arbiter::pair`]
+    Take(String),
+    /// [`super::Arbiter::share`]
+    Share(Candidate),
+    /// [`super::Arbiter::leave_token`]
+    LeaveToken(Candidate),
+    /// [`super::Arbiter::take_token`]
+    TakeToken(String),
+    /// [`super::Arbiter::finds`]
+    Finds(String),
+    /// [`super::Arbiter::try_win`]
+    TryWin(u64, Candidate),
+    /// [`super::Arbiter::announce`]
+    Announce(u64, Candidate, u64),
+    /// [`super::Arbiter::latest`]
+    Latest,
+    /// [`super::Arbiter::winner`]
+    Winner(u64),
 }
 
 /// What is answered.
@@ -98,7 +106,7 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
     /// [`ArbiterError::Unreachable`], and why.
-    Unreachable(String),
+    Unreachable(ForeignText),
     /// [`ArbiterError::Absent`]
     Absent,
     /// [`ArbiterError::InUse`]
@@ -166,7 +174,9 @@ impl Answer {
 impl From<ArbiterError> for Answer {
     fn from(error: ArbiterError) -> Self {
         Self::Failed(match error {
-            ArbiterError::Unreachable { source, .. } => Failure::Unreachable(source.to_string()),
+            ArbiterError::Unreachable { source, .. } => {
+                Failure::Unreachable(source.to_string().into())
+            }
             ArbiterError::Absent { .. } => Failure::Absent,
             ArbiterError::InUse { .. } => Failure::InUse,
         })
@@ -186,11 +196,9 @@ impl Failure {
     /// The same error, of the arbiter at `place`.
     pub(super) fn at(self, place: String) -> ArbiterError {
         match self {
-            Self::Unreachable(why) => ArbiterError::Unreachable {
-                place,
-                // Foreign text, shown on terminals.
-                source: io::Error::other(why.escape_debug().to_string()),
-            },
+            Self::Unreachable(why) => {
+                ArbiterError::Unreachable { place, source: io::Error::other(why.to_string()) }
+            }
             Self::Absent => ArbiterError::Absent { place },
             Self::InUse => ArbiterError::InUse { place },
         }
@@ -204,7 +212,9 @@ mod tests {
     #[test]
     fn calls_and_answers_come_back_and_nothing_else_is_read() {
         let who = Candidate { id: "a".into(), host: "h".into(), pid: 1, role: "primary".into() };
-        for call in [Call::Latest, Call::TryWin(7, who.clone()), Call::Finds("x".into())] {
+        let of_pair =
+            [PairCall::Latest, PairCall::TryWin(7, who.clone()), PairCall::Finds("x".into())];
+        for call in of_pair.map(Call::OfPair) {
             assert_eq!(Call::decode(&call.encode()), Ok(call.clone()));
             let mut long = call.encode();
             long.push(0);
@@ -223,7 +233,7 @@ mod tests {
         let calls = [
             Call::Create { export: "web".into() },
             Call::Resume { export: "web".into(), pair: "p".into() },
-            Call::Announce(7, who.clone(), 9),
+            Call::OfPair(PairCall::Announce(7, who.clone(), 9)),
             Call::JoinDisk { export: "web".into(), first: true },
             Call::Write { export: "web".into(), generation: 7 },
         ];

@@ -78,6 +78,13 @@ fn exists_already(error: &io::Error) -> bool {
 }
 
 impl DirectoryArbiter {
+    /// Where the arbiter of the pair with this image is, unless its operator says otherwise.
+    pub fn beside(image: &Path) -> PathBuf {
+        let mut path = image.as_os_str().to_owned();
+        path.push(".vmft");
+        path.into()
+    }
+
     fn at(path: &Path) -> Self {
         Self {
             path: path.to_owned(),

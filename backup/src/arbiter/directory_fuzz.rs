@@ -1,5 +1,5 @@
-//! The directory of an arbiter, with anything in it that whoever shares the storage can put there: every answer
-//! comes, and never two sides have won.
+//! The directory of an arbiter, with anything in it that whoever shares the storage can put there:
+//! every answer comes, and never two sides have won.
 
 use super::*;
 use nix::sys::stat::Mode;

@@ -9,7 +9,7 @@ mod directory;
 mod fence;
 mod remote;
 
-pub use calls::{Answer, Call, CallFormatError, Failure};
+pub use calls::{Answer, Call, CallFormatError, Failure, PairCall};
 pub use directory::DirectoryArbiter;
 pub use fence::{FenceState, GenerationFence, RETRY};
 pub use remote::{RemoteArbiter, RemoteError};

@@ -1,6 +1,6 @@
 //! An arbiter that a disk's server keeps.
 
-use super::calls::{Answer, Call};
+use super::calls::{Answer, Call, PairCall};
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -23,8 +23,8 @@ pub enum RemoteError {
     },
 }
 
-/// The arbiter that goes with an export of `vmft disk serve`. The server refuses the writes of older generations by
-/// itself; what this side asks before its writes only tells it to halt.
+/// The arbiter that goes with an export of `vmft disk serve`. The server refuses the writes of
+/// older generations by itself; what this side asks before its writes only tells it to halt.
 #[derive(Debug)]
 pub struct RemoteArbiter {
     place: String,
@@ -92,8 +92,8 @@ impl RemoteArbiter {
     }
 
     /// `None` if another pair has the arbiter now.
-    fn ask(&self, call: &Call) -> Result<Option<Answer>, ArbiterError> {
-        let answer = match self.control.call(call.encode()) {
+    fn ask(&self, call: PairCall) -> Result<Option<Answer>, ArbiterError> {
+        let answer = match self.control.call(Call::OfPair(call).encode()) {
             Ok(answer) => answer,
             Err(CallError::Unreachable(source)) => return Err(self.unreachable(source)),
             Err(CallError::Negotiation(NegotiationError::Refused(_))) => return Ok(None),
@@ -109,12 +109,12 @@ impl RemoteArbiter {
     }
 
     /// The same where another pair makes an answer useless.
-    fn ask_ours(&self, call: &Call) -> Result<Answer, ArbiterError> {
+    fn ask_ours(&self, call: PairCall) -> Result<Answer, ArbiterError> {
         let taken = || self.unreachable(io::Error::other("another pair has it now"));
         self.ask(call)?.ok_or_else(taken)
     }
 
-    fn text(&self, call: &Call) -> Result<String, ArbiterError> {
+    fn text(&self, call: PairCall) -> Result<String, ArbiterError> {
         match self.ask_ours(call)? {
             Answer::Text(text) => Ok(text),
             _ => Err(self.unreachable(unexpected())),
@@ -148,18 +148,18 @@ impl Arbiter for RemoteArbiter {
     }
 
     fn pair_name(&self) -> Result<String, ArbiterError> {
-        Ok(self.know(self.text(&Call::PairName)?))
+        Ok(self.know(self.text(PairCall::Name)?))
     }
 
     fn pair(&self, fresh: &str) -> Result<String, ArbiterError> {
-        Ok(self.know(self.text(&Call::Pair(fresh.to_owned()))?))
+        Ok(self.know(self.text(PairCall::Take(fresh.to_owned()))?))
     }
 
     fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
-        let call = Call::Share(who.clone());
-        match self.ask_ours(&call)? {
+        let call = PairCall::Share(who.clone());
+        match self.ask_ours(call.clone())? {
             Answer::Done => {
-                self.control.stand(call.encode());
+                self.control.stand(Call::OfPair(call).encode());
                 Ok(())
             }
             _ => Err(self.unreachable(unexpected())),
@@ -167,23 +167,23 @@ impl Arbiter for RemoteArbiter {
     }
 
     fn leave_token(&self, who: &Candidate) -> Result<String, ArbiterError> {
-        self.text(&Call::LeaveToken(who.clone()))
+        self.text(PairCall::LeaveToken(who.clone()))
     }
 
     fn take_token(&self, token: &str) {
         // One that stays says nothing to anybody.
-        let _ = self.ask(&Call::TakeToken(token.to_owned()));
+        let _ = self.ask(PairCall::TakeToken(token.to_owned()));
     }
 
     fn finds(&self, token: &str) -> Result<bool, ArbiterError> {
-        match self.ask_ours(&Call::Finds(token.to_owned()))? {
+        match self.ask_ours(PairCall::Finds(token.to_owned()))? {
             Answer::Flag(found) => Ok(found),
             _ => Err(self.unreachable(unexpected())),
         }
     }
 
     fn try_win(&self, generation: Generation, who: &Candidate) -> Result<Verdict, ArbiterError> {
-        let winner = match self.ask(&Call::TryWin(generation.0, who.clone()))? {
+        let winner = match self.ask(PairCall::TryWin(generation.0, who.clone()))? {
             Some(Answer::Done) => return Ok(Verdict::Won),
             Some(Answer::Winner(Some(winner))) => winner,
             Some(_) => return Err(self.unreachable(unexpected())),
@@ -199,21 +199,21 @@ impl Arbiter for RemoteArbiter {
         who: &Candidate,
         last: EntrySequence,
     ) -> Result<Vec<EntrySequence>, ArbiterError> {
-        match self.ask_ours(&Call::Announce(generation.0, who.clone(), last.0))? {
+        match self.ask_ours(PairCall::Announce(generation.0, who.clone(), last.0))? {
             Answer::Entries(entries) => Ok(entries.into_iter().map(EntrySequence).collect()),
             _ => Err(self.unreachable(unexpected())),
         }
     }
 
     fn latest(&self) -> Result<Generation, ArbiterError> {
-        match self.ask_ours(&Call::Latest)? {
+        match self.ask_ours(PairCall::Latest)? {
             Answer::Generation(latest) => Ok(Generation(latest)),
             _ => Err(self.unreachable(unexpected())),
         }
     }
 
     fn winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
-        let winner = match self.ask(&Call::Winner(generation.0))? {
+        let winner = match self.ask(PairCall::Winner(generation.0))? {
             Some(Answer::Winner(winner)) => winner,
             Some(_) => return Err(self.unreachable(unexpected())),
             None => Some(self.another_pair()),

@@ -1,5 +1,5 @@
-//! Epochs gone bad: each is refused, with the copy as it was, or applied; then it can be taken over from, or that
-//! is refused in words. A good epoch after a refused one is applied.
+//! Epochs gone bad: each is refused, with the copy as it was, or applied; then it can be taken over
+//! from, or that is refused in words. A good epoch after a refused one is applied.
 
 use super::*;
 use vmft_fuzzing::{Counting, Random, change, damage, large_cases, peak_of};

@@ -1,7 +1,6 @@
 use super::*;
 use crate::checkpoint::RamPages;
 use std::collections::VecDeque;
-use std::num::NonZeroU32;
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_logging_channel::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_logging_channel::entry::{LogPosition, OutputSequence, StateDigest};
@@ -69,14 +68,7 @@ fn machine() -> Machine {
         },
         engine: EngineKind::Soft,
     };
-    // It prints soon, and does not wait.
-    let guest = ProbeGuest {
-        lines: const { NonZeroU32::new(10_000).expect("not zero") },
-        ticks: 0,
-        rounds: const { NonZeroU32::new(20).expect("not zero") },
-        hold: [None; 2],
-    };
-    let kernel = guest.image().into();
+    let kernel = ProbeGuest::busy().image().into();
     Machine::new(config, BootSource { kernel, ..BootSource::default() }).expect("a probe guest")
 }
 

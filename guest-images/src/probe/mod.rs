@@ -30,8 +30,9 @@ pub struct ProbeGuest {
     pub ticks: u32,
     /// Rounds of computing before each line, of eight instructions each.
     pub rounds: NonZeroU32,
-    /// After these lines it computes and waits as between two lines, and prints nothing, until it finds a byte at
-    /// the serial port: however long something takes that a guest has to live through.
+    /// After these lines it computes and waits as between two lines, and prints nothing, until it
+    /// finds a byte at the serial port: however long something takes that a guest has to live
+    /// through.
     pub hold: [Option<NonZeroU32>; 2],
 }
 
@@ -51,6 +52,17 @@ impl ProbeGuest {
     #[must_use]
     pub fn with_pause(self, ms: u32) -> Self {
         Self { ticks: ms.div_ceil(1_000 / TICKS_PER_SECOND), ..self }
+    }
+
+    /// One that prints soon and often, and does not wait.
+    #[must_use]
+    pub const fn busy() -> Self {
+        Self {
+            lines: NonZeroU32::new(10_000).expect("not zero"),
+            ticks: 0,
+            rounds: NonZeroU32::new(20).expect("not zero"),
+            hold: [None; 2],
+        }
     }
 
     /// The kernel file: an ELF executable of one segment, and the notes.

@@ -1,4 +1,5 @@
-//! Those who have connected and are not a backup yet: how many are heard, and who has to make way.
+//! Those who have connected and were not let in yet, as a backup or as a disk's client: how many
+//! are heard, and who has to make way.
 //!
 //! Nobody is kept out because others wait: a newcomer takes the place of one who was there before. First
 //! goes who has said nothing yet, then who has not shown a certificate, the oldest of each first; one
@@ -43,11 +44,11 @@ struct State {
 
 /// The room where strangers are heard.
 #[derive(Debug, Default)]
-pub(super) struct Lobby(RefCell<State>);
+pub struct Lobby(RefCell<State>);
 
 /// One who is there, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub struct Visit {
     lobby: Rc<Lobby>,
     arrival: Arrival,
     leave: Rc<Notify>,
@@ -70,7 +71,7 @@ impl State {
 
 impl Lobby {
     /// Somebody comes in; if need be, another is sent away.
-    pub(super) fn enter(self: &Rc<Self>, from: Origin) -> Visit {
+    pub fn enter(self: &Rc<Self>, from: Origin) -> Visit {
         let mut state = self.0.borrow_mut();
         let from = from.neighbourhood();
         if let Some(guest) = state.whom(from).and_then(|whom| state.guests.remove(&whom)) {
@@ -91,7 +92,7 @@ impl Lobby {
 
 impl Visit {
     /// Waits until this one has to make way.
-    pub(super) async fn sent_away(&self) {
+    pub async fn sent_away(&self) {
         self.leave.notified().await;
     }
 

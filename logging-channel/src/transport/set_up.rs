@@ -27,8 +27,9 @@ const PIECES_AHEAD: usize = 4;
 /// A piece ready to be sent, and whether it is the last.
 type Sealed = Result<(Vec<u8>, bool), TransportError>;
 
-/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over, or when nobody
-/// takes its pieces any more: after the channel of the pieces, so whoever sees it go knows that all have been given.
+/// Packs the pieces of a checkpoint on a thread of its own. The stream is dropped when it is over,
+/// or when nobody takes its pieces any more: after the channel of the pieces, so whoever sees it go
+/// knows that all have been given.
 fn pack(
     mut stream: Box<dyn CheckpointStream>,
     session: SessionId,

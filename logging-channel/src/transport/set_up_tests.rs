@@ -94,9 +94,10 @@ impl Start {
         (Self { go, gone }, Told { go: told, _gone: on_drop })
     }
 
-    /// The clock stands still until the stream's thread has given all pieces. It would not otherwise: between the
-    /// moment at which that thread marks a task as woken and the one at which it wakes the runtime, the runtime sees
-    /// nothing to do but to let time pass, and the task cannot be woken a second time, by no timer either.
+    /// The clock stands still until the stream's thread has given all pieces. It would not
+    /// otherwise: between the moment at which that thread marks a task as woken and the one at
+    /// which it wakes the runtime, the runtime sees nothing to do but to let time pass, and the
+    /// task cannot be woken a second time, by no timer either.
     fn go(self) {
         self.go.send(()).expect("it waits");
         // It ends with an error, since nothing is ever sent.

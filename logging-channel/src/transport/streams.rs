@@ -1,7 +1,8 @@
-//! Streams and certificates for other protocols than the channel's, under its rules: without TLS nothing leaves this
-//! machine, and with it both ends prove who they are.
+//! Streams and certificates for other protocols than the channel's, under its rules: without TLS
+//! nothing leaves this machine, and with it both ends prove who they are.
 
 pub use super::connection::{ByteStream, Stream};
+pub use super::lobby::{Lobby, Visit};
 pub use super::tls::{ServerIdentity, TlsError};
 
 use super::connection::open;
@@ -15,12 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// How long a connection may be silent before the host asks whether its other end is still there, how often it asks
-/// again, and how often in all.
+/// How long a connection may be silent before the host asks whether its other end is still there,
+/// how often it asks again, and how often in all.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 3);
 
-/// Lets the host find out that the other end of a connection is gone without a word, also while it is not spoken to.
-/// The channel has its own heartbeats, and may be told to wait longer.
+/// Lets the host find out that the other end of a connection is gone without a word, also while it
+/// is not spoken to. The channel has its own heartbeats, and may be told to wait longer.
 fn keep_alive(socket: &TcpStream) -> io::Result<()> {
     let (time, interval, retries) = KEEPALIVE;
     let keepalive =
@@ -40,8 +41,8 @@ impl PeerAddress {
         Ok(open(&self.resolve()?, keep_alive).await?)
     }
 
-    /// Who this side is and whom it trusts, as its directory says now, and the name that the other end has; `None`
-    /// without TLS.
+    /// Who this side is and whom it trusts, as its directory says now, and the name that the other
+    /// end has; `None` without TLS.
     ///
     /// # Errors
     /// [`TlsError`]
@@ -61,7 +62,8 @@ pub struct StreamAcceptor {
 }
 
 impl Listener {
-    /// Hears whoever connects from now on, in the place of a channel. To be called on a thread with a runtime.
+    /// Hears whoever connects from now on, in the place of a channel. To be called on a thread with
+    /// a runtime.
     ///
     /// # Errors
     /// The host's.

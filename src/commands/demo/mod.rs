@@ -280,8 +280,8 @@ fn records(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
     finish(options, played, Some(records), started.elapsed())
 }
 
-/// Plays the guest to its end, with a SIGKILL for the primary once `due`. A guest that is `held` waits somewhere behind
-/// that until somebody types.
+/// Plays the guest to its end, with a SIGKILL for the primary once `due`. A guest that is `held`
+/// waits somewhere behind that until somebody types.
 fn kill_in_the_middle(
     mut stage: Stage,
     due: impl Fn(&Ledger) -> bool,

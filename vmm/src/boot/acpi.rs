@@ -1,15 +1,18 @@
 //! ACPI's tables (ACPI 6.4, §5.2): by which a kernel finds how to switch the machine off, and its CPUs where
 //! there are several.
 //!
-//! They have the little of ACPI's fixed hardware that goes with being an ACPI machine. The namespace has the PCI
-//! bus with its lines, because a kernel that believes in ACPI looks for it there, and the way to switch off.
+//! They have the little of ACPI's fixed hardware that goes with being an ACPI machine. The
+//! namespace has the PCI bus with its lines, because a kernel that believes in ACPI looks for it
+//! there, and the way to switch off.
 //!
-//! With several CPUs the MADT names the local APICs. There is no I/O APIC, so that a kernel leaves the interrupt
-//! controllers as they are ("virtual wire mode"): devices interrupt the CPU that boots. One CPU has no local APIC;
-//! without a MADT a kernel takes it that there are the 8259s alone.
+//! With several CPUs the MADT names the local APICs. There is no I/O APIC, so that a kernel leaves
+//! the interrupt controllers as they are ("virtual wire mode"): devices interrupt the CPU that
+//! boots. One CPU has no local APIC; without a MADT a kernel takes it that there are the 8259s
+//! alone.
 //!
-//! The timer of power management is named with several CPUs only, where a kernel has no better clock. With one it
-//! would measure its time stamp counter against it, whose rate it is told, and be wrong by what it rounds.
+//! The timer of power management is named with several CPUs only, where a kernel has no better
+//! clock. With one it would measure its time stamp counter against it, whose rate it is told, and
+//! be wrong by what it rounds.
 //!
 //! ```text
 //! 0xE0000 RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT, FACS
@@ -31,8 +34,8 @@ const LOCAL_APIC: u32 = 0xFEE0_0000;
 /// The line of ACPI's own interrupt, which never comes: one that no device has.
 const SCI_LINE: u16 = 12;
 
-/// FADT flags: `WBINVD` works, neither a power nor a sleep button is fixed hardware, and the timer, where there
-/// is one, has 32 bits.
+/// FADT flags: `WBINVD` works, neither a power nor a sleep button is fixed hardware, and the timer,
+/// where there is one, has 32 bits.
 const FADT_FLAGS: u32 = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 8;
 /// FADT boot flags: there are ISA devices.
 const FADT_BOOT_FLAGS: u16 = 1;

@@ -1,5 +1,6 @@
-//! The dictionaries that an `.xz` stream asks for, found before it is unpacked (`doc/xz-file-format.txt` of XZ
-//! Utils): the decoder takes their memory at once, up to 4 GiB, whatever comes out in the end.
+//! The dictionaries that an `.xz` stream asks for, found before it is unpacked
+//! (`doc/xz-file-format.txt` of XZ Utils): the decoder takes their memory at once, up to 4 GiB,
+//! whatever comes out in the end.
 
 /// What a block header says of the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

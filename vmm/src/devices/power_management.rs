@@ -9,9 +9,9 @@
 //! | 6 | 2 | none |
 //! | 8 | 4 | the timer: guest time in ticks of 3.579545 MHz, 32 bits, which wrap after 20 minutes |
 //!
-//! With several CPUs and no time stamp counter, the timer is a kernel's only clock that does not lose the
-//! time for which the guest rests. With one CPU the tables do not name it. It is a function of guest time and has
-//! no state.
+//! With several CPUs and no time stamp counter, the timer is a kernel's only clock that does not
+//! lose the time for which the guest rests. With one CPU the tables do not name it. It is a
+//! function of guest time and has no state.
 
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,6 @@ use crate::inputs::{Boundary, InputError, Inputs, Step, Wish};
 use crate::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use crate::memory::MIN_MEMORY;
 use crate::outputs::{KeptOutputs, OutputKind};
-use std::num::NonZeroU32;
 use vmft_fuzzing::{Counting, Random, cases, change, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_logging_channel::entry::{OutputSequence, StateDigest, StopReason};
@@ -83,14 +82,7 @@ fn machine() -> Machine {
         },
         engine: EngineKind::Soft,
     };
-    // It prints soon, and does not wait.
-    let guest = ProbeGuest {
-        lines: const { NonZeroU32::new(10_000).expect("not zero") },
-        ticks: 0,
-        rounds: const { NonZeroU32::new(20).expect("not zero") },
-        hold: [None; 2],
-    };
-    let kernel = guest.image().into();
+    let kernel = ProbeGuest::busy().image().into();
     let mut machine = Machine::new(config, BootSource { kernel, ..BootSource::default() })
         .expect("the probe guest boots");
     machine.keep_deltas();

@@ -293,9 +293,10 @@ impl Machine {
         self.engine.is_halted() && !self.board.interrupt_pending()
     }
 
-    /// True if the guest has switched itself off, or waits for what cannot come. A kernel that knows no way to
-    /// switch off does that: it halts for good with interrupts off; or, told to go off all the same, it masks
-    /// every line of the interrupt controllers and goes on until it waits.
+    /// True if the guest has switched itself off, or waits for what cannot come. A kernel that
+    /// knows no way to switch off does that: it halts for good with interrupts off; or, told to go
+    /// off all the same, it masks every line of the interrupt controllers and goes on until it
+    /// waits.
     fn is_off(&self) -> bool {
         let deaf = self.engine.is_halted() && self.board.is_masked();
         self.board.is_off() || self.engine.is_off() || deaf

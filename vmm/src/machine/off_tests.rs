@@ -5,8 +5,8 @@ use super::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-/// A guest of this code, with interrupts off at its beginning, run `step` instructions at a time: how it ended, by
-/// itself, or by the operator where it waits or has come to instruction 100.
+/// A guest of this code, with interrupts off at its beginning, run `step` instructions at a time:
+/// how it ended, by itself, or by the operator where it waits or has come to instruction 100.
 fn ending(code: fn(&mut CodeAssembler) -> Result<(), IcedError>, step: u64) -> (RunEnd, Machine) {
     let mut a = CodeAssembler::new(64).expect("64 bits");
     code(&mut a).expect("it assembles");

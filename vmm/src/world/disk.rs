@@ -91,6 +91,14 @@ pub enum DiskFileError {
     },
 }
 
+/// Makes sure that a guest can have a disk of so many bytes.
+fn check_size(path: &Path, size: u64) -> Result<(), DiskFileError> {
+    if size > 0 && size.is_multiple_of(SECTOR_SIZE) {
+        return Ok(());
+    }
+    Err(DiskFileError::Size { path: path.to_owned(), size })
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -120,7 +128,8 @@ impl DiskFile {
     /// A disk of `size` bytes on some `storage`, which people know as `name`.
     ///
     /// # Errors
-    /// [`DiskFileError::InUse`] if a `new_machine` finds somebody else on it, [`DiskFileError::Open`].
+    /// [`DiskFileError::InUse`] if a `new_machine` finds somebody else on it, [`DiskFileError::Size`],
+    /// [`DiskFileError::Open`].
     pub fn on(
         name: PathBuf,
         storage: Arc<dyn Storage>,
@@ -128,6 +137,7 @@ impl DiskFile {
         read_only: bool,
         new_machine: bool,
     ) -> Result<Self, DiskFileError> {
+        check_size(&name, size)?;
         let disk = Self { path: name, storage, size, read_only };
         if new_machine {
             disk.join(!read_only)?;

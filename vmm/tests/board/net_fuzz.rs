@@ -1,4 +1,5 @@
-//! Frames of a guest and of a network: what addresses are learned from them, and what is left to be done to them.
+//! Frames of a guest and of a network: what addresses are learned from them, and what is left to be
+//! done to them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use vmft_fuzzing::{Random, cases, damage};

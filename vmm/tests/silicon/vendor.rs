@@ -70,8 +70,9 @@ pub fn left_comparing(at: Option<&Instruction>, host: &Outcome) -> bool {
     !is_intel() && repeats && is_memory_fault(host.stop)
 }
 
-/// True if both places that a comparison of strings reads are refused, and the host began with the other one: AMD's do
-/// with the source (family 19h, model 11h), Intel's check both addresses before they read.
+/// True if both places that a comparison of strings reads are refused, and the host began with the
+/// other one: AMD's do with the source (family 19h, model 11h), Intel's check both addresses before
+/// they read.
 pub fn refused_the_other_operand(
     at: Option<&Instruction>,
     host: &Outcome,

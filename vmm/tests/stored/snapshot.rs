@@ -1,4 +1,5 @@
-//! The directory of a snapshot: every file of it, with a digest that was made good again and with one that was not.
+//! The directory of a snapshot: every file of it, with a digest that was made good again and with
+//! one that was not.
 
 use crate::inputs::{Gate, World};
 use crate::machine::{probe, run_on};

@@ -21,8 +21,9 @@ pub trait Fence: fmt::Debug + Send + Sync {
     /// that this side halts.
     fn check(&self) -> Result<Permit, FenceError>;
 
-    /// The storage has refused a permit that this has given, so it knows of a later generation: another side's, or one
-    /// that this side has just won. Returns when it is worth asking again; blocks.
+    /// The storage has refused a permit that this has given, so it knows of a later generation:
+    /// another side's, or one that this side has just won. Returns when it is worth asking again;
+    /// blocks.
     fn refused(&self);
 }
 

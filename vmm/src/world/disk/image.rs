@@ -5,7 +5,7 @@
 //! is; part of a unit is written by reading the unit first, which is safe because no other request on the same
 //! unit is under way then ([`super::order`]).
 
-use super::{DiskFileError, Permit, SECTOR_SIZE};
+use super::{DiskFileError, Permit, check_size};
 use crate::world::try_join_file;
 use std::cell::RefCell;
 use std::fmt;
@@ -56,8 +56,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// What tells it from a copy, where the storage itself says that; the same whoever asks.
     fn identity(&self) -> Option<String>;
 
-    /// Shares the storage with the rest of a pair for as long as this lives; the `first` makes sure that nobody
-    /// else has it. False if somebody is in the way.
+    /// Shares the storage with the rest of a pair for as long as this lives; the `first` makes sure
+    /// that nobody else has it. False if somebody is in the way.
     ///
     /// # Errors
     /// The host's, or the storage's.
@@ -129,9 +129,7 @@ impl Image {
         };
         // A block device has no length but an end.
         let size = image.file().seek(SeekFrom::End(0)).map_err(open_error)?;
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
-            return Err(DiskFileError::Size { path: path.to_owned(), size });
-        }
+        check_size(path, size)?;
         // What is only read is lost with no host.
         if cache == HostCache::None && !has_direct && !read_only {
             let file_system = file_system(path);
@@ -190,8 +188,8 @@ impl Image {
         })
     }
 
-    /// Zeroes `len` bytes from `offset` on; where `keep` is false, by giving their room back if the file system
-    /// can do that.
+    /// Zeroes `len` bytes from `offset` on; where `keep` is false, by giving their room back if the
+    /// file system can do that.
     ///
     /// # Errors
     /// The host's.
