@@ -6,6 +6,7 @@
 //! among the instructions, so that later slots may hold anything.
 
 use super::*;
+use crate::memory::PageNumber;
 use proptest::prelude::*;
 
 const SLOTS: usize = 120;
@@ -257,12 +258,20 @@ pub(super) fn prepared(code: &[u8], user: bool, limits: CacheLimits) -> Machine 
     machine
 }
 
-/// Everything that may be compared: state, point, bus, memory, pages written.
-fn outcome(machine: &mut Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<u64>) {
-    let mut bytes = vec![0; 0x60_0000];
-    machine.ram().memory().read_slice(&mut bytes, GuestAddress(0)).expect("in memory");
-    let written = machine.ram().tracker().take_written().iter().map(|page| page.0).collect();
-    let hash = xxhash_rust::xxh3::xxh3_64(&bytes);
+/// The contents of pages of memory.
+fn pages(ram: &GuestRam, numbers: &[PageNumber]) -> Vec<[u8; 4096]> {
+    let read = |number: &PageNumber| {
+        let mut page = [0; 4096];
+        ram.memory().read_slice(&mut page, number.address()).expect("in memory");
+        page
+    };
+    numbers.iter().map(read).collect()
+}
+
+/// Everything that may be compared: state, point, bus, pages written and what is in them.
+fn outcome(machine: &mut Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<PageNumber>) {
+    let written = machine.ram().tracker().take_written();
+    let hash = xxhash_rust::xxh3::xxh3_64(pages(machine.ram(), &written).as_flattened());
     (machine.state(), machine.point(), machine.bus.seen.clone(), hash, written)
 }
 
@@ -361,11 +370,12 @@ proptest! {
         let state = first.state();
         let point = first.engine.point();
         let mut second = machine(&seeds, user);
-        let mut bytes = vec![0; 0x60_0000];
-        first.ram().memory().read_slice(&mut bytes, GuestAddress(0)).expect("in memory");
-        second.ram().memory().write_slice(&bytes, GuestAddress(0)).expect("in memory");
+        // Wherever a program's stack has wandered to.
+        let written = first.ram().tracker().take_written();
+        for (number, page) in written.iter().zip(pages(first.ram(), &written)) {
+            second.ram().memory().write_slice(&page, number.address()).expect("in memory");
+        }
         second.ram().tracker().take_written();
-        first.ram().tracker().take_written();
         second.engine.restore(&state, point).expect("a valid state");
         second.bus.seen = first.bus.seen.clone();
         run_whole(&mut first, 800);
