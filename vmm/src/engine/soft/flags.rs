@@ -204,6 +204,21 @@ impl LazyFlags {
         self.carries = (u64::from(carry) << CARRY) | (u64::from(carry ^ overflow) << INTO_SIGN);
     }
 
+    /// After a multiplication: CF and OF say that the product did not fit; the others, which the
+    /// manuals leave undefined, are clear.
+    #[inline(always)]
+    pub(super) fn after_product(&mut self, overflow: bool) {
+        // One is not zero, not negative and of odd parity.
+        self.result = 1;
+        self.carries = u64::from(overflow) << CARRY;
+    }
+
+    /// After an instruction that defines ZF alone, or no flag at all: the others are clear.
+    #[inline(always)]
+    pub(super) fn after_zero_test(&mut self, zero: bool) {
+        self.set(if zero { ZF } else { 0 });
+    }
+
     /// Replaces CF.
     #[inline(always)]
     pub(super) fn set_carry(&mut self, carry: bool) {
@@ -290,6 +305,22 @@ mod tests {
                 assert_eq!(flags.holds::<12>(), (a as i8) < (b as i8));
                 assert_eq!(flags.holds::<7>(), a > b);
             }
+        }
+    }
+
+    #[test]
+    fn a_product_and_a_test_for_zero_leave_nothing_of_the_flags_before() {
+        for before in [0, ARITHMETIC] {
+            let mut flags = with(before);
+            flags.after_product(false);
+            assert_eq!(flags.bits(), 0);
+            flags.set(before);
+            flags.after_product(true);
+            assert_eq!(flags.bits(), CF | OF);
+            flags.after_zero_test(true);
+            assert_eq!(flags.bits(), ZF);
+            flags.after_zero_test(false);
+            assert_eq!(flags.bits(), 0);
         }
     }
 

@@ -59,9 +59,14 @@ pub fn supports(code: iced_x86::Code) -> bool {
     generic::select(code).is_some()
 }
 
-/// A digest of what `CPUID` says: engines that differ in it do not replay each other's logs.
+/// Counts what this engine does where manuals leave the choice to it (undefined flags, results of
+/// undefined operands): programs that choose otherwise compute something else from one log.
+const CHOICES_REVISION: u32 = 2;
+
+/// What identifies the CPU: a digest of what `CPUID` says, and the revision of what manuals leave
+/// open. Engines that differ in it do not replay each other's logs.
 pub fn cpu_model_digest() -> String {
-    cpuid::digest(TimeStamp::Shown)
+    format!("{}, choices {CHOICES_REVISION}", cpuid::digest(TimeStamp::Shown))
 }
 
 /// Where a delivered event comes from.

@@ -79,12 +79,12 @@ fn changed(value: u64, bit: u64, change: Change) -> u64 {
     }
 }
 
-/// `BSF`: with a zero source only ZF changes.
+/// `BSF`: with a zero source the destination stays. The flags but ZF are clear.
 pub(in super::super) fn bsf(cpu: &mut Cpu, i: &Instruction) -> Flow {
     scan(cpu, i, |value| u64::from(value.trailing_zeros()))
 }
 
-/// `BSR`: with a zero source only ZF changes.
+/// `BSR`; see [`bsf`].
 pub(in super::super) fn bsr(cpu: &mut Cpu, i: &Instruction) -> Flow {
     scan(cpu, i, |value| u64::from(63 - value.leading_zeros()))
 }
@@ -94,7 +94,7 @@ fn scan(cpu: &mut Cpu, i: &Instruction, position: impl Fn(u64) -> u64) -> Flow {
     if source != 0 {
         cpu.put(i, 0, position(source))?;
     }
-    by_width!(width(i, 0), T => cpu.flags.after_logic::<T>(source));
+    cpu.flags.after_zero_test(source == 0);
     Ok(())
 }
 
@@ -102,7 +102,7 @@ fn scan(cpu: &mut Cpu, i: &Instruction, position: impl Fn(u64) -> u64) -> Flow {
 pub(in super::super) fn popcnt(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let source = cpu.get(i, 1)?;
     cpu.put(i, 0, u64::from(source.count_ones()))?;
-    cpu.flags.set(if source == 0 { crate::engine::soft::flags::ZF } else { 0 });
+    cpu.flags.after_zero_test(source == 0);
     Ok(())
 }
 

@@ -30,7 +30,7 @@ pub(in super::super) fn signed_product<T: Int>(flags: &mut LazyFlags, a: u64, b:
     let (a, b) = (signed::<T>(a) as i64, signed::<T>(b) as i64);
     let result = cut::<T>(a.wrapping_mul(b) as u64);
     let overflow = i128::from(signed::<T>(result) as i64) != i128::from(a) * i128::from(b);
-    flags.after::<T>(result, overflow, overflow);
+    flags.after_product(overflow);
     result
 }
 
@@ -41,7 +41,7 @@ pub(in super::super) fn mul(cpu: &mut Cpu, i: &Instruction) -> Flow {
         let product = u128::from(cpu.reg::<T>(gpr::RAX)) * u128::from(b);
         let (low, high) = (cut::<T>(product as u64), cut::<T>((product >> T::BITS) as u64));
         set_pair::<T>(cpu, low, high);
-        cpu.flags.after::<T>(low, high != 0, high != 0);
+        cpu.flags.after_product(high != 0);
         Ok(())
     })
 }
@@ -66,12 +66,12 @@ pub(in super::super) fn imul(cpu: &mut Cpu, i: &Instruction) -> Flow {
         let low = cut::<T>(product as u64);
         set_pair::<T>(cpu, low, cut::<T>((product >> T::BITS) as u64));
         let overflow = i128::from(signed::<T>(low) as i64) != product;
-        cpu.flags.after::<T>(low, overflow, overflow);
+        cpu.flags.after_product(overflow);
         Ok(())
     })
 }
 
-/// `DIV`. The arithmetic flags, undefined by the manuals, stay.
+/// `DIV`. The arithmetic flags, undefined by the manuals, are clear.
 pub(in super::super) fn div(cpu: &mut Cpu, i: &Instruction) -> Flow {
     by_width!(width(i, 0), T => {
         let divisor = u128::from(cpu.get(i, 0)?);
@@ -80,11 +80,12 @@ pub(in super::super) fn div(cpu: &mut Cpu, i: &Instruction) -> Flow {
             return Err(cpu.raise(Exception::DivideError));
         }
         set_pair::<T>(cpu, (dividend / divisor) as u64, (dividend % divisor) as u64);
+        cpu.flags.after_zero_test(false);
         Ok(())
     })
 }
 
-/// `IDIV`. The arithmetic flags, undefined by the manuals, stay.
+/// `IDIV`. The arithmetic flags, undefined by the manuals, are clear.
 pub(in super::super) fn idiv(cpu: &mut Cpu, i: &Instruction) -> Flow {
     by_width!(width(i, 0), T => {
         let divisor = i128::from(signed::<T>(cpu.get(i, 0)?) as i64);
@@ -96,6 +97,7 @@ pub(in super::super) fn idiv(cpu: &mut Cpu, i: &Instruction) -> Flow {
             return Err(cpu.raise(Exception::DivideError));
         }
         set_pair::<T>(cpu, low, cut::<T>(remainder as u64));
+        cpu.flags.after_zero_test(false);
         Ok(())
     })
 }

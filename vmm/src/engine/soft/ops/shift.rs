@@ -1,7 +1,8 @@
 //! Shifts and rotates.
 //!
-//! Flags that the manuals leave undefined have fixed values here: OF after a count other than
-//! one is computed as for one, AF is clear.
+//! Flags that the manuals leave undefined have fixed values here, whatever the operands are: AF
+//! is clear after a shift, and so is OF after a count other than one. After a rotation by a count
+//! other than one OF is computed as for one, as all processors do.
 
 use crate::engine::soft::cpu::{Cpu, gpr};
 use crate::engine::soft::event::Flow;
@@ -42,12 +43,12 @@ shift!(Shl, |flags, a, count, T| {
     // Narrow operands fit the 64 bits together with what is shifted out.
     let out = if T::BITS == 64 { a >> (64 - count) } else { (a << count) >> T::BITS };
     let carry = out & 1 != 0;
-    flags.after::<T>(result, carry, carry != sign::<T>(result));
+    flags.after::<T>(result, carry, count == 1 && carry != sign::<T>(result));
     result
 });
 shift!(Shr, |flags, a, count, T| {
     let result = a >> count;
-    flags.after::<T>(result, (a >> (count - 1)) & 1 != 0, sign::<T>(a));
+    flags.after::<T>(result, (a >> (count - 1)) & 1 != 0, count == 1 && sign::<T>(a));
     result
 });
 shift!(Sar, |flags, a, count, T| {
@@ -153,7 +154,8 @@ fn double(
         let (result, carry) = operation(T::BITS, a, b, count);
         let result = cut::<T>(result);
         cpu.put(i, 0, result)?;
-        cpu.flags.after::<T>(result, carry, sign::<T>(result) != sign::<T>(a));
+        let overflow = count == 1 && sign::<T>(result) != sign::<T>(a);
+        cpu.flags.after::<T>(result, carry, overflow);
         Ok(())
     })
 }
