@@ -81,6 +81,11 @@ impl RamPages {
         Self { ram: ram.clone(), numbers: numbers.into_iter() }
     }
 
+    /// How many are left.
+    pub(crate) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
     /// All pages.
     pub fn all(ram: &GuestRam) -> Self {
         let numbers = ram.ranges().into_iter().flat_map(|(start, len)| {

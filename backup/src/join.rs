@@ -8,38 +8,36 @@
 //!  packs and sends all of memory             (runs)
 //!  Round ──────────────────────────────────▶ what was written since
 //!  packs and sends that                      (runs)
-//!   ⋮  until little is left, or no less than before
+//!   ⋮  until little is left, or no less than before and not too much
 //!  Round ──────────────────────────────────▶ copies what is left, and the state: the log begins
 //!  packs and sends that                      (runs on, outputs wait)
 //! ```
-//! The machine rests for as long as it takes to copy the last round, never for a connection. A
-//! backup that is lost on the way costs it nothing more.
+//! The machine rests for as long as it takes to copy the last round, which is bounded, never for a
+//! connection. A guest that writes faster than it is sent is slowed until the last round is small
+//! enough ([`Rounds`]). A backup that is lost on the way costs it nothing more.
 
 use crate::checkpoint::{RamPages, page_limit};
+use crate::copied::CopiedPages;
 use crate::requests::{Requests, SideGone};
+use crate::rounds::{Brake, Rounds};
 use crate::status::{JoinReport, StatusBoard, ms};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vm_memory::Bytes;
 use vmft_logging_channel::checkpoint::{
-    CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, Page, PageEncoder, PageNumber,
-    PageSource,
+    CheckpointPiece, CheckpointWriter, MemoryBase, Page, PageEncoder, PageNumber, PageSource,
 };
 use vmft_logging_channel::entry::LogPosition;
 use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::{self, GuestRam, WriteView};
+use vmft_vmm::memory::{self, GuestRam, PAGE_SIZE, WriteView};
 use vmft_vmm::world::Mailbox;
 
 /// So many written pages may be left for the last round without another try: 8 MiB, which a host
 /// copies in a few milliseconds.
 const LAST_ROUND_PAGES: usize = 2048;
-/// Most rounds before the last one.
+/// Most rounds before more than that may be left.
 const MAX_ROUNDS: u32 = 12;
-/// A round that leaves more than this share of the one before, in percent, is the last: the guest
-/// writes as fast as it is sent.
-const SHRINKING_PERCENT: usize = 80;
 /// After so many batches the machine is asked to prepare a part of its first digest, until that is
 /// done: it must look at all the memory it has written, as long as nobody followed.
 const PREPARE_EVERY: u32 = 8;
@@ -67,12 +65,6 @@ impl Watched {
     }
 }
 
-/// What there is to send of a page that is all zero.
-const ZERO_PAGE: Page = [0; PAGE_BYTES];
-
-/// Pages as they were at one point; of one that is all zero there is nothing to keep.
-pub(crate) type CopiedPages = VecDeque<(PageNumber, Option<Box<Page>>)>;
-
 /// What is left when the log begins.
 #[derive(Debug)]
 pub(crate) struct Rest {
@@ -94,25 +86,6 @@ pub(crate) enum RoundEnd {
     Later,
 }
 
-/// Copies pages of a machine at rest.
-pub(crate) fn copy_pages(ram: &GuestRam, pages: &[memory::PageNumber]) -> CopiedPages {
-    let mut page = [0; PAGE_BYTES];
-    let mut copy = |number: &memory::PageNumber| {
-        ram.memory()
-            .read_slice(&mut page[..], number.address())
-            .expect("the machine's pages are memory");
-        (PageNumber(number.0), (page != ZERO_PAGE).then(|| Box::new(page)))
-    };
-    pages.iter().map(&mut copy).collect()
-}
-
-/// The next of copied pages.
-pub(crate) fn next_copied(pages: &mut CopiedPages, page: &mut Page) -> Option<PageNumber> {
-    let (number, data) = pages.pop_front()?;
-    *page = data.map_or(ZERO_PAGE, |data| *data);
-    Some(number)
-}
-
 /// The pages of the round under way.
 #[derive(Debug)]
 enum Round {
@@ -124,7 +97,7 @@ impl PageSource for Round {
     fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
         match self {
             Self::Running(pages) => pages.next_page(page),
-            Self::Copied(pages) => next_copied(pages, page),
+            Self::Copied(pages) => pages.next_page(page),
         }
     }
 }
@@ -135,11 +108,8 @@ struct Stream {
     watched: Watched,
     writer: CheckpointWriter,
     round: Round,
-    rounds: u32,
-    /// Pages of the last round.
-    last: usize,
-    /// The rounds do not shrink any more.
-    is_stuck: bool,
+    rounds: Rounds,
+    brake: Option<Brake>,
     rest: Option<(LogPosition, Vec<u8>)>,
     /// Pages the machine has still to look at before a log can begin; not known at first.
     unprepared: usize,
@@ -194,15 +164,16 @@ impl JoinStream {
         self.pieces.extend(pieces);
         self.report.memory_bytes = watched.ram.size();
         let round = Round::Running(RamPages::all(&watched.ram));
+        let mut rounds = Rounds::new(LAST_ROUND_PAGES, MAX_ROUNDS);
+        rounds.next(usize::try_from(watched.ram.size() / PAGE_SIZE).unwrap_or(usize::MAX));
         Ok(Stream {
             unprepared: if self.digests { usize::MAX } else { 0 },
             since_prepared: 0,
             watched,
             writer,
             round,
-            rounds: 1,
-            last: usize::MAX,
-            is_stuck: false,
+            rounds,
+            brake: None,
             rest: None,
         })
     }
@@ -210,7 +181,7 @@ impl JoinStream {
     /// The round is sent: the next one, or the end.
     fn go_on(&mut self, mut stream: Stream) -> Result<(), String> {
         if let Some((position, state)) = stream.rest.take() {
-            self.report.rounds = stream.rounds;
+            self.report.rounds = stream.rounds.count() + 1;
             self.report.pages = stream.writer.pages();
             let (pieces, _) =
                 stream.writer.finish(position, &state).map_err(|error| error.to_string())?;
@@ -222,15 +193,12 @@ impl JoinStream {
             let left = self.requests.prepare(&self.mailbox);
             stream.unprepared = left.map_err(|gone| gone.to_string())?;
         }
-        let last = stream.rounds >= MAX_ROUNDS || stream.is_stuck;
-        let limit = if last { usize::MAX } else { LAST_ROUND_PAGES };
-        let view = Arc::clone(&stream.watched.view);
+        let (view, limit) = (Arc::clone(&stream.watched.view), stream.rounds.limit());
         let end = self.requests.round(view, limit, self.ticket.clone(), &self.mailbox);
         match end.map_err(|gone: SideGone| gone.to_string())? {
             RoundEnd::Written(pages) => {
-                let shrunk = stream.last / 100 * SHRINKING_PERCENT;
-                stream.is_stuck = stream.rounds > 1 && pages.len() > shrunk;
-                stream.last = pages.len();
+                let slowing = stream.rounds.next(pages.len());
+                Brake::apply(&mut stream.brake, slowing, &self.requests, &self.mailbox);
                 stream.round = Round::Running(RamPages::some(&stream.watched.ram, pages));
             }
             RoundEnd::Later => {
@@ -241,11 +209,11 @@ impl JoinStream {
             RoundEnd::Begun(Rest { position, state, pages, pause }) => {
                 self.report.pause_ms = ms(pause);
                 self.report.last_pages = pages.len() as u64;
+                self.report.slowed_ms = stream.brake.take().map_or(0.0, |brake| ms(brake.slowed()));
                 stream.rest = Some((position, state));
                 stream.round = Round::Copied(pages);
             }
         }
-        stream.rounds += 1;
         self.stream = Some(stream);
         Ok(())
     }
@@ -273,7 +241,7 @@ impl CheckpointStream for JoinStream {
                 stream.unprepared = left.map_err(|gone| gone.to_string())?;
             }
             // The first pass over memory is not worth remembering; what is sent again is.
-            match stream.writer.next_pages(&mut stream.round, stream.rounds > 1) {
+            match stream.writer.next_pages(&mut stream.round, stream.rounds.count() > 1) {
                 Some(CheckpointPiece::Pages(batch)) => {
                     self.report.packed_bytes += batch.packed_bytes() as u64;
                     self.pieces.push_back(CheckpointPiece::Pages(batch));

@@ -3,6 +3,7 @@
 pub mod arbiter;
 mod channel_log;
 pub mod checkpoint;
+mod copied;
 pub mod epoch;
 pub mod fault;
 pub mod follower;
@@ -19,6 +20,7 @@ mod rate_probe;
 pub mod recorded;
 pub mod reign;
 pub mod requests;
+mod rounds;
 pub mod side;
 pub mod status;
 pub mod storage;

@@ -1,6 +1,7 @@
 //! What is asked of the machine's thread between two instructions.
 
-use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
+use crate::copied::CopiedPages;
+use crate::join::{Rest, RoundEnd, Watched};
 use crate::join_content::JoinContent;
 use std::collections::VecDeque;
 use std::fmt;
@@ -191,7 +192,8 @@ impl Requests {
                     }
                     match host.begin(machine, &ticket) {
                         Beginning::Here(position, state, outputs) => {
-                            let pages = copy_pages(machine.ram(), &written);
+                            let mut pages = CopiedPages::default();
+                            pages.copy(machine.ram(), &written);
                             let content = JoinContent { machine: state.encode(), outputs };
                             let state = content.encode();
                             let rest = rest(position, state, pages, paused);

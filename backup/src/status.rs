@@ -73,6 +73,9 @@ pub struct JoinReport {
     pub pages: u64,
     /// Of these, in the last round.
     pub last_pages: u64,
+    /// How long the guest rested beside, because it wrote faster than it was sent, in milliseconds.
+    #[serde(default)]
+    pub slowed_ms: f64,
     /// What the pages came to, packed, in bytes.
     pub packed_bytes: u64,
 }
@@ -86,6 +89,14 @@ pub struct EpochReport {
     pub pause_ms: f64,
     /// The longest it has rested for one.
     pub worst_pause_ms: f64,
+    /// In how many rounds the last one was sent: one, unless the guest had written too much to be
+    /// copied in one rest.
+    #[serde(default)]
+    pub rounds: u32,
+    /// How long the guest rested beside, in all epochs, because it wrote faster than it was sent, in
+    /// milliseconds.
+    #[serde(default)]
+    pub slowed_ms: f64,
     /// How long packing and sending the last one took, in milliseconds.
     pub sending_ms: f64,
     /// From the beginning of the one before to that of the last, in milliseconds.

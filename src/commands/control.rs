@@ -76,6 +76,12 @@ fn describe_epochs(text: &mut String, epochs: &EpochReport) -> fmt::Result {
             epochs.worst_pause_ms,
             epochs.sending_ms,
         )?;
+        if epochs.rounds > 1 {
+            write!(text, ", in {} rounds", epochs.rounds)?;
+        }
+        if epochs.slowed_ms > 0.0 {
+            write!(text, "; slowed by {:.1} ms in all", epochs.slowed_ms)?;
+        }
     }
     writeln!(text)
 }

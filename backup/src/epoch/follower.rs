@@ -1,7 +1,7 @@
 //! A backup's copy of the machine, brought up to each whole epoch.
 
 use super::content::{EpochContent, EpochNumber};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmft_logging_channel::checkpoint::{
     CheckpointError, CheckpointPiece, CheckpointReader, CompleteCheckpoint, Page, PageBase,
     PageNumber, PieceKind, SinkRefusal, StagedPages,
@@ -45,6 +45,13 @@ struct RamBase(GuestRam);
 impl PageBase for RamBase {
     fn page_limit(&self) -> PageNumber {
         crate::checkpoint::page_limit(&self.0)
+    }
+
+    fn has(&self, number: PageNumber) -> bool {
+        number.0.checked_mul(PAGE_SIZE).is_some_and(|address| {
+            let memory = self.0.memory();
+            memory.check_range(GuestAddress(address), PAGE_SIZE as usize)
+        })
     }
 
     fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
@@ -140,13 +147,13 @@ impl EpochFollower {
             self.machine.become_state(&state)?;
         }
         // Everything is checked: from here on nothing can fail.
-        let fresh = StagedPages::new(RamBase(self.ram.clone()));
-        for (number, page) in std::mem::replace(&mut self.staged, fresh).into_pages() {
+        for (number, page) in self.staged.pages() {
             self.ram
                 .memory()
                 .write_slice(&page[..], GuestAddress(number.0 * PAGE_SIZE))
                 .expect("a page that could be staged is memory");
         }
+        self.staged.clear();
         self.state = state;
         self.last = Some(found);
         self.epochs += 1;

@@ -118,16 +118,34 @@ fn epoch_with(
     number: u64,
     content: &EpochContent,
 ) -> Pieces {
-    let written = machine_pages(machine, view);
-    let mut pages = RamPages::some(machine.ram(), written);
+    epoch_in_rounds(machine, view, number, 0, |_| content.clone())
+}
+
+/// An epoch of which so many rounds were sent while the guest ran; its content is that of its end.
+fn epoch_in_rounds(
+    machine: &mut Machine,
+    view: &WriteView,
+    number: u64,
+    rounds: u32,
+    content: impl FnOnce(&mut Machine) -> EpochContent,
+) -> Pieces {
     let limit = crate::checkpoint::page_limit(machine.ram());
-    let encoder = PageEncoder::for_earlier(0);
+    let encoder = PageEncoder::for_earlier(1000);
     let (mut writer, first) =
         CheckpointWriter::begin(MemoryBase::Earlier, limit, &[], encoder).expect("no fixed part");
     let mut pieces = first;
-    while let Some(piece) = writer.next_pages(&mut pages, false) {
-        pieces.push(piece);
+    for round in 0..=rounds {
+        let written = machine_pages(machine, view);
+        if round < rounds {
+            // What is sent of these is what they are by then.
+            run(machine, 500);
+        }
+        let mut pages = RamPages::some(machine.ram(), written);
+        while let Some(piece) = writer.next_pages(&mut pages, true) {
+            pieces.push(piece);
+        }
     }
+    let content = content(machine);
     let position = EpochNumber(number).position(machine.point());
     let (last, _) = writer.finish(position, &content.encode()).expect("a small state");
     pieces.extend(last);
@@ -187,6 +205,25 @@ fn an_epoch_counts_whole_or_not_at_all_wherever_it_is_cut() {
             assert!(found == after, "the whole epoch is not what the machine was");
         }
     }
+}
+
+#[test]
+fn an_epoch_sent_in_rounds_while_its_guest_runs_is_the_machine_at_its_end() {
+    let mut machine = machine();
+    run(&mut machine, 1_000);
+    let view = machine.watch_writes();
+    let mut follower = copy(&mut machine);
+    for number in 1..=3 {
+        run(&mut machine, 2_000);
+        let content = |machine: &mut Machine| EpochContent {
+            machine: machine.state().encode(),
+            outputs: vec![output(number)],
+        };
+        let pieces = epoch_in_rounds(&mut machine, &view, number, 3, content);
+        assert_eq!(feed(&mut follower, &pieces, pieces.len()), [output(number)]);
+    }
+    let mut taken_over = follower.into_machine().expect("a machine's state");
+    assert!(summary(&mut taken_over) == summary(&mut machine), "the copy is another machine");
 }
 
 #[test]

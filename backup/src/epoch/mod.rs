@@ -6,7 +6,7 @@
 //!  ────────────────────        ──────────────────                       ──────────
 //!  runs                        waits until an epoch is due
 //!  rests: copies what it       ◀── asks
-//!   wrote, and its state ────▶
+//!   wrote, and its state ────▶    (if that is too much: sends it in rounds)
 //!  runs on, outputs wait       packs and sends the pieces ────────────▶ puts them aside
 //!                              sends the end, marks the outputs ──────▶ has the epoch whole: applies it
 //!  outputs leave        ◀───────────────────────────────────────────── acknowledges

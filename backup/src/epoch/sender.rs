@@ -1,15 +1,12 @@
 //! Taking epochs of a machine at rest, and putting them into the log.
 
 use super::content::{EpochContent, EpochNumber};
-use super::pace::Cost;
-use crate::checkpoint::page_limit;
-use crate::join::{CopiedPages, copy_pages, next_copied};
-use std::collections::VecDeque;
+use crate::checkpoint::{RamPages, page_limit};
+use crate::copied::CopiedPages;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_logging_channel::checkpoint::{
-    CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, Page, PageEncoder, PageNumber,
-    PageSource,
+    CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, PageEncoder, PageSource,
 };
 use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StopReason};
 use vmft_logging_channel::point::ExecutionPoint;
@@ -17,7 +14,7 @@ use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{PrimaryChannel, PrimaryPushError, Room};
 use vmft_vmm::devices::virtio::block::completed::WriteCount;
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::WriteView;
+use vmft_vmm::memory::{self, GuestRam, WriteView};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputKind};
 
 /// Pages of which the sender keeps what the backup has, to send only what has changed: 128 MiB. The
@@ -25,20 +22,34 @@ use vmft_vmm::outputs::{HeldOutputs, Output, OutputKind};
 const REMEMBERED_PAGES: usize = 32 << 10;
 /// How long one wait for room may take before the session is looked at again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
+/// How far a backup may be behind in taking over what it is sent, before it is waited for: a failover
+/// has to take all of that over.
+const MOST_BEHIND: Duration = Duration::from_millis(60);
+/// How long it is waited for in one epoch. A backup that is as slow as that does not hold the guest's
+/// outputs back for longer.
+const MOST_WAITED: Duration = Duration::from_secs(1);
 
-/// An epoch, copied out of the machine.
+/// The end of an epoch, copied out of the machine.
 #[derive(Debug)]
 pub(super) struct Taken {
     point: ExecutionPoint,
     machine: Vec<u8>,
+    /// What it has written and was not sent while it ran.
     pages: CopiedPages,
-    limit: PageNumber,
     /// Disk writes completed up to here.
     writes: Vec<WriteCount>,
     /// Outputs made up to here.
     outputs: OutputSequence,
     told: Vec<Output>,
-    rest: Duration,
+}
+
+/// What a rest has brought.
+#[derive(Debug)]
+pub(super) enum Round {
+    /// The guest has written too much to be copied at once: these pages, to be sent while it runs.
+    Written(Vec<memory::PageNumber>, CopiedPages),
+    /// The epoch ends here.
+    Taken(Taken),
 }
 
 /// What the epochs so far have told of.
@@ -51,42 +62,44 @@ pub(super) struct Told {
 }
 
 /// Takes an epoch of a machine at rest: what it has written according to `view`, and the outputs and
-/// completed disk writes after those `told` of.
+/// completed disk writes after those `told` of. If it has written more than `limit` pages, the epoch
+/// does not end yet. `room` is where pages are copied to.
 pub(super) fn take(
     machine: &mut Machine,
     view: &WriteView,
     gate: &HeldOutputs,
     told: &Told,
-) -> Taken {
-    let began = Instant::now();
+    limit: usize,
+    mut room: CopiedPages,
+) -> Round {
     let written = machine.take_written(view);
+    if written.len() > limit {
+        return Round::Written(written, room);
+    }
+    room.copy(machine.ram(), &written);
+    Round::Taken(taken(machine, gate, told, room))
+}
+
+fn taken(machine: &mut Machine, gate: &HeldOutputs, told: &Told, pages: CopiedPages) -> Taken {
     let state = machine.state_after(&told.writes);
     let is_kept = |output: &Output| !matches!(output.kind, OutputKind::Disk { .. });
     Taken {
         point: state.point(),
         machine: state.encode(),
-        pages: copy_pages(machine.ram(), &written),
-        limit: page_limit(machine.ram()),
+        pages,
         writes: state.write_counts(),
         outputs: machine.outputs(),
         told: gate.waiting_after(told.outputs).into_iter().filter(is_kept).collect(),
-        rest: began.elapsed(),
-    }
-}
-
-/// The copied pages, as a source.
-struct Copied(CopiedPages);
-
-impl PageSource for Copied {
-    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
-        next_copied(&mut self.0, page)
     }
 }
 
 /// What an epoch came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sent {
-    pub(super) cost: Cost,
+    /// How long packing and handing over took, from its beginning on.
+    pub(super) sending: Duration,
+    /// Pages sent.
+    pub(super) pages: usize,
     /// Bytes of the pages written.
     pub(super) dirty_bytes: u64,
     /// Bytes put into the log.
@@ -134,50 +147,20 @@ impl EpochSender {
         self.encoder = None;
     }
 
-    /// Packs an epoch and puts it into the log. The outputs made in it leave when its end is
-    /// acknowledged.
-    pub(super) fn send(&mut self, taken: Taken) -> Result<Sent, NoBackup> {
-        let Taken { point, machine, pages, limit, writes, outputs, told, rest } = taken;
+    /// Begins the next epoch of a machine with this memory.
+    pub(super) fn begin(&mut self, ram: &GuestRam) -> Result<Epoch<'_>, NoBackup> {
         let began = Instant::now();
-        let count = pages.len();
         let encoder = self.encoder.take();
         let encoder = encoder.unwrap_or_else(|| PageEncoder::for_earlier(REMEMBERED_PAGES));
-        let (mut writer, first) = CheckpointWriter::begin(MemoryBase::Earlier, limit, &[], encoder)
+        let limit = page_limit(ram);
+        let (writer, first) = CheckpointWriter::begin(MemoryBase::Earlier, limit, &[], encoder)
             .expect("an epoch has no fixed part");
-        let mut sent_bytes = 0;
+        let mut epoch =
+            Epoch { sender: self, writer, began, pages: 0, sent_bytes: 0, waited: Duration::ZERO };
         for piece in first {
-            sent_bytes += self.push_piece(&piece)?.1;
+            epoch.push_piece(&piece)?;
         }
-        let mut pages = Copied(pages);
-        while let Some(piece) = writer.next_pages(&mut pages, true) {
-            sent_bytes += self.push_piece(&piece)?.1;
-        }
-        self.last = self.last.next();
-        let state = EpochContent { machine, outputs: told }.encode();
-        let (pieces, encoder) = writer
-            .finish(self.last.position(point), &state)
-            .expect("devices and held outputs are bounded far below a checkpoint's limit");
-        self.encoder = Some(encoder);
-        let pieces: VecDeque<_> = pieces.into();
-        let mut end = EntrySequence(0);
-        let mut begun = self.gate.begin_mark();
-        for piece in pieces {
-            if matches!(piece, CheckpointPiece::End(_)) {
-                begun = self.gate.begin_mark();
-            }
-            let (entry, bytes) = self.push_piece(&piece)?;
-            (end, sent_bytes) = (entry, sent_bytes + bytes);
-        }
-        self.channel.flush();
-        if outputs > self.told.outputs {
-            self.gate.mark(begun, end, outputs);
-        }
-        self.told = Told { outputs, writes };
-        Ok(Sent {
-            cost: Cost { rest, sending: began.elapsed(), pages: count },
-            dirty_bytes: (count * PAGE_BYTES) as u64,
-            sent_bytes,
-        })
+        Ok(epoch)
     }
 
     fn push_piece(&self, piece: &CheckpointPiece) -> Result<(EntrySequence, u64), NoBackup> {
@@ -214,11 +197,97 @@ impl EpochSender {
         view: &WriteView,
         reason: StopReason,
     ) -> Result<(), NoBackup> {
-        let taken = take(machine, view, &self.gate, &self.told);
+        let written = machine.take_written(view);
+        let taken = taken(machine, &self.gate, &self.told, CopiedPages::default());
         let point = taken.point;
-        self.send(taken)?;
+        let mut epoch = self.begin(machine.ram())?;
+        // It runs no more: its memory is as good as a copy.
+        epoch.send_running(RamPages::some(machine.ram(), written))?;
+        epoch.finish(taken)?;
         self.push(&Entry::Stop { point, reason })?;
         self.channel.flush();
+        Ok(())
+    }
+}
+
+/// An epoch on its way into the log. If it does not get there whole, nothing is known of what the
+/// backups have.
+#[derive(Debug)]
+pub(super) struct Epoch<'a> {
+    sender: &'a mut EpochSender,
+    writer: CheckpointWriter,
+    began: Instant,
+    /// Pages sent, each as often as it was.
+    pages: usize,
+    sent_bytes: u64,
+    /// For a backup that was behind.
+    waited: Duration,
+}
+
+impl Epoch<'_> {
+    /// Sends pages of a machine that may be running: what it writes meanwhile is to be sent again.
+    pub(super) fn send_running(&mut self, mut pages: RamPages) -> Result<(), NoBackup> {
+        self.pages += pages.len();
+        self.send_pages(&mut pages)
+    }
+
+    fn send_pages(&mut self, pages: &mut impl PageSource) -> Result<(), NoBackup> {
+        while let Some(piece) = self.writer.next_pages(pages, true) {
+            self.push_piece(&piece)?;
+            self.wait_taken_over();
+        }
+        Ok(())
+    }
+
+    /// Waits while a backup is further behind than it should be.
+    fn wait_taken_over(&mut self) {
+        let channel = &self.sender.channel;
+        while channel.execution_lag() > MOST_BEHIND && self.waited < MOST_WAITED {
+            let began = Instant::now();
+            channel.wait_lag(MOST_BEHIND, ROOM_WAIT);
+            self.waited += began.elapsed();
+        }
+    }
+
+    /// Sends the end. The outputs made in the epoch leave when that is acknowledged. The room for copied
+    /// pages comes back.
+    pub(super) fn finish(mut self, taken: Taken) -> Result<(Sent, CopiedPages), NoBackup> {
+        let Taken { point, machine, mut pages, writes, outputs, told } = taken;
+        self.pages += pages.len();
+        self.send_pages(&mut pages)?;
+        let Self { sender, writer, began, pages: count, mut sent_bytes, waited: _ } = self;
+        sender.last = sender.last.next();
+        let state = EpochContent { machine, outputs: told }.encode();
+        let (pieces, encoder) = writer
+            .finish(sender.last.position(point), &state)
+            .expect("devices and held outputs are bounded far below a checkpoint's limit");
+        sender.encoder = Some(encoder);
+        let mut end = EntrySequence(0);
+        let mut begun = sender.gate.begin_mark();
+        for piece in pieces {
+            if matches!(piece, CheckpointPiece::End(_)) {
+                begun = sender.gate.begin_mark();
+            }
+            let bytes;
+            (end, bytes) = sender.push_piece(&piece)?;
+            sent_bytes += bytes;
+        }
+        sender.channel.flush();
+        if outputs > sender.told.outputs {
+            sender.gate.mark(begun, end, outputs);
+        }
+        sender.told = Told { outputs, writes };
+        let sent = Sent {
+            sending: began.elapsed(),
+            pages: count,
+            dirty_bytes: (count * PAGE_BYTES) as u64,
+            sent_bytes,
+        };
+        Ok((sent, pages))
+    }
+
+    fn push_piece(&mut self, piece: &CheckpointPiece) -> Result<(), NoBackup> {
+        self.sent_bytes += self.sender.push_piece(piece)?.1;
         Ok(())
     }
 }

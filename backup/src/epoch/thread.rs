@@ -1,8 +1,11 @@
 //! The thread that asks a running machine for its epochs.
 
 use super::pace::{Cost, Interval};
-use super::sender::{EpochSender, Sent, take};
-use crate::requests::Requests;
+use super::sender::{EpochSender, NoBackup, Round, Sent, take};
+use crate::checkpoint::RamPages;
+use crate::copied::{CopiedPages, MOST_COPIED};
+use crate::requests::{Requests, SideGone};
+use crate::rounds::{Brake, Rounds};
 use crate::status::{EpochReport, StatusBoard, ms};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -12,7 +15,7 @@ use vmft_logging_channel::entry::StopReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_sandbox::Task;
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::WriteView;
+use vmft_vmm::memory::{GuestRam, WriteView};
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
 
@@ -155,30 +158,69 @@ impl Pacer {
         let mut cost = Cost::default();
         let mut began = Instant::now();
         let mut report = EpochReport::default();
+        let mut room = CopiedPages::default();
         while self.wait_due(&sender, began, cost) {
             self.turn.give_way();
             let interval = began.elapsed();
             began = Instant::now();
-            let (turn, view, gate) =
-                (Arc::clone(&self.turn), Arc::clone(&self.view), Arc::clone(sender.gate()));
-            let told = sender.told().clone();
-            let taken = self.requests.at_rest(&self.mailbox, move |machine| {
-                turn.under_way.store(true, Ordering::Release);
-                (take(machine, &view, &gate, &told), turn.joined.swap(false, Ordering::AcqRel))
-            });
-            let Ok((taken, joined)) = taken else { break };
-            if joined {
-                sender.forget();
-            }
-            let sent = sender.send(taken);
+            let epoch = self.epoch(&mut sender, room);
             self.turn.under_way.store(false, Ordering::Release);
-            let Ok(sent) = sent else { break };
-            cost = sent.cost;
-            report.add(&sent, (report.epochs > 0).then_some(interval));
+            let Ok((done, sent, left)) = epoch else { break };
+            room = left;
+            cost = Cost { rest: done.rest, sending: sent.sending, pages: sent.pages };
+            report.add(&done, &sent, (report.epochs > 0).then_some(interval));
             let now = report.clone();
             self.status.update(|status| status.epochs = Some(now));
         }
         sender
+    }
+
+    /// Takes an epoch and sends it. What the guest has written is copied in one rest, if it is not too
+    /// much; else it is sent while the guest runs, in rounds, until what is left can be copied.
+    fn epoch(
+        &self,
+        sender: &mut EpochSender,
+        mut room: CopiedPages,
+    ) -> Result<(Rests, Sent, CopiedPages), Over> {
+        let (told, gate) = (sender.told().clone(), Arc::clone(sender.gate()));
+        let mut rounds = Rounds::new(MOST_COPIED, 0);
+        let (mut brake, mut rests) = (None, Rests::default());
+        let mut unsent = Some(sender);
+        let mut begun = None;
+        loop {
+            let (turn, view) = (Arc::clone(&self.turn), Arc::clone(&self.view));
+            let (told, gate, limit) = (told.clone(), Arc::clone(&gate), rounds.limit());
+            let rested = self.requests.at_rest(&self.mailbox, move |machine| {
+                let began = Instant::now();
+                turn.under_way.store(true, Ordering::Release);
+                let round = take(machine, &view, &gate, &told, limit, room);
+                let joined = turn.joined.swap(false, Ordering::AcqRel);
+                Rested { round, joined, ram: machine.ram().clone(), rest: began.elapsed() }
+            })?;
+            rests.add(rested.rest);
+            if let Some(sender) = unsent.take() {
+                if rested.joined {
+                    sender.forget();
+                }
+                begun = Some(sender.begin(&rested.ram)?);
+            }
+            let mut epoch = begun.take().expect("begun in the first round");
+            match rested.round {
+                Round::Written(pages, left) => {
+                    room = left;
+                    let slowing = rounds.next(pages.len());
+                    Brake::apply(&mut brake, slowing, &self.requests, &self.mailbox);
+                    epoch.send_running(RamPages::some(&rested.ram, pages))?;
+                    begun = Some(epoch);
+                }
+                Round::Taken(taken) => {
+                    rests.slowed = brake.take().map_or(Duration::ZERO, |brake| brake.slowed());
+                    rests.rounds = rounds.count() + 1;
+                    let (sent, room) = epoch.finish(taken)?;
+                    return Ok((rests, sent, room));
+                }
+            }
+        }
     }
 
     /// Waits until the next epoch is due; false when there is none.
@@ -196,16 +238,60 @@ impl Pacer {
     }
 }
 
+/// What one rest has brought.
+struct Rested {
+    round: Round,
+    /// Another backup has joined since the last epoch.
+    joined: bool,
+    ram: GuestRam,
+    rest: Duration,
+}
+
+/// How the guest has rested for an epoch.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rests {
+    /// In all.
+    rest: Duration,
+    longest: Duration,
+    /// Beside, because it wrote faster than it was sent.
+    slowed: Duration,
+    rounds: u32,
+}
+
+impl Rests {
+    fn add(&mut self, rest: Duration) {
+        self.rest += rest;
+        self.longest = self.longest.max(rest);
+    }
+}
+
+/// There will be no more epochs: the machine is over, or nobody follows it.
+struct Over;
+
+impl From<SideGone> for Over {
+    fn from(_: SideGone) -> Self {
+        Self
+    }
+}
+
+impl From<NoBackup> for Over {
+    fn from(_: NoBackup) -> Self {
+        Self
+    }
+}
+
 /// How long one wait for an output may take.
 const LOOK: Duration = Duration::from_millis(50);
 
 impl EpochReport {
-    fn add(&mut self, sent: &Sent, interval: Option<Duration>) {
-        let Sent { cost, dirty_bytes, sent_bytes } = sent;
+    fn add(&mut self, done: &Rests, sent: &Sent, interval: Option<Duration>) {
+        let Sent { sending, pages: _, dirty_bytes, sent_bytes } = sent;
         self.epochs += 1;
-        self.pause_ms = ms(cost.rest);
+        self.pause_ms = ms(done.longest);
         self.worst_pause_ms = self.worst_pause_ms.max(self.pause_ms);
-        self.sending_ms = ms(cost.sending);
+        self.rounds = done.rounds;
+        self.slowed_ms += ms(done.slowed);
+        self.sending_ms = ms(*sending);
         self.interval_ms = interval.map(ms);
         (self.last_dirty_bytes, self.last_sent_bytes) = (*dirty_bytes, *sent_bytes);
         self.dirty_bytes += dirty_bytes;

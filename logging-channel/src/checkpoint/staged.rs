@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 pub trait PageBase {
     /// The first page number that the memory lies wholly below.
     fn page_limit(&self) -> PageNumber;
+    /// True if there is such a page.
+    fn has(&self, number: PageNumber) -> bool;
     /// Copies a page.
     ///
     /// # Errors
@@ -21,17 +23,29 @@ pub trait PageBase {
 pub struct StagedPages<B> {
     base: B,
     pages: BTreeMap<PageNumber, Box<Page>>,
+    /// Room for pages to come, from streams before: taking it from the host again would cost more than
+    /// copying.
+    spare: Vec<Box<Page>>,
 }
+
+/// Most pages of which the room is kept: 64 MiB.
+const MOST_SPARE: usize = 16 << 10;
 
 impl<B: PageBase> StagedPages<B> {
     /// Nothing yet, over `base`.
     pub const fn new(base: B) -> Self {
-        Self { base, pages: BTreeMap::new() }
+        Self { base, pages: BTreeMap::new(), spare: Vec::new() }
     }
 
     /// The changed pages, in ascending order.
-    pub fn into_pages(self) -> impl Iterator<Item = (PageNumber, Box<Page>)> {
-        self.pages.into_iter()
+    pub fn pages(&self) -> impl Iterator<Item = (PageNumber, &Page)> {
+        self.pages.iter().map(|(number, page)| (*number, &**page))
+    }
+
+    /// Forgets them: they have been taken over, or are worth nothing.
+    pub fn clear(&mut self) {
+        let room = MOST_SPARE - self.spare.len();
+        self.spare.extend(std::mem::take(&mut self.pages).into_values().take(room));
     }
 }
 
@@ -40,7 +54,7 @@ impl<B: PageBase> CheckpointSink for StagedPages<B> {
         if header.base != MemoryBase::Earlier || header.page_limit != self.base.page_limit() {
             return Err(SinkRefusal("it is not a change of this machine".to_owned()));
         }
-        self.pages.clear();
+        self.clear();
         Ok(())
     }
 
@@ -49,9 +63,17 @@ impl<B: PageBase> CheckpointSink for StagedPages<B> {
             Some(page) => **page = *data,
             None => {
                 // Refused here, so that what is staged can be taken over without a failure.
-                let mut there = [0; super::PAGE_BYTES];
-                self.base.read(number, &mut there)?;
-                self.pages.insert(number, Box::new(*data));
+                if !self.base.has(number) {
+                    return Err(SinkRefusal(format!("there is no page {}", number.0)));
+                }
+                let page = match self.spare.pop() {
+                    Some(mut page) => {
+                        *page = *data;
+                        page
+                    }
+                    None => Box::new(*data),
+                };
+                self.pages.insert(number, page);
             }
         }
         Ok(())

@@ -114,6 +114,10 @@ impl PageBase for ToySink {
         LIMIT
     }
 
+    fn has(&self, number: PageNumber) -> bool {
+        CheckpointSink::read(self, number, &mut [0; PAGE_BYTES]).is_ok()
+    }
+
     fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
         CheckpointSink::read(self, number, data)
     }
@@ -256,7 +260,7 @@ fn a_change_of_a_known_memory_costs_little_and_touches_it_only_when_complete() {
     let mut staged = StagedPages::new(base.clone());
     read(pieces, &mut staged).expect("whole").expect("complete");
     assert_eq!(base.memory, before.memory);
-    for (number, page) in staged.into_pages() {
+    for (number, page) in staged.pages() {
         base.page(number, &page).expect("there is such a page");
     }
     assert_eq!(nonzero(&base.memory), nonzero(&changed));
