@@ -36,13 +36,14 @@ impl Leaf {
 }
 
 /// Whether the CPU shows a time-stamp counter. Where reading it cannot be made a function of the
-/// execution point, it is hidden, and the guest takes its time from the board. With it goes UMIP, which
-/// not every CPU that runs guests has, so that a kernel that believed in it would fault.
+/// execution point, it is hidden, and the guest takes its time from the board. With it goes what not
+/// every CPU that runs guests has, so that a program that believed in it would fault: UMIP, AES-NI,
+/// `PCLMULQDQ` and the SHA extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::engine) enum TimeStamp {
     /// It is there, and invariant.
     Shown,
-    /// Neither it nor `RDTSCP` is there, nor UMIP.
+    /// Neither it nor `RDTSCP` is there, nor what else depends on the host's CPU.
     Hidden,
 }
 
@@ -112,13 +113,15 @@ const LEAF_1_EDX: u32 =
     bits(&[FPU, DE, PSE, TSC, MSR, PAE, CX8, PGE, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2]);
 
 const SSE3: u32 = 0;
+const PCLMULQDQ: u32 = 1;
 const SSSE3: u32 = 9;
 const CX16: u32 = 13;
 const SSE4_1: u32 = 19;
 const SSE4_2: u32 = 20;
 const POPCNT: u32 = 23;
+const AES: u32 = 25;
 const HYPERVISOR: u32 = 31;
-const LEAF_1_ECX: u32 = bits(&[SSE3, CX16, POPCNT, HYPERVISOR])
+const LEAF_1_ECX: u32 = bits(&[SSE3, PCLMULQDQ, CX16, POPCNT, AES, HYPERVISOR])
     | if LATER_SSE { bits(&[SSSE3, SSE4_1, SSE4_2]) } else { 0 };
 
 const FSGSBASE: u32 = 0;
@@ -127,7 +130,8 @@ const ERMS: u32 = 9;
 /// The x87 data pointer changes at unmasked exceptions only, and no segment is kept with it.
 const FDP_AT_EXCEPTIONS: u32 = 6;
 const NO_X87_SEGMENTS: u32 = 13;
-const LEAF_7_EBX: u32 = bits(&[FSGSBASE, SMEP, ERMS, FDP_AT_EXCEPTIONS, NO_X87_SEGMENTS]);
+const SHA: u32 = 29;
+const LEAF_7_EBX: u32 = bits(&[FSGSBASE, SMEP, ERMS, FDP_AT_EXCEPTIONS, NO_X87_SEGMENTS, SHA]);
 const UMIP: u32 = 2;
 const LEAF_7_ECX: u32 = bits(&[UMIP]);
 const FSRM: u32 = 4;
@@ -169,11 +173,13 @@ pub(in crate::engine) fn leaf(number: u32, subleaf: u32, counter: TimeStamp) -> 
         0 => vendor(7, b"AuthenticAMD"),
         1 => {
             let edx = counter.hide(LEAF_1_EDX, &[TSC]);
-            Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx: LEAF_1_ECX, edx }
+            let ecx = counter.hide(LEAF_1_ECX, &[PCLMULQDQ, AES]);
+            Leaf { eax: SIGNATURE, ebx: LINE | (1 << 16), ecx, edx }
         }
         7 if subleaf == 0 => {
+            let ebx = counter.hide(LEAF_7_EBX, &[SHA]);
             let ecx = counter.hide(LEAF_7_ECX, &[UMIP]);
-            Leaf { eax: 0, ebx: LEAF_7_EBX, ecx, edx: LEAF_7_EDX }
+            Leaf { eax: 0, ebx, ecx, edx: LEAF_7_EDX }
         }
         0x4000_0000 => {
             let name = b"vmft soft CP";
@@ -204,7 +210,7 @@ pub(in crate::engine) fn leaf(number: u32, subleaf: u32, counter: TimeStamp) -> 
 }
 
 /// True if the CPU model has the instruction.
-pub(in crate::engine) fn offers(code: Code) -> bool {
+pub(in crate::engine) fn offers(code: Code, counter: TimeStamp) -> bool {
     if withholds(code) {
         return false;
     }
@@ -243,6 +249,9 @@ pub(in crate::engine) fn offers(code: Code) -> bool {
         | CpuidFeature::MULTIBYTENOP
         | CpuidFeature::PAUSE => true,
         CpuidFeature::SSSE3 | CpuidFeature::SSE4_1 | CpuidFeature::SSE4_2 => LATER_SSE,
+        CpuidFeature::AES | CpuidFeature::PCLMULQDQ | CpuidFeature::SHA => {
+            counter == TimeStamp::Shown
+        }
         _ => false,
     })
 }
@@ -294,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_time_stamp_counter_and_umip_are_all_that_differs() {
+    fn a_hidden_time_stamp_counter_and_what_not_every_host_has_are_all_that_differs() {
         let differing: Vec<u32> = leaves(TimeStamp::Shown)
             .zip(leaves(TimeStamp::Hidden))
             .filter(|(shown, hidden)| shown != hidden)
@@ -308,10 +317,12 @@ mod tests {
 
     #[test]
     fn instructions_beyond_the_model_are_not_offered() {
-        assert!(!offers(Code::Rdrand_r64));
-        assert!(!offers(Code::VEX_Vpaddd_ymm_ymm_ymmm256));
-        assert!(!offers(Code::Xgetbv));
-        assert!(offers(Code::Popcnt_r64_rm64));
-        assert!(offers(Code::Movaps_xmm_xmmm128));
+        assert!(!offers(Code::Rdrand_r64, TimeStamp::Shown));
+        assert!(!offers(Code::VEX_Vpaddd_ymm_ymm_ymmm256, TimeStamp::Shown));
+        assert!(!offers(Code::Xgetbv, TimeStamp::Shown));
+        assert!(offers(Code::Popcnt_r64_rm64, TimeStamp::Shown));
+        assert!(offers(Code::Movaps_xmm_xmmm128, TimeStamp::Shown));
+        assert!(offers(Code::Aesenc_xmm_xmmm128, TimeStamp::Shown));
+        assert!(!offers(Code::Aesenc_xmm_xmmm128, TimeStamp::Hidden));
     }
 }

@@ -78,7 +78,8 @@ pub fn compare(
     let undefined = undefined_at(case, ready, host.rip);
     let allowed = inexact::allowance(case, ready, host);
     let faulting = inexact::faulting(case, ready, host);
-    if vendor::refused_before_exception(faulting, host) {
+    let refused = inexact::faulting(case, ready, engine);
+    if vendor::refused_before_exception(faulting, host) || vendor::read_unaligned(refused, engine) {
         return findings.0;
     }
     let modifies = faulting.is_some_and(modifies_memory);

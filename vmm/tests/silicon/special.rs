@@ -2,7 +2,7 @@
 //! of a snippet, whose registers and memory are known.
 
 use crate::case::{Bits, Patch, Place};
-use crate::layout::{CONST, GS_BASE, USER_CODE, USER_CODE_32, USER_DATA};
+use crate::layout::{CODE, CONST, DATA, GS_BASE, PAGE, USER_CODE, USER_CODE_32, USER_DATA};
 use crate::operands::{Plan, RBP, RCX, RDI, RSI, RSP};
 use crate::rng::Rng;
 use crate::values::{self, Flavor};
@@ -142,6 +142,10 @@ pub fn finish(instruction: &mut Instruction, plan: &mut Plan, rng: &mut Rng) -> 
             comparand(instruction, plan, &mut extras);
         }
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => {
+            if (CODE..DATA).contains(&plan.general[RSP]) {
+                // There the snippet itself would be popped, AC with it.
+                plan.set(RSP, DATA + PAGE);
+            }
             extras.patch(plan.general[RSP], &flags_to_load(rng).to_le_bytes());
         }
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {

@@ -2,7 +2,7 @@
 //! silent. The engine does as Intel's do; on another vendor's host that is not compared.
 
 use crate::case::{Outcome, Stop};
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 use std::sync::LazyLock;
 
 /// True on a processor by Intel.
@@ -86,6 +86,17 @@ pub fn refused_the_other_operand(
     });
     let is_refused = |outcome: &Outcome| is_memory_fault(outcome.stop);
     !is_intel() && compares && is_refused(host) && is_refused(engine)
+}
+
+/// True if the engine refused an operand of the SHA extensions that is not aligned, as Intel's do
+/// (SDM volume 2, exceptions of type 4). AMD's (family 19h, model 11h) read it.
+pub fn read_unaligned(at: Option<&Instruction>, engine: &Outcome) -> bool {
+    let is_sha = at.is_some_and(|instruction| {
+        let is_memory = |operand| instruction.op_kind(operand) == OpKind::Memory;
+        instruction.cpuid_features().contains(&CpuidFeature::SHA)
+            && (0..instruction.op_count()).any(is_memory)
+    });
+    !is_intel() && is_sha && is_memory_fault(engine.stop)
 }
 
 fn is_memory_fault(stop: Stop) -> bool {

@@ -15,6 +15,7 @@ use super::vcpu::{Outcome, Surroundings};
 use super::walk::LinearView;
 use super::watch::in_order;
 use super::{Halted, KvmEngine, PointKind};
+use crate::engine::cpu_model::{self, TimeStamp};
 use crate::engine::{Bus, Engine, Exit, WatchedBus};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
@@ -502,7 +503,7 @@ fn needs_care(instruction: &Instruction) -> bool {
             | Mnemonic::Fldenv
             | Mnemonic::Frstor
     );
-    let offered = crate::engine::cpu_model::offers(instruction.code());
+    let offered = cpu_model::offers(instruction.code(), TimeStamp::Hidden);
     !plain || !offered || far || named || loads_segment || system_register
 }
 

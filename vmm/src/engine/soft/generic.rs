@@ -10,7 +10,7 @@ use super::system::{
     control as registers, debug, interrupts, io, msr, segments, syscall, transfer,
 };
 use super::{vector, vector_context};
-use crate::engine::cpu_model as cpuid;
+use crate::engine::cpu_model::{self as cpuid, TimeStamp};
 use iced_x86::{Code, Instruction, Mnemonic};
 
 /// Executes one decoded instruction.
@@ -31,7 +31,7 @@ pub(super) fn of(instruction: &Instruction) -> General {
     }
     match select(code) {
         Some(function) => function,
-        None if cpuid::offers(code) => missing,
+        None if cpuid::offers(code, TimeStamp::Shown) => missing,
         None => control::undefined,
     }
 }

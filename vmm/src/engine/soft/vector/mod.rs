@@ -10,6 +10,7 @@
 //! | `operands` | registers, memory operands, alignment, `#UD` and `#NM` |
 //! | `lanes`, `integer`, `horizontal`, `shuffle` | packed integers, plain values in and out |
 //! | `float`, `compare`, `convert`, `approx` | SSE floating point |
+//! | `aes`, `sha` | AES-NI, `PCLMULQDQ`, the SHA extensions |
 //! | `moves`, `strings`, `state` | data movement, `PCMPxSTRx` and `CRC32`, saved images |
 //! | `host_sse`, `host_x87` | the only `unsafe`: IEEE operations done by the host's own units |
 //!
@@ -38,6 +39,7 @@ macro_rules! instructions {
     };
 }
 
+mod aes;
 mod approx;
 mod compare;
 mod convert;
@@ -50,6 +52,7 @@ mod lanes;
 mod mmx;
 mod moves;
 mod operands;
+mod sha;
 mod shuffle;
 mod sse;
 pub(in crate::engine) mod state;

@@ -1,4 +1,4 @@
-//! Which code of SSE to SSE4.2 runs which function.
+//! Which code of SSE to SSE4.2, AES-NI, `PCLMULQDQ` and the SHA extensions runs which function.
 
 use super::float::{Kind, Shape};
 use super::operands::{
@@ -8,23 +8,23 @@ use super::operands::{
 use super::state::Pointers;
 use super::strings::{Lengths, Target};
 use super::{
-    VectorContext, approx, compare, convert, float, horizontal, host_sse, integer, moves, shuffle,
-    state, strings,
+    VectorContext, aes, approx, compare, convert, float, horizontal, host_sse, integer, moves, sha,
+    shuffle, state, strings,
 };
 use crate::engine::soft::exception::Exception;
 use iced_x86::Instruction;
 
-/// `PBLENDVB` and its like: XMM0 is the mask.
-fn blend<C: VectorContext>(
+/// `PBLENDVB` and its like: XMM0 is a third operand.
+fn with_xmm0<C: VectorContext>(
     cpu: &mut C,
     instruction: &Instruction,
-    select: fn(u128, u128, u128) -> u128,
+    f: fn(u128, u128, u128) -> u128,
 ) -> Result<(), Exception> {
     require_sse(cpu)?;
     let b = source(cpu, instruction)?;
     let a = destination(cpu, instruction);
-    let mask = cpu.sse().registers[0];
-    set_destination(cpu, instruction, select(a, b, mask));
+    let third = cpu.sse().registers[0];
+    set_destination(cpu, instruction, f(a, b, third));
     Ok(())
 }
 
@@ -175,9 +175,9 @@ instructions! { cpu, i;
     Pblendw_xmm_xmmm128_imm8 => packed_immediate(cpu, i, shuffle::blend_words),
     Blendps_xmm_xmmm128_imm8 => packed_immediate(cpu, i, shuffle::blend_singles),
     Blendpd_xmm_xmmm128_imm8 => packed_immediate(cpu, i, shuffle::blend_doubles),
-    Pblendvb_xmm_xmmm128 => blend(cpu, i, shuffle::select_bytes),
-    Blendvps_xmm_xmmm128 => blend(cpu, i, shuffle::select_singles),
-    Blendvpd_xmm_xmmm128 => blend(cpu, i, shuffle::select_doubles),
+    Pblendvb_xmm_xmmm128 => with_xmm0(cpu, i, shuffle::select_bytes),
+    Blendvps_xmm_xmmm128 => with_xmm0(cpu, i, shuffle::select_singles),
+    Blendvpd_xmm_xmmm128 => with_xmm0(cpu, i, shuffle::select_doubles),
     Pmovsxbw_xmm_xmmm64 => packed_part::<8, C>(cpu, i, shuffle::sign_bytes_to_words),
     Pmovzxbw_xmm_xmmm64 => packed_part::<8, C>(cpu, i, shuffle::zero_bytes_to_words),
     Pmovsxbd_xmm_xmmm32 => packed_part::<4, C>(cpu, i, shuffle::sign_bytes_to_doubles),
@@ -285,4 +285,19 @@ instructions! { cpu, i;
     Crc32_r32_rm16 => strings::crc32::<2, C>(cpu, i),
     Crc32_r32_rm32 => strings::crc32::<4, C>(cpu, i),
     Crc32_r64_rm64 => strings::crc32::<8, C>(cpu, i),
+    // Ciphers and hashes.
+    Aesenc_xmm_xmmm128 => packed(cpu, i, aes::encrypt),
+    Aesenclast_xmm_xmmm128 => packed(cpu, i, aes::encrypt_last),
+    Aesdec_xmm_xmmm128 => packed(cpu, i, aes::decrypt),
+    Aesdeclast_xmm_xmmm128 => packed(cpu, i, aes::decrypt_last),
+    Aesimc_xmm_xmmm128 => packed(cpu, i, |_, source| aes::inverse_mix_columns(source)),
+    Aeskeygenassist_xmm_xmmm128_imm8 => packed_immediate(cpu, i, |_, source, constant| aes::key_assist(source, constant)),
+    Pclmulqdq_xmm_xmmm128_imm8 => packed_immediate(cpu, i, aes::carryless_product),
+    Sha1rnds4_xmm_xmmm128_imm8 => packed_immediate(cpu, i, sha::sha1_rounds),
+    Sha1nexte_xmm_xmmm128 => packed(cpu, i, sha::sha1_next_e),
+    Sha1msg1_xmm_xmmm128 => packed(cpu, i, sha::sha1_message_1),
+    Sha1msg2_xmm_xmmm128 => packed(cpu, i, sha::sha1_message_2),
+    Sha256rnds2_xmm_xmmm128 => with_xmm0(cpu, i, sha::sha256_rounds),
+    Sha256msg1_xmm_xmmm128 => packed(cpu, i, sha::sha256_message_1),
+    Sha256msg2_xmm_xmmm128 => packed(cpu, i, sha::sha256_message_2),
 }
