@@ -83,7 +83,9 @@ pub fn compare(
         return findings.0;
     }
     let modifies = faulting.is_some_and(modifies_memory);
-    if !vendor::refused_the_other_operand(faulting, host, engine) {
+    let another = vendor::refused_the_other_operand(faulting, host, engine)
+        || vendor::refused_another_word(faulting, host, engine);
+    if !another {
         stop(host, engine, modifies, allowed.fault_distance, &mut findings);
     }
     findings.hex("RIP", host.rip.into(), engine.rip.into());

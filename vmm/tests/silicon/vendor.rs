@@ -88,6 +88,19 @@ pub fn refused_the_other_operand(
     !is_intel() && compares && is_refused(host) && is_refused(engine)
 }
 
+/// True if a far return found its frame in two places that are both refused, one behind the end of the
+/// stack segment: AMD's read the last word of a frame first, Intel's the first.
+pub fn refused_another_word(at: Option<&Instruction>, host: &Outcome, engine: &Outcome) -> bool {
+    let returns = at.is_some_and(|instruction| {
+        matches!(
+            instruction.mnemonic(),
+            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        )
+    });
+    let is_refused = |outcome: &Outcome| is_memory_fault(outcome.stop);
+    !is_intel() && returns && is_refused(host) && is_refused(engine)
+}
+
 /// True if the engine refused an operand of the SHA extensions that is not aligned, as Intel's do
 /// (SDM volume 2, exceptions of type 4). AMD's (family 19h, model 11h) read it.
 pub fn read_unaligned(at: Option<&Instruction>, engine: &Outcome) -> bool {

@@ -184,14 +184,25 @@ fn call_far_of<T: Int>(cpu: &mut Cpu, i: &Instruction) -> Flow {
     let (selector, target) = far_pointer(cpu, i, T::BYTES as u64)?;
     let segment = cpu.jump_segment(selector)?;
     cpu.check_target(&segment, target)?;
-    let mut frame = Vec::with_capacity(2 * T::BYTES);
-    for word in [cut::<T>(cpu.next_rip), u64::from(cpu.segments.cs.selector)] {
-        frame.extend_from_slice(&word.to_le_bytes()[..T::BYTES]);
+    let words = [cut::<T>(cpu.next_rip), u64::from(cpu.segments.cs.selector)];
+    let top = cpu.stack_pointer(-(2 * T::BYTES as i64));
+    if top > cpu.stack_pointer(-(T::BYTES as i64)) {
+        // The frame goes on at the other end of the stack segment.
+        let pointer = cpu.full(gpr::RSP);
+        cpu.push::<T>(words[1])?;
+        if let Err(trap) = cpu.push::<T>(words[0]) {
+            cpu.set_full(gpr::RSP, pointer);
+            return Err(trap);
+        }
+    } else {
+        let mut frame = Vec::with_capacity(2 * T::BYTES);
+        for word in words {
+            frame.extend_from_slice(&word.to_le_bytes()[..T::BYTES]);
+        }
+        let address = cpu.on_stack_at(top, frame.len());
+        cpu.store_bytes(address, &frame).map_err(|trap| cpu.on_stack(trap))?;
+        cpu.set_stack_pointer(top);
     }
-    let top = cpu.stack_pointer(-(frame.len() as i64));
-    let address = cpu.on_stack_at(top, frame.len());
-    cpu.store_bytes(address, &frame).map_err(|trap| cpu.on_stack(trap))?;
-    cpu.set_stack_pointer(top);
     cpu.set_code_segment(segment);
     cpu.next_rip = target;
     Ok(())
