@@ -4,14 +4,17 @@
 //! | request | what |
 //! |---|---|
 //! | `GET /api/v1/vm.info` | the side's status as JSON |
+//! | `GET /metrics` | the same for Prometheus, as text |
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
 //! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
+use crate::metrics;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -71,6 +74,7 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = Router::new()
         .route("/api/v1/vm.info", get(info))
+        .route("/metrics", get(metrics_text))
         .route("/api/v1/vm.shutdown", put(shutdown))
         .route("/api/v1/vm.snapshot", put(snapshot))
         .route("/api/v1/vm.fault", put(fault))
@@ -90,10 +94,19 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
     Ok(())
 }
 
-async fn info(State(api): State<Api>) -> Json<SideStatus> {
+/// The status, with what takes a look at the whole process.
+fn status_of(api: &Api) -> SideStatus {
     let mut status = api.status.status();
     status.overhead_bytes = crate::process::overhead_bytes(&api.status.guest_memory());
-    Json(status)
+    status
+}
+
+async fn info(State(api): State<Api>) -> Json<SideStatus> {
+    Json(status_of(&api))
+}
+
+async fn metrics_text(State(api): State<Api>) -> ([(HeaderName, &'static str); 1], String) {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&status_of(&api)))
 }
 
 async fn shutdown(State(api): State<Api>) -> StatusCode {

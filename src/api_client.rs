@@ -27,6 +27,12 @@ pub fn status(socket: &Path) -> Result<SideStatus> {
     serde_json::from_slice(&answer).context("the side's answer is no status")
 }
 
+/// The metrics of the side at `socket`.
+pub fn metrics(socket: &Path) -> Result<String> {
+    let answer = ask(socket, Method::GET, "/metrics", Vec::new(), STATUS_TIMEOUT)?;
+    String::from_utf8(answer).context("the side's answer is no text")
+}
+
 /// Stops the guest of the side at `socket`, and its pair.
 pub fn shutdown(socket: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.shutdown", Vec::new(), STATUS_TIMEOUT).map(|_| ())

@@ -48,6 +48,18 @@ makes it leave, and the primary goes on alone. Certificates: see `vmft keys --he
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
 
+/// For `vmft explain`.
+pub const EXPLAIN: &str = "\
+Examples:
+  vmft explain primary.events backup.events
+  vmft explain --svg failover.svg primary.events backup.events
+  vmft explain --all backup.events        with what decided who may go live
+
+The files of both sides give the whole story; one is enough for its own part. Moments of one host are
+compared exactly, those of several by their wall clocks.
+
+Exit code 1 if who may go live was decided otherwise than this program would decide it.";
+
 /// For `vmft disk serve`.
 pub const DISK_SERVE: &str = "\
 Example, two hosts and a third that keeps their disk:

@@ -8,8 +8,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use vmft::event_log::Troubles;
 use vmft::remedy::{Remedy, one_line};
 use vmft::{commands, examples, process};
+use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::tell;
 
 /// Fault-tolerant virtual machines: an unmodified Linux guest runs on two hosts at once; when one
@@ -64,6 +68,9 @@ enum Command {
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
+    /// Tell what happened to a pair, from what its sides wrote with --event-log
+    #[command(after_help = examples::EXPLAIN)]
+    Explain(commands::explain::ExplainOptions),
     /// Let something go wrong on a side, to see what the pair does about it
     #[command(after_help = examples::FAULT)]
     Fault(commands::fault::FaultOptions),
@@ -92,7 +99,8 @@ fn set_up_log(cli: &Cli) -> Result<()> {
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    let log = tracing_subscriber::fmt::layer().with_target(false);
+    let messages = tracing_subscriber::registry().with(level).with(Troubles);
     match &cli.log_file {
         Some(path) => {
             let file = std::fs::OpenOptions::new()
@@ -103,9 +111,9 @@ fn set_up_log(cli: &Cli) -> Result<()> {
                 .with_context(|| format!("opening {}", path.display()))
                 .remedy(|| "--log-file takes a file that this user may write")?;
             tell::to_file(file);
-            log.with_ansi(false).with_writer(tell::writer).init();
+            messages.with(log.with_ansi(false).with_writer(tell::writer)).init();
         }
-        None => log.with_writer(tell::writer).init(),
+        None => messages.with(log.with_writer(tell::writer)).init(),
     }
     Ok(())
 }
@@ -128,6 +136,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
+        Command::Explain(options) => commands::explain::explain(&options),
         Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
         Command::Disk(options) => commands::disk::disk(&options),
@@ -175,10 +184,13 @@ fn main() -> ExitCode {
         Err(error) => refuse(&error),
         Ok(cli) => run(cli).unwrap_or_else(|error| {
             // What went wrong, then why.
-            complain(&format!("{error:#}"));
+            let text = format!("{error:#}");
+            complain(&text);
+            events::note(|| Event::End { how: Ending::Failed(one_line(&text).into()) });
             ExitCode::FAILURE
         }),
     };
+    events::finish(LAST_WORDS);
     // Whoever does not read it sees the exit code.
     tell::finish(LAST_WORDS);
     code

@@ -6,6 +6,7 @@ pub mod control;
 pub mod demo;
 pub mod disk;
 pub mod doctor;
+pub mod explain;
 pub mod fault;
 pub mod guest;
 pub mod keys;

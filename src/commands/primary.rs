@@ -61,7 +61,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "primary")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
-    interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
+    interrupt::serve_side(&side, &options.side)?;
 
     // Everything has been checked: now the shared storage may change.
     let protection = options.pair.protection();

@@ -9,6 +9,7 @@ mod bounded_replay;
 mod checkpoint_mode;
 mod diverged;
 mod ending;
+mod events;
 mod failed;
 mod kill;
 mod lag;

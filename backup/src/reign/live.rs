@@ -14,6 +14,7 @@
 
 use crate::arbiter::{Candidate, RETRY, Verdict};
 use crate::status::Role;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use vmft_logging_channel::backups::BackupKey;
 use vmft_logging_channel::entry::Generation;
@@ -33,7 +34,8 @@ pub enum Standing {
 }
 
 /// What a live side learns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LiveEvent {
     /// A backup's log is about to begin, with the machine at rest. Answered by
     /// [`LiveAction::Admit`] or [`LiveAction::TurnAway`].
@@ -70,7 +72,8 @@ pub enum LiveEvent {
 }
 
 /// What a live side is to do, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LiveAction {
     /// The log of that backup may begin.
     Admit(BackupKey),
