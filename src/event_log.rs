@@ -17,11 +17,11 @@ use vmft_sandbox::outside_of_landlock;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// From now on this side's events are added to the file at `path`, which only its owner may read: it tells
-/// what a guest's host does.
+/// what a guest's host does. `name` is this side's in each of them.
 ///
 /// # Errors
 /// The file cannot be opened.
-pub fn open(path: &Path, who: &Candidate) -> Result<()> {
+pub fn open(path: &Path, name: &str, who: &Candidate) -> Result<()> {
     let (named, wanted) = (path.to_owned(), path.to_owned());
     let file = outside_of_landlock(move || append(&wanted));
     let file = file
@@ -35,7 +35,7 @@ pub fn open(path: &Path, who: &Candidate) -> Result<()> {
         pid: who.pid,
         id: who.id.as_str().into(),
     };
-    events::to_file(file, named, who.role.clone(), begin)
+    events::to_file(file, named, name.into(), begin)
         .context("starting the thread that writes the event log")
 }
 

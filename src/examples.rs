@@ -60,6 +60,30 @@ compared exactly, those of several by their wall clocks.
 
 Exit code 1 if who may go live was decided otherwise than this program would decide it.";
 
+/// For `vmft up`.
+pub const UP: &str = "\
+Example, the same vmft.toml on both hosts:
+  [guest]
+  disk = \"path=/shared/guest.img\"
+  [sides.a]
+  address = \"tls:hostA:7000\"
+  [sides.b]
+  address = \"tls:hostB:7000\"
+
+  A: vmft up --side a
+  B: vmft up --side b
+
+After a crash of one host or of both, the same again. `vmft config` says what is in force.
+
+Exit code 0 when the guest has stopped or this side has left.";
+
+/// For `vmft config`.
+pub const CONFIG: &str = "\
+Examples:
+  vmft config                                  for every side of vmft.toml
+  vmft config /etc/vmft/web.toml --side a
+  vmft config --side a -- --suspect-after 500  with an option of the command line";
+
 /// For `vmft disk serve`.
 pub const DISK_SERVE: &str = "\
 Example, two hosts and a third that keeps their disk:

@@ -216,6 +216,9 @@ impl From<ClockChoice> for WallClock {
 /// How a side talks to people and programs on its host.
 #[derive(Debug, Clone, Args)]
 pub struct SideOptions {
+    /// This side's name in its event log; else what it begins as
+    #[arg(long, value_name = "NAME", help_heading = "This side")]
+    pub name: Option<String>,
     /// The guest's console: tty, null, file=PATH (written at absolute offsets: both sides of a pair
     /// may name the same file), socket=PATH (for `vmft console`)
     #[arg(long, value_name = "WHERE", default_value = "tty", help_heading = "This side")]
@@ -276,7 +279,8 @@ pub fn make_side(
         role: role.into(),
     };
     if let Some(path) = &options.event_log {
-        event_log::open(path, &who)?;
+        let name = options.name.as_deref().unwrap_or(role);
+        event_log::open(path, name, &who)?;
     }
     Ok(Side {
         who,

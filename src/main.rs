@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,9 @@ struct Cli {
     /// Leave a core dump if the program crashes: it has the guest's memory in it
     #[arg(long, global = true)]
     allow_core_dumps: bool,
+    /// End with the process of this number, which has started this one
+    #[arg(long = process::END_WITH, value_name = "PID", global = true, hide = true)]
+    end_with: Option<u32>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,6 +57,13 @@ enum Command {
     /// Wait for a live side without a backup, again and again: follow it, and take over when it is lost
     #[command(after_help = examples::STANDBY)]
     Standby(commands::backup::StandbyOptions),
+    /// Bring up this host's side of a pair that one file describes: the guest begins here, or this side
+    /// follows, as the arbiter's state says; the same after any crash
+    #[command(after_help = examples::UP)]
+    Up(commands::up::UpOptions),
+    /// Show what is in force for the sides of a pair that one file describes, and where it comes from
+    #[command(after_help = examples::CONFIG)]
+    Config(commands::up::ConfigOptions),
     /// Run a guest and record everything that replays it to a file
     #[command(after_help = examples::RECORD)]
     Record(commands::record::RecordOptions),
@@ -118,19 +129,39 @@ fn set_up_log(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
+/// The options of every command, as a side that this process starts is given them.
+fn passed_on(cli: &Cli) -> Vec<OsString> {
+    let mut words: Vec<OsString> = (0..cli.verbose).map(|_| "-v".into()).collect();
+    if let Some(path) = &cli.log_file {
+        words.extend(["--log-file".into(), path.into()]);
+    }
+    if cli.allow_core_dumps {
+        words.push("--allow-core-dumps".into());
+    }
+    words
+}
+
 fn run(cli: Cli) -> Result<ExitCode> {
+    if let Some(parent) = cli.end_with
+        && !process::end_with(parent).context("ending with another process")?
+    {
+        return Ok(ExitCode::FAILURE);
+    }
     if !cli.allow_core_dumps {
         process::forbid_core_dumps()
             .context("forbidding core dumps")
             .remedy(|| "--allow-core-dumps goes on without that")?;
     }
     set_up_log(&cli)?;
+    let globals = passed_on(&cli);
     match cli.command {
         Command::Demo(options) => commands::demo::demo(&options),
         Command::Run(options) => commands::run::run(&options),
         Command::Primary(options) => commands::primary::primary(&options),
         Command::Backup(options) => commands::backup::backup(&options),
         Command::Standby(options) => commands::backup::standby(&options),
+        Command::Up(options) => commands::up::up(&options, globals),
+        Command::Config(options) => commands::up::config(&options),
         Command::Record(options) => commands::record::record(&options),
         Command::Replay(options) => commands::replay::replay(&options),
         Command::Status(options) => commands::control::status(&options),

@@ -166,7 +166,7 @@ fn joins(metrics: &mut Metrics, status: &SideStatus) {
             .map(|(what, ms)| (label("of", what), of_ms(ms)));
         metrics.several(Kind::Gauge, "vmft_epoch_pause_seconds", help, &pauses);
         let help = "What the epochs came to in the log.";
-        metrics.counter("vmft_epoch_sent_bytes_total", help, epochs.sent_bytes);
+        metrics.counter("vmft_epoch_bytes_total", help, epochs.sent_bytes);
     }
     let help = "Digests that agreed, on a backup.";
     metrics.counter("vmft_digests_agreed_total", help, status.digests_agreed);

@@ -92,7 +92,7 @@ impl SideProcess {
     ) -> Result<Self> {
         let messages = File::create(directory.join(format!("{name}.log")))?;
         let mut command = Command::new(program);
-        command.arg(subcommand).args(arguments);
+        command.arg("-v").arg(subcommand).args(arguments);
         if !arguments.iter().any(|argument| argument == "--event-log") {
             command.arg("--event-log").arg(directory.join(format!("{name}.events")));
         }
@@ -101,7 +101,6 @@ impl SideProcess {
             .arg(prefixed("socket=", &directory.join(format!("{name}.console"))))
             .arg("--api-socket")
             .arg(directory.join(format!("{name}.api")))
-            .arg("-v")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(messages)

@@ -14,3 +14,4 @@ pub mod primary;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod up;

@@ -23,4 +23,5 @@ mod rounds;
 mod several;
 mod snapshot;
 mod stage;
+mod up;
 mod witness;
