@@ -60,6 +60,17 @@ compared exactly, those of several by their wall clocks.
 
 Exit code 1 if who may go live was decided otherwise than this program would decide it.";
 
+/// For `vmft switch`.
+pub const SWITCH: &str = "\
+Example:
+  vmft switch --api-socket /run/vmft/web.api
+
+The guest rests until all its outputs are out and the backup has everything; then the backup runs it,
+in the next generation, and this side halts (exit code 1; `vmft up` follows the new one). If the
+backup does not take it within a second, it runs on here.
+
+Exit code 0 if another side runs the guest now.";
+
 /// For `vmft up`.
 pub const UP: &str = "\
 Example, the same vmft.toml on both hosts:

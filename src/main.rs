@@ -76,6 +76,9 @@ enum Command {
     /// Stop a side cleanly: a live one with its guest and its pair, a backup by itself
     #[command(after_help = examples::STOP)]
     Stop(commands::control::StopOptions),
+    /// Hand the guest over to its backup on purpose, with everything out: for maintenance
+    #[command(after_help = examples::SWITCH)]
+    Switch(commands::control::SwitchOptions),
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
@@ -166,6 +169,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Replay(options) => commands::replay::replay(&options),
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
+        Command::Switch(options) => commands::control::switch(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Fault(options) => commands::fault::fault(&options),

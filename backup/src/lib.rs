@@ -8,6 +8,7 @@ pub mod events;
 pub mod fault;
 pub mod follower;
 pub mod following;
+pub mod hand_over;
 mod handler;
 pub mod identity;
 mod join;

@@ -4,6 +4,7 @@ use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
+use crate::hand_over::{HandOver, HandOverError};
 use crate::handler::{Handler, error_chain};
 use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
@@ -32,6 +33,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const FAILED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an operator's stop waits for an arbiter that is away.
 const DECIDE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a side that has handed its guest over stays, to say so.
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
 
@@ -235,6 +238,14 @@ struct LiveHost<'a> {
     live: &'a LiveSide<'a>,
     /// A log has begun where nobody followed before.
     first: bool,
+    /// Whoever asked that a backup takes the guest.
+    hand_over: Option<mpsc::Sender<Result<(), HandOverError>>>,
+}
+
+impl<'a> LiveHost<'a> {
+    fn of(live: &'a LiveSide<'a>) -> Self {
+        Self { live, first: false, hand_over: None }
+    }
 }
 
 impl JoinHost for LiveHost<'_> {
@@ -279,6 +290,10 @@ impl JoinHost for LiveHost<'_> {
                 Beginning::Gone
             }
         }
+    }
+
+    fn hand_over(&mut self, reply: mpsc::Sender<Result<(), HandOverError>>) {
+        self.hand_over = Some(reply);
     }
 }
 
@@ -338,7 +353,7 @@ impl LiveSide<'_> {
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    let mut host = LiveHost { live: self, first: false };
+                    let mut host = LiveHost::of(self);
                     self.side.requests.serve(machine, &mut host);
                     if channel.protected_by() >= count {
                         return Ok(None);
@@ -360,6 +375,13 @@ impl LiveSide<'_> {
             Standing::Fenced(why) => SideEnd::Halted(why),
             _ => SideEnd::Halted("asked to halt".to_owned()),
         }
+    }
+
+    /// Hands the guest over to a backup, with the machine at rest.
+    fn hand_over(&self, machine: &Machine) -> Result<(), HandOverError> {
+        let channel = self.channel.as_ref().ok_or(HandOverError::Nobody)?;
+        let (doors, policy, protection) = (&self.doors, &self.policy, self.protection);
+        HandOver { channel, doors, policy, protection }.run(machine)
     }
 
     fn is_lockstep(&self) -> bool {
@@ -432,10 +454,21 @@ impl LiveSide<'_> {
         loop {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
-                    let mut host = LiveHost { live: self, first: false };
+                    let mut host = LiveHost::of(self);
                     self.side.requests.serve(machine, &mut host);
+                    let hand_over = host.hand_over.take();
                     if host.first {
                         inputs = self.follow(inputs.into_live(), machine);
+                    }
+                    if let Some(reply) = hand_over {
+                        let handed = self.hand_over(machine);
+                        // Whoever asked may have gone.
+                        let _ = reply.send(handed);
+                        if handed.is_ok() {
+                            // Whoever asked is answered before the process ends.
+                            std::thread::sleep(ANSWER_WAIT);
+                            return Ok((self.halted(), inputs));
+                        }
                     }
                 }
                 RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),

@@ -152,6 +152,15 @@ impl LossPolicy {
         admitted
     }
 
+    /// Waits, where the guest was handed over, until it is time to ask who has it, and asks.
+    pub(crate) fn ask_after_hand_over(self: &Arc<Self>) {
+        let at = self.lock().poll_timeout();
+        if let Some(at) = at {
+            std::thread::sleep(at.since(now()));
+            self.handle_timeout();
+        }
+    }
+
     /// Asks the arbiter on a thread of its own: it may be long in answering.
     fn ask(self: &Arc<Self>, generation: Generation) {
         let policy = Arc::clone(self);

@@ -1,5 +1,6 @@
 //! What is asked of the machine's thread between two instructions.
 
+use crate::hand_over::HandOverError;
 use crate::join::{CopiedPages, Rest, RoundEnd, Watched, copy_pages};
 use crate::join_content::JoinContent;
 use std::collections::VecDeque;
@@ -40,6 +41,8 @@ enum Request {
     AtRest(AtRest),
     /// A snapshot to a new directory.
     Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
+    /// A backup is to take the guest.
+    HandOver { reply: Sender<Result<(), HandOverError>> },
     /// A backup wants to join.
     Watch { reply: Sender<Watched> },
     /// A part of what the machine has to do before a log can begin.
@@ -59,6 +62,10 @@ pub(crate) trait JoinHost {
     /// Begins the backup's log with the machine at rest where it is, and takes its state. `None` if
     /// that backup cannot be had any more. `Later` if the machine must reach its next point first.
     fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning;
+
+    /// A backup is to take the guest, once everything else is done that was asked. `reply` is told what
+    /// came of it.
+    fn hand_over(&mut self, reply: Sender<Result<(), HandOverError>>);
 }
 
 /// Whether a backup's log has begun.
@@ -79,6 +86,11 @@ pub(crate) struct NoBackups;
 impl JoinHost for NoBackups {
     fn begin(&mut self, _: &mut Machine, _: &JoinTicket) -> Beginning {
         Beginning::Gone
+    }
+
+    fn hand_over(&mut self, reply: Sender<Result<(), HandOverError>>) {
+        // Whoever asked may have gone.
+        let _ = reply.send(Err(HandOverError::Nobody));
     }
 }
 
@@ -120,6 +132,13 @@ impl Requests {
     ) -> Receiver<Result<(), SnapshotError>> {
         let (reply, result) = channel();
         self.put(Request::Snapshot { directory, reply }, mailbox);
+        result
+    }
+
+    /// Asks for the guest to be handed over to a backup; what came of it comes through the receiver.
+    pub fn hand_over(&self, mailbox: &Mailbox) -> Receiver<Result<(), HandOverError>> {
+        let (reply, result) = channel();
+        self.put(Request::HandOver { reply }, mailbox);
         result
     }
 
@@ -176,6 +195,7 @@ impl Requests {
                     let _ = reply.send(snapshot::save(machine, &directory));
                 }
                 Request::AtRest(AtRest(task)) => task(machine),
+                Request::HandOver { reply } => host.hand_over(reply),
                 Request::Watch { reply } => {
                     let _ = reply.send(Watched::begin(machine));
                 }

@@ -51,6 +51,20 @@ pub struct SnapshotOptions {
     directory: PathBuf,
 }
 
+/// Options of `vmft switch`.
+#[derive(Debug, Args)]
+pub struct SwitchOptions {
+    /// The --api-socket of the side that runs the guest
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
+/// Hands the guest over to a backup.
+pub fn switch(options: &SwitchOptions) -> Result<ExitCode> {
+    api_client::switch(&options.api_socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Shows a side's status.
 pub fn status(options: &StatusOptions) -> Result<ExitCode> {
     if options.check {

@@ -23,5 +23,6 @@ mod rounds;
 mod several;
 mod snapshot;
 mod stage;
+mod switch;
 mod up;
 mod witness;
