@@ -4,22 +4,28 @@
 //! | request | what |
 //! |---|---|
 //! | `GET /api/v1/vm.info` | the side's status as JSON |
+//! | `GET /metrics` | the same for Prometheus, as text |
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
+//! | `PUT /api/v1/vm.switch` | hands the guest over to a backup |
 //! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
+use crate::metrics;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::UnixListener;
 use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
+use vmft_backup::hand_over::HandOverError;
 use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
 use vmft_logging_channel::entry::StopReason;
@@ -71,8 +77,10 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = Router::new()
         .route("/api/v1/vm.info", get(info))
+        .route("/metrics", get(metrics_text))
         .route("/api/v1/vm.shutdown", put(shutdown))
         .route("/api/v1/vm.snapshot", put(snapshot))
+        .route("/api/v1/vm.switch", put(switch))
         .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
     let serve = move || {
@@ -90,10 +98,19 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
     Ok(())
 }
 
-async fn info(State(api): State<Api>) -> Json<SideStatus> {
+/// The status, with what takes a look at the whole process.
+fn status_of(api: &Api) -> SideStatus {
     let mut status = api.status.status();
     status.overhead_bytes = crate::process::overhead_bytes(&api.status.guest_memory());
-    Json(status)
+    status
+}
+
+async fn info(State(api): State<Api>) -> Json<SideStatus> {
+    Json(status_of(&api))
+}
+
+async fn metrics_text(State(api): State<Api>) -> ([(HeaderName, &'static str); 1], String) {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&status_of(&api)))
 }
 
 async fn shutdown(State(api): State<Api>) -> StatusCode {
@@ -137,6 +154,47 @@ async fn snapshot(
             Err((StatusCode::CONFLICT, format!("{:#}", anyhow::Error::from(error))))
         }
         _ => Err((StatusCode::GONE, "the guest is over".to_owned())),
+    }
+}
+
+/// Why a side whose role this is hands no guest over; `None` if it may.
+fn no_switch(role: Role) -> Option<String> {
+    match role {
+        Role::Primary => None,
+        Role::Starting | Role::Joining | Role::Backup => {
+            Some("this side does not run the guest; ask the one that does".to_owned())
+        }
+        Role::Unprotected
+        | Role::WaitingForBackup
+        | Role::Deciding
+        | Role::Alone
+        | Role::Halted
+        | Role::Stopped => Some(HandOverError::Nobody.to_string()),
+    }
+}
+
+/// How often a guest that is between two points is asked again, and after how long.
+const SWITCH_TRIES: u32 = 200;
+const SWITCH_WAIT: Duration = Duration::from_millis(10);
+
+async fn switch(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String)> {
+    if let Some(why) = no_switch(api.status.status().role) {
+        return Err((StatusCode::CONFLICT, why));
+    }
+    let Api { mailbox, requests, .. } = api;
+    let ask = move || {
+        for _ in 1..SWITCH_TRIES {
+            match requests.hand_over(&mailbox).recv() {
+                Ok(Err(HandOverError::NotNow)) => std::thread::sleep(SWITCH_WAIT),
+                other => return other,
+            }
+        }
+        requests.hand_over(&mailbox).recv()
+    };
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Ok(Ok(()))) => Ok(StatusCode::NO_CONTENT),
+        Ok(Ok(Err(error))) => Err((StatusCode::CONFLICT, error.to_string())),
+        _ => Err((StatusCode::GONE, "this side does not run the guest".to_owned())),
     }
 }
 

@@ -27,6 +27,12 @@ pub fn status(socket: &Path) -> Result<SideStatus> {
     serde_json::from_slice(&answer).context("the side's answer is no status")
 }
 
+/// The metrics of the side at `socket`.
+pub fn metrics(socket: &Path) -> Result<String> {
+    let answer = ask(socket, Method::GET, "/metrics", Vec::new(), STATUS_TIMEOUT)?;
+    String::from_utf8(answer).context("the side's answer is no text")
+}
+
 /// Stops the guest of the side at `socket`, and its pair.
 pub fn shutdown(socket: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.shutdown", Vec::new(), STATUS_TIMEOUT).map(|_| ())
@@ -37,6 +43,11 @@ pub fn snapshot(socket: &Path, directory: &Path) -> Result<()> {
     let directory = std::path::absolute(directory)?;
     let body = serde_json::to_vec(&crate::api::SnapshotRequest { directory })?;
     ask(socket, Method::PUT, "/api/v1/vm.snapshot", body, SNAPSHOT_TIMEOUT).map(|_| ())
+}
+
+/// Has the side at `socket` hand its guest over to a backup.
+pub fn switch(socket: &Path) -> Result<()> {
+    ask(socket, Method::PUT, "/api/v1/vm.switch", Vec::new(), FAULT_TIMEOUT).map(|_| ())
 }
 
 /// Plants a fault on the side at `socket`.

@@ -48,6 +48,53 @@ makes it leave, and the primary goes on alone. Certificates: see `vmft keys --he
 
 Exit code 0 when the guest has stopped or this side has left; 1 if it lost to another side.";
 
+/// For `vmft explain`.
+pub const EXPLAIN: &str = "\
+Examples:
+  vmft explain primary.events backup.events
+  vmft explain --svg failover.svg primary.events backup.events
+  vmft explain --all backup.events        with what decided who may go live
+
+The files of both sides give the whole story; one is enough for its own part. Moments of one host are
+compared exactly, those of several by their wall clocks.
+
+Exit code 1 if who may go live was decided otherwise than this program would decide it.";
+
+/// For `vmft switch`.
+pub const SWITCH: &str = "\
+Example:
+  vmft switch --api-socket /run/vmft/web.api
+
+The guest rests until all its outputs are out and the backup has everything; then the backup runs it,
+in the next generation, and this side halts (exit code 1; `vmft up` follows the new one). If the
+backup does not take it within a second, it runs on here.
+
+Exit code 0 if another side runs the guest now.";
+
+/// For `vmft up`.
+pub const UP: &str = "\
+Example, the same vmft.toml on both hosts:
+  [guest]
+  disk = \"path=/shared/guest.img\"
+  [sides.a]
+  address = \"tls:hostA:7000\"
+  [sides.b]
+  address = \"tls:hostB:7000\"
+
+  A: vmft up --side a
+  B: vmft up --side b
+
+After a crash of one host or of both, the same again. `vmft config` says what is in force.
+
+Exit code 0 when the guest has stopped or this side has left.";
+
+/// For `vmft config`.
+pub const CONFIG: &str = "\
+Examples:
+  vmft config                                  for every side of vmft.toml
+  vmft config /etc/vmft/web.toml --side a
+  vmft config --side a -- --suspect-after 500  with an option of the command line";
+
 /// For `vmft disk serve`.
 pub const DISK_SERVE: &str = "\
 Example, two hosts and a third that keeps their disk:

@@ -1,11 +1,13 @@
 //! Ctrl-C, SIGTERM and the API: how a running side is reached from outside.
 
 use crate::api::{self, Api, ShutdownHook};
+use crate::machine_options::SideOptions;
+use crate::metrics_server;
 use anyhow::Result;
-use std::path::Path;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::Side;
 use vmft_backup::tell;
 use vmft_logging_channel::entry::StopReason;
@@ -25,19 +27,23 @@ impl ShutdownHook for NoHook {
     fn shutdown(&self) {}
 }
 
-/// Serves the API, and stops the side's machine cleanly on SIGINT, SIGTERM or SIGHUP. If that takes
+/// Serves the API and the metrics, and stops the side's machine cleanly on SIGINT, SIGTERM or SIGHUP. If that takes
 /// too long for the operator, another signal ends the process at once.
-pub fn serve_side(side: &Side, api_socket: Option<&Path>) -> Result<()> {
-    serve_side_with(side, api_socket, Arc::new(NoHook))
+pub fn serve_side(side: &Side, options: &SideOptions) -> Result<()> {
+    serve_side_with(side, options, Arc::new(NoHook))
 }
 
 /// As [`serve_side`], with something to do beside asking the machine to stop.
 pub fn serve_side_with(
     side: &Side,
-    api_socket: Option<&Path>,
+    options: &SideOptions,
     on_shutdown: Arc<dyn ShutdownHook>,
 ) -> Result<()> {
-    if let Some(path) = api_socket {
+    if let Some(option) = options.metrics_listen {
+        let address = metrics_server::serve(option, Arc::clone(&side.status))?;
+        tell!("metrics at http://{address}/metrics");
+    }
+    if let Some(path) = &options.api_socket {
         let api = Api {
             status: Arc::clone(&side.status),
             mailbox: Arc::clone(&side.mailbox),
@@ -57,6 +63,8 @@ pub fn serve_side_with(
         }
         Some(first) if first.elapsed() >= SECOND_SIGNAL => {
             tell!("ended at once, on a second signal");
+            events::note(|| Event::End { how: Ending::Failed("a second signal".into()) });
+            events::finish(LAST_WORDS);
             tell::finish(LAST_WORDS);
             process::exit(1);
         }

@@ -2,18 +2,25 @@
 
 pub mod api;
 pub mod api_client;
+pub mod check;
 pub mod commands;
 pub mod disk_images;
 pub mod disk_server;
+pub mod event_log;
 pub mod examples;
+pub mod explain;
 pub mod host_choice;
 mod interrupt;
 pub mod machine_options;
+pub mod metrics;
+pub mod metrics_server;
 mod nbd_disk;
 pub mod net_options;
 pub mod options;
 pub mod pair;
+pub mod pair_file;
 pub mod pair_options;
+pub mod pair_state;
 pub mod private_network;
 pub mod process;
 pub mod progress;

@@ -1,6 +1,8 @@
 //! The options that say what the machine is, and how they become one.
 
+use crate::event_log;
 use crate::host_choice;
+use crate::metrics_server::MetricsOption;
 use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
 use crate::pair_options::disk_configs;
@@ -214,6 +216,9 @@ impl From<ClockChoice> for WallClock {
 /// How a side talks to people and programs on its host.
 #[derive(Debug, Clone, Args)]
 pub struct SideOptions {
+    /// This side's name in its event log; else what it begins as
+    #[arg(long, value_name = "NAME", help_heading = "This side")]
+    pub name: Option<String>,
     /// The guest's console: tty, null, file=PATH (written at absolute offsets: both sides of a pair
     /// may name the same file), socket=PATH (for `vmft console`)
     #[arg(long, value_name = "WHERE", default_value = "tty", help_heading = "This side")]
@@ -225,6 +230,14 @@ pub struct SideOptions {
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
+    /// Where Prometheus reads this side's metrics (HTTP, /metrics); also on the API socket. An address that
+    /// other hosts reach needs insecure=on
+    #[arg(long, value_name = "127.0.0.1:PORT[,insecure=on]", help_heading = "This side")]
+    pub metrics_listen: Option<MetricsOption>,
+    /// Write what happens to this side to this file, for programs: a line of JSON for each change of role,
+    /// join, loss, verdict and so on. `vmft explain` shows it
+    #[arg(long, value_name = "FILE", help_heading = "This side")]
+    pub event_log: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a text here would replace the command's own")]
     pub sandbox: SandboxOptions,
@@ -259,13 +272,18 @@ pub fn make_side(
     network: Option<Arc<NetPort>>,
     role: &str,
 ) -> Result<Side> {
+    let who = Candidate {
+        id: fresh_id()?,
+        host: host_name().into(),
+        pid: std::process::id(),
+        role: role.into(),
+    };
+    if let Some(path) = &options.event_log {
+        let name = options.name.as_deref().unwrap_or(role);
+        event_log::open(path, name, &who)?;
+    }
     Ok(Side {
-        who: Candidate {
-            id: fresh_id()?,
-            host: host_name().into(),
-            pid: std::process::id(),
-            role: role.into(),
-        },
+        who,
         mailbox: Arc::new(Mailbox::default()),
         console: ConsoleHub::open(&options.serial.0)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,

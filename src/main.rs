@@ -3,13 +3,18 @@
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use vmft::event_log::Troubles;
 use vmft::remedy::{Remedy, one_line};
 use vmft::{commands, examples, process};
+use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::tell;
 
 /// Fault-tolerant virtual machines: an unmodified Linux guest runs on two hosts at once; when one
@@ -28,6 +33,9 @@ struct Cli {
     /// Leave a core dump if the program crashes: it has the guest's memory in it
     #[arg(long, global = true)]
     allow_core_dumps: bool,
+    /// End with the process of this number, which has started this one
+    #[arg(long = process::END_WITH, value_name = "PID", global = true, hide = true)]
+    end_with: Option<u32>,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,6 +57,13 @@ enum Command {
     /// Wait for a live side without a backup, again and again: follow it, and take over when it is lost
     #[command(after_help = examples::STANDBY)]
     Standby(commands::backup::StandbyOptions),
+    /// Bring up this host's side of a pair that one file describes: the guest begins here, or this side
+    /// follows, as the arbiter's state says; the same after any crash
+    #[command(after_help = examples::UP)]
+    Up(commands::up::UpOptions),
+    /// Show what is in force for the sides of a pair that one file describes, and where it comes from
+    #[command(after_help = examples::CONFIG)]
+    Config(commands::up::ConfigOptions),
     /// Run a guest and record everything that replays it to a file
     #[command(after_help = examples::RECORD)]
     Record(commands::record::RecordOptions),
@@ -61,9 +76,15 @@ enum Command {
     /// Stop a side cleanly: a live one with its guest and its pair, a backup by itself
     #[command(after_help = examples::STOP)]
     Stop(commands::control::StopOptions),
+    /// Hand the guest over to its backup on purpose, with everything out: for maintenance
+    #[command(after_help = examples::SWITCH)]
+    Switch(commands::control::SwitchOptions),
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
+    /// Tell what happened to a pair, from what its sides wrote with --event-log
+    #[command(after_help = examples::EXPLAIN)]
+    Explain(commands::explain::ExplainOptions),
     /// Let something go wrong on a side, to see what the pair does about it
     #[command(after_help = examples::FAULT)]
     Fault(commands::fault::FaultOptions),
@@ -92,7 +113,8 @@ fn set_up_log(cli: &Cli) -> Result<()> {
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    let log = tracing_subscriber::fmt::layer().with_target(false);
+    let messages = tracing_subscriber::registry().with(level).with(Troubles);
     match &cli.log_file {
         Some(path) => {
             let file = std::fs::OpenOptions::new()
@@ -103,31 +125,53 @@ fn set_up_log(cli: &Cli) -> Result<()> {
                 .with_context(|| format!("opening {}", path.display()))
                 .remedy(|| "--log-file takes a file that this user may write")?;
             tell::to_file(file);
-            log.with_ansi(false).with_writer(tell::writer).init();
+            messages.with(log.with_ansi(false).with_writer(tell::writer)).init();
         }
-        None => log.with_writer(tell::writer).init(),
+        None => messages.with(log.with_writer(tell::writer)).init(),
     }
     Ok(())
 }
 
+/// The options of every command, as a side that this process starts is given them.
+fn passed_on(cli: &Cli) -> Vec<OsString> {
+    let mut words: Vec<OsString> = (0..cli.verbose).map(|_| "-v".into()).collect();
+    if let Some(path) = &cli.log_file {
+        words.extend(["--log-file".into(), path.into()]);
+    }
+    if cli.allow_core_dumps {
+        words.push("--allow-core-dumps".into());
+    }
+    words
+}
+
 fn run(cli: Cli) -> Result<ExitCode> {
+    if let Some(parent) = cli.end_with
+        && !process::end_with(parent).context("ending with another process")?
+    {
+        return Ok(ExitCode::FAILURE);
+    }
     if !cli.allow_core_dumps {
         process::forbid_core_dumps()
             .context("forbidding core dumps")
             .remedy(|| "--allow-core-dumps goes on without that")?;
     }
     set_up_log(&cli)?;
+    let globals = passed_on(&cli);
     match cli.command {
         Command::Demo(options) => commands::demo::demo(&options),
         Command::Run(options) => commands::run::run(&options),
         Command::Primary(options) => commands::primary::primary(&options),
         Command::Backup(options) => commands::backup::backup(&options),
         Command::Standby(options) => commands::backup::standby(&options),
+        Command::Up(options) => commands::up::up(&options, globals),
+        Command::Config(options) => commands::up::config(&options),
         Command::Record(options) => commands::record::record(&options),
         Command::Replay(options) => commands::replay::replay(&options),
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
+        Command::Switch(options) => commands::control::switch(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
+        Command::Explain(options) => commands::explain::explain(&options),
         Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
         Command::Disk(options) => commands::disk::disk(&options),
@@ -175,10 +219,13 @@ fn main() -> ExitCode {
         Err(error) => refuse(&error),
         Ok(cli) => run(cli).unwrap_or_else(|error| {
             // What went wrong, then why.
-            complain(&format!("{error:#}"));
+            let text = format!("{error:#}");
+            complain(&text);
+            events::note(|| Event::End { how: Ending::Failed(one_line(&text).into()) });
             ExitCode::FAILURE
         }),
     };
+    events::finish(LAST_WORDS);
     // Whoever does not read it sees the exit code.
     tell::finish(LAST_WORDS);
     code

@@ -2,7 +2,6 @@
 
 use crate::disk_images::DisksOf;
 use crate::options::NbdExport;
-use crate::remedy::Remedy;
 use anyhow::{Context, Result, anyhow, bail};
 use std::io;
 use std::path::PathBuf;
@@ -48,8 +47,8 @@ fn control(export: &NbdExport) -> Result<Control> {
 /// # Errors
 /// There is none, or another pair has it.
 pub fn create_arbiter(export: &NbdExport) -> Result<RemoteArbiter> {
-    RemoteArbiter::create(control(export)?, export.to_string(), &export.name)
-        .remedy(|| "the arbiter of a disk's server comes from `vmft disk serve`")
+    let created = RemoteArbiter::create(control(export)?, export.to_string(), &export.name);
+    created.map_err(|error: RemoteError| error.into())
 }
 
 /// Opens the arbiter of an export for a side that joins.

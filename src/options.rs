@@ -82,6 +82,12 @@ pub enum OptionError {
     /// No network address.
     #[error("`{0}` is no Ethernet address of one station, such as 52:54:00:12:34:56")]
     Mac(String),
+    /// No address for metrics.
+    #[error("`{0}` is no address such as 127.0.0.1:9100")]
+    Metrics(String),
+    /// Metrics would be for everybody.
+    #[error("`{0}` can be reached by other hosts: listen at 127.0.0.1, or add insecure=on")]
+    MetricsExposed(String),
     /// No arbiter.
     #[error(
         "`{0}` is no arbiter; give dir=PATH on storage that both hosts share, or nbd=HOST:PORT/NAME of a \

@@ -91,14 +91,16 @@ impl SideProcess {
         arguments: &[OsString],
     ) -> Result<Self> {
         let messages = File::create(directory.join(format!("{name}.log")))?;
-        let child = Command::new(program)
-            .arg(subcommand)
-            .args(arguments)
+        let mut command = Command::new(program);
+        command.arg("-v").arg(subcommand).args(arguments);
+        if !arguments.iter().any(|argument| argument == "--event-log") {
+            command.arg("--event-log").arg(directory.join(format!("{name}.events")));
+        }
+        let child = command
             .arg("--serial")
             .arg(prefixed("socket=", &directory.join(format!("{name}.console"))))
             .arg("--api-socket")
             .arg(directory.join(format!("{name}.api")))
-            .arg("-v")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(messages)
@@ -121,6 +123,11 @@ impl SideProcess {
     /// Its API socket.
     pub fn api(&self) -> PathBuf {
         self.directory.join(format!("{}.api", self.name))
+    }
+
+    /// Its event log.
+    pub fn events(&self) -> PathBuf {
+        self.directory.join(format!("{}.events", self.name))
     }
 
     /// What it has said so far.

@@ -6,6 +6,7 @@ use crate::nbd_disk;
 use crate::options::{
     ArbiterOption, ArbiterPlace, DiskOption, DiskPlace, LagOption, ProtectOption, TimeOption,
 };
+use crate::pair_state;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -220,13 +221,12 @@ pub fn begin_reign(
     board: &BoardConfig,
     protection: Protection,
 ) -> Result<(Arc<dyn Arbiter>, Identity)> {
-    let arbiter: Arc<dyn Arbiter> =
-        match place {
-            ArbiterPlace::Directory(path) => Arc::new(DirectoryArbiter::create(path).remedy(
-                || "--arbiter dir=PATH names a directory on storage that both hosts share",
-            )?),
-            ArbiterPlace::Export(export) => Arc::new(nbd_disk::create_arbiter(export)?),
-        };
+    let arbiter = pair_state::take(place).remedy(|| match place {
+        ArbiterPlace::Directory(_) => {
+            "--arbiter dir=PATH names a directory on storage that both hosts share"
+        }
+        ArbiterPlace::Export(_) => "the arbiter of a disk's server comes from `vmft disk serve`",
+    })?;
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
     let fingerprint = protecting(fingerprint(engine, board), protection);

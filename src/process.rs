@@ -1,5 +1,7 @@
 //! This process, as the host sees it.
 
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 use std::ops::Range;
 
 /// From now on this process leaves no core dump, and others of its user cannot read its memory: a guest's
@@ -9,6 +11,19 @@ use std::ops::Range;
 /// If the host does not take that.
 pub fn forbid_core_dumps() -> nix::Result<()> {
     nix::sys::prctl::set_dumpable(false)
+}
+
+/// The option by which a process is told to end with the one that has started it.
+pub const END_WITH: &str = "end-with";
+
+/// From now on this process is killed when process `parent` ends, which has started it. False if that has
+/// ended already.
+///
+/// # Errors
+/// If the host does not take that.
+pub fn end_with(parent: u32) -> nix::Result<bool> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    Ok(i32::try_from(parent).is_ok_and(|parent| getppid() == Pid::from_raw(parent)))
 }
 
 /// Resident memory of this process outside the ranges of guest memory, in bytes; `None` where the

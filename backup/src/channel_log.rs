@@ -1,8 +1,10 @@
 //! The channel as a log: where a primary records to, and a backup replays from.
 
-use crate::lag::{GRACE, LagBound, LagPolicy};
+use crate::events::{self, Event};
+use crate::lag::{GRACE, LagBound, LagPolicy, Slowness};
 use crate::nudges::Nudges;
 use crate::reign::Ruling;
+use crate::status::ms;
 use crate::succession::FollowPolicy;
 use crate::tell;
 use std::io;
@@ -36,6 +38,7 @@ pub struct ChannelLog {
     closed: bool,
     last_check: Instant,
     bound: LagBound,
+    slowness: Slowness,
     /// Since when the backup has been beyond the bound.
     beyond: Option<Instant>,
     /// It was so far behind, when that was last looked at, that checkpoints are to help it.
@@ -54,6 +57,7 @@ impl ChannelLog {
             closed: false,
             last_check: Instant::now(),
             bound,
+            slowness: Slowness::default(),
             beyond: None,
             far_behind: false,
             last_checkpoint: None,
@@ -135,6 +139,11 @@ impl LogSink for ChannelLog {
         let lag = self.channel.execution_lag();
         self.far_behind = self.bound.replay_bound().is_some_and(|bound| lag > bound);
         let percent = self.bound.held_back_percent(lag);
+        match self.slowness.look(percent > 0, self.last_check) {
+            Some(true) => events::note(|| Event::Slowed { lag_ms: ms(lag) }),
+            Some(false) => events::note(|| Event::FullSpeed),
+            None => {}
+        }
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));
         }

@@ -5,6 +5,7 @@
 //! Or a live machine fails, as if its guest had met a fault of this program.
 //! All happen at a point of the guest, between two instructions, so what follows is the pair's own doing.
 
+use crate::events::{self, Event};
 use crate::requests::Requests;
 use crate::status::{Role, StatusBoard};
 use crate::tell;
@@ -271,6 +272,7 @@ impl FaultDesk {
             },
             None => self.plant_live(fault, live)?,
         };
+        events::note(|| Event::FaultPlanted { fault, point: planted.point.get() });
         tell!("fault planted at point {}: {fault}", planted.point);
         Ok(planted)
     }

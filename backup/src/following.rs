@@ -4,12 +4,14 @@ use crate::arbiter::{Arbiter, RETRY};
 use crate::channel_log::ChannelSource;
 use crate::checkpoint::{MachineSink, NotReady};
 use crate::epoch::Protection;
+use crate::events::{self, Event};
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
+use crate::handler::error_chain;
 use crate::identity::{fingerprint, protecting};
 use crate::join_content::JoinContent;
 use crate::lag::LagBound;
-use crate::live::{LiveDuties, Succession, error_chain};
+use crate::live::{LiveDuties, Succession};
 use crate::mending::Divergences;
 use crate::reign::{Fate, FollowEvent, FollowReign};
 use crate::side::{Side, SideEnd, SideError};
@@ -23,6 +25,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
+use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
     BackupChannel, BackupConfig, Joined, PeerAddress, PrimaryConfig, TransportError,
@@ -196,6 +199,7 @@ impl Side {
         self.status.set_role(Role::Joining, duties.channel.identity.generation);
         let mut next = 0;
         let mut token: Option<Token> = None;
+        let mut refused = String::new();
         loop {
             let identity = &duties.channel.identity;
             let identity = match Token::renew(&mut token, &duties.arbiter, &self.who) {
@@ -217,12 +221,17 @@ impl Side {
             next += 1;
             let round_is_over = next.is_multiple_of(duties.primaries.len());
             let on_session = make_thread_urgent;
+            let with = primary.to_string();
             let config = BackupConfig { primary, identity, on_session, ..duties.channel.clone() };
             let attempt = Instant::now();
             let joined = join_once(&config, duties.memory, duties.protection, control)?;
             if attempt.elapsed() > config.setup_timeout {
                 // Longer than a greeting may take: it was had, and has sent a part of its checkpoint.
                 started = Instant::now();
+            }
+            if let Some(Err(error)) = &joined {
+                // A standby is told the same many times a second.
+                note_refused(&mut refused, with, error);
             }
             match joined {
                 None => return Ok(None),
@@ -268,6 +277,7 @@ impl Side {
             control,
         );
         self.status.set_role(Role::Backup, terms.generation);
+        self.note_joined(machine.point());
         tell!("following the primary from point {}", machine.point());
 
         let Following { policy, kept, gate, source } = following;
@@ -332,6 +342,11 @@ impl Side {
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
         let source = ChannelSource::new(Arc::clone(channel), Arc::clone(&policy));
         Following { policy, kept, gate, source }
+    }
+
+    /// This side has joined a primary, at this point of its guest.
+    pub(crate) fn note_joined(&self, point: ExecutionPoint) {
+        events::note(|| Event::JoinComplete { backup: None, point: Some(point.get()) });
     }
 
     fn watch_channel(&self, channel: &Arc<BackupChannel>) {
@@ -441,8 +456,21 @@ pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -
     report.replay_ms = race.decided.map_or(0.0, |decided| ms(decided.elapsed()));
     report.point = machine.point().get();
     let last_contact = race.last_contact.unwrap_or_else(Instant::now);
-    let succession = Succession { report, last_contact, kept: kept.take() };
+    let (point, marked, kept) = (report.point, machine.outputs(), kept.take());
+    let not_out = kept.len() as u64;
+    events::note(|| Event::ReplayDone { point, marked, not_out });
+    let succession = Succession { report, last_contact, kept };
     Followed::Won(Box::new((machine, succession)))
+}
+
+/// Notes why this side was not let join, if it is not what it was the last time.
+fn note_refused(last: &mut String, with: String, error: &TransportError) {
+    let why = error_chain(error);
+    let now = format!("{with}: {why}");
+    if *last != now {
+        *last = now;
+        events::note(|| Event::JoinRefused { with: with.into(), why: why.into(), untold: 0 });
+    }
 }
 
 /// Tries to join once. `None` if the operator stops the side meanwhile; the attempt then ends by

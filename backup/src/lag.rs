@@ -4,7 +4,7 @@
 //! slowed, the more the further its backup falls behind (§2.4 of the paper), long before a full buffer
 //! would stop it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The shortest bound that may be asked for: acknowledgements tell of the lag some fifty times a second.
 pub const MIN_LAG: Duration = Duration::from_millis(50);
@@ -100,6 +100,30 @@ impl LagBound {
     }
 }
 
+/// Whether a primary is slowed, as it is told: one that is slowed now and then is slowed all the time.
+#[derive(Debug, Default)]
+pub(crate) struct Slowness {
+    /// When it was slowed last, while that is told.
+    slowed: Option<Instant>,
+}
+
+impl Slowness {
+    /// It is slowed at `now`, or is not. True if that is to be told as the beginning, false as the end.
+    pub(crate) fn look(&mut self, is_slowed: bool, now: Instant) -> Option<bool> {
+        match (is_slowed, self.slowed) {
+            (true, last) => {
+                self.slowed = Some(now);
+                last.is_none().then_some(true)
+            }
+            (false, Some(last)) if now.saturating_duration_since(last) >= GRACE => {
+                self.slowed = None;
+                Some(false)
+            }
+            (false, _) => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +136,21 @@ mod tests {
         assert_eq!(percent(69), 25);
         assert_eq!(percent(120), 50);
         assert_eq!(percent(60_000), 90);
+    }
+
+    #[test]
+    fn a_primary_that_is_slowed_now_and_then_is_told_of_once() {
+        let (mut slowness, start) = (Slowness::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(slowness.look(false, at(0)), None);
+        assert_eq!(slowness.look(true, at(10)), Some(true));
+        for ms in (20..1000).step_by(10) {
+            assert_eq!(slowness.look(ms % 200 == 0, at(ms)), None);
+        }
+        assert_eq!(slowness.look(false, at(1799)), None);
+        assert_eq!(slowness.look(false, at(1800)), Some(false));
+        assert_eq!(slowness.look(false, at(9000)), None);
+        assert_eq!(slowness.look(true, at(9010)), Some(true));
     }
 
     #[test]

@@ -3,31 +3,29 @@
 use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
 use crate::epoch::{EpochSide, Epochs, Protection};
-use crate::join::JoinStream;
+use crate::events::{self, Event};
+use crate::hand_over::{HandOver, HandOverError};
+use crate::handler::{Handler, error_chain};
 use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
 use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
-use crate::requests::{Beginning, JoinHost, Requests};
+use crate::requests::{Beginning, JoinHost};
 use crate::side::{Doors, Side, SideEnd, SideError};
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::storage;
-use crate::tell;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::backups::{BackupKey, Protects};
-use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, OutputSequence, StopReason};
-use vmft_logging_channel::handshake::SessionTerms;
+use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
-    AdmissionCheck, CheckpointStream, EndCause, Followers, JoinTicket, Origin, PrimaryChannel,
-    PrimaryConfig, PrimaryHandler, SessionEnd, TransportError,
+    AdmissionCheck, Followers, JoinTicket, PrimaryChannel, PrimaryConfig,
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate};
-use vmft_vmm::world::{Fence, HostSource, Mailbox, make_thread_urgent};
+use vmft_vmm::world::{Fence, HostSource, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,6 +33,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const FAILED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an operator's stop waits for an arbiter that is away.
 const DECIDE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a side that has handed its guest over stays, to say so.
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
 /// How long one step of waiting at a stop takes before the policy is looked at again.
 const STOP_STEP: Duration = Duration::from_millis(50);
 
@@ -64,97 +64,6 @@ pub(crate) struct Succession {
     pub(crate) last_contact: Instant,
     /// Outputs replayed but not known to be out.
     pub(crate) kept: Vec<vmft_vmm::outputs::Output>,
-}
-
-/// The channel's news, on the channel's thread.
-struct Handler {
-    gate: Arc<HeldOutputs>,
-    requests: Arc<Requests>,
-    mailbox: Arc<Mailbox>,
-    policy: Arc<LossPolicy>,
-    status: Arc<StatusBoard>,
-    followers: Followers,
-    protection: Protection,
-    /// Backups that left because they had diverged, and that nobody has come for yet.
-    unmended: u32,
-}
-
-impl Handler {
-    fn count_followers(&self) {
-        let protected_by = self.followers.protected_by() as u64;
-        self.status.update(|status| status.followers = protected_by);
-    }
-}
-
-impl PrimaryHandler for Handler {
-    fn checkpoint(
-        &mut self,
-        _: &SessionTerms,
-        ticket: JoinTicket,
-    ) -> Result<Box<dyn CheckpointStream>, String> {
-        let (requests, mailbox) = (Arc::clone(&self.requests), Arc::clone(&self.mailbox));
-        let status = Arc::clone(&self.status);
-        let digests = self.protection == Protection::Lockstep;
-        Ok(Box::new(JoinStream::new(requests, mailbox, status, ticket, digests)))
-    }
-
-    fn protected(&mut self, backup: BackupKey, protects: Protects) {
-        self.count_followers();
-        let (Protects::Joined(generation) | Protects::Told(generation)) = protects;
-        self.policy.handle(LiveEvent::Protecting(backup, generation));
-        if matches!(protects, Protects::Joined(_)) && self.unmended > 0 {
-            self.unmended -= 1;
-            self.status.update(|status| status.divergences_mended += 1);
-            tell!("the divergence is mended: a backup has joined from a checkpoint");
-        }
-        // A machine that waits for its backups looks whether they are complete.
-        self.mailbox.ask(Asked::Pause);
-    }
-
-    fn acknowledged(&mut self, received: EntrySequence) {
-        self.gate.acknowledged(received);
-    }
-
-    fn session_ended(&mut self, end: &SessionEnd) {
-        self.count_followers();
-        if end.protected
-            && let EndCause::Departed(GoodbyeReason::Diverged(notice)) = &end.cause
-        {
-            self.status.diverged(notice);
-            self.unmended += 1;
-        }
-        if let Some(backup) = end.backup {
-            self.policy.handle(LiveEvent::SessionEnded {
-                backup,
-                complete: end.protected,
-                left: end.cause == EndCause::Left,
-                why: end.cause.to_string(),
-            });
-        }
-    }
-
-    fn peer_refused(&mut self, peer: Origin, error: &TransportError, untold: u64) {
-        // A standby asks many times a second, and is told as often that it has to wait.
-        if error.is_no_place() {
-            tracing::debug!(%peer, "turned away: every place for a backup is taken");
-            return;
-        }
-        if untold > 0 {
-            tell!("{untold} more did not join, for reasons like the next");
-        }
-        tell!("{peer} did not join: {}", error_chain(error));
-    }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The machine's inputs, followed or not.
@@ -315,7 +224,8 @@ impl Side {
 }
 
 /// Notes when the first output of a new live side is out.
-fn report_first_output(status: &StatusBoard, since: Instant) {
+fn report_first_output(status: &StatusBoard, since: Instant, output: OutputSequence) {
+    events::note(|| Event::FirstOutput { output });
     status.update(|status| {
         if let Some(failover) = &mut status.failover {
             failover.first_output_ms.get_or_insert_with(|| ms(since.elapsed()));
@@ -328,6 +238,14 @@ struct LiveHost<'a> {
     live: &'a LiveSide<'a>,
     /// A log has begun where nobody followed before.
     first: bool,
+    /// Whoever asked that a backup takes the guest.
+    hand_over: Option<mpsc::Sender<Result<(), HandOverError>>>,
+}
+
+impl<'a> LiveHost<'a> {
+    fn of(live: &'a LiveSide<'a>) -> Self {
+        Self { live, first: false, hand_over: None }
+    }
 }
 
 impl JoinHost for LiveHost<'_> {
@@ -373,6 +291,10 @@ impl JoinHost for LiveHost<'_> {
             }
         }
     }
+
+    fn hand_over(&mut self, reply: mpsc::Sender<Result<(), HandOverError>>) {
+        self.hand_over = Some(reply);
+    }
 }
 
 impl LiveSide<'_> {
@@ -387,12 +309,13 @@ impl LiveSide<'_> {
         let channel = self.channel.as_ref().map(Arc::downgrade);
         let status = Arc::clone(&side.status);
         let last_contact = succession.as_ref().map(|succession| succession.last_contact);
+        let (is_successor, point) = (succession.is_some(), machine.point().get());
         let first = Once::new();
         let gate = Arc::clone(&self.doors.gate);
         let on_out = move |output: OutputSequence| {
             gate.recent().released(output);
             if let Some(since) = last_contact {
-                first.call_once(|| report_first_output(&status, since));
+                first.call_once(|| report_first_output(&status, since, output));
             }
             if let Some(channel) = channel.as_ref().and_then(Weak::upgrade) {
                 // Without a backup there is nobody who must know.
@@ -410,6 +333,9 @@ impl LiveSide<'_> {
         side.console.reveal(machine.console_offset());
         let mut live = side.live_inputs(&self.doors, machine)?;
         let again = side.reissue(&self.doors, &mut live, machine)?;
+        if is_successor {
+            events::note(|| Event::Live { point, requests_again: again as u64 });
+        }
         if again > 0 {
             tracing::info!(again, "requests re-issued");
         }
@@ -427,7 +353,7 @@ impl LiveSide<'_> {
         loop {
             match self.side.mailbox.wait_asked() {
                 Asked::Pause => {
-                    let mut host = LiveHost { live: self, first: false };
+                    let mut host = LiveHost::of(self);
                     self.side.requests.serve(machine, &mut host);
                     if channel.protected_by() >= count {
                         return Ok(None);
@@ -449,6 +375,13 @@ impl LiveSide<'_> {
             Standing::Fenced(why) => SideEnd::Halted(why),
             _ => SideEnd::Halted("asked to halt".to_owned()),
         }
+    }
+
+    /// Hands the guest over to a backup, with the machine at rest.
+    fn hand_over(&self, machine: &Machine) -> Result<(), HandOverError> {
+        let channel = self.channel.as_ref().ok_or(HandOverError::Nobody)?;
+        let (doors, policy, protection) = (&self.doors, &self.policy, self.protection);
+        HandOver { channel, doors, policy, protection }.run(machine)
     }
 
     fn is_lockstep(&self) -> bool {
@@ -521,10 +454,21 @@ impl LiveSide<'_> {
         loop {
             match inputs.run(machine, &self.doors.gate)? {
                 RunEnd::Paused => {
-                    let mut host = LiveHost { live: self, first: false };
+                    let mut host = LiveHost::of(self);
                     self.side.requests.serve(machine, &mut host);
+                    let hand_over = host.hand_over.take();
                     if host.first {
                         inputs = self.follow(inputs.into_live(), machine);
+                    }
+                    if let Some(reply) = hand_over {
+                        let handed = self.hand_over(machine);
+                        // Whoever asked may have gone.
+                        let _ = reply.send(handed);
+                        if handed.is_ok() {
+                            // Whoever asked is answered before the process ends.
+                            std::thread::sleep(ANSWER_WAIT);
+                            return Ok((self.halted(), inputs));
+                        }
                     }
                 }
                 RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),

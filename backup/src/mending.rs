@@ -4,7 +4,7 @@
 //! diverged never goes live.
 
 use crate::following::Followed;
-use crate::live::error_chain;
+use crate::handler::error_chain;
 use crate::reign::{Fate, FollowEvent};
 use crate::side::{Side, SideError};
 use crate::status::DivergenceReport;
@@ -123,7 +123,7 @@ impl Side {
     /// This side has joined at `point`, which mends what had diverged.
     pub(crate) fn mended(&self, point: ExecutionPoint) {
         tell!("the divergence is mended: joined again, from a checkpoint of point {point}");
-        self.status.update(|status| status.divergences_mended += 1);
+        self.status.mended();
     }
 }
 

@@ -4,7 +4,8 @@
 //! arbiter) hands them to the judge and does at once, under the same lock, what comes of them: an
 //! acknowledgement that follows the loss of a backup finds the gate held already.
 
-use crate::arbiter::{Arbiter, Candidate, FenceState};
+use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, Verdict};
+use crate::events::{self, Event, Judge, JudgeInput, JudgeLog, JudgeOrder};
 use crate::reign::{LiveAction, LiveEvent, LiveReign, Standing};
 use crate::status::StatusBoard;
 use crate::tell;
@@ -38,14 +39,17 @@ pub(crate) struct LiveParts {
 pub(crate) struct LossPolicy {
     parts: LiveParts,
     reign: Mutex<LiveReign>,
+    log: JudgeLog,
     changed: Condvar,
 }
 
 impl LossPolicy {
     /// For a side that is alone and live.
     pub(crate) fn new(parts: LiveParts) -> Self {
-        let reign = Mutex::new(LiveReign::new(parts.fence.generation()));
-        Self { parts, reign, changed: Condvar::new() }
+        let generation = parts.fence.generation();
+        let reign = Mutex::new(LiveReign::new(generation));
+        let log = JudgeLog::begin(Judge::Live { generation });
+        Self { parts, reign, log, changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, LiveReign> {
@@ -82,14 +86,16 @@ impl LossPolicy {
     /// Something has happened: has the judge decide, and does what it says. False if a backup was
     /// turned away.
     pub(crate) fn handle(self: &Arc<Self>, event: LiveEvent) -> bool {
-        let mut reign = self.lock();
-        reign.handle_event(now(), event);
+        let (mut reign, at) = (self.lock(), now());
+        self.log.heard(at, || JudgeInput::Live(event.clone()));
+        reign.handle_event(at, event);
         self.execute(reign)
     }
 
     fn handle_timeout(self: &Arc<Self>) {
-        let mut reign = self.lock();
-        reign.handle_timeout(now());
+        let (mut reign, at) = (self.lock(), now());
+        self.log.heard(at, || JudgeInput::Timeout);
+        reign.handle_timeout(at);
         self.execute(reign);
     }
 
@@ -97,6 +103,7 @@ impl LossPolicy {
         let (mut admitted, mut told, mut ask) = (true, Vec::new(), None);
         let LiveParts { gate, fence, mailbox, status, followers, .. } = &self.parts;
         while let Some(action) = reign.poll_action() {
+            self.log.ordered(|| JudgeOrder::Live(action.clone()));
             match action {
                 LiveAction::Admit(_) => {}
                 LiveAction::TurnAway(_) => admitted = false,
@@ -145,11 +152,21 @@ impl LossPolicy {
         admitted
     }
 
+    /// Waits, where the guest was handed over, until it is time to ask who has it, and asks.
+    pub(crate) fn ask_after_hand_over(self: &Arc<Self>) {
+        let at = self.lock().poll_timeout();
+        if let Some(at) = at {
+            std::thread::sleep(at.since(now()));
+            self.handle_timeout();
+        }
+    }
+
     /// Asks the arbiter on a thread of its own: it may be long in answering.
     fn ask(self: &Arc<Self>, generation: Generation) {
         let policy = Arc::clone(self);
         let ask = move || {
-            let event = match policy.parts.arbiter.try_win(generation, &policy.parts.who) {
+            let answer = ask_arbiter(&*policy.parts.arbiter, generation, &policy.parts.who);
+            let event = match answer {
                 Ok(verdict) => LiveEvent::Verdict(verdict),
                 Err(error) => LiveEvent::Unreachable(error.to_string()),
             };
@@ -181,4 +198,19 @@ impl LossPolicy {
         };
         vmft_sandbox::spawn(Task::Arbiter, "overtaken", hear).map(drop)
     }
+}
+
+/// Asks for a generation, and has that in the event log.
+pub(crate) fn ask_arbiter(
+    arbiter: &dyn Arbiter,
+    generation: Generation,
+    who: &Candidate,
+) -> Result<Verdict, ArbiterError> {
+    events::note(|| Event::ArbiterAsked { generation });
+    let answer = arbiter.try_win(generation, who);
+    events::note(|| match &answer {
+        Ok(verdict) => Event::ArbiterAnswered { generation, verdict: verdict.clone() },
+        Err(error) => Event::ArbiterUnreachable { why: error.to_string().into() },
+    });
+    answer
 }

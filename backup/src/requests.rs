@@ -1,6 +1,7 @@
 //! What is asked of the machine's thread between two instructions.
 
 use crate::copied::CopiedPages;
+use crate::hand_over::HandOverError;
 use crate::join::{Rest, RoundEnd, Watched};
 use crate::join_content::JoinContent;
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ enum Request {
     AtRest(AtRest),
     /// A snapshot to a new directory.
     Snapshot { directory: PathBuf, reply: Sender<Result<(), SnapshotError>> },
+    /// A backup is to take the guest.
+    HandOver { reply: Sender<Result<(), HandOverError>> },
     /// A backup wants to join.
     Watch { reply: Sender<Watched> },
     /// A part of what the machine has to do before a log can begin.
@@ -60,6 +63,10 @@ pub(crate) trait JoinHost {
     /// Begins the backup's log with the machine at rest where it is, and takes its state. `None` if
     /// that backup cannot be had any more. `Later` if the machine must reach its next point first.
     fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning;
+
+    /// A backup is to take the guest, once everything else is done that was asked. `reply` is told what
+    /// came of it.
+    fn hand_over(&mut self, reply: Sender<Result<(), HandOverError>>);
 }
 
 /// Whether a backup's log has begun.
@@ -80,6 +87,11 @@ pub(crate) struct NoBackups;
 impl JoinHost for NoBackups {
     fn begin(&mut self, _: &mut Machine, _: &JoinTicket) -> Beginning {
         Beginning::Gone
+    }
+
+    fn hand_over(&mut self, reply: Sender<Result<(), HandOverError>>) {
+        // Whoever asked may have gone.
+        let _ = reply.send(Err(HandOverError::Nobody));
     }
 }
 
@@ -121,6 +133,13 @@ impl Requests {
     ) -> Receiver<Result<(), SnapshotError>> {
         let (reply, result) = channel();
         self.put(Request::Snapshot { directory, reply }, mailbox);
+        result
+    }
+
+    /// Asks for the guest to be handed over to a backup; what came of it comes through the receiver.
+    pub fn hand_over(&self, mailbox: &Mailbox) -> Receiver<Result<(), HandOverError>> {
+        let (reply, result) = channel();
+        self.put(Request::HandOver { reply }, mailbox);
         result
     }
 
@@ -177,6 +196,7 @@ impl Requests {
                     let _ = reply.send(snapshot::save(machine, &directory));
                 }
                 Request::AtRest(AtRest(task)) => task(machine),
+                Request::HandOver { reply } => host.hand_over(reply),
                 Request::Watch { reply } => {
                     let _ = reply.send(Watched::begin(machine));
                 }

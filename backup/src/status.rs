@@ -1,5 +1,6 @@
 //! What a running side says of itself.
 
+use crate::events::{self, Event};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,6 +8,8 @@ use std::time::Duration;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::foreign::ForeignText;
 use vmft_logging_channel::session::DivergenceNotice;
+use vmft_logging_channel::time::MonotonicTime;
+use vmft_logging_channel::transport::now;
 use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
 use vmft_vmm::world::Gauges;
 use vmft_vmm::world::console::ConsoleHub;
@@ -184,6 +187,12 @@ pub struct SideStatus {
     pub channel: Option<ChannelStatus>,
     /// The guest's network, if this side is attached to one.
     pub network: Option<NetworkStatus>,
+    /// For how long a live side of a pair has had no backup that could take its place, in milliseconds.
+    #[serde(default)]
+    pub unprotected_ms: Option<u64>,
+    /// Events that the event log did not take.
+    #[serde(default)]
+    pub events_lost: u64,
     /// Backups that follow.
     pub followers: u64,
     /// The last join, if there was one.
@@ -238,6 +247,8 @@ struct Board {
     console: Option<Arc<ConsoleHub>>,
     network: Option<Arc<NetPort>>,
     guest_memory: Vec<Range<usize>>,
+    /// Since when this side has been live and unprotected.
+    unprotected_since: Option<MonotonicTime>,
 }
 
 /// Where a side's parts write what they know, and `vmft status` reads it.
@@ -275,10 +286,24 @@ impl StatusBoard {
 
     /// Sets the role and the generation, and says so in the log.
     pub fn set_role(&self, role: Role, generation: Generation) {
-        self.update(|status| {
-            status.role = role;
-            status.generation = generation.0;
-        });
+        let mut board = self.lock();
+        board.status.role = role;
+        board.status.generation = generation.0;
+        match role {
+            // A side that decides is live or is about to be.
+            Role::WaitingForBackup | Role::Alone | Role::Deciding => {
+                board.unprotected_since.get_or_insert_with(now);
+            }
+            Role::Starting
+            | Role::Joining
+            | Role::Unprotected
+            | Role::Primary
+            | Role::Backup
+            | Role::Halted
+            | Role::Stopped => board.unprotected_since = None,
+        }
+        drop(board);
+        events::note_role(role, generation);
         tracing::info!(?role, generation = generation.0, "role");
     }
 
@@ -288,6 +313,13 @@ impl StatusBoard {
             status.divergences += 1;
             status.divergence = Some(notice.into());
         });
+        events::note(|| Event::Diverged(notice.into()));
+    }
+
+    /// A backup has joined from a checkpoint after a divergence.
+    pub(crate) fn mended(&self) {
+        self.update(|status| status.divergences_mended += 1);
+        events::note(|| Event::Mended);
     }
 
     /// From now on the channel is asked through `probe`.
@@ -328,7 +360,11 @@ impl StatusBoard {
         let (mut status, probe, gate) =
             (board.status.clone(), board.probe.clone(), board.gate.clone());
         let (network, console) = (board.network.clone(), board.console.clone());
+        let since = board.unprotected_since;
         drop(board);
+        status.unprotected_ms =
+            since.map(|since| u64::try_from(now().since(since).as_millis()).unwrap_or(u64::MAX));
+        status.events_lost = events::lost();
         if let Some(console) = console {
             status.console_bytes = console.visible();
             status.console_trouble = console.trouble();

@@ -4,7 +4,9 @@
 //! arbiter is asked on a thread of its own, while what was received is still being replayed.
 
 use crate::arbiter::{Arbiter, Candidate, RETRY};
+use crate::events::{self, Event, Judge, JudgeInput, JudgeLog, JudgeOrder, Peer};
 use crate::following::BackupControl;
+use crate::policy::ask_arbiter;
 use crate::reign::{Fate, FollowAction, FollowEvent, FollowReign, Ruling, SessionOver};
 use crate::status::{FailoverReport, StatusBoard, ms};
 use crate::tell;
@@ -30,6 +32,8 @@ struct State {
     race: Race,
     /// The judge has been told how the session ended.
     over: bool,
+    /// What the judge has ordered, and is still to be done.
+    ordered: VecDeque<FollowAction>,
     /// What the arbiter is still to be asked.
     questions: VecDeque<FollowAction>,
     /// A thread asks.
@@ -51,6 +55,7 @@ struct Parts {
 pub(crate) struct FollowPolicy {
     parts: Parts,
     state: Mutex<State>,
+    log: JudgeLog,
     changed: Condvar,
 }
 
@@ -62,16 +67,22 @@ impl FollowPolicy {
         status: Arc<StatusBoard>,
         control: Arc<BackupControl>,
     ) -> Self {
+        let log = JudgeLog::begin(Judge::Follow {
+            generation: reign.generation(),
+            several: reign.several(),
+            standby: reign.standby(),
+        });
         let state = State {
             reign,
             race: Race::default(),
             over: false,
+            ordered: VecDeque::new(),
             questions: VecDeque::new(),
             asking: false,
             fate: None,
         };
         let parts = Parts { arbiter, who, status, control };
-        Self { parts, state: Mutex::new(state), changed: Condvar::new() }
+        Self { parts, state: Mutex::new(state), log, changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,13 +125,14 @@ impl FollowPolicy {
             return;
         }
         state.race.begin(&end);
-        state.reign.handle_event(now(), FollowEvent::GenerationChanged(channel.generation()));
+        note_end(&end);
+        self.tell_judge(&mut state, FollowEvent::GenerationChanged(channel.generation()));
         let over = FollowEvent::SessionOver {
             over: SessionOver::from(&end.cause),
             received: channel.received(),
             heard: channel.has_heard(),
         };
-        state.reign.handle_event(now(), over);
+        self.tell_judge(&mut state, over);
         self.execute(state);
     }
 
@@ -141,15 +153,39 @@ impl FollowPolicy {
         }
     }
 
+    /// Tells the judge, and has that in the event log.
+    fn tell_judge(&self, state: &mut State, event: FollowEvent) {
+        let at = now();
+        self.log.heard(at, || JudgeInput::Follow(event.clone()));
+        state.reign.handle_event(at, event);
+        self.take_orders(state);
+    }
+
+    /// Takes what the judge has ordered, before it is told anything else: so the log has what came of each.
+    fn take_orders(&self, state: &mut State) {
+        while let Some(action) = state.reign.poll_action() {
+            self.log.ordered(|| JudgeOrder::Follow(action.clone()));
+            state.ordered.push_back(action);
+        }
+    }
+
+    /// The time that the judge asked for has come.
+    fn wake_judge(&self, state: &mut State) {
+        let at = now();
+        self.log.heard(at, || JudgeInput::Timeout);
+        state.reign.handle_timeout(at);
+        self.take_orders(state);
+    }
+
     fn handle(self: &Arc<Self>, event: FollowEvent) {
         let mut state = self.lock();
-        state.reign.handle_event(now(), event);
+        self.tell_judge(&mut state, event);
         self.execute(state);
     }
 
     fn execute(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let mut told = Vec::new();
-        while let Some(action) = state.reign.poll_action() {
+        while let Some(action) = state.ordered.pop_front() {
             match action {
                 FollowAction::Announce(..) | FollowAction::Look(_) | FollowAction::Ask(_) => {
                     state.questions.push_back(action);
@@ -184,16 +220,16 @@ impl FollowPolicy {
                     let next = state.reign.next();
                     state.race.decided(next);
                 }
-                state.reign.handle_event(now(), answer);
+                self.tell_judge(&mut state, answer);
                 self.execute(state);
             } else if self.parts.control.is_leaving() && state.reign.poll_timeout().is_some() {
-                state.reign.handle_event(now(), FollowEvent::Leave);
+                self.tell_judge(&mut state, FollowEvent::Leave);
                 self.execute(state);
             } else if let Some(at) = state.reign.poll_timeout() {
                 drop(state);
                 std::thread::sleep(at.since(now()));
                 let mut state = self.lock();
-                state.reign.handle_timeout(now());
+                self.wake_judge(&mut state);
                 self.execute(state);
             } else {
                 state.asking = false;
@@ -214,13 +250,23 @@ impl FollowPolicy {
             FollowAction::Look(generation) => {
                 FollowEvent::Looked { free: matches!(arbiter.winner(*generation), Ok(None)) }
             }
-            FollowAction::Ask(generation) => match arbiter.try_win(*generation, who) {
+            FollowAction::Ask(generation) => match ask_arbiter(&**arbiter, *generation, who) {
                 Ok(verdict) => FollowEvent::Verdict(verdict),
                 Err(error) => FollowEvent::Unreachable(error.to_string()),
             },
             other => unreachable!("{other:?} asks nothing"),
         }
     }
+}
+
+/// The session with the primary is over: for the event log.
+fn note_end(end: &SessionEnd) {
+    let (peer, why) = (Peer::Primary, end.cause.to_string().into());
+    let (last_sign, suspected) = (end.last_contact, end.ended_at);
+    events::note(|| match end.is_failure() {
+        true => Event::PeerLost { peer, why, last_sign, suspected },
+        false => Event::PeerLeft { peer, why },
+    });
 }
 
 impl Race {

@@ -49,6 +49,7 @@ pub fn say_panics(limit: Duration) {
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
             trace.to_string().lines().for_each(|line| say(format_args!("{line}")));
         }
+        crate::events::finish(limit);
         finish(limit);
     }));
 }

@@ -20,12 +20,13 @@ use crate::point::ExecutionPoint;
 use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
 use crate::session::{GoodbyeReason, MAX_TEXT, SessionId};
 use crate::time::MonotonicTime;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 /// Names one backup of one primary, from its handshake on. No two have the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackupKey(u64);
 
 impl fmt::Display for BackupKey {

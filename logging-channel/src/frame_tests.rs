@@ -29,6 +29,7 @@ fn every_frame() -> Vec<Frame> {
         Frame::Refusal(Refusal::HasBackup),
         Frame::Goodbye(GoodbyeReason::Stopped),
         Frame::Goodbye(GoodbyeReason::Failed("at point 7".into())),
+        Frame::Goodbye(GoodbyeReason::HandedOver),
         Frame::Goodbye(GoodbyeReason::Diverged(DivergenceNotice {
             window: Some((ExecutionPoint::new(300), ExecutionPoint::new(301))),
             page: Some(0x5000),

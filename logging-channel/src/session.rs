@@ -57,6 +57,10 @@ pub enum GoodbyeReason {
     /// doing.
     #[error("the peer's machine failed: {0}")]
     Failed(ForeignText),
+    /// A primary whose operator hands the guest over: everything it had to let out is out, and its machine
+    /// rests. Whoever follows it goes on.
+    #[error("the peer hands the guest over")]
+    HandedOver,
 }
 
 /// What a backup that diverged tells its primary.
@@ -273,7 +277,7 @@ impl Control for GoodbyeReason {
         match self {
             Self::Fault(text) | Self::Failed(text) => check_text("goodbye text", text),
             Self::Diverged(notice) => check_text("divergence", &notice.text),
-            Self::Stopped | Self::Leaving => Ok(()),
+            Self::Stopped | Self::Leaving | Self::HandedOver => Ok(()),
         }
     }
 }

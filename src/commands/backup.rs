@@ -142,7 +142,7 @@ fn follow(
     let side = make_side(&options.side, disks, network, role)?;
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
-    interrupt::serve_side_with(&side, options.side.api_socket.as_deref(), hook)?;
+    interrupt::serve_side_with(&side, &options.side, hook)?;
     if let Some(place) = &place {
         // Known before this side is live, so that others may be told.
         let address = place.listener.local_address().to_string();

@@ -1,6 +1,9 @@
 //! `vmft status`, `vmft stop` and `vmft snapshot`: asking a running side.
 
 use crate::api_client;
+use crate::check::{Level, Limits, check};
+use crate::options::TimeOption;
+use crate::remedy::one_line;
 use crate::terminal::say;
 use anyhow::Result;
 use clap::Args;
@@ -18,6 +21,15 @@ pub struct StatusOptions {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// One line, and an exit code as monitoring plugins have: 0 OK, 1 warning, 2 critical, 3 unknown
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
+    /// With --check: a backup that is further behind is a warning
+    #[arg(long, value_name = "TIME", default_value = "1s", requires = "check")]
+    max_lag: TimeOption,
+    /// With --check: a live side without a backup is a warning, and critical after so long
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "check")]
+    max_unprotected: TimeOption,
 }
 
 /// Options of `vmft stop`.
@@ -39,8 +51,25 @@ pub struct SnapshotOptions {
     directory: PathBuf,
 }
 
+/// Options of `vmft switch`.
+#[derive(Debug, Args)]
+pub struct SwitchOptions {
+    /// The --api-socket of the side that runs the guest
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
+/// Hands the guest over to a backup.
+pub fn switch(options: &SwitchOptions) -> Result<ExitCode> {
+    api_client::switch(&options.api_socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Shows a side's status.
 pub fn status(options: &StatusOptions) -> Result<ExitCode> {
+    if options.check {
+        return check_side(options);
+    }
     let status = api_client::status(&options.api_socket)?;
     if options.json {
         say(&serde_json::to_string_pretty(&status)?)?;
@@ -48,6 +77,19 @@ pub fn status(options: &StatusOptions) -> Result<ExitCode> {
         say(describe(&status)?.trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says in one line how a side is.
+fn check_side(options: &StatusOptions) -> Result<ExitCode> {
+    let limits = Limits { max_lag: options.max_lag.0, max_unprotected: options.max_unprotected.0 };
+    let (level, text) = match api_client::status(&options.api_socket) {
+        Ok(status) => check(&status, limits),
+        Err(error) => {
+            (Level::Unknown, format!("VMFT UNKNOWN - {}", one_line(&format!("{error:#}"))))
+        }
+    };
+    say(&text)?;
+    Ok(ExitCode::from(level as u8))
 }
 
 /// Stops a guest.
@@ -94,6 +136,12 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
     writeln!(text, "role                 {role}")?;
     writeln!(text, "generation           {}", status.generation)?;
     writeln!(text, "point                {} instructions", status.point)?;
+    if let Some(ms) = status.unprotected_ms {
+        writeln!(text, "unprotected for      {:.1} s", ms as f64 / 1e3)?;
+    }
+    if status.events_lost > 0 {
+        writeln!(text, "events lost          {}", status.events_lost)?;
+    }
     let idle = if status.guest_idle { ", idle" } else { "" };
     writeln!(text, "guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3)?;
     writeln!(

@@ -3,6 +3,7 @@
 use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
+use crate::options::ArbiterPlace;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::sandbox_options::{ArbiterOf, end_start, files_of};
 use crate::terminal;
@@ -37,6 +38,16 @@ pub struct PrimaryOptions {
     side: SideOptions,
 }
 
+impl PrimaryOptions {
+    /// Where the arbiter is.
+    ///
+    /// # Errors
+    /// It is not said, or cannot be the pair's.
+    pub fn arbiter_place(&self) -> Result<ArbiterPlace> {
+        self.pair.arbiter_place(&self.machine.disk)
+    }
+}
+
 /// Where a side listens, as its operator is told.
 fn told_address(address: &LocalAddress) -> String {
     match address {
@@ -53,7 +64,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let files = files_of(&[&options.machine, &options.side, &options.listen, &arbiter]);
     options.side.sandbox.enter(files)?;
     let address = options.pair.address(&options.listen)?;
-    let place = options.pair.arbiter_place(&options.machine.disk)?;
+    let place = options.arbiter_place()?;
     let disks = open_disks(&options.machine.disk, DisksOf::NewPair)?;
     let listen_place = ListenPlace::take(&address)?;
     let machine = options.machine.machine(prepared, &disks)?;
@@ -61,7 +72,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "primary")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
-    interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
+    interrupt::serve_side(&side, &options.side)?;
 
     // Everything has been checked: now the shared storage may change.
     let protection = options.pair.protection();

@@ -46,7 +46,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "recorder")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
-    interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
+    interrupt::serve_side(&side, &options.side)?;
 
     let path = options.log.clone();
     let create = || OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);

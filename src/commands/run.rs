@@ -8,6 +8,7 @@ use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use std::process::ExitCode;
+use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
 use vmft_vmm::engine::EngineKind;
@@ -32,7 +33,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine")?;
     side.status.set_guest_memory(machine.ram().host_ranges());
-    interrupt::serve_side(&side, options.side.api_socket.as_deref())?;
+    interrupt::serve_side(&side, &options.side)?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let engine = machine.config().engine;
     end_start()?;
@@ -52,6 +53,11 @@ pub fn with_advice(error: SideError, engine: EngineKind) -> anyhow::Error {
 
 /// Says how a side ended; a side that halted because its peer goes on failed.
 pub fn report(end: &SideEnd) -> ExitCode {
+    let how = match end {
+        SideEnd::Stopped(reason) => Ending::Stopped(*reason),
+        SideEnd::Halted(why) => Ending::Halted(why.as_str().into()),
+    };
+    events::note(|| Event::End { how });
     match end {
         SideEnd::Stopped(reason) => {
             tracing::info!(?reason, "the guest stopped");

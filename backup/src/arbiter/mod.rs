@@ -68,7 +68,8 @@ impl fmt::Display for Candidate {
 }
 
 /// The arbiter's decision. It is final, and the same whoever asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// The candidate has the generation.
     Won,

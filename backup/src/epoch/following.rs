@@ -6,8 +6,8 @@ use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
 use crate::following::{BackupControl, BackupDuties, Followed, Following, won};
+use crate::handler::error_chain;
 use crate::join_content::JoinContent;
-use crate::live::error_chain;
 use crate::mending::Divergences;
 use crate::reign::{Fate, FollowEvent};
 use crate::side::{Side, SideError};
@@ -47,6 +47,7 @@ impl Side {
         let (shown, ram) = (follower.console_offset(), follower.ram());
         let following = self.begin_following(&channel, shown, ram, duties, control);
         self.status.set_role(Role::Backup, terms.generation);
+        self.note_joined(follower.point());
         tell!("following the primary by checkpoints from point {}", follower.point());
 
         let Following { policy, kept, gate, mut source } = following;

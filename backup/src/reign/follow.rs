@@ -16,6 +16,7 @@
 
 use crate::arbiter::{ANNOUNCE, Candidate, HEAD_START, RETRY, Verdict};
 use crate::status::Role;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vmft_logging_channel::entry::{EntrySequence, Generation, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
@@ -23,7 +24,8 @@ use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::EndCause;
 
 /// How a session ended, as far as it matters who goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SessionOver {
     /// The primary must be taken to have failed, for this reason.
     Lost(String),
@@ -40,7 +42,9 @@ impl From<&EndCause> for SessionOver {
         match cause {
             EndCause::Lost(_)
             | EndCause::Violation(_)
-            | EndCause::Departed(GoodbyeReason::Failed(_)) => Self::Lost(cause.to_string()),
+            | EndCause::Departed(GoodbyeReason::Failed(_) | GoodbyeReason::HandedOver) => {
+                Self::Lost(cause.to_string())
+            }
             EndCause::Departed(GoodbyeReason::Stopped) => Self::Stopped,
             EndCause::Departed(reason) => Self::Departed(reason.to_string()),
             EndCause::Left | EndCause::GivenUp(_) | EndCause::NotBegun(_) => Self::Left,
@@ -49,7 +53,8 @@ impl From<&EndCause> for SessionOver {
 }
 
 /// What a following side learns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FollowEvent {
     /// The primary has won this generation, and says so.
     GenerationChanged(Generation),
@@ -93,7 +98,8 @@ pub enum FollowEvent {
 }
 
 /// What a following side is to do, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FollowAction {
     /// Say to the others who ask for this generation how far the log goes, and hear how far theirs do.
     Announce(Generation, EntrySequence),
@@ -110,7 +116,8 @@ pub enum FollowAction {
 }
 
 /// What becomes of a side whose log has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// It runs the guest, in this generation.
     GoLive(Generation),
@@ -201,6 +208,16 @@ impl FollowReign {
             decided: false,
             actions: VecDeque::new(),
         }
+    }
+
+    /// True if there may be other backups that ask.
+    pub const fn several(&self) -> bool {
+        self.several
+    }
+
+    /// True if this side joins again instead of halting.
+    pub const fn standby(&self) -> bool {
+        self.standby
     }
 
     /// The primary's generation, as last heard.
@@ -363,6 +380,11 @@ impl FollowReign {
         }
         if self.leaving {
             self.state = State::Over(SessionOver::Left);
+            return;
+        }
+        if matches!(self.log_end, Some(LogEnd::Diverged(_))) {
+            // Found while the arbiter was being asked: it is not asked again.
+            self.state = State::Over(SessionOver::Departed("it diverged".to_owned()));
             return;
         }
         self.state = State::Retrying(now.after(RETRY));

@@ -161,3 +161,13 @@ fn a_side_that_has_diverged_never_goes_live() {
     let fate = orders(&mut asking, FollowEvent::Verdict(Verdict::Won));
     assert!(matches!(&fate[..], [FollowAction::Decide(Fate::Halt(_))]), "{fate:?}");
 }
+
+#[test]
+fn a_side_that_diverges_while_it_asks_does_not_ask_an_arbiter_again_that_was_away() {
+    let mut reign = backup();
+    orders(&mut reign, lost());
+    assert!(orders(&mut reign, FollowEvent::Diverged("page 7".into())).is_empty());
+    let again = FollowAction::Decide(Fate::JoinAgain(Generation(1)));
+    assert_eq!(orders(&mut reign, FollowEvent::Unreachable("away".into())), [again]);
+    assert!(at(&mut reign, NOW.after(RETRY)).is_empty());
+}

@@ -14,10 +14,16 @@
 
 use crate::arbiter::{Candidate, RETRY, Verdict};
 use crate::status::Role;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 use vmft_logging_channel::backups::BackupKey;
 use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::time::MonotonicTime;
+
+/// How long a backup that the guest is handed over to may take before this side asks for the generation
+/// itself: longer than a test-and-set on busy storage.
+pub const HANDED_OVER: Duration = Duration::from_secs(1);
 
 /// Where a live side stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +39,8 @@ pub enum Standing {
 }
 
 /// What a live side learns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LiveEvent {
     /// A backup's log is about to begin, with the machine at rest. Answered by
     /// [`LiveAction::Admit`] or [`LiveAction::TurnAway`].
@@ -65,12 +72,16 @@ pub enum LiveEvent {
         /// Whose.
         winner: Candidate,
     },
+    /// The operator hands the guest over to a backup: the machine rests, everything is out, and the backup
+    /// is about to be told. If it does not win the next generation soon, this side asks for it, and runs on.
+    HandOver,
     /// This side is stopped and will not wait for a decision any more, for this reason.
     GivenUp(String),
 }
 
 /// What a live side is to do, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LiveAction {
     /// The log of that backup may begin.
     Admit(BackupKey),
@@ -201,6 +212,7 @@ impl LiveReign {
             LiveEvent::Verdict(verdict) => self.decided(verdict),
             LiveEvent::Unreachable(why) => self.unreachable(now, &why),
             LiveEvent::Overtaken { generation, winner } => self.overtaken(generation, &winner),
+            LiveEvent::HandOver => self.hand_over(now),
             LiveEvent::GivenUp(why) => self.fenced(why),
         }
         self.check();
@@ -289,6 +301,20 @@ impl LiveReign {
         self.act(LiveAction::Tell(format!("the backup is lost: {why}")));
         self.told_away = false;
         self.ask();
+    }
+
+    /// The guest is handed over, if anybody could take it. From here on it is as if that backup were lost,
+    /// but it is let ask first.
+    fn hand_over(&mut self, now: MonotonicTime) {
+        if self.standing != Standing::Protected || self.protected_by() == 0 {
+            return;
+        }
+        self.standing = Standing::Deciding;
+        self.act(LiveAction::Hold);
+        self.act(LiveAction::Show(Role::Deciding));
+        self.act(LiveAction::Tell("the guest is handed over".to_owned()));
+        self.told_away = false;
+        self.retry_at = Some(now.after(HANDED_OVER));
     }
 
     fn ask(&mut self) {

@@ -158,3 +158,38 @@ fn a_side_says_that_it_is_protected_only_when_whoever_stays_knows_its_new_genera
     let told = LiveEvent::Protecting(stays, Generation(2));
     assert_eq!(orders(&mut reign, told), [LiveAction::Show(Role::Primary)]);
 }
+
+#[test]
+fn a_guest_is_handed_over_once_and_only_to_a_backup_that_could_take_it() {
+    let [joining, backup] = keys();
+    let mut alone = LiveReign::new(Generation(1));
+    assert!(orders(&mut alone, LiveEvent::HandOver).is_empty());
+    orders(&mut alone, LiveEvent::LogBegins(joining));
+    assert!(orders(&mut alone, LiveEvent::HandOver).is_empty(), "it has no checkpoint yet");
+    let mut reign = protected_by(&[backup]);
+    let held = [LiveAction::Hold, LiveAction::Show(Role::Deciding)];
+    assert_eq!(orders(&mut reign, LiveEvent::HandOver), held);
+    assert!(orders(&mut reign, LiveEvent::HandOver).is_empty());
+    // It has left the session itself: nobody is lost.
+    let left = LiveEvent::SessionEnded { backup, complete: true, left: true, why: "left".into() };
+    assert!(orders(&mut reign, left).is_empty());
+    // The backup is let ask first, and has won.
+    assert_eq!(reign.poll_timeout(), Some(NOW.after(HANDED_OVER)));
+    reign.handle_timeout(NOW.after(HANDED_OVER));
+    assert_eq!(drain(&mut reign), [LiveAction::Ask(Generation(2))]);
+    let lost = LiveEvent::Verdict(Verdict::Lost { winner: candidate("b") });
+    assert_eq!(orders(&mut reign, lost)[0], LiveAction::Shut);
+}
+
+#[test]
+fn a_guest_that_nobody_took_runs_on_where_it_was() {
+    let [backup] = keys();
+    let mut reign = protected_by(&[backup]);
+    orders(&mut reign, LiveEvent::HandOver);
+    orders(&mut reign, ended(backup, true));
+    reign.handle_timeout(NOW.after(HANDED_OVER));
+    assert_eq!(drain(&mut reign), [LiveAction::Ask(Generation(2))]);
+    let won = orders(&mut reign, LiveEvent::Verdict(Verdict::Won));
+    assert!(won.contains(&LiveAction::Unprotect), "{won:?}");
+    assert_eq!(*reign.standing(), Standing::Alone);
+}

@@ -17,4 +17,4 @@ mod live;
 mod live_tests;
 
 pub use follow::{Fate, FollowAction, FollowEvent, FollowReign, Ruling, SessionOver};
-pub use live::{LiveAction, LiveEvent, LiveReign, Standing};
+pub use live::{HANDED_OVER, LiveAction, LiveEvent, LiveReign, Standing};

@@ -267,7 +267,7 @@ impl SessionEnd {
             self.cause,
             EndCause::Lost(_)
                 | EndCause::Violation(_)
-                | EndCause::Departed(GoodbyeReason::Failed(_))
+                | EndCause::Departed(GoodbyeReason::Failed(_) | GoodbyeReason::HandedOver)
         )
     }
 }

@@ -7,6 +7,7 @@ mod report;
 mod rounds;
 mod shell;
 
+use crate::commands;
 use crate::machine_options::{EngineOptions, Purpose};
 use crate::options::ProtectOption;
 use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
@@ -37,6 +38,9 @@ use vmft_vmm::engine::EngineKind;
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// How long a side may take to end after its guest.
 const EXIT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where, in the cache, the last demo leaves what its sides tell of it.
+const EXPLAINED: &str = "last-demo";
 
 /// What the guest does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -139,6 +143,34 @@ impl Workplace {
             Self::Kept(path) => path,
         }
     }
+}
+
+/// Draws what the event logs in `workplace` tell, leaves it with them in the directory `kept`, and says where.
+fn explain(workplace: &Path, kept: &Path) -> Result<()> {
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(workplace)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    logs.retain(|path| path.extension().is_some_and(|end| end == "events"));
+    logs.sort();
+    if logs.is_empty() {
+        return Ok(());
+    }
+    if kept != workplace {
+        if kept.exists() {
+            std::fs::remove_dir_all(kept)?;
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(kept)?;
+        for path in &mut logs {
+            let copy = kept.join(path.file_name().expect("a file of a directory"));
+            std::fs::copy(&path, &copy)?;
+            *path = copy;
+        }
+    }
+    let picture = kept.join("failover.svg");
+    commands::explain::draw(&logs, &picture)?;
+    let events = kept.join("*.events");
+    eprintln!("vmft: drawn in {}; told by `vmft explain {}`", picture.display(), events.display());
+    Ok(())
 }
 
 /// The pair and its console.
@@ -260,8 +292,17 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
         DemoGuest::Records => records(options, &disk),
         DemoGuest::Probe => probe::play(options, workplace.path()),
     };
-    if let Workplace::Kept(path) = &workplace {
-        eprintln!("vmft: kept in {}", path.display());
+    let explained = match &workplace {
+        Workplace::Kept(path) => {
+            eprintln!("vmft: kept in {}", path.display());
+            explain(path, path)
+        }
+        Workplace::Temporary(directory) => Cache::from_environment()
+            .map_err(Into::into)
+            .and_then(|cache| explain(directory.path(), &cache.directory().join(EXPLAINED))),
+    };
+    if let Err(error) = explained {
+        eprintln!("vmft: what happened is not explained: {error:#}");
     }
     result
 }

@@ -1,0 +1,104 @@
+//! A planned switch: the guest is handed over to a backup on purpose.
+//!
+//! ```text
+//!  at a point ──▶ everything marked, acknowledged, out; disks done ──▶ gate held ──▶ goodbye: handed over
+//!     the backup: asks for the next generation at once, replays the rest, goes live
+//!     this side, still at rest: asks for it, too, when a second is over. Lost: it halts. Won: it runs on.
+//! ```
+//! So nothing new decides who runs the guest: this side has left its backup as if it had been lost, but lets
+//! it ask first. The guest rests from the first step on, and a side that runs on has lost nothing.
+
+use crate::epoch::Protection;
+use crate::policy::LossPolicy;
+use crate::reign::{LiveEvent, Standing};
+use crate::side::Doors;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vmft_logging_channel::entry::Entry;
+use vmft_logging_channel::session::GoodbyeReason;
+use vmft_logging_channel::transport::PrimaryChannel;
+use vmft_vmm::machine::Machine;
+
+/// How long the guest rests at most until everything is out.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the goodbye may take.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long one wait for the arbiter takes.
+const STEP: Duration = Duration::from_millis(50);
+
+/// Why a guest is not handed over; it runs on where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HandOverError {
+    /// Nobody could take it.
+    #[error("no backup protects this side, so none can take the guest; see `vmft status`")]
+    Nobody,
+    /// The guest is between two points, where no log can end.
+    #[error("the guest is between two points; ask again")]
+    NotNow,
+    /// Its backup is kept by checkpoints.
+    #[error(
+        "a guest that is protected by checkpoints cannot be handed over; stop the primary's process instead"
+    )]
+    Checkpoints,
+    /// What is to be out first is not.
+    #[error(
+        "the backup has not acknowledged everything, or a disk has not done everything, within 2 s"
+    )]
+    NotOut,
+    /// The backup did not take it.
+    #[error("the backup did not take the guest, which runs on here, unprotected")]
+    NotTaken,
+}
+
+/// What a guest is handed over with.
+#[derive(Debug)]
+pub(crate) struct HandOver<'a> {
+    pub(crate) channel: &'a PrimaryChannel,
+    pub(crate) doors: &'a Doors,
+    pub(crate) policy: &'a Arc<LossPolicy>,
+    pub(crate) protection: Protection,
+}
+
+impl HandOver<'_> {
+    /// Hands over the guest of `machine`, which is at rest, and stays so until this returns. `Ok` if another
+    /// side has it.
+    pub(crate) fn run(self, machine: &Machine) -> Result<(), HandOverError> {
+        let Self { channel, doors, policy, protection } = self;
+        if protection != Protection::Lockstep {
+            return Err(HandOverError::Checkpoints);
+        }
+        if policy.standing() != Standing::Protected || channel.protected_by() == 0 {
+            return Err(HandOverError::Nobody);
+        }
+        if !machine.is_at_point() {
+            return Err(HandOverError::NotNow);
+        }
+        let (begun, output) = (doors.gate.begin_mark(), machine.outputs());
+        let mark = Entry::OutputMark { point: machine.point(), output };
+        if let Ok(entry) = channel.push(&mark) {
+            doors.gate.mark(begun, entry, output);
+        }
+        // Those who follow come to this point; one that is lost meanwhile need not.
+        let _ = channel.push(&Entry::Flush { point: machine.point() });
+        let began = Instant::now();
+        let mut disks = doors.outside.drain();
+        let left = || DRAIN_PATIENCE.saturating_sub(began.elapsed());
+        // A write of this side that is still on its way would come after those of the next one.
+        if !channel.wait_acknowledged(left()) || !disks.wait(left()) {
+            return Err(HandOverError::NotOut);
+        }
+        policy.handle(LiveEvent::HandOver);
+        if policy.standing() != Standing::Deciding {
+            return Err(HandOverError::Nobody);
+        }
+        channel.leave(GoodbyeReason::HandedOver, GOODBYE_PATIENCE);
+        policy.ask_after_hand_over();
+        loop {
+            match policy.wait_decided(STEP) {
+                Standing::Deciding => {}
+                Standing::Alone | Standing::Protected => return Err(HandOverError::NotTaken),
+                Standing::Fenced(_) => return Ok(()),
+            }
+        }
+    }
+}
