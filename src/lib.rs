@@ -3,6 +3,7 @@
 pub mod api;
 pub mod api_client;
 pub mod commands;
+pub mod disk_boot;
 pub mod disk_images;
 pub mod disk_server;
 pub mod examples;

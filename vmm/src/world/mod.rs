@@ -16,8 +16,8 @@ mod urgent;
 mod watermark;
 
 pub use disk::{
-    DiskFile, DiskFileError, Fence, FenceError, HostCache, Image, NoFence, Permit, Storage,
-    WriteError,
+    DiskFile, DiskFileError, DiskReader, Fence, FenceError, HostCache, Image, NoFence, Permit,
+    Storage, WriteError,
 };
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
