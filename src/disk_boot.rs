@@ -20,9 +20,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 use vmft_boot_loader::{BootDiskError, Menu, Source};
-use vmft_guest_images::cmdline;
-use vmft_vmm::machine::BootSource;
-use vmft_vmm::world::DiskFile;
+use vmft_vmm::machine::DiskBoot;
+use vmft_vmm::world::{DiskBootError, DiskFile, FromDisk, boot_from_disks, guests_name};
 
 /// From where a guest boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,15 +67,6 @@ pub enum Outlook {
 const REMEDY: &str =
     "--kernel FILE boots it with a kernel of yours, --boot kernel gives it to the default guest";
 
-/// What is booted from a disk.
-#[derive(Debug)]
-pub struct FromDisk {
-    /// The files. The command line is the disk's own, and then the user's words.
-    pub source: BootSource,
-    /// What it is, in a sentence for people.
-    pub told: String,
-}
-
 /// An image that nobody has opened yet.
 #[derive(Debug)]
 struct Image {
@@ -92,12 +82,6 @@ impl Source for Image {
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(data, offset)
     }
-}
-
-/// What a guest calls its disk of that number.
-fn guests_name(index: usize) -> String {
-    let letter = char::from(b'a' + u8::try_from(index.min(25)).expect("a letter"));
-    format!("vd{letter}")
 }
 
 /// `None` for a disk that is there for data.
@@ -162,37 +146,22 @@ impl DiskBootOptions {
         Ok(outlook)
     }
 
-    /// Reads what the first disk boots that has something; `None` if no disk has.
+    /// Reads what the first disk boots that has something, with the board's words and the user's around its own;
+    /// `None` if no disk has.
     ///
     /// # Errors
     /// One has to boot and none does, or the one that is to boot cannot.
     pub fn read(&self, disks: &[DiskFile], words: Option<&str>) -> Result<Option<FromDisk>> {
-        for (index, disk) in disks.iter().enumerate() {
-            let Some(menu) = menu(Rc::new(disk.reader()), disk.path(), index)? else { continue };
-            let refused = |error| refused(disk.path(), error);
-            let entry = menu.entry(self.boot_entry.as_deref()).map_err(refused)?;
-            let files = menu.read(entry).map_err(refused)?;
-            let own = cmdline::on_this_console(&files.options);
-            let told = format!(
-                "boots from disk {}: {} {} ({}), kernel {}, command line {own}",
-                disk.path().display(),
-                entry.loader,
-                entry.number,
-                entry.title,
-                entry.kernel,
-            );
-            let source = BootSource {
-                kernel: files.kernel,
-                initramfs: files.initramfs,
-                cmdline: cmdline::before(&own, words.unwrap_or_default()),
-            };
-            return Ok(Some(FromDisk { source, told }));
-        }
-        if self.must() {
+        let readers: Vec<_> = disks.iter().map(DiskFile::reader).collect();
+        let after = words.unwrap_or_default().to_owned();
+        let how = DiskBoot { entry: self.boot_entry.clone(), before: String::new(), after };
+        let found = boot_from_disks(&readers, &how)
+            .map_err(|DiskBootError { disk, source }| refused(&disk, source))?;
+        if found.is_none() && self.must() {
             bail!(
                 "no disk has something to boot: no boot loader's entries and no /vmlinuz; {REMEDY}"
             );
         }
-        Ok(None)
+        Ok(found)
     }
 }

@@ -1,6 +1,6 @@
 //! The options that say what the machine is, and how they become one.
 
-use crate::disk_boot::{BootChoice, DiskBootOptions, FromDisk, Outlook};
+use crate::disk_boot::{BootChoice, DiskBootOptions, Outlook};
 use crate::host_choice;
 use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
@@ -18,6 +18,7 @@ use vmft_backup::requests::Requests;
 use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
 use vmft_backup::tell;
+use vmft_boot_loader::cmdline as boot_loader;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
@@ -27,7 +28,7 @@ use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::NetPort;
-use vmft_vmm::world::{DiskFile, Mailbox};
+use vmft_vmm::world::{DiskFile, FromDisk, Mailbox};
 
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -479,6 +480,7 @@ impl BootFiles {
             kernel: read("kernel", kernel)?,
             initramfs: initramfs.map(|path| read("initramfs", path)).transpose()?,
             cmdline,
+            disk: None,
         };
         let (kernel, initramfs) = (kernel.into(), initramfs.map(Into::into));
         Ok(Self { kernel, initramfs, source, own: cmdline::DEFAULT })
@@ -491,7 +493,10 @@ impl BootFiles {
             true => cmdline::for_the_hosts_cpu(self.own),
             false => self.own.to_owned(),
         };
-        self.source.cmdline = cmdline::before(&own, &self.source.cmdline);
+        self.source.cmdline = boot_loader::before(&own, &self.source.cmdline);
+        if let Some(disk) = &mut self.source.disk {
+            disk.before = own;
+        }
         self
     }
 }

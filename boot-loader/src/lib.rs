@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cmdline;
 mod entries;
 mod error;
 mod fat;

@@ -10,6 +10,7 @@ use clap::Args;
 use std::process::ExitCode;
 use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
+use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
 
@@ -53,6 +54,10 @@ pub fn with_advice(error: SideError, engine: EngineKind) -> anyhow::Error {
 /// Says how a side ended; a side that halted because its peer goes on failed.
 pub fn report(end: &SideEnd) -> ExitCode {
     match end {
+        SideEnd::Stopped(StopReason::CannotBoot) => {
+            tell!("stopped: the guest cannot start again with what its disks have");
+            ExitCode::FAILURE
+        }
         SideEnd::Stopped(reason) => {
             tracing::info!(?reason, "the guest stopped");
             ExitCode::SUCCESS

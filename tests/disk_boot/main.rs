@@ -5,3 +5,4 @@
 mod boots;
 mod image;
 mod pairs;
+mod reboot;

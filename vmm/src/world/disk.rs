@@ -190,7 +190,8 @@ impl DiskFile {
 
     /// What a boot loader reads of it, apart from the guest's requests.
     pub fn reader(&self) -> DiskReader {
-        DiskReader { storage: Arc::clone(&self.storage), size: self.size }
+        let name = self.path.clone();
+        DiskReader { name, storage: Arc::clone(&self.storage), size: self.size }
     }
 
     /// Starts to execute this disk's requests, whose results are left in the mailbox. It ends when the
@@ -212,10 +213,18 @@ impl DiskFile {
 }
 
 /// A disk that is only read, by whoever looks for what it boots.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DiskReader {
+    name: PathBuf,
     storage: Arc<dyn Storage>,
     size: u64,
+}
+
+impl DiskReader {
+    /// What people know the disk as.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
 }
 
 impl Source for DiskReader {
