@@ -4,6 +4,7 @@ pub mod api;
 pub mod api_client;
 pub mod check;
 pub mod commands;
+pub mod disk_boot;
 pub mod disk_images;
 pub mod disk_server;
 pub mod event_log;

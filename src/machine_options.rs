@@ -1,5 +1,6 @@
 //! The options that say what the machine is, and how they become one.
 
+use crate::disk_boot::{BootChoice, DiskBootOptions, Outlook};
 use crate::event_log;
 use crate::host_choice;
 use crate::metrics_server::MetricsOption;
@@ -19,6 +20,7 @@ use vmft_backup::requests::Requests;
 use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
 use vmft_backup::tell;
+use vmft_boot_loader::cmdline as boot_loader;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
@@ -28,7 +30,7 @@ use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::NetPort;
-use vmft_vmm::world::{DiskFile, Mailbox};
+use vmft_vmm::world::{DiskFile, FromDisk, Mailbox};
 
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,10 +144,11 @@ impl EngineOptions {
 pub const ENGINE_REMEDY: &str =
     "`vmft doctor` says what this host's KVM can do; --engine soft runs everywhere";
 
-/// What the machine is made of. Without `--kernel` and `--restore`: the default guest.
+/// What the machine is made of. Without `--kernel` and `--restore`: what boots from a disk, or the default guest.
 #[derive(Debug, Clone, Args)]
 pub struct MachineOptions {
-    /// Kernel: a bzImage or an ELF vmlinux. Default: Debian's cloud kernel, fetched once
+    /// Kernel: a bzImage or an ELF vmlinux. Default: what a disk boots, or else Debian's cloud kernel, fetched
+    /// once
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
     /// The default guest with the lockstep kernel of `vmft guest --lockstep`, which can be followed on
@@ -155,8 +158,8 @@ pub struct MachineOptions {
     /// Initial file system for --kernel
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Machine")]
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line. With the default guest: words added to its own, such as
-    /// vmft.run=shell|idle
+    /// Words for the kernel's command line, behind those that the board needs (`vmft guest --print-cmdline`) and
+    /// those of a disk's boot entry. With the default guest such as vmft.run=shell|idle
     #[arg(long, value_name = "WORDS", help_heading = "Machine")]
     pub cmdline: Option<String>,
     /// Guest CPUs, 1 to 4. More than one on --engine kvm, where the guest runs freely: unprotected, or
@@ -175,6 +178,9 @@ pub struct MachineOptions {
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a text here would replace the command's own")]
+    pub disk_boot: DiskBootOptions,
     /// The guest's network: a TAP device, or a socket where `passt` (or QEMU) listens. Each side of a
     /// pair names its own
     #[arg(
@@ -297,11 +303,28 @@ pub fn make_side(
 }
 
 impl MachineOptions {
-    fn files(&self) -> Result<BootFiles> {
+    fn start(&self) -> Result<Start> {
+        let words = || self.cmdline.clone().unwrap_or_default();
         if let Some(kernel) = &self.kernel {
-            let cmdline = self.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
-            return BootFiles::read(kernel, self.initramfs.as_deref(), cmdline);
+            if self.disk_boot.boot == Some(BootChoice::Disk) {
+                bail!("--boot disk boots the kernel that is on a disk, and --kernel names another");
+            }
+            let mut files = BootFiles::read(kernel, self.initramfs.as_deref(), words())?;
+            let is_ours = vmft_vmm::boot::is_vouched_for(&files.source.kernel);
+            files.own = if is_ours { cmdline::LOCKSTEP } else { cmdline::DEFAULT };
+            return Ok(Start::Files(files));
         }
+        if self.lockstep_kernel {
+            return self.default_guest().map(Start::Files);
+        }
+        Ok(match self.disk_boot.outlook(&self.disk)? {
+            Outlook::None => Start::Files(self.default_guest()?),
+            Outlook::Boots => Start::Disk { or: None },
+            Outlook::Open => Start::Disk { or: Some(self.default_guest()?) },
+        })
+    }
+
+    fn default_guest(&self) -> Result<BootFiles> {
         let cache = Cache::from_environment()?;
         let (guest, own) = if self.lockstep_kernel {
             (lockstep_guest(&cache)?, cmdline::LOCKSTEP)
@@ -310,7 +333,24 @@ impl MachineOptions {
         };
         let words = self.cmdline.clone().unwrap_or_else(|| Workload::Shell.cmdline());
         let files = BootFiles::read(&guest.kernel, Some(&guest.initramfs), words)?;
-        Ok(BootFiles { own: Some(own), ..files })
+        Ok(BootFiles { own, ..files })
+    }
+
+    /// What is booted, now that the disks are open.
+    fn boot_files(&self, start: Start, disks: &[DiskFile]) -> Result<BootFiles> {
+        let or = match start {
+            Start::Files(files) => return Ok(files),
+            Start::Disk { or } => or,
+        };
+        match self.disk_boot.read(disks, self.cmdline.as_deref())? {
+            Some(FromDisk { source, told }) => {
+                tell!("{told}");
+                let kernel = PathBuf::from("the disk's kernel");
+                let initramfs = Some(PathBuf::from("the disk's initramfs"));
+                Ok(BootFiles { kernel, initramfs, source, own: cmdline::DEFAULT })
+            }
+            None => or.context("what was to boot is no longer on the disk"),
+        }
     }
 
     /// How many CPUs the guest is to have.
@@ -324,7 +364,7 @@ impl MachineOptions {
         // Wrong options come before wrong files.
         let wanted = self.engine.wanted(purpose)?;
         self.check_cpus(wanted, purpose)?;
-        let boot = self.restore.is_none().then(|| self.files()).transpose()?;
+        let boot = self.restore.is_none().then(|| self.start()).transpose()?;
         Ok(Prepared { wanted, boot, purpose })
     }
 
@@ -362,7 +402,7 @@ impl MachineOptions {
     fn make(&self, prepared: Prepared, disks: &[DiskFile]) -> Result<Machine> {
         let Prepared { wanted, boot, purpose } = prepared;
         let configs = disk_configs(disks);
-        let Some(boot) = boot else {
+        let Some(start) = boot else {
             let directory = self.restore.as_ref().expect("a guest is booted or restored");
             let mut machine = snapshot::restore(directory, wanted)
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
@@ -377,6 +417,7 @@ impl MachineOptions {
             }
             return Ok(machine);
         };
+        let boot = self.boot_files(start, disks)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
         let engine = host_choice::choose(&self.engine, purpose, &boot.source.kernel)?;
         let BootFiles { kernel, initramfs, source, .. } = boot.on(engine);
@@ -421,8 +462,18 @@ impl MachineOptions {
 pub struct Prepared {
     wanted: Option<EngineKind>,
     /// `None` for one that is restored.
-    boot: Option<BootFiles>,
+    boot: Option<Start>,
     purpose: Purpose,
+}
+
+/// What a machine starts from, as far as that is known before its disks are open.
+#[derive(Debug)]
+enum Start {
+    Files(BootFiles),
+    /// What a disk boots, or else these.
+    Disk {
+        or: Option<BootFiles>,
+    },
 }
 
 /// What a guest boots from, and where it was read.
@@ -431,8 +482,8 @@ struct BootFiles {
     kernel: PathBuf,
     initramfs: Option<PathBuf>,
     source: BootSource,
-    /// Of a guest of ours, the words of its command line that come first, and depend on the engine.
-    own: Option<&'static str>,
+    /// What the board needs on the command line: it comes first, and depends on the engine.
+    own: &'static str,
 }
 
 impl BootFiles {
@@ -447,16 +498,22 @@ impl BootFiles {
             kernel: read("kernel", kernel)?,
             initramfs: initramfs.map(|path| read("initramfs", path)).transpose()?,
             cmdline,
+            disk: None,
         };
-        Ok(Self { kernel: kernel.into(), initramfs: initramfs.map(Into::into), source, own: None })
+        let (kernel, initramfs) = (kernel.into(), initramfs.map(Into::into));
+        Ok(Self { kernel, initramfs, source, own: cmdline::DEFAULT })
     }
 
     /// As they are for a guest on this engine.
     fn on(mut self, engine: EngineKind) -> Self {
-        if let Some(own) = self.own.take() {
-            let runs_freely = engine == EngineKind::Kvm { points: PointKind::Free };
-            let own = if runs_freely { cmdline::for_the_hosts_cpu(own) } else { own.to_owned() };
-            self.source.cmdline = format!("{own} {}", self.source.cmdline);
+        let runs_freely = engine == EngineKind::Kvm { points: PointKind::Free };
+        let own = match runs_freely {
+            true => cmdline::for_the_hosts_cpu(self.own),
+            false => self.own.to_owned(),
+        };
+        self.source.cmdline = boot_loader::before(&own, &self.source.cmdline);
+        if let Some(disk) = &mut self.source.disk {
+            disk.before = own;
         }
         self
     }

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the project's text is.
-const FOLDERS: [&str; 13] = [
+const FOLDERS: [&str; 14] = [
+    "boot-loader",
     "fuzzing",
     "sandbox",
     "simulator",

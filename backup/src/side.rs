@@ -154,7 +154,10 @@ impl Side {
     ) -> Result<Live<HostSource>, SideError> {
         let (outside, gate) = (Arc::clone(&doors.outside), Arc::clone(&doors.gate));
         let gauges = Arc::clone(self.status.gauges());
-        let source = HostSource::new(Arc::clone(&self.mailbox), outside, gate, gauges);
+        let source = {
+            let disk_boot = machine.boot_source().disk.clone();
+            HostSource::new(Arc::clone(&self.mailbox), outside, gate, gauges, disk_boot)
+        };
         let source = source.map_err(SideError::Host)?;
         let scale = machine.scale();
         self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);

@@ -255,6 +255,7 @@ pub fn encode_entry(
             out.push(match reason {
                 StopReason::GuestPowerOff => 0,
                 StopReason::Operator => 1,
+                StopReason::CannotBoot => 2,
             });
         }
     }
@@ -366,6 +367,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
             reason: match cursor.byte("stop reason")? {
                 0 => StopReason::GuestPowerOff,
                 1 => StopReason::Operator,
+                2 => StopReason::CannotBoot,
                 tag => return Err(DecodeError::Tag { what: "stop reason", tag }),
             },
         },

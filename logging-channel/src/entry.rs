@@ -193,6 +193,8 @@ pub enum StopReason {
     GuestPowerOff,
     /// The operator stopped the pair.
     Operator,
+    /// The guest was reset, and what its disks have does not start it.
+    CannotBoot,
 }
 
 /// One record of the log.

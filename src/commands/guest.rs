@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use vmft_guest_images::{
-    Cache, ProbeGuest, build_lockstep_guest, default_guest, refresh_default_guest,
+    Cache, ProbeGuest, build_lockstep_guest, cmdline, default_guest, refresh_default_guest,
 };
 
 /// Options of `vmft guest`.
@@ -25,6 +25,9 @@ pub struct GuestOptions {
     /// Write the probe guest to this new file instead: a kernel that runs on every engine
     #[arg(long, value_name = "FILE", conflicts_with = "refresh")]
     probe: Option<PathBuf>,
+    /// Print what the board needs on a kernel's command line, which every guest gets in front of its own words
+    #[arg(long, conflicts_with_all = ["refresh", "lockstep", "probe"])]
+    print_cmdline: bool,
 }
 
 /// Fetches or builds the default guest, builds the lockstep kernel, or makes the probe guest.
@@ -35,6 +38,10 @@ pub fn guest(options: &GuestOptions) -> Result<ExitCode> {
             .with_context(|| format!("writing the probe guest to {}", path.display()))
             .remedy(|| "--probe takes a path for a new file")?;
         say(&format!("kernel     {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.print_cmdline {
+        say(cmdline::DEFAULT)?;
         return Ok(ExitCode::SUCCESS);
     }
     let cache = Cache::from_environment()?;

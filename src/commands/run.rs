@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
+use vmft_logging_channel::entry::StopReason;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
 
@@ -59,6 +60,10 @@ pub fn report(end: &SideEnd) -> ExitCode {
     };
     events::note(|| Event::End { how });
     match end {
+        SideEnd::Stopped(StopReason::CannotBoot) => {
+            tell!("stopped: the guest cannot start again with what its disks have");
+            ExitCode::FAILURE
+        }
         SideEnd::Stopped(reason) => {
             tracing::info!(?reason, "the guest stopped");
             ExitCode::SUCCESS

@@ -75,7 +75,7 @@ fn machine(late: u64, blind_at: Option<u64>) -> Machine {
         engine: EngineKind::Kvm { points: PointKind::Pmu },
     };
     let kernel = Arc::from(probe(LINES, 2_000).image());
-    let source = BootSource { kernel, initramfs: None, cmdline: String::new() };
+    let source = BootSource { kernel, initramfs: None, cmdline: String::new(), disk: None };
     let counter = Stepped { count: 0, armed: None, late, blind_at };
     let engine = KvmEngine::open_counting(GuestRam::new(MEMORY).unwrap(), Box::new(counter))
         .expect("/dev/kvm opens (VMFT_NO_KVM=1 says that there is none)");
@@ -112,6 +112,9 @@ impl InputSource for Typist {
     }
     fn start(&mut self, wish: Wish) -> Result<(), InputError> {
         panic!("the probe guest has no device for {wish:?}");
+    }
+    fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+        None
     }
     fn at(&mut self, boundary: &Boundary) {
         // The next run ends at its start; then the machine is let go.

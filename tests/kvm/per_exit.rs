@@ -331,6 +331,7 @@ fn the_engines_agree_at_every_exit_of_a_whole_boot_of_the_lockstep_kernel() {
         kernel: Arc::from(std::fs::read(guest.kernel).unwrap()),
         initramfs: Some(Arc::from(std::fs::read(guest.initramfs).unwrap())),
         cmdline: cmdline::LOCKSTEP.to_owned(),
+        disk: None,
     };
     let run = compare(&source, 64 << 20, Some(LAST));
     assert!(run.console.ends_with(LAST), "{}", run.console);

@@ -199,7 +199,11 @@ pub fn machine() -> Machine {
         },
         engine: EngineKind::Soft,
     };
-    let source =
-        BootSource { kernel: Arc::from(kernel()), initramfs: None, cmdline: "probe".to_owned() };
+    let source = BootSource {
+        kernel: Arc::from(kernel()),
+        initramfs: None,
+        cmdline: "probe".to_owned(),
+        disk: None,
+    };
     Machine::new(config, source).unwrap()
 }

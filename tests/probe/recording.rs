@@ -18,7 +18,7 @@ use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
     LogSource, Recording, Replaying, Room, Wish,
 };
-use vmft_vmm::machine::{Machine, RunEnd};
+use vmft_vmm::machine::{BootSource, Machine, RunEnd};
 use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
 
 /// A host on which an instruction takes 3 ns, and where somebody types at set times.
@@ -77,6 +77,9 @@ impl InputSource for Script {
         panic!("the probe guest has no device for {wish:?}");
     }
 
+    fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+        None
+    }
     fn at(&mut self, boundary: &Boundary) {
         self.point = boundary.point.get();
     }

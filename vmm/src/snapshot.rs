@@ -13,7 +13,7 @@
 //! A snapshot is written beside its place and renamed into it, so it is there whole or not at all.
 
 use crate::engine::EngineKind;
-use crate::machine::{BootSource, Machine, MachineConfig, MachineState, StateError};
+use crate::machine::{BootSource, DiskBoot, Machine, MachineConfig, MachineState, StateError};
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File};
@@ -27,7 +27,7 @@ use vmft_sandbox::outside_of_landlock;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the directory's layout; another version is refused.
-const SNAPSHOT_VERSION: u32 = 8;
+const SNAPSHOT_VERSION: u32 = 9;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SnapshotConfig {
@@ -36,6 +36,8 @@ struct SnapshotConfig {
     machine: MachineConfig,
     cmdline: String,
     has_initramfs: bool,
+    /// A reset boots what the disks have then.
+    boots_from_disk: Option<DiskBoot>,
     /// Of what a reset boots from, in hexadecimal.
     boot_digest: ForeignText,
     point: ExecutionPoint,
@@ -107,6 +109,9 @@ fn boot_digest(source: &BootSource) -> String {
         hasher.update(part);
     }
     hasher.update(source.cmdline.as_bytes());
+    if let Some(disk) = &source.disk {
+        hasher.update(&serde_json::to_vec(disk).expect("plain values always encode"));
+    }
     format!("{:016x}", hasher.digest())
 }
 
@@ -170,6 +175,7 @@ fn write_all(machine: &mut Machine, directory: &Path) -> Result<(), SnapshotErro
         machine: state.config().clone(),
         cmdline: source.cmdline.clone(),
         has_initramfs: source.initramfs.is_some(),
+        boots_from_disk: source.disk.clone(),
         boot_digest: boot_digest(&source).into(),
         point: state.point(),
         digest: digest(machine.known_memory(), &state_json).into(),
@@ -232,6 +238,7 @@ pub fn restore(directory: &Path, engine: Option<EngineKind>) -> Result<Machine, 
         kernel: read("kernel")?.into(),
         initramfs: config.has_initramfs.then(|| read("initramfs")).transpose()?.map(Into::into),
         cmdline: config.cmdline,
+        disk: config.boots_from_disk,
     };
     let found = boot_digest(&source);
     if config.boot_digest != *found {

@@ -51,6 +51,9 @@ impl InputSource for Quiet {
     fn start(&mut self, _: Wish) -> Result<(), InputError> {
         Ok(())
     }
+    fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+        None
+    }
     fn at(&mut self, boundary: &Boundary) {
         self.point = boundary.point.get();
     }
@@ -94,7 +97,8 @@ fn machine() -> Result<Machine> {
         },
         engine: ENGINE,
     };
-    let source = BootSource { kernel: kernel().into(), initramfs: None, cmdline: String::new() };
+    let source =
+        BootSource { kernel: kernel().into(), initramfs: None, cmdline: String::new(), disk: None };
     Ok(Machine::new(config, source)?)
 }
 

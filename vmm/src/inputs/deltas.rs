@@ -30,12 +30,16 @@ pub(super) fn base_of(fixed: &[u8]) -> Option<DeltaBase> {
 /// The entries that carry `delta`.
 pub(super) fn pack(mut delta: Delta) -> Vec<Entry> {
     // The receiver has replayed since the last one, so nothing is known of its pages.
-    let encoder = PageEncoder::for_earlier(0);
+    let encoder = match delta.is_whole {
+        true => PageEncoder::for_zeroes(0),
+        false => PageEncoder::for_earlier(0),
+    };
+    let memory = if delta.is_whole { MemoryBase::Zeroes } else { MemoryBase::Earlier };
     // Without outputs it is for its own place alone, and has no fixed part.
     let base = postcard::to_stdvec(&delta.base).expect("plain state always encodes");
     let fixed = if delta.outputs.is_some() { &base[..] } else { &[] };
     let (mut writer, mut pieces) =
-        CheckpointWriter::begin(MemoryBase::Earlier, delta.page_limit, fixed, encoder)
+        CheckpointWriter::begin(memory, delta.page_limit, fixed, encoder)
             .expect("the fixed part is small");
     while let Some(piece) = writer.next_pages(&mut delta, false) {
         pieces.push(piece);
@@ -61,14 +65,13 @@ struct Aside {
     /// So many pages the memory has that they change, and so many are put aside.
     most: usize,
     page_limit: Option<PageNumber>,
+    is_whole: bool,
     pages: VecDeque<(PageNumber, Box<Page>)>,
 }
 
 impl CheckpointSink for Aside {
     fn begin(&mut self, header: &CheckpointHeader) -> Result<(), SinkRefusal> {
-        if header.base != MemoryBase::Earlier {
-            return Err(SinkRefusal("it is a whole machine".to_owned()));
-        }
+        self.is_whole = header.base == MemoryBase::Zeroes;
         self.page_limit = Some(header.page_limit);
         self.pages = VecDeque::new();
         Ok(())
@@ -101,7 +104,7 @@ impl Assembly {
     /// For a machine with so many bytes of memory.
     pub(super) fn new(memory: u64) -> Self {
         let most = usize::try_from(memory / PAGE_SIZE).unwrap_or(usize::MAX);
-        let aside = Aside { most, page_limit: None, pages: VecDeque::new() };
+        let aside = Aside { most, page_limit: None, is_whole: false, pages: VecDeque::new() };
         Self { reader: CheckpointReader::new(), aside }
     }
 
@@ -126,7 +129,11 @@ impl Assembly {
         };
         let pages = std::mem::take(&mut self.aside.pages);
         let page_limit = self.aside.page_limit.take().expect("a whole checkpoint has begun");
-        Ok(Some(Delta { state, page_limit, pages, base, outputs }))
+        let is_whole = self.aside.is_whole;
+        if is_whole && outputs.is_some() {
+            return Err("a whole machine is for its own place alone".to_owned());
+        }
+        Ok(Some(Delta { state, page_limit, pages, base, outputs, is_whole }))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::engine::ExitRecord;
-use crate::machine::Delta;
+use crate::machine::{BootSource, Delta};
 use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, WallTime};
 
@@ -64,6 +64,8 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn hold_back(&mut self) -> bool {
         true
     }
+    /// Starts to read what the disks boot, and takes it when it is there; or why there is none.
+    fn take_boot(&mut self) -> Option<Result<BootSource, String>>;
     /// Tells the world where the guest is, for status.
     fn at(&mut self, boundary: &Boundary);
 }
@@ -71,10 +73,10 @@ pub trait InputSource: std::fmt::Debug + Send {
 /// Live inputs: from an [`InputSource`], with guest time kept near host time.
 #[derive(Debug)]
 pub struct Live<S> {
-    source: S,
-    clock: ClockControl,
+    pub(super) source: S,
+    pub(super) clock: ClockControl,
     /// After a wake: guest time is corrected before the arrival that woke the guest.
-    must_sync: bool,
+    pub(super) must_sync: bool,
     /// What the real-time clock is told.
     wall_clock: WallClock,
     /// After a correction of guest time: whether it still tells the world's time has to be seen.
@@ -244,7 +246,7 @@ impl<S: InputSource> Live<S> {
     }
 }
 
-fn asked_step(asked: Asked) -> Step {
+pub(super) fn asked_step(asked: Asked) -> Step {
     match asked {
         Asked::Pause => Step::Pause,
         Asked::Stop(reason) => Step::Stop(reason),
@@ -255,6 +257,9 @@ fn asked_step(asked: Asked) -> Step {
 impl<S: InputSource> Inputs for Live<S> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         self.source.at(boundary);
+        if boundary.awaits_boot {
+            return Ok(self.next_boot(boundary));
+        }
         let timer = boundary.next_timer.map(|time| self.clock.due(time));
         if boundary.idle {
             return Ok(self.next_idle(boundary, timer));
@@ -345,6 +350,9 @@ mod tests {
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
             Ok(())
         }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
+        }
         fn at(&mut self, _: &Boundary) {}
     }
 
@@ -359,6 +367,7 @@ mod tests {
             time: VirtualTime::ZERO,
             clock: VirtualClock { sync_point, sync_time, rate },
             idle: false,
+            awaits_boot: false,
             interrupt_pending: false,
             // Long due on the host.
             next_timer: Some(VirtualTime::from_ns(1_000)),
@@ -410,6 +419,9 @@ mod tests {
             self.left = self.left.saturating_sub(1);
             self.left == 0 && self.asked.is_none()
         }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
+        }
         fn at(&mut self, _: &Boundary) {}
     }
 
@@ -451,6 +463,9 @@ mod tests {
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
             Ok(())
+        }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
         }
         fn at(&mut self, _: &Boundary) {}
     }
@@ -517,6 +532,9 @@ mod tests {
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
             Ok(())
+        }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
         }
         fn at(&mut self, _: &Boundary) {}
     }

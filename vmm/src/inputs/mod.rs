@@ -4,6 +4,7 @@
 //! implementations: [`Live`] takes inputs from the world, [`Recording`] does the same and logs
 //! them, [`Replaying`] takes them from the log. The run loop cannot tell them apart.
 
+mod booting;
 mod clock;
 mod deltas;
 mod exits;
@@ -21,7 +22,7 @@ pub use scale::{Pace, PointScale};
 
 use crate::board::DiskOperation;
 use crate::engine::ExitRecord;
-use crate::machine::Delta;
+use crate::machine::{BootSource, Delta};
 use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
 use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -46,6 +47,8 @@ pub struct Boundary {
     /// True if the guest waits in `HLT` and no interrupt is pending: it cannot run on
     /// without an input.
     pub idle: bool,
+    /// True if the guest was reset and waits for what its disks boot. It is idle until then.
+    pub awaits_boot: bool,
     /// True if an interrupt is pending, which the guest has not taken.
     pub interrupt_pending: bool,
     /// When the guest's next timer is due, in guest time.
@@ -81,6 +84,11 @@ pub enum Step {
     /// Give this place a name by its state, and hand that to [`Inputs::checkpoint`]: something waits
     /// for the guest, and no point comes; or whoever follows is far behind.
     Checkpoint,
+    /// Start the guest, which waits for that, with this.
+    Boot(Box<BootSource>),
+    /// Give this place a name by all of the machine, and hand that to [`Inputs::checkpoint`]: the guest has
+    /// just been started with what nobody else has.
+    Whole,
     /// Become the machine that this was taken of.
     Adopt(Box<Delta>),
     /// Return to the caller, who may save the machine and call `run` again.

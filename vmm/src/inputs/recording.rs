@@ -74,6 +74,8 @@ pub struct Recording<S, L> {
     base: ExecutionPoint,
     /// Checkpoints say what the guest has put out, so that a reader may go on from them.
     for_jumps: bool,
+    /// The guest is being started with what its disks have, which nobody who reads the log knows.
+    is_booting: bool,
 }
 
 impl<S: InputSource, L: LogSink> Recording<S, L> {
@@ -99,6 +101,7 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
             named_by_state: true,
             base: point,
             for_jumps: false,
+            is_booting: false,
         }
     }
 
@@ -229,6 +232,11 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         }
         let branch = boundary.branch.filter(|_| boundary.is_point);
         self.landing = branch.map(|branch| (boundary.point, branch));
+        if std::mem::take(&mut self.is_booting) {
+            self.log_exits(boundary.point)?;
+            self.append(&Entry::Progress { point: boundary.point })?;
+            return Ok(Step::Whole);
+        }
         self.mark_if_due(boundary)?;
         if boundary.is_point && boundary.point >= self.next_digest {
             return Ok(Step::Digest);
@@ -274,9 +282,14 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
                 self.log_exits(boundary.point)?;
                 Ok(step)
             }
+            Step::Boot(_) => {
+                self.is_booting = true;
+                Ok(step)
+            }
             Step::Digest
             | Step::Flush
             | Step::Checkpoint
+            | Step::Whole
             | Step::Adopt(_)
             | Step::Stop(_)
             | Step::Halt
@@ -315,7 +328,10 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             return Ok(());
         };
         self.base = delta.state.point();
-        if self.for_jumps {
+        if self.for_jumps && delta.is_whole {
+            // Whoever comes to it by replaying has these outputs.
+            self.gate.recent().forget();
+        } else if self.for_jumps {
             delta.outputs = Some(self.gate.recent().all());
             self.gate.recent().forget();
         }
@@ -352,6 +368,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 mod tests {
     use super::*;
     use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
+    use crate::machine::BootSource;
     use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
     use vmft_logging_channel::entry::{Arrival, Packet};
@@ -376,6 +393,9 @@ mod tests {
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
             Ok(())
+        }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
         }
         fn at(&mut self, _: &Boundary) {}
     }
@@ -423,6 +443,7 @@ mod tests {
             nearest: None,
             branch: None,
             idle: true,
+            awaits_boot: false,
             interrupt_pending: false,
             next_timer: None,
             outputs: OutputSequence(outputs),
@@ -478,6 +499,9 @@ mod tests {
         }
         fn start(&mut self, _: Wish) -> Result<(), InputError> {
             Ok(())
+        }
+        fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+            None
         }
         fn at(&mut self, _: &Boundary) {}
     }

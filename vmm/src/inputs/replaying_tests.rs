@@ -43,6 +43,7 @@ fn boundary(point: u64) -> Boundary {
             rate: PointScale::EXITS.initial_rate,
         },
         idle: false,
+        awaits_boot: false,
         interrupt_pending: false,
         next_timer: None,
         outputs: OutputSequence(0),

@@ -33,6 +33,8 @@ pub struct Delta {
     /// Where it may be taken over from elsewhere than its own place: what the guest has put out since the
     /// base, but for disk requests, and packets known to be out.
     pub(crate) outputs: Option<Vec<Output>>,
+    /// What is not in it of memory is zero: there is no base, and it is for its own place alone.
+    pub(crate) is_whole: bool,
 }
 
 /// Where both sides agreed on all of memory.
@@ -87,7 +89,7 @@ impl Machine {
         self.begin_delta_at(false);
     }
 
-    fn begin_delta_at(&mut self, is_checkpoint: bool) {
+    pub(super) fn begin_delta_at(&mut self, is_checkpoint: bool) {
         if !self.keeps_deltas && !may_need_delta(self.config.engine) {
             return;
         }
@@ -112,6 +114,16 @@ impl Machine {
         let here = DeltaBase { point: self.engine.point(), is_checkpoint: true };
         let writes = self.board.write_counts();
         self.since_base = Some(SinceBase { view, base: here, writes });
+        Some(self.copy_delta(written, base, &known))
+    }
+
+    /// The state here, and a copy of these pages. The place is a point from here on.
+    pub(super) fn copy_delta(
+        &mut self,
+        written: Vec<PageNumber>,
+        base: DeltaBase,
+        known: &[WriteCount],
+    ) -> Delta {
         let ram = self.engine.ram();
         let copy = |number: PageNumber| {
             let mut page = Box::new([0; PAGE_BYTES]);
@@ -123,9 +135,9 @@ impl Machine {
         let pages = written.into_iter().map(copy).collect();
         let end = ram.ranges().last().map_or(0, |(start, len)| start.raw_value() + len);
         let page_limit = checkpoint::PageNumber(end / PAGE_SIZE);
-        let state = self.state_after(&known);
+        let state = self.state_after(known);
         self.at_point = true;
-        Some(Delta { state, page_limit, pages, base, outputs: None })
+        Delta { state, page_limit, pages, base, outputs: None, is_whole: false }
     }
 
     /// Becomes the machine that `delta` was taken of. The outputs it makes by that come back.
@@ -133,7 +145,7 @@ impl Machine {
     /// # Errors
     /// [`StateError`]; nothing has changed then, unless the host's KVM refuses what it should take.
     pub(super) fn adopt(&mut self, delta: Delta) -> Result<Vec<Output>, StateError> {
-        let Delta { state, page_limit: _, pages, base: _, outputs } = delta;
+        let Delta { state, page_limit: _, pages, base: _, outputs, is_whole } = delta;
         let mut outputs = outputs.unwrap_or_default();
         let is_ahead = state.point >= self.engine.point() && state.outputs >= self.outputs;
         if state.config != self.config || !is_ahead {
@@ -157,6 +169,9 @@ impl Machine {
         }
         let state = state.with_earlier_writes(&self.board.completed_writes(&[]))?;
         self.become_state(&state)?;
+        if is_whole {
+            ram.clear();
+        }
         for (number, page) in pages {
             let address = PageNumber(number.0).address();
             ram.memory().write_slice(&page[..], address).expect("looked at above");

@@ -12,12 +12,14 @@
 //! place that no log can name. The loop serves an operator there, who only looks; nothing reaches
 //! the guest before the next point.
 
+mod boot_source;
 mod copy;
 mod delta;
 mod digest;
 mod edge;
 mod error;
 mod memory_sum;
+mod reset;
 mod state;
 
 #[cfg(test)]
@@ -25,12 +27,13 @@ mod edge_tests;
 #[cfg(test)]
 mod off_tests;
 
+pub use boot_source::{BootSource, DiskBoot};
 pub use copy::{CopyError, FRESH_BYTES};
 pub use delta::{Delta, DeltaBase};
 pub use edge::{FaultReport, Kept, abort_on_panics};
 pub use error::{LockstepRefusal, MachineError};
 pub use memory_sum::differing_page;
-pub use state::{BootSource, MachineConfig, MachineState, STATE_VERSION, StateError};
+pub use state::{MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DiskOperation, Effect};
 use crate::boot::BootError;
@@ -99,6 +102,8 @@ pub struct Machine {
     outputs: OutputSequence,
     /// Console bytes written by the guest so far.
     console_offset: u64,
+    /// It was reset, and waits for what its disks boot now: no instruction is executed.
+    awaits_boot: bool,
     memory_sum: MemorySum,
     /// Pages written since both sides last agreed on all of memory, where that may be needed.
     since_base: Option<SinceBase>,
@@ -179,6 +184,7 @@ impl Machine {
             },
             outputs: OutputSequence(0),
             console_offset: 0,
+            awaits_boot: false,
             memory_sum: MemorySum::default(),
             since_base: None,
             keeps_deltas: false,
@@ -290,7 +296,7 @@ impl Machine {
 
     /// True if the guest waits and nothing is there to wake it.
     fn is_idle(&self) -> bool {
-        self.engine.is_halted() && !self.board.interrupt_pending()
+        self.awaits_boot || self.engine.is_halted() && !self.board.interrupt_pending()
     }
 
     /// True if the guest has switched itself off, or waits for what cannot come. A kernel that
@@ -299,7 +305,7 @@ impl Machine {
     /// waits.
     fn is_off(&self) -> bool {
         let deaf = self.engine.is_halted() && self.board.is_masked();
-        self.board.is_off() || self.engine.is_off() || deaf
+        !self.awaits_boot && (self.board.is_off() || self.engine.is_off() || deaf)
     }
 
     fn boundary(&self) -> Boundary {
@@ -311,6 +317,7 @@ impl Machine {
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
+            awaits_boot: self.awaits_boot,
             interrupt_pending: self.board.interrupt_pending(),
             next_timer: self.board.next_timer(),
             outputs: self.outputs,
@@ -396,6 +403,18 @@ impl Machine {
                 Step::Checkpoint => {
                     let delta = self.guarded(|machine| Ok(machine.take_delta()))?;
                     inputs.checkpoint(delta)?;
+                    continue;
+                }
+                Step::Boot(source) => {
+                    if let Err(why) = self.guarded(|machine| Ok(machine.boot(*source)))? {
+                        tracing::error!("the guest cannot start again: {why}");
+                        return Ok(RunEnd::Stopped(StopReason::CannotBoot));
+                    }
+                    continue;
+                }
+                Step::Whole => {
+                    let delta = self.guarded(|machine| Ok(machine.take_whole()))?;
+                    inputs.checkpoint(Some(delta))?;
                     continue;
                 }
                 Step::Adopt(delta) => {
@@ -560,20 +579,6 @@ impl Machine {
             self.outputs = OutputSequence(self.outputs.0 + 1);
             gate.emit(Output { sequence: self.outputs, kind });
         }
-        Ok(())
-    }
-
-    /// Starts the guest again from its kernel, as a reset button does. Guest time and the
-    /// count of instructions go on; requests still outside are forgotten by the board.
-    fn reset(&mut self) -> Result<(), MachineError> {
-        self.bring_to_rest();
-        let ram = self.engine.ram();
-        ram.clear();
-        let failed = |error: SetupError| MachineError::Reset(Box::new(error));
-        let cpu =
-            self.source.load(ram, self.config.cpus()).map_err(|error| failed(error.into()))?;
-        self.engine.restore(&cpu, self.engine.point()).map_err(|error| failed(error.into()))?;
-        self.board.reset();
         Ok(())
     }
 }

@@ -3,23 +3,23 @@
 //! A checkpoint is a [`MachineState`] and the pages of memory that are not zero. It names a
 //! point by its state: a machine restored from it goes on exactly as the saved one does.
 
+use super::boot_source::{BootSource, decode_all};
 use super::memory_sum::MemorySum;
 use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
-use crate::boot::{self, BootError};
+use crate::boot;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
-use crate::engine::{CpuCount, CpuState, Cpus, EngineError, EngineKind, InvalidState, PointKind};
+use crate::engine::{CpuCount, Cpus, EngineError, EngineKind, InvalidState, PointKind};
 use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 use vm_memory::{Address, Bytes};
 use vmft_logging_channel::entry::OutputSequence;
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
 use vmft_logging_channel::wire::MAX_COUNT;
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
-pub const STATE_VERSION: u32 = 8;
+pub const STATE_VERSION: u32 = 9;
 
 /// What a machine is made of. Both sides of a pair have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,51 +42,6 @@ impl MachineConfig {
     }
 }
 
-/// What the guest boots from; kept, because a reset boots from it again.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct BootSource {
-    /// The kernel file.
-    pub kernel: Arc<[u8]>,
-    /// The initramfs file.
-    pub initramfs: Option<Arc<[u8]>>,
-    /// The kernel command line.
-    pub cmdline: String,
-}
-
-/// Reads a value that takes up all of `bytes`.
-fn decode_all<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, StateError> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok(_) => Err(StateError::Encoding(postcard::Error::DeserializeBadEncoding)),
-        Err(error) => Err(StateError::Encoding(error)),
-    }
-}
-
-impl BootSource {
-    /// The encoded form.
-    pub fn encode(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("plain state always encodes")
-    }
-
-    /// Reads the encoded form.
-    ///
-    /// # Errors
-    /// [`StateError::Encoding`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        decode_all(bytes)
-    }
-
-    /// Loads the kernel into the memory of a machine with so many CPUs.
-    ///
-    /// # Errors
-    /// See [`BootError`].
-    pub(super) fn load(&self, ram: &GuestRam, cpus: CpuCount) -> Result<CpuState, BootError> {
-        let cpu = boot::load(ram, &self.kernel, self.initramfs.as_deref(), &self.cmdline)?;
-        boot::publish_acpi(ram, cpus);
-        Ok(cpu)
-    }
-}
-
 /// Everything of a machine but its memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
@@ -103,11 +58,13 @@ pub struct MachineState {
     pub(super) clock: VirtualClock,
     pub(super) outputs: OutputSequence,
     pub(super) console_offset: u64,
+    /// It was reset, and waits for what its disks boot now.
+    pub(super) awaits_boot: bool,
 }
 
 impl MachineState {
-    /// The state in its encoded form, without what the guest boots from: that never changes, and
-    /// is [`BootSource::encode`]d apart.
+    /// The state in its encoded form, without what the guest boots from: that is
+    /// [`BootSource::encode`]d apart.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("plain state always encodes")
     }
@@ -376,6 +333,7 @@ impl Machine {
             clock,
             outputs,
             console_offset,
+            awaits_boot,
             // Of memory, which is not part of the state.
             memory_sum: _,
             since_base: _,
@@ -395,6 +353,7 @@ impl Machine {
             clock: *clock,
             outputs: *outputs,
             console_offset: *console_offset,
+            awaits_boot: *awaits_boot,
         }
     }
 
@@ -427,6 +386,9 @@ impl Machine {
     /// See [`StateError`].
     pub fn restore_at_once(state: MachineState, ram: GuestRam) -> Result<Self, StateError> {
         state.validate()?;
+        if state.awaits_boot && state.source.disk.is_none() {
+            return Err(StateError::OtherMachine);
+        }
         let MachineState {
             version: _,
             config,
@@ -438,6 +400,7 @@ impl Machine {
             clock,
             outputs,
             console_offset,
+            awaits_boot,
         } = state;
         if ram.size() != config.memory() {
             return Err(MemoryError::Size { size: ram.size() }.into());
@@ -463,6 +426,7 @@ impl Machine {
             clock,
             outputs,
             console_offset,
+            awaits_boot,
         })
     }
 
@@ -472,7 +436,7 @@ impl Machine {
     /// # Errors
     /// [`StateError`]; the machine is of use only once it has become another then.
     pub fn become_state(&mut self, state: &MachineState) -> Result<(), StateError> {
-        if state.config != self.config {
+        if state.config != self.config || state.awaits_boot && self.source.disk.is_none() {
             return Err(StateError::OtherMachine);
         }
         state.validate()?;
@@ -483,6 +447,7 @@ impl Machine {
         self.clock = state.clock;
         self.outputs = state.outputs;
         self.console_offset = state.console_offset;
+        self.awaits_boot = state.awaits_boot;
         self.at_point = true;
         Ok(())
     }

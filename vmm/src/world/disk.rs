@@ -24,6 +24,7 @@ use errors::DiskErrors;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use vmft_boot_loader::Source;
 
 /// Bytes in a sector, the unit of a disk's capacity.
 pub const SECTOR_SIZE: u64 = 512;
@@ -187,6 +188,12 @@ impl DiskFile {
         self.storage.cache()
     }
 
+    /// What a boot loader reads of it, apart from the guest's requests.
+    pub fn reader(&self) -> DiskReader {
+        let name = self.path.clone();
+        DiskReader { name, storage: Arc::clone(&self.storage), size: self.size }
+    }
+
     /// Starts to execute this disk's requests, whose results are left in the mailbox. It ends when the
     /// returned queue is dropped.
     ///
@@ -202,6 +209,31 @@ impl DiskFile {
         let errors = DiskErrors::of(self.path.clone());
         DiskQueue::start(disk, storage, fence, mailbox, errors)
             .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
+    }
+}
+
+/// A disk that is only read, by whoever looks for what it boots.
+#[derive(Debug, Clone)]
+pub struct DiskReader {
+    name: PathBuf,
+    storage: Arc<dyn Storage>,
+    size: u64,
+}
+
+impl DiskReader {
+    /// What people know the disk as.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+}
+
+impl Source for DiskReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.storage.read(offset, data)
     }
 }
 

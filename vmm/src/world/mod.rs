@@ -5,6 +5,7 @@
 
 pub mod console;
 mod disk;
+mod disk_boot;
 mod file_lock;
 pub mod image_format;
 mod mailbox;
@@ -16,9 +17,10 @@ mod urgent;
 mod watermark;
 
 pub use disk::{
-    DiskFile, DiskFileError, Fence, FenceError, HostCache, Image, NoFence, Permit, Storage,
-    WriteError,
+    DiskFile, DiskFileError, DiskReader, Fence, FenceError, HostCache, Image, NoFence, Permit,
+    Storage, WriteError,
 };
+pub use disk_boot::{DiskBootError, FromDisk, boot_from_disks, guests_name};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
 pub use outside::{DisksDone, HostOutside};

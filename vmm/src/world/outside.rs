@@ -1,7 +1,7 @@
 //! Where released outputs go: the disks' threads, the console and the network.
 
 use super::console::ConsoleHub;
-use super::disk::DiskQueue;
+use super::disk::{DiskQueue, DiskReader};
 use super::net::NetPort;
 use super::watermark::Watermark;
 use super::{DiskFile, DiskFileError, Fence, Mailbox};
@@ -18,6 +18,7 @@ use vmft_logging_channel::entry::{OutputSequence, RequestId};
 #[derive(Debug)]
 pub struct HostOutside {
     disks: Vec<DiskQueue>,
+    readers: Vec<DiskReader>,
     /// Those that the guest may write to.
     writable: Vec<bool>,
     console: Arc<ConsoleHub>,
@@ -66,13 +67,14 @@ impl HostOutside {
         mailbox: &Arc<Mailbox>,
     ) -> Result<Self, DiskFileError> {
         let writable = disks.iter().map(|disk| !disk.read_only()).collect();
+        let readers = disks.iter().map(DiskFile::reader).collect();
         let disks = (0u8..)
             .zip(disks)
             .map(|(index, disk)| disk.start(index, Arc::clone(fence), Arc::clone(mailbox)))
             .collect::<Result<_, _>>()?;
         let watermark = Arc::default();
         let packets = AtomicBool::new(false);
-        Ok(Self { disks, writable, console, network, watermark, packets })
+        Ok(Self { disks, readers, writable, console, network, watermark, packets })
     }
 
     /// This side is live: the console's input goes to `mailbox`, and `on_out` is told up to which
@@ -90,6 +92,11 @@ impl HostOutside {
     /// The console.
     pub fn console(&self) -> &Arc<ConsoleHub> {
         &self.console
+    }
+
+    /// The disks, for whoever looks for what they boot.
+    pub(super) fn readers(&self) -> &[DiskReader] {
+        &self.readers
     }
 
     /// Queues a disk request; its result comes through the mailbox.

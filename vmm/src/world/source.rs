@@ -1,7 +1,9 @@
 //! The host as the source of live inputs.
 
+use super::disk_boot::Booting;
 use super::{Mailbox, outside::HostOutside};
 use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Room, Wish};
+use crate::machine::{BootSource, DiskBoot};
 use crate::outputs::HeldOutputs;
 use std::fs::File;
 use std::io::Read;
@@ -97,10 +99,14 @@ pub struct HostSource {
     gate: Arc<HeldOutputs>,
     random: File,
     gauges: Arc<Gauges>,
+    /// How the guest boots, if it does from its disks.
+    disk_boot: Option<DiskBoot>,
+    booting: Booting,
 }
 
 impl HostSource {
-    /// A source whose host time starts now, for a guest whose outputs leave by `gate`.
+    /// A source whose host time starts now, for a guest whose outputs leave by `gate`, and which boots from its
+    /// disks in this way, if it does.
     ///
     /// # Errors
     /// If the host's random device cannot be opened.
@@ -110,9 +116,11 @@ impl HostSource {
         outside: Arc<HostOutside>,
         gate: Arc<HeldOutputs>,
         gauges: Arc<Gauges>,
+        disk_boot: Option<DiskBoot>,
     ) -> std::io::Result<Self> {
         let random = File::open("/dev/urandom")?;
-        Ok(Self { live_since: Instant::now(), mailbox, outside, gate, random, gauges })
+        let (live_since, booting) = (Instant::now(), Booting::default());
+        Ok(Self { live_since, mailbox, outside, gate, random, gauges, disk_boot, booting })
     }
 }
 
@@ -158,6 +166,11 @@ impl InputSource for HostSource {
 
     fn hold_back(&mut self) -> bool {
         !self.gate.is_full() || self.gate.wait_room(HOLD_STEP)
+    }
+
+    fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
+        let how = self.disk_boot.as_ref().expect("the guest waits for its disks");
+        self.booting.take(&self.outside, how)
     }
 
     fn at(&mut self, boundary: &Boundary) {
