@@ -73,9 +73,11 @@ mod tests {
             seen
         };
         let mut copied = CopiedPages::default();
-        (write(3, 1), write(9, 2));
+        write(3, 1);
+        write(9, 2);
         copied.copy(&ram, &[number(3), number(7), number(9)]);
-        (write(3, 5), write(7, 5));
+        write(3, 5);
+        write(7, 5);
         assert_eq!(read(&mut copied), [(3, 1), (7, 0), (9, 2)]);
         copied.copy(&ram, &[number(7)]);
         assert_eq!((copied.len(), read(&mut copied)), (1, vec![(7, 5)]));

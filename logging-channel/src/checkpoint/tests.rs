@@ -261,7 +261,7 @@ fn a_change_of_a_known_memory_costs_little_and_touches_it_only_when_complete() {
     read(pieces, &mut staged).expect("whole").expect("complete");
     assert_eq!(base.memory, before.memory);
     for (number, page) in staged.pages() {
-        base.page(number, &page).expect("there is such a page");
+        base.page(number, page).expect("there is such a page");
     }
     assert_eq!(nonzero(&base.memory), nonzero(&changed));
 }
