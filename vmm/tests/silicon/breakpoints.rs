@@ -10,6 +10,7 @@ use crate::rng::Rng;
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions};
 use std::io;
+use vmft_vmm::engine::soft::CacheLimits;
 
 /// A stop: the address, and B0 to B3.
 pub type Hit = (u64, u64);
@@ -333,7 +334,7 @@ fn breakpoints_stop_where_the_processors_do() {
     if !host_has_breakpoints() {
         return;
     }
-    let mut guest = Guest::new(&Native::exit_page());
+    let mut guest = Guest::new(&Native::exit_page(), CacheLimits::default());
     let mut compared = 0;
     for (number, (name, program)) in (0..).zip(PROGRAMS) {
         let code = assemble(program);

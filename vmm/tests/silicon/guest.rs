@@ -14,7 +14,7 @@ use crate::layout::{
 use crate::native::has_error_code;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_logging_channel::point::ExecutionPoint;
-use vmft_vmm::engine::soft::SoftEngine;
+use vmft_vmm::engine::soft::{CacheLimits, SoftEngine};
 use vmft_vmm::engine::state::{
     CpuState, DescriptorTable, ModelSpecificRegisters, Segment, Segments, SseState, X87State,
 };
@@ -75,9 +75,9 @@ fn physical(linear: u64) -> u64 {
 
 impl Guest {
     /// Builds the guest; `exit_page` is what data accesses find at [`EXIT`].
-    pub fn new(exit_page: &[u8]) -> Self {
+    pub fn new(exit_page: &[u8], limits: CacheLimits) -> Self {
         let ram = GuestRam::new(MIN_MEMORY).expect("the smallest memory is allowed");
-        let mut guest = Self { engine: SoftEngine::new(ram.clone()), ram };
+        let mut guest = Self { engine: SoftEngine::with_limits(ram.clone(), limits), ram };
         guest.build_page_tables();
         guest.build_descriptors();
         guest.write(physical(EXIT), exit_page);

@@ -45,7 +45,7 @@ use native::{BATCH, Lost, Native};
 use report::Failure;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vmft_vmm::engine::soft;
+use vmft_vmm::engine::soft::{self, CacheLimits};
 
 /// Cases of an ordinary test run.
 const DEFAULT_CASES: u64 = 150_000;
@@ -66,6 +66,7 @@ struct Bench {
     template: Vec<u8>,
     native: Native,
     guest: Guest,
+    limits: CacheLimits,
     /// How often each form ran to completion on both sides.
     completed: BTreeMap<Code, u64>,
     /// How often a case made for the form ran at all.
@@ -73,12 +74,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, limits: CacheLimits) -> Self {
         Self {
             seed,
             template: generate::template(seed),
             native: Native::new().expect("the host maps a few pages"),
-            guest: Guest::new(&Native::exit_page()),
+            guest: Guest::new(&Native::exit_page(), limits),
+            limits,
             completed: BTreeMap::new(),
             ran: BTreeMap::new(),
         }
@@ -135,7 +137,7 @@ impl Bench {
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(outcome) => outcome.map_err(|stuck| format!("{stuck:?}")),
             Err(_) => {
-                self.guest = Guest::new(&Native::exit_page());
+                self.guest = Guest::new(&Native::exit_page(), self.limits);
                 Err("panicked".to_owned())
             }
         }
@@ -198,15 +200,20 @@ fn run(bench: &mut Bench, corpus: &Corpus, numbers: &[u64], limit: usize) -> Vec
 
 #[test]
 fn the_engine_does_what_the_processor_does() {
-    agree(Bits::Long, DEFAULT_CASES);
+    agree(Bits::Long, DEFAULT_CASES, CacheLimits::default());
+}
+
+#[test]
+fn compiled_code_does_what_the_processor_does() {
+    agree(Bits::Long, DEFAULT_CASES, CacheLimits::default().compiled(1 << 20, 0));
 }
 
 #[test]
 fn the_engine_does_what_the_processor_does_in_32_bit_code() {
-    agree(Bits::Short, DEFAULT_CASES_32);
+    agree(Bits::Short, DEFAULT_CASES_32, CacheLimits::default());
 }
 
-fn agree(bits: Bits, default_cases: u64) {
+fn agree(bits: Bits, default_cases: u64, limits: CacheLimits) {
     let seed = from_environment("VMFT_SILICON_SEED").unwrap_or(DEFAULT_SEED);
     let cases = from_environment("VMFT_SILICON_CASES").unwrap_or(default_cases);
     let limit = from_environment("VMFT_SILICON_FAILURES").unwrap_or(5) as usize;
@@ -223,7 +230,7 @@ fn agree(bits: Bits, default_cases: u64) {
         only.is_empty() || format!("{focus:?}").contains(&only)
     };
     let numbers: Vec<u64> = numbers.into_iter().filter(wanted).collect();
-    let mut bench = Bench::new(seed);
+    let mut bench = Bench::new(seed, limits);
     let failures = run(&mut bench, &corpus, &numbers, limit);
     for failure in &failures {
         println!("{}", report::describe(failure, seed));

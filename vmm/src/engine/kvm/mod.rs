@@ -56,7 +56,7 @@ pub use points::PointKind;
 
 use super::cpu_model::{self, TimeStamp};
 use super::group::{Cpus, Pending};
-use super::soft::{Origin, SoftEngine};
+use super::soft::{CacheLimits, Origin, SoftEngine};
 use super::{Bus, CpuState, Engine, Exit, ExitLog, ExitRecord, InvalidState, Vector};
 use crate::memory::GuestRam;
 use branches::Counting;
@@ -152,7 +152,7 @@ impl KvmEngine {
         points: PointKind,
         counter: Option<Box<dyn BranchCounter>>,
     ) -> Result<Self, KvmError> {
-        let helper = SoftEngine::new(ram.clone());
+        let helper = SoftEngine::with_limits(ram.clone(), CacheLimits::default().compiled(0, 0));
         let (vm, vcpu) = Vm::open(ram)?;
         Ok(Self {
             _ticker: None,

@@ -15,10 +15,13 @@
 //! distance alone; to another page a link is a guess, which the run loop compares with what the
 //! translation says.
 //!
-//! Nothing here is visible to the guest. What the run loop asks for is a block and its ops; a
-//! compiler that attaches machine code to blocks would do so here.
+//! **Code.** The compiler makes machine code of blocks that are executed often. It belongs to its
+//! block, and goes with it.
+//!
+//! Nothing here is visible to the guest. What the run loop asks for is a block, its ops and its code.
 
 use super::compat::CodeSize;
+use super::compiler::{Code, Compiler, Left, NotCompiled};
 use super::cpu::Cpu;
 use super::fast;
 use super::generic::{Ending, ends_block};
@@ -29,6 +32,7 @@ use super::tlb::PAGE_MASK;
 use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
+mod code;
 #[cfg(test)]
 pub(super) mod soundness;
 
@@ -77,9 +81,23 @@ pub(super) struct Block {
     linkable: bool,
     /// How it was decoded.
     size: CodeSize,
+    /// How often it was executed before it was compiled; [`NEVER`]: it is not to be.
+    heat: u16,
+    code: Option<Code>,
 }
 
+/// The heat of a block that is not to be compiled.
+const NEVER: u16 = u16::MAX;
+
+const _: () = assert!(size_of::<Block>() == 64);
+
 impl Block {
+    /// It has machine code.
+    #[inline(always)]
+    pub(super) fn is_compiled(&self) -> bool {
+        self.code.is_some()
+    }
+
     /// The block that follows at `distance` from the beginning, if that is known.
     #[inline(always)]
     pub(super) fn successor(&self, distance: u64) -> Option<BlockId> {
@@ -166,6 +184,7 @@ pub(super) struct BlockCache {
     pages: Vec<u32>,
     /// Of the pages that blocks have bytes in, and of no others.
     lists: Vec<PageList>,
+    pub(super) compiler: Option<Compiler>,
     /// No specialised ops: for tests that compare them with the general path.
     #[cfg(test)]
     pub(super) general_only: bool,
@@ -186,6 +205,7 @@ impl BlockCache {
             recent: vec![NO_RECENT; limits.recent],
             pages: vec![0; pages],
             lists: Vec::new(),
+            compiler: Compiler::new(&limits),
             #[cfg(test)]
             general_only: false,
         }
@@ -367,6 +387,8 @@ impl BlockCache {
             bytes: draft.bytes as u16,
             linkable: draft.ending != Ending::System,
             size: cpu.code_size,
+            heat: 0,
+            code: None,
         };
         self.live += 1;
         let id = match self.free.pop() {
@@ -457,6 +479,9 @@ impl BlockCache {
             return;
         }
         let ops = std::mem::take(&mut block.ops);
+        if let (Some(code), Some(compiler)) = (block.code.take(), &mut self.compiler) {
+            compiler.forget(code);
+        }
         self.live -= 1;
         for number in self.ops.give_back(ops).iter().filter_map(Op::number) {
             cpu.decoded.remove(number);
@@ -480,5 +505,8 @@ impl BlockCache {
         }
         self.recent.fill(NO_RECENT);
         self.ops.start_anew();
+        if let Some(compiler) = &mut self.compiler {
+            compiler.start_anew();
+        }
     }
 }

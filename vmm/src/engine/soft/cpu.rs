@@ -63,6 +63,8 @@ pub(super) const CR4_PAE: u64 = 1 << 5;
 pub(super) const CR4_PGE: u64 = 1 << 7;
 /// CR4.PCE.
 pub(super) const CR4_PCE: u64 = 1 << 8;
+/// CR4.OSFXSR.
+pub(super) const CR4_OSFXSR: u64 = 1 << 9;
 /// CR4.UMIP.
 pub(super) const CR4_UMIP: u64 = 1 << 11;
 /// CR4.FSGSBASE.

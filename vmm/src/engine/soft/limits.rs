@@ -1,7 +1,22 @@
 //! How much the engine's caches may hold.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// Most instructions of a block.
 pub(super) const MAX_BLOCK: usize = 64;
+
+/// What [`set_compiler`] said.
+static COMPILER: AtomicBool = AtomicBool::new(true);
+
+/// Whether engines that this process makes from here on compile what they execute often, where the host
+/// lets them. It does not show to the guest.
+pub fn set_compiler(on: bool) {
+    COMPILER.store(on, Ordering::Relaxed);
+}
+
+fn compiler_is_wanted() -> bool {
+    COMPILER.load(Ordering::Relaxed)
+}
 
 /// How much the engine keeps of what it has decoded and translated. None of it shows to the guest:
 /// tests make it tiny, and compare.
@@ -19,10 +34,14 @@ pub struct CacheLimits {
     pub(super) recent: usize,
     /// Translations that are flushed one by one; when there are more, all are looked at.
     pub(super) flushed_by_name: usize,
+    /// Bytes of compiled code; none: nothing is compiled.
+    pub(super) code: usize,
+    /// Executions of a block that make it worth compiling.
+    pub(super) hot: u16,
 }
 
 impl Default for CacheLimits {
-    /// Less than 80 MiB.
+    /// Less than 80 MiB, and 32 MiB of code where the compiler is on.
     fn default() -> Self {
         Self {
             blocks: 1 << 18,
@@ -31,6 +50,8 @@ impl Default for CacheLimits {
             block: MAX_BLOCK,
             recent: 1 << 13,
             flushed_by_name: 1 << 10,
+            code: if compiler_is_wanted() { 1 << 25 } else { 0 },
+            hot: 32,
         }
     }
 }
@@ -42,7 +63,23 @@ impl CacheLimits {
     /// If `block` is not between 1 and 64.
     pub fn tiny(block: usize) -> Self {
         assert!((1..=MAX_BLOCK).contains(&block), "a block has 1 to 64 instructions");
-        Self { blocks: 1, ops: block, decoded: block, block, recent: 1, flushed_by_name: 1 }
+        Self {
+            blocks: 1,
+            ops: block,
+            decoded: block,
+            block,
+            recent: 1,
+            flushed_by_name: 1,
+            code: 0,
+            hot: 0,
+        }
+    }
+
+    /// With a compiler that has `code` bytes for what it makes of blocks executed `hot` times; with none if
+    /// there are no bytes.
+    #[must_use]
+    pub fn compiled(self, code: usize, hot: u16) -> Self {
+        Self { code, hot, ..self }
     }
 
     /// Room for so many times as many blocks, and as many addresses; `times` is rounded up to a power

@@ -21,6 +21,7 @@ mod access;
 mod block;
 mod code_map;
 mod compat;
+mod compiler;
 mod cpu;
 mod decoded;
 mod event;
@@ -50,7 +51,7 @@ use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector, kvm};
 use crate::memory::GuestRam;
 use block::BlockCache;
 use cpu::{ARMED, CHECKED_CODE, Cpu, HALTED, SHADOW, SHUT_DOWN};
-pub use limits::CacheLimits;
+pub use limits::{CacheLimits, set_compiler};
 use system::interrupts::Source;
 use vmft_logging_channel::point::ExecutionPoint;
 
@@ -67,6 +68,11 @@ const CHOICES_REVISION: u32 = 2;
 /// open. Engines that differ in it do not replay each other's logs.
 pub fn cpu_model_digest() -> String {
     format!("{}, choices {CHOICES_REVISION}", cpuid::digest(TimeStamp::Shown))
+}
+
+/// Why engines compile nothing on this host, if it cannot be otherwise.
+pub fn compiler_obstacle() -> Option<String> {
+    compiler::obstacle()
 }
 
 /// Where a delivered event comes from.

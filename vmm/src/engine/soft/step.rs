@@ -6,6 +6,7 @@
 //! permission to overwrite decoded code), or its exception is delivered.
 
 use super::block::BlockId;
+use super::compiler::Left;
 use super::cpu::{
     ARMED, Cpu, HALTED, SHADOW, SHUT_DOWN, SS_SHADOW, STEP_DUE, UNFINISHED, is_canonical,
 };
@@ -47,6 +48,17 @@ impl<'a> Site<'a> {
         let last = index + 1 == ops.len();
         Self { op: &ops[index], index: index as u64, block_rip, block_end, last }
     }
+}
+
+/// What comes after compiled code.
+#[derive(Debug)]
+enum After {
+    /// The rest of a block, whose first instructions are done, though not counted.
+    Op { block: BlockId, done: usize },
+    /// A block.
+    Block(BlockId),
+    /// The end of this run of blocks.
+    Exit(Option<Exit>),
 }
 
 impl SoftEngine {
@@ -133,16 +145,30 @@ impl SoftEngine {
         loop {
             // One that was forgotten is looked for again.
             let block = self.cache.get(id)?;
+            let left = bound - self.cpu.retired;
+            if left < block.ops.len() as u64 {
+                return self.run_part(id, left, bus);
+            }
+            let mut done = 0;
+            if block.is_compiled() {
+                match self.run_compiled(id, bound, bus) {
+                    After::Op { block, done: before } => (id, done) = (block, before),
+                    After::Block(next) => {
+                        id = next;
+                        continue;
+                    }
+                    After::Exit(exit) => return exit,
+                }
+            } else if self.cache.warm(&mut self.cpu, id) {
+                continue;
+            }
+            let block = self.cache.get(id)?;
             let ops = self.cache.ops(block);
             let count = ops.len() as u64;
             let rip = self.cpu.rip();
             let end = rip.wrapping_add(block.bytes.into());
             self.cpu.next_rip = end;
-            let left = bound - self.cpu.retired;
-            if left < count {
-                return self.run_part(id, left, bus);
-            }
-            if run_ops(&mut self.cpu, ops).is_err() {
+            if run_ops(&mut self.cpu, &ops[done..]).is_err() {
                 let index = ops.len() - 1 - self.cpu.ops_left;
                 let exit = self.cpu.trapped(&Site::new(ops, index, rip, end), bus);
                 self.forget_stale();
@@ -157,9 +183,13 @@ impl SoftEngine {
             let distance = next.wrapping_sub(rip);
             let near = (next ^ rip) & PAGE_MASK == 0;
             let linked = block.successor(distance);
+            let compiled = block.is_compiled();
             if let Some(next_id) = linked
                 && (near || self.leads_to(next, next_id))
             {
+                if compiled {
+                    self.cache.join(id, distance, next_id);
+                }
                 id = next_id;
                 continue;
             }
@@ -172,14 +202,72 @@ impl SoftEngine {
             if may_link {
                 self.cache.link(from, distance, id);
             }
+            if compiled {
+                self.cache.join(from, distance, id);
+            }
+        }
+    }
+
+    /// Runs the code of a block, and of others behind it, until something is left to do here. Single
+    /// instructions that are not compiled are executed on the way.
+    fn run_compiled(&mut self, id: BlockId, bound: u64, bus: &mut dyn Bus) -> After {
+        let left = bound - self.cpu.retired;
+        let Some(mut how) = self.cache.run_code(&mut self.cpu, id, 0, left) else {
+            return After::Op { block: id, done: 0 };
+        };
+        loop {
+            let (block, done) = match how {
+                Left::At { block, done } => (block, done),
+                Left::Between => return self.after_code(bound, None),
+                Left::Through { block, site } => {
+                    return self.after_code(bound, Some((block, site)));
+                }
+            };
+            let Some(ops) = self.cache.get(block).map(|block| self.cache.ops(block)) else {
+                unreachable!("code that ran belongs to a block");
+            };
+            if done + 1 >= ops.len() {
+                return After::Op { block, done };
+            }
+            let rip = self.cpu.rip();
+            let end = rip.wrapping_add(self.cache.get(block).map_or(0, |block| block.bytes.into()));
+            self.cpu.next_rip = end;
+            if run_ops(&mut self.cpu, &ops[done..=done]).is_err() {
+                let exit = self.cpu.trapped(&Site::new(ops, done, rip, end), bus);
+                self.forget_stale();
+                return After::Exit(exit);
+            }
+            let left = bound - self.cpu.retired;
+            how = match self.cache.run_code(&mut self.cpu, block, done + 1, left) {
+                Some(how) => how,
+                None => return After::Op { block, done: done + 1 },
+            };
+        }
+    }
+
+    /// Between blocks, by this way if it is one.
+    fn after_code(&mut self, bound: u64, way: Option<(BlockId, usize)>) -> After {
+        if self.cpu.retired >= bound {
+            return After::Exit(None);
+        }
+        match self.next_block() {
+            Ok(next) => {
+                if let Some((block, site)) = way {
+                    self.cache.join_through(block, site, next);
+                }
+                After::Block(next)
+            }
+            Err(Trap) => After::Exit(self.fetch_trapped()),
         }
     }
 
     /// Executes the first `left` instructions of a longer block.
     fn run_part(&mut self, id: BlockId, left: u64, bus: &mut dyn Bus) -> Option<Exit> {
-        let ops = self.cache.ops(self.cache.get(id)?);
+        let block = self.cache.get(id)?;
+        let ops = self.cache.ops(block);
         let rip = self.cpu.rip();
-        let end = self.cpu.next_rip;
+        let end = rip.wrapping_add(block.bytes.into());
+        self.cpu.next_rip = end;
         let stop = left as usize;
         if run_ops(&mut self.cpu, &ops[..stop]).is_err() {
             let index = stop - 1 - self.cpu.ops_left;

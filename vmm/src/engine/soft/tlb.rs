@@ -44,9 +44,9 @@ impl View {
     }
 }
 
-/// One translation of a data page.
+/// One translation of a data page. Compiled code looks at it.
 #[derive(Debug, Clone, Copy)]
-#[repr(align(32))]
+#[repr(C, align(32))]
 pub(super) struct Entry {
     /// Linear page that may be read through `addend`; also the tag of the translation.
     pub(super) read: u64,
@@ -60,11 +60,29 @@ pub(super) struct Entry {
 
 const NO_ENTRY: Entry = Entry { read: INVALID, write: INVALID, addend: 0, frame: 0 };
 
+/// One translation of a page of code. Compiled code looks at it.
 #[derive(Debug, Clone, Copy)]
-struct FetchEntry {
-    page: u64,
-    frame: u64,
+#[repr(C)]
+pub(super) struct FetchEntry {
+    /// Linear page.
+    pub(super) page: u64,
+    /// Physical page, with [`GLOBAL`], [`LARGE`].
+    pub(super) frame: u64,
 }
+
+/// An address shifted right by this, with these bits, is the offset of its entry in its view.
+pub(super) const TAG_SHIFT: u8 = 7;
+pub(super) const TAG_SLOTS: i32 = 0x7FE0;
+/// The same for fetch entries.
+pub(super) const FETCH_SHIFT: u8 = 8;
+pub(super) const FETCH_SLOTS_MASK: i32 = 0x1FF0;
+
+const _: () = {
+    assert!(size_of::<Entry>() == (PAGE_SIZE as usize) >> TAG_SHIFT);
+    assert!(TAG_SLOTS as usize == (SLOTS - 1) * size_of::<Entry>());
+    assert!(size_of::<FetchEntry>() == (PAGE_SIZE as usize) >> FETCH_SHIFT);
+    assert!(FETCH_SLOTS_MASK as usize == (FETCH_SLOTS - 1) * size_of::<FetchEntry>());
+};
 
 const NO_FETCH: FetchEntry = FetchEntry { page: INVALID, frame: 0 };
 
@@ -136,6 +154,16 @@ impl Tlb {
     #[inline(always)]
     pub(super) fn entry(&self, view: View, address: u64) -> &Entry {
         &self.data[slot_of(view, address)]
+    }
+
+    /// Where the entries of a view begin that has any.
+    pub(super) fn data_of(&self, view: View) -> *const u8 {
+        self.data[view as usize..][..SLOTS].as_ptr().cast()
+    }
+
+    /// Where the fetch entries of a privilege level begin.
+    pub(super) fn fetches_of(&self, user: bool) -> *const u8 {
+        self.fetch[if user { FETCH_SLOTS } else { 0 }..][..FETCH_SLOTS].as_ptr().cast()
     }
 
     fn entry_mut(&mut self, view: View, page: u64) -> &mut Entry {
@@ -256,6 +284,13 @@ impl Tlb {
         if (range.first..=range.last).contains(&page) {
             self.flush_large_pieces(page & LARGE_REACH);
         }
+    }
+
+    /// What the guest can notice of what is remembered: pages, with what they lead to.
+    #[cfg(test)]
+    pub(super) fn contents(&self) -> Vec<(u64, u64)> {
+        let data = self.data.iter().map(|entry| (entry.read, entry.frame));
+        data.chain(self.fetch.iter().map(|entry| (entry.page, entry.frame))).collect()
     }
 
     fn flush_large_pieces(&mut self, gigabyte: u64) {

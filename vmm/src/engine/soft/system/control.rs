@@ -2,8 +2,8 @@
 
 use crate::engine::cpu_model::PHYSICAL_BITS;
 use crate::engine::soft::cpu::{
-    CR0_ALWAYS, CR0_AM, CR0_EM, CR0_MP, CR0_TS, CR0_WP, CR4_FSGSBASE, CR4_PAE, CR4_PCE, CR4_PGE,
-    CR4_SMEP, CR4_TSD, CR4_UMIP, Cpu,
+    CR0_ALWAYS, CR0_AM, CR0_EM, CR0_MP, CR0_TS, CR0_WP, CR4_FSGSBASE, CR4_OSFXSR, CR4_PAE, CR4_PCE,
+    CR4_PGE, CR4_SMEP, CR4_TSD, CR4_UMIP, Cpu,
 };
 use crate::engine::soft::event::{Flow, Trap};
 use crate::engine::soft::exception::Exception;
@@ -19,7 +19,6 @@ const CR0_WRITABLE: u64 =
 /// CR4.DE.
 pub(in super::super) const CR4_DE: u64 = 1 << 3;
 const CR4_PSE: u64 = 1 << 4;
-const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
 /// The bits of CR4 that the CPU model has.
 pub(in super::super) const CR4_OFFERED: u64 = CR4_TSD

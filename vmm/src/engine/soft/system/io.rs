@@ -10,7 +10,8 @@ use iced_x86::{Instruction, OpKind};
 const TSS_MAP_BASE: u64 = 102;
 
 impl Cpu {
-    fn io_privileged(&self) -> bool {
+    /// I/O instructions are allowed, and changes of IF.
+    pub(in super::super) fn io_privileged(&self) -> bool {
         u64::from(self.cpl) <= (self.system_flags & flags::IOPL) >> 12
     }
 

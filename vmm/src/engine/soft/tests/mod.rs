@@ -2,6 +2,7 @@
 //! whose handlers halt, and a bus that remembers.
 
 mod compat;
+mod compiled;
 mod debug;
 mod faults;
 mod fuzz;
@@ -10,6 +11,7 @@ mod interrupts;
 mod limits;
 mod memory;
 mod random;
+mod tame;
 
 use super::{CacheLimits, SoftEngine};
 use crate::engine::cpu_model::{TimeStamp, offers};

@@ -269,14 +269,14 @@ fn pages(ram: &GuestRam, numbers: &[PageNumber]) -> Vec<[u8; 4096]> {
 }
 
 /// Everything that may be compared: state, point, bus, pages written and what is in them.
-fn outcome(machine: &mut Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<PageNumber>) {
+pub(super) fn outcome(machine: &mut Machine) -> (CpuState, u64, Vec<Seen>, u64, Vec<PageNumber>) {
     let written = machine.ram().tracker().take_written();
     let hash = xxhash_rust::xxh3::xxh3_64(pages(machine.ram(), &written).as_flattened());
     (machine.state(), machine.point(), machine.bus.seen.clone(), hash, written)
 }
 
 /// Runs to `bound`, whatever bus accesses there are on the way.
-fn run_whole(machine: &mut Machine, bound: u64) {
+pub(super) fn run_whole(machine: &mut Machine, bound: u64) {
     while let Exit::BusAccess = machine.run_to(bound) {}
 }
 
