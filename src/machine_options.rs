@@ -73,6 +73,39 @@ impl PointsChoice {
     }
 }
 
+/// Whether the soft engine compiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompilerChoice {
+    /// What is executed often runs as code for the host's CPU
+    On,
+    /// Everything is interpreted
+    Off,
+}
+
+/// How --engine soft executes the guest, which shows nowhere but in its speed.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct CompilerOptions {
+    /// Whether --engine soft compiles what it executes often. The guest runs the same either way, and so
+    /// does the other side. Default: on, where the host lets memory be executed
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub soft_compiler: Option<CompilerChoice>,
+}
+
+impl CompilerOptions {
+    /// Has it for the engines made from here on.
+    pub fn apply(self) {
+        vmft_vmm::engine::soft::set_compiler(self.soft_compiler != Some(CompilerChoice::Off));
+    }
+
+    /// The same on another command line.
+    fn arguments(self) -> impl Iterator<Item = &'static str> {
+        let words = self.soft_compiler.map(|choice| {
+            ["--soft-compiler", if choice == CompilerChoice::On { "on" } else { "off" }]
+        });
+        words.into_iter().flatten()
+    }
+}
+
 /// Which engine, and what it counts.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct EngineOptions {
@@ -83,6 +116,9 @@ pub struct EngineOptions {
     /// recorded or followed; else none, and the guest runs freely
     #[arg(long, value_enum, requires = "engine", help_heading = "Machine")]
     pub points: Option<PointsChoice>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a text here would replace the command's own")]
+    pub compiler: CompilerOptions,
 }
 
 /// What a machine is for.
@@ -132,7 +168,8 @@ impl EngineOptions {
     pub fn arguments(&self) -> Vec<&'static str> {
         let engine = self.engine.map(|engine| ["--engine", engine.name()]);
         let points = self.points.map(|points| ["--points", points.name()]);
-        engine.into_iter().chain(points).flatten().collect()
+        let words = engine.into_iter().chain(points).flatten();
+        words.chain(self.compiler.arguments()).collect()
     }
 }
 
@@ -303,6 +340,7 @@ impl MachineOptions {
     /// Reads what the guest boots from, or fetches it: before the sandbox, in which no program can be run
     /// that does so.
     pub fn prepare(&self, purpose: Purpose) -> Result<Prepared> {
+        self.engine.compiler.apply();
         // Wrong options come before wrong files.
         let wanted = self.engine.wanted(purpose)?;
         self.check_cpus(wanted, purpose)?;

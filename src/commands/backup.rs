@@ -123,6 +123,7 @@ fn follow(
     listen: Option<&PeerAddress>,
     patience: Patience,
 ) -> Result<ExitCode> {
+    options.engine.compiler.apply();
     let max_lag = options.pair.max_lag()?;
     let arbiter = ArbiterOf(&options.pair, &options.disk);
     let mut files = files_of(&[&options.disk, &options.side, &arbiter]);

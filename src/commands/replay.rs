@@ -1,5 +1,6 @@
 //! `vmft replay`.
 
+use crate::machine_options::CompilerOptions;
 use crate::options::SerialOption;
 use crate::remedy::Remedy;
 use crate::sandbox_options::{Named, SandboxOptions, end_start, files_of};
@@ -38,11 +39,14 @@ pub struct ReplayOptions {
     #[arg(long, value_name = "DIR")]
     snapshot: Option<PathBuf>,
     #[command(flatten)]
+    compiler: CompilerOptions,
+    #[command(flatten)]
     sandbox: SandboxOptions,
 }
 
 /// Replays a log offline.
 pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
+    options.compiler.apply();
     let path = options.log.display();
     if matches!(options.serial.0, ConsoleTarget::Socket(_)) {
         bail!("a replay has no console to attach to; give --serial null, tty or file=PATH");

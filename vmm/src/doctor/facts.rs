@@ -47,6 +47,8 @@ pub struct HostFacts {
     pub flags: Vec<String>,
     /// The kernel's release.
     pub kernel: String,
+    /// Why the `soft` engine cannot compile here, if it cannot.
+    pub compiler_obstacle: Option<String>,
 }
 
 impl HostFacts {

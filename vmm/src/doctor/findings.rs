@@ -117,6 +117,13 @@ fn host(facts: &Facts) -> Vec<Finding> {
         Finding::note("microcode", &host.microcode),
         Finding::note("host kernel", &host.kernel),
         Finding::judged(
+            "compiler of `soft`",
+            host.compiler_obstacle.as_deref().unwrap_or("runs"),
+            "runs",
+            host.compiler_obstacle.is_none(),
+            "`soft` interprets: several times slower",
+        ),
+        Finding::judged(
             device.path.display().to_string(),
             measured,
             "opens, version 12",

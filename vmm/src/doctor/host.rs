@@ -8,6 +8,7 @@ pub fn examine() -> HostFacts {
     let mut host = parse(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     host.kernel = release.trim().to_owned();
+    host.compiler_obstacle = crate::engine::soft::compiler_obstacle();
     host
 }
 

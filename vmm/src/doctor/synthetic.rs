@@ -19,6 +19,7 @@ fn host(vendor: &str) -> HostFacts {
         microcode: "0x5003605".to_owned(),
         flags: vec!["popcnt".to_owned()],
         kernel: "6.1.0".to_owned(),
+        compiler_obstacle: None,
     }
 }
 
