@@ -272,7 +272,7 @@ impl Translator {
             return Ok(());
         }
         self.encode(&stripped(i))?;
-        if registers().any(|n| n < form.writes.into() && index(i.op_register(n)) == 0) {
+        if registers().any(|n| n < u32::from(form.writes) && index(i.op_register(n)) == 0) {
             self.a.mov(R15, RAX);
         }
         self.flags.wrote(form.right, form.zero);
