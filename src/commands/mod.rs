@@ -8,6 +8,7 @@ pub mod disk;
 pub mod doctor;
 pub mod fault;
 pub mod guest;
+pub mod image;
 pub mod keys;
 pub mod primary;
 pub mod record;
