@@ -46,6 +46,7 @@ pub fn open_disks(options: &[DiskOption], of: DisksOf) -> Result<Vec<DiskFile>> 
             })
         }
         DiskPlace::Export(export) => nbd_disk::open(export, disk.read_only, of),
+        DiskPlace::Seed(files) => files.open(),
     };
     options.iter().map(open).collect()
 }
@@ -153,7 +154,7 @@ fn free_name(path: &Path) -> PathBuf {
 }
 
 /// A path as one word of a shell's command, and no option of it.
-fn shell_word(path: &Path) -> String {
+pub(crate) fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%".contains(&byte);

@@ -206,10 +206,19 @@ Examples:
 
 It runs small probe guests on /dev/kvm, for a few seconds. Exit code 0 whatever it finds.";
 
+/// For `vmft image import`.
+pub const IMAGE_IMPORT: &str = "\
+Examples:
+  vmft image import debian-12-generic-amd64.qcow2 debian.img
+  vmft image import debian.raw.xz debian.img
+  truncate -s +8G debian.img                  more room, which the guest's first start takes
+  vmft run --disk path=debian.img --seed user-data --memory size=512M";
+
 /// For `vmft guest`.
 pub const GUEST: &str = "\
 Example:
   vmft guest --refresh
+  vmft guest --debian 12 --package postgresql --output debian.img
   vmft guest --probe probe.elf; vmft run --engine kvm --kernel probe.elf
 
 The cache is $VMFT_CACHE, else $XDG_CACHE_HOME/vmft, else ~/.cache/vmft.";

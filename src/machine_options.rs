@@ -5,10 +5,11 @@ use crate::event_log;
 use crate::host_choice;
 use crate::metrics_server::MetricsOption;
 use crate::net_options::NetOption;
-use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption};
+use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption, disks_and_seed};
 use crate::pair_options::disk_configs;
 use crate::remedy::Remedy;
 use crate::sandbox_options::SandboxOptions;
+use crate::seed::SeedFiles;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest}
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
 use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
-use vmft_vmm::inputs::WallClock;
+use vmft_vmm::inputs::{OnReboot, WallClock};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::ConsoleHub;
@@ -215,6 +216,14 @@ pub struct MachineOptions {
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
+    /// What cloud-init of the guest is told at its first start: a small disk, behind all others, that is made
+    /// of these files. Both sides of a pair name the same
+    #[arg(
+        long,
+        value_name = "USER-DATA[,meta-data=FILE][,network-config=FILE][,vendor-data=FILE]",
+        help_heading = "Machine"
+    )]
+    pub seed: Option<SeedFiles>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a text here would replace the command's own")]
     pub disk_boot: DiskBootOptions,
@@ -256,6 +265,24 @@ impl From<ClockChoice> for WallClock {
     }
 }
 
+/// What a guest's reset leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RebootChoice {
+    /// It starts again
+    Restart,
+    /// The machine stops, and the pair with it
+    Exit,
+}
+
+impl From<RebootChoice> for OnReboot {
+    fn from(choice: RebootChoice) -> Self {
+        match choice {
+            RebootChoice::Restart => Self::Restart,
+            RebootChoice::Exit => Self::Exit,
+        }
+    }
+}
+
 /// How a side talks to people and programs on its host.
 #[derive(Debug, Clone, Args)]
 pub struct SideOptions {
@@ -270,6 +297,10 @@ pub struct SideOptions {
     /// side: the host's time, or what it told before. Its clocks of time passed never jump
     #[arg(long, value_enum, default_value = "host", help_heading = "This side")]
     pub clock: ClockChoice,
+    /// What happens when the guest starts again: it does, or the machine stops. A guest that is reset five
+    /// times within a minute without writing to a disk is stopped, and its last words are shown
+    #[arg(long, value_enum, default_value = "restart", help_heading = "This side")]
+    pub on_reboot: RebootChoice,
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
@@ -333,6 +364,7 @@ pub fn make_side(
         disks,
         network,
         wall_clock: options.clock.into(),
+        on_reboot: options.on_reboot.into(),
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
         faults: Arc::default(),
@@ -340,6 +372,11 @@ pub fn make_side(
 }
 
 impl MachineOptions {
+    /// The disks, with the one that is made of a seed.
+    pub fn disks(&self) -> Vec<DiskOption> {
+        disks_and_seed(&self.disk, self.seed.as_ref())
+    }
+
     fn start(&self) -> Result<Start> {
         let words = || self.cmdline.clone().unwrap_or_default();
         if let Some(kernel) = &self.kernel {
@@ -354,7 +391,7 @@ impl MachineOptions {
         if self.lockstep_kernel {
             return self.default_guest().map(Start::Files);
         }
-        Ok(match self.disk_boot.outlook(&self.disk)? {
+        Ok(match self.disk_boot.outlook(&self.disks())? {
             Outlook::None => Start::Files(self.default_guest()?),
             Outlook::Boots => Start::Disk { or: None },
             Outlook::Open => Start::Disk { or: Some(self.default_guest()?) },

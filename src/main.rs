@@ -93,6 +93,8 @@ enum Command {
     Console(commands::console::ConsoleOptions),
     /// Serve disks to pairs whose hosts share none
     Disk(commands::disk::DiskOptions),
+    /// Make raw disks of images as they are shipped
+    Image(commands::image::ImageOptions),
     /// Make, renew and revoke the certificates with which the sides of a pair know each other
     #[command(after_help = examples::KEYS)]
     Keys(commands::keys::KeysOptions),
@@ -175,6 +177,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fault(options) => commands::fault::fault(&options),
         Command::Console(options) => commands::console::console(&options),
         Command::Disk(options) => commands::disk::disk(&options),
+        Command::Image(options) => commands::image::image(&options),
         Command::Keys(options) => commands::keys::keys(&options),
         Command::TlsInit(options) => commands::keys::tls_init(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),

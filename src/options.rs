@@ -2,6 +2,7 @@
 //!
 //! Comma-separated `key=value`, `on|off`, sizes as `512M` or `4G`.
 
+use crate::seed::SeedFiles;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -134,7 +135,11 @@ impl<'a> Pairs<'a> {
         self.pairs.iter().find(|(other, _)| *other == key).map(|(_, value)| *value)
     }
 
-    fn need(&self, key: &'static str) -> Result<&'a str, OptionError> {
+    /// The value of a key that must be there.
+    ///
+    /// # Errors
+    /// [`OptionError::Missing`]
+    pub fn need(&self, key: &'static str) -> Result<&'a str, OptionError> {
         self.get(key).filter(|value| !value.is_empty()).ok_or(OptionError::Missing(key))
     }
 }
@@ -149,6 +154,18 @@ fn parse_size(text: &str) -> Result<u64, OptionError> {
     };
     let number: u64 = digits.parse().map_err(|_| error())?;
     number.checked_mul(1 << shift).ok_or_else(error)
+}
+
+/// A size: `4G`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeOption(pub u64);
+
+impl FromStr for SizeOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        parse_size(text).map(Self)
+    }
 }
 
 pub(crate) fn parse_time(text: &str) -> Result<Duration, OptionError> {
@@ -217,6 +234,8 @@ pub enum DiskPlace {
     Image(PathBuf),
     /// On a server.
     Export(NbdExport),
+    /// Made of these files, and never written.
+    Seed(SeedFiles),
 }
 
 impl DiskPlace {
@@ -235,6 +254,17 @@ impl DiskPlace {
             _ => Ok(Self::Image(pairs.need("path")?.into())),
         }
     }
+}
+
+/// Disks as they are given, and behind them the one that is made of a seed.
+pub fn disks_and_seed(disks: &[DiskOption], seed: Option<&SeedFiles>) -> Vec<DiskOption> {
+    let seed = seed.map(|files| DiskOption {
+        place: DiskPlace::Seed(files.clone()),
+        read_only: true,
+        cache: None,
+        is_raw: true,
+    });
+    disks.iter().cloned().chain(seed).collect()
 }
 
 /// An export of a server of disks: `[tls:]HOST:PORT/NAME`, `tcp:HOST:PORT/NAME` or `unix:SOCKET/NAME`.

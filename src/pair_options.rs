@@ -105,10 +105,13 @@ impl PairOptions {
     pub fn arbiter_place(&self, disks: &[DiskOption]) -> Result<ArbiterPlace> {
         let default = || -> Option<ArbiterPlace> {
             let disk = disks.iter().find(|disk| !disk.read_only)?;
-            Some(match &disk.place {
-                DiskPlace::Image(path) => ArbiterPlace::Directory(DirectoryArbiter::beside(path)),
-                DiskPlace::Export(export) => ArbiterPlace::Export(export.clone()),
-            })
+            match &disk.place {
+                DiskPlace::Image(path) => {
+                    Some(ArbiterPlace::Directory(DirectoryArbiter::beside(path)))
+                }
+                DiskPlace::Export(export) => Some(ArbiterPlace::Export(export.clone())),
+                DiskPlace::Seed(_) => None,
+            }
         };
         let chosen = self.arbiter.as_ref().map(|ArbiterOption(place)| place.clone());
         let Some(place) = chosen.or_else(default) else {

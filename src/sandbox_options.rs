@@ -99,6 +99,9 @@ impl NamesFiles for Vec<DiskOption> {
                     files.add(path, if disk.read_only { Use::Read } else { Use::Write });
                 }
                 DiskPlace::Export(export) => export.address.name_files(files),
+                DiskPlace::Seed(seed) => {
+                    seed.paths().for_each(|path| files.add(path, Use::Read));
+                }
             }
         }
     }
@@ -124,7 +127,7 @@ impl NamesFiles for SideOptions {
 
 impl NamesFiles for MachineOptions {
     fn name_files(&self, files: &mut Files) {
-        self.disk.name_files(files);
+        self.disks().name_files(files);
         if let Some(path) = &self.restore {
             files.add(path, Use::Read);
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use vmft_logging_channel::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
-use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, Recording, WallClock};
+use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, OnReboot, Recording, WallClock};
 use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateError};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::world::console::ConsoleHub;
@@ -103,6 +103,8 @@ pub struct Side {
     pub network: Option<Arc<NetPort>>,
     /// What the guest's real-time clock is told when it runs here.
     pub wall_clock: WallClock,
+    /// What a reset of the guest leads to while it runs here.
+    pub on_reboot: OnReboot,
     /// For `vmft status`.
     pub status: Arc<StatusBoard>,
     /// What operators ask.
@@ -162,7 +164,7 @@ impl Side {
         let scale = machine.scale();
         self.mailbox.set_kicker(machine.kicker(), scale.kick_for_arrivals);
         let clock = ClockControl::new(&machine.clock(), machine.point(), scale);
-        Ok(Live::new(source, clock).with_wall_clock(self.wall_clock))
+        Ok(Live::new(source, clock).with_wall_clock(self.wall_clock).with_on_reboot(self.on_reboot))
     }
 
     /// Does again what the devices still wait for: a side that goes live, or that was restored,

@@ -33,7 +33,7 @@ impl fmt::Display for Loader {
         f.write_str(match self {
             Self::Entries => "boot loader entry",
             Self::Grub => "GRUB's entry",
-            Self::Links => "no boot loader;",
+            Self::Links => "without a boot loader, entry",
         })
     }
 }

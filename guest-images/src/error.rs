@@ -92,6 +92,12 @@ pub enum GuestError {
     /// The kernel that was built holds what it must not.
     #[error("the kernel that was built cannot be followed")]
     Gate(#[source] vmft_kernel_gate::GateError),
+    /// Only root can do that.
+    #[error("{what} needs root: its files belong to many users")]
+    NeedsRoot {
+        /// What.
+        what: &'static str,
+    },
     /// No place for the cache.
     #[error("no cache directory: set VMFT_CACHE, XDG_CACHE_HOME or HOME")]
     NoCacheDirectory,

@@ -22,6 +22,7 @@ pub mod cmdline;
 mod command;
 pub mod cpio;
 mod debian;
+mod debian_server;
 pub mod disk;
 mod error;
 mod guest;
@@ -38,6 +39,7 @@ pub mod workload;
 
 pub use cache::Cache;
 pub use command::CommandError;
+pub use debian_server::{DebianRelease, DebianServer};
 pub use error::GuestError;
 pub use guest::{Guest, default_guest, refresh_default_guest, server_guest, stock_kvm_host};
 pub use lockstep::{build_lockstep_guest, lockstep_guest};

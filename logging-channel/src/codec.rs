@@ -256,6 +256,7 @@ pub fn encode_entry(
                 StopReason::GuestPowerOff => 0,
                 StopReason::Operator => 1,
                 StopReason::CannotBoot => 2,
+                StopReason::Reboot => 3,
             });
         }
     }
@@ -368,6 +369,7 @@ fn decode_entry(cursor: &mut Cursor<'_>, last: &mut ExecutionPoint) -> Result<En
                 0 => StopReason::GuestPowerOff,
                 1 => StopReason::Operator,
                 2 => StopReason::CannotBoot,
+                3 => StopReason::Reboot,
                 tag => return Err(DecodeError::Tag { what: "stop reason", tag }),
             },
         },

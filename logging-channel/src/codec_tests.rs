@@ -86,6 +86,7 @@ fn golden() -> Vec<(Entry, Vec<u8>)> {
         (Entry::Stop { point, reason: StopReason::GuestPowerOff }, vec![9, 0xAC, 0x02, 0]),
         (Entry::Stop { point, reason: StopReason::Operator }, vec![9, 0xAC, 0x02, 1]),
         (Entry::Stop { point, reason: StopReason::CannotBoot }, vec![9, 0xAC, 0x02, 2]),
+        (Entry::Stop { point, reason: StopReason::Reboot }, vec![9, 0xAC, 0x02, 3]),
     ]
 }
 
@@ -123,7 +124,7 @@ fn unknown_kinds_and_reasons_are_refused() {
     for kind in [0, 12, 23, 25, 255] {
         assert_eq!(decode_one(&[kind, 0]), Err(DecodeError::Tag { what: "entry kind", tag: kind }));
     }
-    assert_eq!(decode_one(&[9, 0, 3]), Err(DecodeError::Tag { what: "stop reason", tag: 3 }));
+    assert_eq!(decode_one(&[9, 0, 4]), Err(DecodeError::Tag { what: "stop reason", tag: 4 }));
 }
 
 #[test]

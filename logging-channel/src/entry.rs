@@ -193,8 +193,10 @@ pub enum StopReason {
     GuestPowerOff,
     /// The operator stopped the pair.
     Operator,
-    /// The guest was reset, and what its disks have does not start it.
+    /// The guest was reset, and does not start any more.
     CannotBoot,
+    /// The guest was reset, and that was to end it.
+    Reboot,
 }
 
 /// One record of the log.

@@ -5,9 +5,10 @@ use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
 use crate::net_options::NetOption;
-use crate::options::{DiskOption, MemoryOption};
+use crate::options::{DiskOption, MemoryOption, disks_and_seed};
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::sandbox_options::{ArbiterOf, NamesFiles, end_start, files_of};
+use crate::seed::SeedFiles;
 use crate::terminal;
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -78,6 +79,13 @@ struct FollowOptions {
         help_heading = "Machine"
     )]
     disk: Vec<DiskOption>,
+    /// The same files as the primary's
+    #[arg(
+        long,
+        value_name = "USER-DATA[,meta-data=FILE][,network-config=FILE][,vendor-data=FILE]",
+        help_heading = "Machine"
+    )]
+    seed: Option<SeedFiles>,
     /// Where the guest's network is connected once this side is live; needed if the primary has one
     #[arg(long, value_name = "tap=NAME|tap-fd=N|socket=PATH", help_heading = "Machine")]
     net: Option<NetOption>,
@@ -125,8 +133,9 @@ fn follow(
 ) -> Result<ExitCode> {
     options.engine.compiler.apply();
     let max_lag = options.pair.max_lag()?;
+    let disk_options = disks_and_seed(&options.disk, options.seed.as_ref());
     let arbiter = ArbiterOf(&options.pair, &options.disk);
-    let mut files = files_of(&[&options.disk, &options.side, &arbiter]);
+    let mut files = files_of(&[&disk_options, &options.side, &arbiter]);
     for address in primaries.iter().chain(listen) {
         address.name_files(&mut files);
     }
@@ -136,7 +145,7 @@ fn follow(
     let listen = listen.map(used).transpose()?;
     let arbiter_place = options.pair.arbiter_place(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
-    let disks = open_disks(&options.disk, DisksOf::Joining)?;
+    let disks = open_disks(&disk_options, DisksOf::Joining)?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod explain;
 pub mod fault;
 pub mod guest;
+pub mod image;
 pub mod keys;
 pub mod primary;
 pub mod record;

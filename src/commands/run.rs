@@ -29,7 +29,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Alone)?;
     let files = files_of(&[&options.machine, &options.side]);
     options.side.sandbox.enter(files)?;
-    let disks = open_disks(&options.machine.disk, DisksOf::Alone)?;
+    let disks = open_disks(&options.machine.disks(), DisksOf::Alone)?;
     let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine")?;
@@ -61,7 +61,7 @@ pub fn report(end: &SideEnd) -> ExitCode {
     events::note(|| Event::End { how });
     match end {
         SideEnd::Stopped(StopReason::CannotBoot) => {
-            tell!("stopped: the guest cannot start again with what its disks have");
+            tell!("stopped: the guest does not start");
             ExitCode::FAILURE
         }
         SideEnd::Stopped(reason) => {

@@ -6,3 +6,4 @@ mod boots;
 mod image;
 mod pairs;
 mod reboot;
+mod seed;

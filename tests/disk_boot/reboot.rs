@@ -18,13 +18,13 @@ const WAYS: [&str; 2] = ["reboot=k", "reboot=t"];
 
 /// A console, read and typed at.
 #[derive(Default)]
-struct Shell {
-    console: PairConsole,
+pub struct Shell {
+    pub console: PairConsole,
     text: String,
 }
 
 impl Shell {
-    fn wait_for(&mut self, wanted: &str) {
+    pub fn wait_for(&mut self, wanted: &str) {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(at) = self.text.find(wanted) {

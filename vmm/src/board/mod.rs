@@ -40,7 +40,7 @@ use crate::devices::interrupt_controller::InterruptController;
 use crate::devices::interval_timer::IntervalTimer;
 use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management::PowerManagementState;
-use crate::devices::reset::ResetState;
+use crate::devices::reset::{ResetCause, ResetState};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::{DeviceFault, Surroundings};
 use crate::engine::{PortWidth, Vector};
@@ -254,6 +254,11 @@ impl Board {
     #[inline]
     pub fn reset_requested(&self) -> bool {
         self.reset.requested
+    }
+
+    /// How it has asked for that.
+    pub fn reset_cause(&self) -> ResetCause {
+        self.reset.cause()
     }
 
     /// True once the guest has switched the machine off.

@@ -7,6 +7,7 @@
 
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Output buffer full, input buffer empty, system flag, keyboard not locked.
 const KEYBOARD_STATUS: u8 = 0x15;
@@ -26,7 +27,40 @@ pub struct ResetState {
     pub requested: bool,
 }
 
+/// Why a guest starts again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ResetCause {
+    /// The keyboard controller's command: a kernel's `reboot=k`.
+    KeyboardController,
+    /// Port 0xCF9: a kernel's `reboot=p`, and ACPI's reset register.
+    ControlPort,
+    /// A fault while the CPU was on its way to the handler of a double fault: a kernel's `reboot=t`, or one
+    /// that crashed.
+    TripleFault,
+    /// It was caught in its own fault handlers.
+    FaultLoop,
+}
+
+impl fmt::Display for ResetCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KeyboardController => "the keyboard controller",
+            Self::ControlPort => "the reset port 0xCF9",
+            Self::TripleFault => "a triple fault",
+            Self::FaultLoop => "being caught in its own fault handlers",
+        })
+    }
+}
+
 impl ResetState {
+    /// By which of the two ways the guest has asked for a reset.
+    pub fn cause(self) -> ResetCause {
+        match self.control & RESET_CPU {
+            0 => ResetCause::KeyboardController,
+            _ => ResetCause::ControlPort,
+        }
+    }
+
     /// Port 0x64 is read.
     pub fn keyboard_status(self) -> u8 {
         KEYBOARD_STATUS

@@ -1,5 +1,6 @@
 //! Inputs from the world.
 
+use super::booting::{OnReboot, asked_step};
 use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::engine::ExitRecord;
@@ -79,6 +80,9 @@ pub struct Live<S> {
     pub(super) must_sync: bool,
     /// What the real-time clock is told.
     wall_clock: WallClock,
+    /// What a reset leads to, and how many had been seen.
+    pub(super) on_reboot: OnReboot,
+    pub(super) resets_seen: Option<u64>,
     /// After a correction of guest time: whether it still tells the world's time has to be seen.
     look_at_wall_clock: bool,
     /// The world's time when guest time began, as it was told last.
@@ -112,6 +116,8 @@ impl<S: InputSource> Live<S> {
             clock,
             must_sync: true,
             wall_clock: WallClock::Host,
+            on_reboot: OnReboot::Restart,
+            resets_seen: None,
             look_at_wall_clock: false,
             told: None,
             stop_at: None,
@@ -125,6 +131,12 @@ impl<S: InputSource> Live<S> {
     #[must_use]
     pub fn with_wall_clock(self, wall_clock: WallClock) -> Self {
         Self { wall_clock, ..self }
+    }
+
+    /// The same, where a reset leads to this.
+    #[must_use]
+    pub fn with_on_reboot(self, on_reboot: OnReboot) -> Self {
+        Self { on_reboot, ..self }
     }
 
     /// What a point is worth.
@@ -246,17 +258,12 @@ impl<S: InputSource> Live<S> {
     }
 }
 
-pub(super) fn asked_step(asked: Asked) -> Step {
-    match asked {
-        Asked::Pause => Step::Pause,
-        Asked::Stop(reason) => Step::Stop(reason),
-        Asked::Halt => Step::Halt,
-    }
-}
-
 impl<S: InputSource> Inputs for Live<S> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         self.source.at(boundary);
+        if let Some(step) = self.after_resets(boundary) {
+            return Ok(step);
+        }
         if boundary.awaits_boot {
             return Ok(self.next_boot(boundary));
         }
@@ -325,7 +332,7 @@ impl<S: InputSource> Inputs for Live<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use vmft_logging_channel::entry::OutputSequence;
     use vmft_logging_channel::point::{VirtualClock, VirtualTime};
@@ -356,7 +363,7 @@ mod tests {
         fn at(&mut self, _: &Boundary) {}
     }
 
-    fn boundary(is_point: bool) -> Boundary {
+    pub(in crate::inputs) fn boundary(is_point: bool) -> Boundary {
         let (sync_point, sync_time) = (ExecutionPoint::START, VirtualTime::ZERO);
         let rate = PointScale::EXITS.initial_rate;
         Boundary {
@@ -368,6 +375,7 @@ mod tests {
             clock: VirtualClock { sync_point, sync_time, rate },
             idle: false,
             awaits_boot: false,
+            resets: crate::inputs::Resets::default(),
             interrupt_pending: false,
             // Long due on the host.
             next_timer: Some(VirtualTime::from_ns(1_000)),
@@ -508,8 +516,8 @@ mod tests {
 
     /// A world whose clock is a thousand seconds ahead of host time, and set once by two and once by half a
     /// second.
-    #[derive(Debug)]
-    struct Clocks {
+    #[derive(Debug, Default)]
+    pub(in crate::inputs) struct Clocks {
         host: u64,
         wall: u64,
     }

@@ -13,6 +13,7 @@ mod recording;
 mod replaying;
 mod scale;
 
+pub use booting::OnReboot;
 pub use clock::{ClockControl, HostTime};
 pub use exits::ExitDifference;
 pub use live::{Asked, InputSource, Live, WallClock};
@@ -49,6 +50,8 @@ pub struct Boundary {
     pub idle: bool,
     /// True if the guest was reset and waits for what its disks boot. It is idle until then.
     pub awaits_boot: bool,
+    /// How often the guest was reset.
+    pub resets: Resets,
     /// True if an interrupt is pending, which the guest has not taken.
     pub interrupt_pending: bool,
     /// When the guest's next timer is due, in guest time.
@@ -57,6 +60,15 @@ pub struct Boundary {
     pub outputs: OutputSequence,
     /// What the devices can take now.
     pub room: Room,
+}
+
+/// How often a guest was reset, as this side has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resets {
+    /// In all.
+    pub total: u64,
+    /// In the last minute of guest time, since it wrote to a disk.
+    pub fruitless: u32,
 }
 
 /// What the devices can take.

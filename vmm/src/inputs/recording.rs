@@ -444,6 +444,7 @@ mod tests {
             branch: None,
             idle: true,
             awaits_boot: false,
+            resets: crate::inputs::Resets::default(),
             interrupt_pending: false,
             next_timer: None,
             outputs: OutputSequence(outputs),

@@ -44,6 +44,7 @@ fn boundary(point: u64) -> Boundary {
         },
         idle: false,
         awaits_boot: false,
+        resets: crate::inputs::Resets::default(),
         interrupt_pending: false,
         next_timer: None,
         outputs: OutputSequence(0),

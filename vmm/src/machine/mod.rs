@@ -37,6 +37,7 @@ pub use state::{MachineConfig, MachineState, STATE_VERSION, StateError};
 
 use crate::board::{Board, BoardError, DiskOperation, Effect};
 use crate::boot::BootError;
+use crate::devices::reset::ResetCause;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::{Bus, Engine, EngineError, Exit, InvalidState, Kicker, PortWidth};
@@ -46,6 +47,7 @@ use crate::outputs::{Output, OutputGate, OutputKind};
 use crate::world::Repeats;
 use delta::SinceBase;
 use memory_sum::MemorySum;
+use reset::History;
 use std::path::PathBuf;
 use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
 use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
@@ -113,6 +115,8 @@ pub struct Machine {
     broken: bool,
     /// It is to panic at its next step.
     fails: bool,
+    /// What an operator is told of a guest that does not start.
+    history: History,
     /// Where reports of faults may be written.
     reports: Vec<PathBuf>,
 }
@@ -190,6 +194,7 @@ impl Machine {
             keeps_deltas: false,
             broken: false,
             fails: false,
+            history: History::default(),
             reports: edge::usual_directories(),
         })
     }
@@ -318,6 +323,7 @@ impl Machine {
             clock: self.clock,
             idle: self.is_idle(),
             awaits_boot: self.awaits_boot,
+            resets: self.history.resets(),
             interrupt_pending: self.board.interrupt_pending(),
             next_timer: self.board.next_timer(),
             outputs: self.outputs,
@@ -374,7 +380,7 @@ impl Machine {
             self.emit_effects(inputs, gate)?;
             // What several CPUs asked for while they came to rest.
             if self.board.reset_requested() {
-                self.guarded(Self::reset)?;
+                self.guarded(|machine| machine.reset(machine.board.reset_cause()))?;
             }
             if self.is_off() {
                 return Ok(RunEnd::Stopped(StopReason::GuestPowerOff));
@@ -427,7 +433,12 @@ impl Machine {
                     continue;
                 }
                 Step::Pause => return Ok(RunEnd::Paused),
-                Step::Stop(reason) => return Ok(RunEnd::Stopped(reason)),
+                Step::Stop(reason) => {
+                    if reason == StopReason::CannotBoot {
+                        self.tell_last_words();
+                    }
+                    return Ok(RunEnd::Stopped(reason));
+                }
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
@@ -485,7 +496,7 @@ impl Machine {
                 Exit::Bound | Exit::Halted { .. } | Exit::Kicked => return Ok(()),
                 Exit::BusAccess => {
                     if self.board.reset_requested() {
-                        self.reset()?;
+                        self.reset(self.board.reset_cause())?;
                     }
                     return Ok(());
                 }
@@ -496,18 +507,12 @@ impl Machine {
                     }
                 }
                 Exit::Shutdown => {
-                    let point = self.engine.point();
-                    if let Some(times) = GUESTS_DOING.note("triple fault") {
-                        tracing::warn!(%point, "triple fault: the guest starts again{times}");
-                    }
-                    self.reset()?;
+                    self.reset(ResetCause::TripleFault)?;
                     return Ok(());
                 }
                 Exit::Caught(caught) => {
-                    tracing::warn!(
-                        "the guest is caught in its own fault handlers and starts again: {caught}"
-                    );
-                    self.reset()?;
+                    tracing::warn!("the guest is caught in its own fault handlers: {caught}");
+                    self.reset(ResetCause::FaultLoop)?;
                     return Ok(());
                 }
                 Exit::Fatal(fault) => return Err(fault.into()),
@@ -555,6 +560,7 @@ impl Machine {
         for effect in self.board.effects() {
             let kind = match effect {
                 Effect::Console(bytes) => {
+                    self.history.console(&bytes);
                     let offset = self.console_offset;
                     self.console_offset += bytes.len() as u64;
                     OutputKind::Console { offset, bytes }
@@ -568,6 +574,9 @@ impl Machine {
                     continue;
                 }
                 Effect::Disk { disk, request, operation } => {
+                    if matches!(operation, DiskOperation::Write { .. }) {
+                        self.history.disk_written();
+                    }
                     OutputKind::Disk { disk, request, operation }
                 }
                 Effect::Packet(packet) => OutputKind::Packet(packet),

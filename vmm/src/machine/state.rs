@@ -340,6 +340,7 @@ impl Machine {
             keeps_deltas: _,
             broken: _,
             fails: _,
+            history: _,
             reports: _,
         } = self;
         MachineState {
@@ -416,6 +417,7 @@ impl Machine {
             keeps_deltas: false,
             broken: false,
             fails: false,
+            history: super::reset::History::default(),
             reports: super::edge::usual_directories(),
             config,
             source,

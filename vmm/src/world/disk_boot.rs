@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 use vmft_boot_loader::{BootDiskError, Menu, cmdline};
+use vmft_logging_channel::foreign::Printable;
 use vmft_sandbox::Task;
 
 /// What was read.
@@ -56,12 +57,13 @@ pub fn boot_from_disks(
         let files = menu.read(entry).map_err(failed)?;
         let own = cmdline::on_this_console(&files.options);
         let told = format!(
-            "boots from disk {}: {} {} ({}), kernel {}, command line {own}",
+            "boots from disk {}: {} {} ({}), kernel {}, command line {}",
             disk.name().display(),
             entry.loader,
             entry.number,
-            entry.title,
-            entry.kernel,
+            Printable(&entry.title),
+            Printable(&entry.kernel),
+            Printable(&own),
         );
         let words = cmdline::before(&own, &how.after);
         let source = BootSource {
