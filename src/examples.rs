@@ -71,6 +71,17 @@ backup does not take it within a second, it runs on here.
 
 Exit code 0 if another side runs the guest now.";
 
+/// For `vmft completions`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  vmft completions bash > /etc/bash_completion.d/vmft
+  vmft completions fish > ~/.config/fish/completions/vmft.fish";
+
+/// For `vmft man`.
+pub const MAN: &str = "\
+Example:
+  vmft man /usr/local/share/man/man1 && man vmft-up";
+
 /// For `vmft up`.
 pub const UP: &str = "\
 Example, the same vmft.toml on both hosts:

@@ -104,6 +104,12 @@ enum Command {
     /// Examine this host: what its KVM can do, and which engine would be taken
     #[command(after_help = examples::DOCTOR)]
     Doctor(commands::doctor::DoctorOptions),
+    /// Print a script that completes this program's command line in a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(commands::shell::CompletionsOptions),
+    /// Write manual pages, one for each command
+    #[command(after_help = examples::MAN)]
+    Man(commands::shell::ManOptions),
     /// Fetch or build the default guest, and say where it is
     #[command(after_help = examples::GUEST)]
     Guest(commands::guest::GuestOptions),
@@ -181,6 +187,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keys(options) => commands::keys::keys(&options),
         Command::TlsInit(options) => commands::keys::tls_init(&options),
         Command::Doctor(options) => commands::doctor::doctor(&options),
+        Command::Completions(options) => commands::shell::completions(&options, Cli::command()),
+        Command::Man(options) => commands::shell::man(&options, Cli::command()),
         Command::Guest(options) => commands::guest::guest(&options),
     }
 }

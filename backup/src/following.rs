@@ -19,6 +19,7 @@ use crate::status::{ChannelStatus, Role, ms};
 use crate::storage::{self, Token};
 use crate::succession::FollowPolicy;
 use crate::tell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -199,7 +200,7 @@ impl Side {
         self.status.set_role(Role::Joining, duties.channel.identity.generation);
         let mut next = 0;
         let mut token: Option<Token> = None;
-        let mut refused = String::new();
+        let mut refused = Refusals::default();
         loop {
             let identity = &duties.channel.identity;
             let identity = match Token::renew(&mut token, &duties.arbiter, &self.who) {
@@ -231,7 +232,7 @@ impl Side {
             }
             if let Some(Err(error)) = &joined {
                 // A standby is told the same many times a second.
-                note_refused(&mut refused, with, error);
+                refused.note(with, error_chain(error));
             }
             match joined {
                 None => return Ok(None),
@@ -463,13 +464,20 @@ pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -
     Followed::Won(Box::new((machine, succession)))
 }
 
-/// Notes why this side was not let join, if it is not what it was the last time.
-fn note_refused(last: &mut String, with: String, error: &TransportError) {
-    let why = error_chain(error);
-    let now = format!("{with}: {why}");
-    if *last != now {
-        *last = now;
-        events::note(|| Event::JoinRefused { with: with.into(), why: why.into(), untold: 0 });
+/// Why this side was not let join, by whom: for the event log.
+#[derive(Debug, Default)]
+struct Refusals(BTreeMap<String, String>);
+
+impl Refusals {
+    /// True if it is not what it was the last time there.
+    fn is_news(&mut self, with: &str, why: &str) -> bool {
+        self.0.insert(with.to_owned(), why.to_owned()).is_none_or(|last| last != why)
+    }
+
+    fn note(&mut self, with: String, why: String) {
+        if self.is_news(&with, &why) {
+            events::note(|| Event::JoinRefused { with: with.into(), why: why.into(), untold: 0 });
+        }
     }
 }
 
@@ -560,5 +568,20 @@ fn is_temporary(error: &TransportError) -> bool {
             matches!(refusal, Refusal::HasBackup | Refusal::NotAccepting(_))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_that_asks_in_turn_again_and_again_notes_each_refusal_once() {
+        let mut refusals = Refusals::default();
+        assert!(refusals.is_news("a", "refused") && refusals.is_news("b", "no place"));
+        for _ in 0..100 {
+            assert!(!refusals.is_news("a", "refused") && !refusals.is_news("b", "no place"));
+        }
+        assert!(refusals.is_news("a", "no place") && !refusals.is_news("b", "no place"));
     }
 }

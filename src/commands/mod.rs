@@ -15,4 +15,5 @@ pub mod primary;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod shell;
 pub mod up;

@@ -24,8 +24,9 @@ use vmft_backup::tell;
 /// How often the side is looked at, and the arbiter while the side waits.
 const STEP: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_secs(1);
-/// A side that ends sooner has something wrong with it, and is not started again.
-const SHORT_LIFE: Duration = Duration::from_secs(3);
+/// A side that ends sooner so often in a row has something wrong with it, and is not started again.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+const MAX_SHORT_LIVES: u32 = 5;
 
 /// Options of `vmft up`.
 #[derive(Debug, Args)]
@@ -243,6 +244,7 @@ impl Up {
     }
 
     fn stay(&self) -> Result<ExitCode> {
+        let mut short_lives = 0;
         loop {
             let Some(part) = self.part()? else { return Ok(ExitCode::SUCCESS) };
             let began = Instant::now();
@@ -255,10 +257,9 @@ impl Up {
                 continue;
             }
             // Another side goes on in its place, or has begun first; else something is wrong with it.
-            let may_follow = end.code().is_some()
-                && look(&self.place)?.is_alive()
-                && (part == Part::Begin || began.elapsed() >= SHORT_LIFE);
-            if !may_follow {
+            short_lives = if began.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
+            let is_replaced = end.code().is_some() && look(&self.place)?.is_alive();
+            if !is_replaced || short_lives > MAX_SHORT_LIVES {
                 return Ok(code_of(end));
             }
         }

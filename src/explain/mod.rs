@@ -9,6 +9,8 @@ pub mod svg;
 pub mod text;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 pub use failover::{Failover, Phase};

@@ -80,8 +80,14 @@ impl Life {
 /// # Errors
 /// [`ReadError`]
 pub fn read(path: &Path) -> Result<Vec<Life>, ReadError> {
+    let file =
+        File::open(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    read_from(BufReader::new(file), path)
+}
+
+/// Reads what `file` gives, which messages call `path`.
+pub(super) fn read_from(mut file: impl BufRead, path: &Path) -> Result<Vec<Life>, ReadError> {
     let io_error = |source| ReadError::Io { path: path.to_owned(), source };
-    let mut file = BufReader::new(File::open(path).map_err(io_error)?);
     let mut lives: Vec<Life> = Vec::new();
     for number in 1.. {
         let mut line = Vec::new();

@@ -11,12 +11,12 @@ use vmft_logging_channel::entry::{EntrySequence, Generation, OutputSequence, Sto
 const DAY: u64 = 1_795_996_800_000_000;
 
 /// Writes a side's records as they come.
-struct Writer {
+pub(super) struct Writer {
     side: &'static str,
     role: Role,
     generation: u64,
     number: u64,
-    text: Vec<u8>,
+    pub(super) text: Vec<u8>,
 }
 
 impl Writer {
@@ -66,7 +66,7 @@ fn ms(ms: u64) -> MonotonicTime {
 
 /// A backup that takes over: last sign at 1000, suspicion 1016, asked 1017, won 1020, replayed 1025, live
 /// 1030, first output 1100.
-fn takeover(boot: &str) -> Writer {
+pub(super) fn takeover(boot: &str) -> Writer {
     let mut backup = Writer::new("backup");
     backup.begin(900, boot);
     backup.role(950, Role::Backup, 1);
@@ -101,7 +101,7 @@ fn takeover(boot: &str) -> Writer {
     backup
 }
 
-fn primary(boot: &str) -> Writer {
+pub(super) fn primary(boot: &str) -> Writer {
     let mut primary = Writer::new("primary");
     primary.begin(800, boot);
     primary.role(940, Role::Primary, 1);

@@ -126,13 +126,12 @@ impl Settings<'_> {
     }
 
     /// An address, with the pair's certificates where it names none.
-    fn address(&self, address: &Spanned<String>) -> String {
-        let address = address.get_ref();
+    fn address(&self, address: &str) -> String {
         match &self.file.contents.pair.tls_dir {
             Some(dir) if address.starts_with("tls:") && !address.contains(",tls_dir=") => {
                 format!("{address},tls_dir={}", dir.get_ref())
             }
-            _ => address.clone(),
+            _ => address.to_owned(),
         }
     }
 
@@ -165,9 +164,35 @@ impl Settings<'_> {
             self.value("sandbox", &side.sandbox);
         }
         let listen = side.listen.as_ref().or(contents.every_side.listen.as_ref());
-        let listen = listen.unwrap_or(address);
-        self.add("listen", vec![self.address(listen)], listen.span().start);
+        let (listen, at) = match listen {
+            Some(listen) => (self.address(listen.get_ref()), listen.span().start),
+            None => (self.address(&everywhere(address.get_ref())), address.span().start),
+        };
+        self.add("listen", vec![listen], at);
         self.add("name", vec![name.to_owned()], address.span().start);
+    }
+}
+
+/// Where a side listens whose address has the name of its host: at its port, on all addresses, since many a
+/// host knows its own name as one of its loopback addresses. A number or a socket is taken as it is.
+fn everywhere(address: &str) -> String {
+    let (place, rest) = match address.split_once(',') {
+        Some((place, rest)) => (place, format!(",{rest}")),
+        None => (address, String::new()),
+    };
+    let parts = place.split_once(':').and_then(|(scheme, place)| {
+        let (host, port) = place.rsplit_once(':')?;
+        Some((scheme, host, port))
+    });
+    match parts {
+        Some((scheme @ ("tls" | "tcp"), host, port))
+            if host != "localhost"
+                && !host.starts_with('[')
+                && host.parse::<std::net::Ipv4Addr>().is_err() =>
+        {
+            format!("{scheme}:0.0.0.0:{port}{rest}")
+        }
+        _ => address.to_owned(),
     }
 }
 
@@ -226,7 +251,7 @@ pub fn standby(
         return Err(file.wrong(at, "this is the only side: a pair has two or more"));
     };
     let at = first.span().start;
-    let addresses = others.iter().map(|address| settings.address(address)).collect();
+    let addresses = others.iter().map(|address| settings.address(address.get_ref())).collect();
     settings.add("join", addresses, at);
     parse(file, settings.settings, more)
 }

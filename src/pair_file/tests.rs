@@ -55,7 +55,7 @@ fn one_file_gives_each_side_the_options_of_both_commands() {
         "--memory=size=1G",
         "--cpus=boot=1",
         "--suspect-after=500",
-        "--listen=tls:hostA:7000,tls_dir=/etc/vmft/tls",
+        "--listen=tls:0.0.0.0:7000,tls_dir=/etc/vmft/tls",
         "--net=tap=tap0",
         "--serial=null",
         "--name=a",
@@ -149,4 +149,47 @@ fn times_of_the_file_have_their_units() {
     assert_eq!(seconds(FILE).unwrap(), 15);
     assert_eq!(seconds(&with("3s")).unwrap(), 3);
     assert!(seconds(&with("3")).unwrap_err().to_string().contains("line 10:"));
+}
+
+#[test]
+fn a_side_listens_everywhere_unless_its_address_is_a_number_or_a_socket() {
+    let listens = |address: &str| {
+        let text = FILE.replace("tls:hostA:7000", address);
+        let in_force = primary(&parse(&text).unwrap(), "a", &[]).unwrap().in_force;
+        value(&in_force, "listen").unwrap().0[0].clone()
+    };
+    for (address, listen) in [
+        ("tls:hostA:7000,tls_dir=/a", "tls:0.0.0.0:7000,tls_dir=/a"),
+        ("tls:10.0.0.1:7000", "tls:10.0.0.1:7000,tls_dir=/etc/vmft/tls"),
+        ("tls:[fd00::1]:7000", "tls:[fd00::1]:7000,tls_dir=/etc/vmft/tls"),
+        ("tcp:127.0.0.1:7000", "tcp:127.0.0.1:7000"),
+        ("tcp:localhost:7000", "tcp:localhost:7000"),
+        ("unix:/run/a.sock", "unix:/run/a.sock"),
+    ] {
+        assert_eq!(listens(address), listen);
+    }
+}
+
+#[test]
+fn a_file_gone_bad_is_refused_with_its_line_or_gives_options() {
+    let (mut refused, mut taken) = (0u64, 0u64);
+    vmft_fuzzing::cases(300, |mut random| {
+        let mut bytes = FILE.as_bytes().to_vec();
+        vmft_fuzzing::damage(&mut random, &mut bytes, &[]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let options = parse(&text).and_then(|file| {
+            primary(&file, "a", &[])?;
+            standby(&file, "b", &[]).map(drop)
+        });
+        match options {
+            Ok(()) => taken += 1,
+            Err(PairFileError::Line { line, .. }) => {
+                refused += 1;
+                assert!((1..=text.lines().count() + 1).contains(&line), "line {line} of {text}");
+            }
+            Err(PairFileError::NoSide { .. }) => refused += 1,
+            Err(other) => panic!("without a line: {other} in {text}"),
+        }
+    });
+    println!("{refused} refused, {taken} taken");
 }

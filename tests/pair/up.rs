@@ -100,6 +100,25 @@ fn sides_of_one_file_become_what_the_arbiters_state_says_after_every_crash() {
 }
 
 #[test]
+fn a_guest_moves_to_and_fro_and_the_side_that_it_leaves_follows_it() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut hosts = Hosts::new();
+    let mut a = hosts.up("a");
+    wait(&mut a, Role::Alone, 1);
+    let mut b = hosts.up("b");
+    wait(&mut b, Role::Backup, 1);
+    for generation in [1, 3] {
+        wait(&mut a, Role::Primary, generation);
+        vmft::api_client::switch(&a.api()).unwrap();
+        wait(&mut a, Role::Backup, generation + 1);
+        wait(&mut b, Role::Primary, generation + 1);
+        vmft::api_client::switch(&b.api()).unwrap();
+        wait(&mut b, Role::Backup, generation + 2);
+    }
+    wait(&mut a, Role::Primary, 5);
+}
+
+#[test]
 fn a_side_that_waits_begins_when_nobody_is_left() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut hosts = Hosts::new();
@@ -149,4 +168,19 @@ fn what_a_file_means_is_told_without_starting_anything() {
     std::fs::write(hosts.file(), text.replace("memory", "memroy")).unwrap();
     let (code, _, said) = told(&[]);
     assert!(code == Some(1) && said.contains("line 3: unknown field `memroy`"), "{said}");
+}
+
+#[test]
+fn every_command_has_a_manual_page_and_is_completed() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    assert!(Command::new(program()).arg("man").arg(&pages).status().unwrap().success());
+    for name in ["vmft", "vmft-up", "vmft-primary", "vmft-disk-serve"] {
+        let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{name}");
+        assert!(!page.contains("end\\-with"), "{name} has a hidden option");
+    }
+    let output = Command::new(program()).args(["completions", "bash"]).output().unwrap();
+    let script = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && script.contains("--event-log"), "{script}");
 }
