@@ -92,7 +92,10 @@ impl SideProcess {
     ) -> Result<Self> {
         let messages = File::create(directory.join(format!("{name}.log")))?;
         let mut command = Command::new(program);
-        command.arg("-v").arg(subcommand).args(arguments);
+        // What is behind `--` is for the sides that `vmft up` starts.
+        let own = arguments.iter().position(|word| word == "--").unwrap_or(arguments.len());
+        let (own, more) = arguments.split_at(own);
+        command.arg(subcommand).args(own).arg("-v").args(more);
         if !arguments.iter().any(|argument| argument == "--event-log") {
             command.arg("--event-log").arg(directory.join(format!("{name}.events")));
         }

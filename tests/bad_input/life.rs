@@ -8,10 +8,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::TcpListener;
 
+/// Silence of a busy host is no loss here.
+const PATIENT: [&str; 2] = ["--suspect-after", "60000"];
+
 fn backup(place: &Place, primary: &str, more: &[&str]) -> Running {
     let words = strings(&["backup", "--primary", &format!("tcp:{primary}")]);
     let console = place.file("--serial", "file=", "backup.console");
-    place.start("backup", &[words, place.disk(), console, strings(more)])
+    place.start("backup", &[words, strings(&PATIENT), place.disk(), console, strings(more)])
 }
 
 #[test]
@@ -182,7 +185,7 @@ fn stuck_pipe(place: &Place, name: &str) -> File {
 fn primary_with_stuck_console(place: &Place) -> Running {
     let words = strings(&["primary", "--no-wait", "--listen", "tcp:127.0.0.1:0"]);
     let console = place.file("--serial", "file=", "pipe");
-    place.start("primary", &[words, place.machine(), console])
+    place.start("primary", &[words, strings(&PATIENT), place.machine(), console])
 }
 
 #[test]

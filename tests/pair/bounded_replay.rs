@@ -1,7 +1,7 @@
 //! A backup that is far behind goes on from checkpoints in the log: what it need not replay is not missing.
 
 use crate::kill::finish;
-use crate::stage::{LIMIT, Pair, Setup, computing_script};
+use crate::stage::{LIMIT, Pair, Setup, held_script, let_end};
 use std::time::Duration;
 use vmft::api_client;
 use vmft::pair::Which;
@@ -17,7 +17,7 @@ const BEHIND: Duration = Duration::from_secs(2);
 fn fallen_behind(more: &[&'static str]) -> (Pair, u64) {
     let both = ["--max-lag", "60s"].iter().chain(more).copied().collect();
     let mut pair = Pair::start(&Setup { both, ..Setup::default() });
-    pair.type_in(&computing_script(RECORDS, 1_500));
+    pair.type_in(&held_script(RECORDS, 1_500));
     pair.read_text("vmft-line 000002");
     let held = hold(&pair, 600_000);
     let behind = |status: &SideStatus| {
@@ -41,6 +41,7 @@ fn kill_and_finish(pair: &mut Pair, held: u64) -> (u64, u64) {
     pair.side(Which::Primary).kill().unwrap();
     let status = pair.wait_role(Which::Backup, Role::Alone);
     println!("{} of {behind} points skipped: {:?}", status.points_skipped, status.failover);
+    let_end(pair, Which::Backup);
     finish(pair, Which::Backup, RECORDS);
     assert_eq!(pair.generation(), 2, "one failover; {}", pair.report());
     (status.points_skipped, behind)
@@ -63,7 +64,7 @@ fn without_the_bound_everything_is_replayed() {
 fn a_backup_that_may_go_on_catches_up_by_checkpoints_and_agrees_from_there() {
     let both = vec!["--max-lag", "60s", "--bound-replay", "100ms"];
     let mut pair = Pair::start(&Setup { both, ..Setup::default() });
-    pair.type_in(&computing_script(RECORDS, 1_500));
+    pair.type_in(&held_script(RECORDS, 1_500));
     for round in 1..=3 {
         pair.read_text(&format!("vmft-line {:06}", 2 * round));
         hold(&pair, 1_000);

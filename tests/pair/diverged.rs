@@ -2,7 +2,7 @@
 //! afterwards; but one that is not mended yet never goes on.
 
 use crate::kill::finish;
-use crate::stage::{LIMIT, Pair, Setup, computing_script};
+use crate::stage::{LIMIT, Pair, Setup, held_script, let_end};
 use std::path::Path;
 use vmft::api_client;
 use vmft::pair::Which;
@@ -41,7 +41,7 @@ fn check_report(status: &SideStatus, point: u64, number: u64) {
 fn planted_divergences_are_reported_on_both_sides_and_mended_however_many_they_are() {
     const RECORDS: u32 = 40;
     let mut pair = Pair::start(&Setup::default());
-    pair.type_in(&computing_script(RECORDS, 2_000));
+    pair.type_in(&held_script(RECORDS, 2_000));
     pair.read_text("vmft-line 000001");
     // More than may come in a row: between them mending has helped.
     for number in 1..=4 {
@@ -74,6 +74,7 @@ fn planted_divergences_are_reported_on_both_sides_and_mended_however_many_they_a
     pair.read_now();
     assert!(!pair.shown().done, "the guest ended before it could be killed");
     pair.side(Which::Primary).kill().unwrap();
+    let_end(&mut pair, Which::Backup);
     finish(&mut pair, Which::Backup, RECORDS);
     assert_eq!(pair.generation(), 6, "four mendings and a failover; {}", pair.report());
 }
@@ -81,7 +82,7 @@ fn planted_divergences_are_reported_on_both_sides_and_mended_however_many_they_a
 #[test]
 fn a_backup_that_finds_its_divergence_after_the_primary_is_lost_does_not_go_on() {
     let mut pair = Pair::start(&Setup { both: vec!["--max-lag", "60s"], ..Setup::default() });
-    pair.type_in(&computing_script(40, 2_000));
+    pair.type_in(&held_script(40, 2_000));
     pair.read_text("vmft-line 000001");
     // Held, so that no digest comes between the flip and the primary's death.
     let hold = Fault::HoldReplay { ms: 600_000 };
@@ -103,7 +104,7 @@ fn a_backup_that_finds_its_divergence_after_the_primary_is_lost_does_not_go_on()
 fn a_bit_flipped_on_the_live_side_is_what_the_backup_is_mended_to() {
     const RECORDS: u32 = 25;
     let mut pair = Pair::start(&Setup::default());
-    pair.type_in(&computing_script(RECORDS, 2_000));
+    pair.type_in(&held_script(RECORDS, 2_000));
     pair.read_text("vmft-line 000001");
     let refused = plant(&pair.primary.api(), flip(1), false).unwrap_err();
     assert!(refused.to_string().contains("say live=on"), "{refused:#}");
@@ -117,6 +118,7 @@ fn a_bit_flipped_on_the_live_side_is_what_the_backup_is_mended_to() {
     assert_eq!(status.divergence.unwrap().page, Some(SPARE + 4096));
     pair.wait_role(Which::Primary, Role::Primary);
     pair.side(Which::Primary).kill().unwrap();
+    let_end(&mut pair, Which::Backup);
     finish(&mut pair, Which::Backup, RECORDS);
     assert_eq!(pair.generation(), 3, "{}", pair.report());
 }

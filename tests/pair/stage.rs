@@ -92,16 +92,34 @@ pub fn read_until(console: &mut PairConsole, text: &mut Vec<u8>, wanted: impl Fn
 /// What the guest of a pair does, typed at its shell: mounts the disk; then for each number a line,
 /// a record and its fsync, a line that says so, some computing, some idling; then switches off.
 pub fn records_script(records: u32) -> String {
-    computing_script(records, 100)
+    script_that_computes(records, 100, "")
 }
 
-/// The same, with so many rounds of computing for each record.
-pub fn computing_script(records: u32, rounds: u32) -> String {
+/// The record behind which a guest of [`held_script`] computes until a line is typed.
+pub const HELD_AT: u32 = 8;
+
+/// The same, with so many rounds of computing for each record, but it does not end before [`let_end`]: however fast the guest's CPU is, what a test does
+/// meanwhile happens to a guest that computes.
+pub fn held_script(records: u32, rounds: u32) -> String {
+    let until = format!(
+        "[ $n -ne {HELD_AT} ] || until read -r -t 0.02 _; do \
+         c=0; while [ $c -lt {rounds} ]; do c=$((c+1)); done; done; "
+    );
+    script_that_computes(records, rounds, &until)
+}
+
+/// Lets a guest of [`held_script`] end, on the side that has survived.
+pub fn let_end(pair: &mut Pair, survivor: Which) {
+    pair.wait_role(survivor, Role::Alone);
+    pair.type_in("\n");
+}
+
+fn script_that_computes(records: u32, rounds: u32, after_each: &str) -> String {
     format!(
         "$bb mount -t ext4 /dev/vda $disk; n=0; while [ $n -lt {records} ]; do n=$((n+1)); \
          printf 'vmft-line %06d\\n' $n; \
          printf 'vmft-record %06d %0108d\\n' $n $n >>$disk/records; \
-         sync $disk/records; printf 'vmft-record %06d synced\\n' $n; \
+         sync $disk/records; printf 'vmft-record %06d synced\\n' $n; {after_each}\
          c=0; while [ $c -lt {rounds} ]; do c=$((c+1)); done; read -r -t 0.02 -u 9 _; done; \
          echo vmft-done; poweroff\n"
     )

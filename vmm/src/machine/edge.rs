@@ -5,8 +5,8 @@
 //! at which instruction, in which state. The machine is of no use afterwards, because it was left in
 //! the middle of something; whoever runs it tells its peer and ends.
 //!
-//! Only the machine's own work is inside: the inputs, the gate, and all other threads are the
-//! host's. What panics there leaves locks and queues that nobody can rely upon, so the process
+//! Only the machine's own work is inside, and the reading of a guest's file systems ([`contained`]):
+//! the inputs, the gate, and all else of other threads are the host's. What panics there leaves locks and queues that nobody can rely upon, so the process
 //! aborts ([`abort_on_panics`]), as a side that is lost: the other goes on.
 
 use super::{Machine, MachineError};
@@ -70,6 +70,14 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
         let unknown =
             || Panicked { message: message_of(&*payload), location: "unknown place".to_owned() };
         CAUGHT.take().unwrap_or_else(unknown)
+    })
+}
+
+/// Does what reads bytes that a guest has written, on a thread of its own: a panic there, as from a
+/// parser that is not ours, is an error with its place. What it worked on is of no use then.
+pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch(work).map_err(|Panicked { message, location }| {
+        format!("a fault of vmft in reading it: {message} ({location})")
     })
 }
 

@@ -251,3 +251,11 @@ fn a_guest_caught_in_its_own_fault_handlers_starts_again_and_can_be_stopped() {
     };
     assert_eq!(digest(7), digest(1000));
 }
+
+#[test]
+fn a_panic_of_a_parser_is_an_error_with_its_place() {
+    let found: Result<(), String> = super::contained(|| panic!("an odd superblock"));
+    let error = found.expect_err("it panicked");
+    assert!(error.contains("an odd superblock"), "{error}");
+    assert_eq!(super::contained(|| 7), Ok(7));
+}

@@ -30,6 +30,7 @@ mod off_tests;
 pub use boot_source::{BootSource, DiskBoot};
 pub use copy::{CopyError, FRESH_BYTES};
 pub use delta::{Delta, DeltaBase};
+pub(crate) use edge::contained;
 pub use edge::{FaultReport, Kept, abort_on_panics};
 pub use error::{LockstepRefusal, MachineError};
 pub use memory_sum::differing_page;

@@ -2,7 +2,7 @@
 
 use super::disk::DiskReader;
 use super::{HostOutside, error_text};
-use crate::machine::{BootSource, DiskBoot};
+use crate::machine::{BootSource, DiskBoot, contained};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -120,7 +120,9 @@ impl Booting {
         let (mut before, readers) = (outside.drain(), outside.readers().to_vec());
         vmft_sandbox::spawn(Task::Disk, "boot", move || {
             while !before.wait(DISK_STEP) {}
-            let read = boot_from_disks(&readers, &how).map_err(|error| error_text(&error));
+            // The guest has written what is read here.
+            let read = contained(|| boot_from_disks(&readers, &how));
+            let read = read.and_then(|read| read.map_err(|error| error_text(&error)));
             let none = || "no disk has anything to boot any more".to_owned();
             // Whoever asked may have gone.
             let _ = give.send(read.and_then(|found| found.ok_or_else(none)));
