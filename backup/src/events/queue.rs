@@ -118,6 +118,9 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc::channel;
 
+    /// How long the writer may take.
+    const LIMIT: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_full_file_holds_nobody_up_and_no_line_is_cut() {
         let queue = Arc::new(Queue::default());
@@ -139,23 +142,23 @@ mod tests {
         });
         let full = || Err(io::Error::from(io::ErrorKind::StorageFull));
         assert!(queue.put(b"first\n".to_vec()));
-        assert_eq!(asks.recv(), Ok(b"first\n".to_vec()));
+        assert_eq!(asks.recv_timeout(LIMIT), Ok(b"first\n".to_vec()));
         // The file takes a part, and is full then.
         answer.send(Ok(2)).expect("the writer lives");
-        assert_eq!(asks.recv(), Ok(b"rst\n".to_vec()));
+        assert_eq!(asks.recv_timeout(LIMIT), Ok(b"rst\n".to_vec()));
         answer.send(full()).expect("the writer lives");
-        assert_eq!(says.recv(), Ok(true));
+        assert_eq!(says.recv_timeout(LIMIT), Ok(true));
         // Meanwhile lines are taken until the queue is full, and nobody waits at the end.
         let long = vec![b'x'; QUEUE_BYTES / 4];
         let taken = (0..10).filter(|_| queue.put(long.clone())).count();
         assert_eq!(taken, 3);
         assert_eq!(queue.wait_written(Duration::from_secs(3600)), 4);
         // There is room again: the rest of the line comes first.
-        assert_eq!(asks.recv(), Ok(b"rst\n".to_vec()));
+        assert_eq!(asks.recv_timeout(LIMIT), Ok(b"rst\n".to_vec()));
         answer.send(Ok(4)).expect("the writer lives");
-        assert_eq!(says.recv(), Ok(false));
+        assert_eq!(says.recv_timeout(LIMIT), Ok(false));
         for _ in 0..taken {
-            assert_eq!(asks.recv(), Ok(long.clone()));
+            assert_eq!(asks.recv_timeout(LIMIT), Ok(long.clone()));
             answer.send(Ok(long.len())).expect("the writer lives");
         }
         assert_eq!(queue.wait_written(Duration::from_secs(3600)), 0);
