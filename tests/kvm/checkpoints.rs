@@ -82,6 +82,8 @@ fn restore_and_finish(engine: Engine, onto: Option<Engine>) {
     let mut console = PairConsole::starting_at(shown.len() as u64);
     console.attach(&mut side).unwrap();
     let mut text = shown;
+    // Before that, it takes no keys.
+    side.wait_status(LIMIT, |status| status.role == Role::Unprotected).unwrap();
     console.type_in(b"\n");
     read_until(&mut console, &mut text, "vmft-line 000004\r\n");
     console.type_in(b"\n");
