@@ -3,7 +3,7 @@
 //! The judgement is the doctor's ([`vmft_vmm::doctor`]), by running its probes; here is what is asked
 //! of it for a guest at hand, and how its answer becomes an engine.
 
-use crate::machine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, Purpose};
+use crate::engine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, Purpose};
 use anyhow::{Result, anyhow};
 use vmft_backup::tell;
 use vmft_vmm::boot;

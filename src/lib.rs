@@ -7,6 +7,7 @@ pub mod commands;
 pub mod disk_boot;
 pub mod disk_images;
 pub mod disk_server;
+pub mod engine_options;
 pub mod event_log;
 pub mod examples;
 pub mod explain;

@@ -1,6 +1,6 @@
 //! The options of a side of a pair.
 
-use crate::machine_options::Purpose;
+use crate::engine_options::Purpose;
 use crate::machine_options::fresh_id;
 use crate::nbd_disk;
 use crate::options::{

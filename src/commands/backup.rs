@@ -2,8 +2,9 @@
 
 use crate::api::ShutdownHook;
 use crate::disk_images::{DisksOf, open_disks};
+use crate::engine_options::{ENGINE_REMEDY, EngineOptions};
 use crate::interrupt;
-use crate::machine_options::{ENGINE_REMEDY, EngineOptions, SideOptions, make_side};
+use crate::machine_options::{SideOptions, make_side};
 use crate::net_options::NetOption;
 use crate::options::{DiskOption, MemoryOption, disks_and_seed};
 use crate::pair_options::{self, ListenPlace, PairOptions};

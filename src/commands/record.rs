@@ -1,8 +1,9 @@
 //! `vmft record`.
 
 use crate::disk_images::{DisksOf, open_disks};
+use crate::engine_options::Purpose;
 use crate::interrupt;
-use crate::machine_options::{MachineOptions, Purpose, SideOptions, fresh_id, make_side};
+use crate::machine_options::{MachineOptions, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
 use crate::sandbox_options::{end_start, files_of};
 use crate::terminal;

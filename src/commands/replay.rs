@@ -1,6 +1,6 @@
 //! `vmft replay`.
 
-use crate::machine_options::CompilerOptions;
+use crate::engine_options::CompilerOptions;
 use crate::options::SerialOption;
 use crate::remedy::Remedy;
 use crate::sandbox_options::{Named, SandboxOptions, end_start, files_of};

@@ -1,8 +1,9 @@
 //! `vmft run`.
 
 use crate::disk_images::{DisksOf, open_disks};
+use crate::engine_options::{ENGINE_REMEDY, Purpose};
 use crate::interrupt;
-use crate::machine_options::{ENGINE_REMEDY, MachineOptions, Purpose, SideOptions, make_side};
+use crate::machine_options::{MachineOptions, SideOptions, make_side};
 use crate::sandbox_options::{end_start, files_of};
 use crate::terminal;
 use anyhow::{Result, anyhow};

@@ -8,7 +8,7 @@ mod rounds;
 mod shell;
 
 use crate::commands;
-use crate::machine_options::{EngineOptions, Purpose};
+use crate::engine_options::{EngineOptions, Purpose};
 use crate::options::ProtectOption;
 use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
 use crate::private_network::{self, PrivateNetwork};
