@@ -27,6 +27,7 @@ pub mod pair_state;
 pub mod private_network;
 pub mod process;
 pub mod progress;
+pub mod protection_options;
 pub mod remedy;
 pub mod sandbox_options;
 pub mod seed;

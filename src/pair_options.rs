@@ -3,10 +3,9 @@
 use crate::engine_options::Purpose;
 use crate::machine_options::fresh_id;
 use crate::nbd_disk;
-use crate::options::{
-    ArbiterOption, ArbiterPlace, DiskOption, DiskPlace, LagOption, ProtectOption, TimeOption,
-};
+use crate::options::{ArbiterOption, ArbiterPlace, DiskOption, DiskPlace};
 use crate::pair_state;
+use crate::protection_options::{LagOption, ProtectOption, TimeOption};
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::Args;

@@ -2,7 +2,7 @@
 
 use crate::api_client;
 use crate::check::{Level, Limits, check};
-use crate::options::TimeOption;
+use crate::protection_options::TimeOption;
 use crate::remedy::one_line;
 use crate::terminal::say;
 use anyhow::Result;

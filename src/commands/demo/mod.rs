@@ -9,10 +9,10 @@ mod shell;
 
 use crate::commands;
 use crate::engine_options::{EngineOptions, Purpose};
-use crate::options::ProtectOption;
 use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
 use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
+use crate::protection_options::ProtectOption;
 use crate::remedy::Remedy;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -145,7 +145,8 @@ impl Workplace {
     }
 }
 
-/// Draws what the event logs in `workplace` tell, leaves it with them in the directory `kept`, and says where.
+/// Draws what the event logs in `workplace` tell, leaves it with them in the directory `kept`, and
+/// says where.
 fn explain(workplace: &Path, kept: &Path) -> Result<()> {
     let mut logs: Vec<PathBuf> = std::fs::read_dir(workplace)?
         .map(|entry| entry.map(|entry| entry.path()))
