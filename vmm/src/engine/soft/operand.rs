@@ -44,6 +44,26 @@ pub(super) fn is_high_byte(register: Register) -> bool {
     matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
+/// True for a general register that is the low part of its slot.
+pub(super) fn is_low_gpr(register: Register) -> bool {
+    register.is_gpr() && !is_high_byte(register)
+}
+
+/// True for an immediate of any width.
+pub(super) const fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
+}
+
 /// The register slot of an address component.
 pub(super) fn address_slot(register: Register) -> u8 {
     match register {

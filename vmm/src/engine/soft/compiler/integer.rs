@@ -4,10 +4,10 @@ use super::address::{Access, Address, Extent};
 use super::asm::*;
 use super::flag_state::{FlagState, of_condition};
 use super::frame::{home, slot, spill};
-use super::operands::{Form, is_low_gpr, named, set_memory, stripped};
+use super::operands::{Form, named, set_memory, stripped};
 use super::translate::{Translator, Unsupported};
 use crate::engine::soft::flags::{AF, ARITHMETIC, CF, IF, OF, PF, SF, ZF};
-use crate::engine::soft::operand::{index, width};
+use crate::engine::soft::operand::{index, is_low_gpr, width};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 /// Guest RAX.

@@ -5,26 +5,8 @@ use super::asm::*;
 use super::frame::{home, spill};
 use super::translate::{Translator, Unsupported};
 use crate::engine::soft::flags::ARITHMETIC;
-use crate::engine::soft::operand::{index, is_high_byte};
+use crate::engine::soft::operand::{index, is_high_byte, is_immediate, is_low_gpr};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
-
-pub(super) fn is_low_gpr(register: Register) -> bool {
-    register.is_gpr() && !is_high_byte(register)
-}
-
-pub(super) fn is_immediate(kind: OpKind) -> bool {
-    matches!(
-        kind,
-        OpKind::Immediate8
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64
-    )
-}
 
 /// The host register `reg`, of `bytes` bytes.
 pub(super) fn named(reg: Reg, bytes: usize) -> Register {

@@ -12,9 +12,9 @@
 use super::asm::*;
 use super::flag_state::FlagState;
 use super::frame::{Thunks, compare_vectors, slot};
-use super::operands::{is_immediate, is_low_gpr};
 use super::table;
 use crate::engine::soft::flags::ARITHMETIC;
+use crate::engine::soft::operand::{is_immediate, is_low_gpr};
 use crate::engine::soft::tlb::{FETCH_SHIFT, FETCH_SLOTS_MASK, FetchEntry, PAGE_MASK};
 use crate::memory::PAGE_SIZE;
 use iced_x86::{Encoder, Instruction, OpKind};

@@ -9,7 +9,9 @@ mod memory;
 use super::compat::CodeSize;
 use super::cpu::slot;
 use super::op::{self, Handler, Op, ScaledIndex};
-use super::operand::{address_slot, has_short_address, index, is_high_byte, segment_slot};
+use super::operand::{
+    address_slot, has_short_address, index, is_immediate, is_low_gpr, segment_slot,
+};
 use super::ops::{alu, shift};
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 
@@ -118,18 +120,11 @@ fn kind(i: &Instruction, operand: u32) -> Option<Kind> {
     match i.op_kind(operand) {
         OpKind::Register => {
             let register = i.op_register(operand);
-            (register.is_gpr() && !is_high_byte(register)).then_some(Kind::Reg)
+            is_low_gpr(register).then_some(Kind::Reg)
         }
         OpKind::Memory => Some(Kind::Mem),
         OpKind::NearBranch64 => Some(Kind::Branch),
-        OpKind::Immediate8
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => Some(Kind::Imm),
+        kind if is_immediate(kind) => Some(Kind::Imm),
         _ => None,
     }
 }

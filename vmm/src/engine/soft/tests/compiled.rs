@@ -145,6 +145,22 @@ fn a_page_that_is_mapped_elsewhere_leads_to_other_code() {
     }
 }
 
+/// Runs both by so many instructions at a time: after each, all that can be seen is the same.
+fn agree_after(
+    reference: &mut Machine,
+    other: &mut Machine,
+    steps: impl IntoIterator<Item = u64>,
+) -> Result<(), TestCaseError> {
+    let mut bound = 0;
+    for step in steps {
+        bound += step;
+        run_whole(reference, bound);
+        run_whole(other, bound);
+        prop_assert_eq!(seen(reference), seen(other), "at {}", bound);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -158,13 +174,7 @@ proptest! {
         let code = dense(&seeds);
         let mut reference = prepared(&code, user, interpreted());
         let mut other = prepared(&code, user, compiled(hot, 1 << 20));
-        let mut bound = 0;
-        for step in steps {
-            bound += step;
-            run_whole(&mut reference, bound);
-            run_whole(&mut other, bound);
-            prop_assert_eq!(seen(&mut reference), seen(&mut other));
-        }
+        agree_after(&mut reference, &mut other, steps)?;
         prop_assert!(hot > 0 || retired_in_code(&other) > 0);
         prop_assert_eq!(outcome(&mut reference), outcome(&mut other));
     }
@@ -181,13 +191,7 @@ proptest! {
         let mut reference = prepared(&code, user, interpreted());
         // Blocks are short, so that the end of one often is where the run is stopped.
         let mut other = prepared(&code, user, CacheLimits { block, ..compiled(hot, 1 << 20) });
-        let mut bound = 0;
-        for step in steps {
-            bound += step;
-            run_whole(&mut reference, bound);
-            run_whole(&mut other, bound);
-            prop_assert_eq!(seen(&mut reference), seen(&mut other));
-        }
+        agree_after(&mut reference, &mut other, steps)?;
         prop_assert_eq!(outcome(&mut reference), outcome(&mut other));
     }
 
@@ -202,11 +206,7 @@ proptest! {
         let mut reference = prepared(&code, user, interpreted());
         let limits = CacheLimits { block, ..compiled(0, 1 << 20) };
         let mut other = prepared(&code, user, limits);
-        for bound in 0..1200 {
-            run_whole(&mut reference, bound);
-            run_whole(&mut other, bound);
-            prop_assert_eq!(seen(&mut reference), seen(&mut other), "at {}", bound);
-        }
+        agree_after(&mut reference, &mut other, std::iter::once(0).chain(vec![1; 1199]))?;
         prop_assert_eq!(outcome(&mut reference), outcome(&mut other));
     }
 
@@ -220,13 +220,7 @@ proptest! {
         let code = dense(&seeds);
         let mut reference = prepared(&code, user, interpreted());
         let mut other = prepared(&code, user, compiled(0, 0x2000 + 0x1000 * code_bytes));
-        let mut bound = 0;
-        for step in steps {
-            bound += step;
-            run_whole(&mut reference, bound);
-            run_whole(&mut other, bound);
-            prop_assert_eq!(seen(&mut reference), seen(&mut other));
-        }
+        agree_after(&mut reference, &mut other, steps)?;
         let (reference, other) = (outcome(&mut reference), outcome(&mut other));
         prop_assert_eq!((reference.0, reference.3), (other.0, other.3));
     }
