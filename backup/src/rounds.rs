@@ -116,7 +116,8 @@ impl Brake {
             }
         };
         let thread = vmft_sandbox::spawn(Task::Worker, "slowing", slow);
-        // Nobody waits for its end: that would wait for the machine, whose thread may be the one to drop this.
+        // Nobody waits for its end: that would wait for the machine, whose thread may be the one to
+        // drop this.
         drop(thread.expect("a host that cannot start a thread cannot run a machine"));
         Self { level, slowed_us, _stop: stop }
     }

@@ -1,7 +1,7 @@
 //! The thread that asks a running machine for its epochs.
 
 use super::pace::{Cost, Interval};
-use super::sender::{EpochSender, NoBackup, Round, Sent, take};
+use super::sender::{EpochSender, NoBackup, Round, Sent, Told, take};
 use crate::checkpoint::RamPages;
 use crate::copied::{CopiedPages, MOST_COPIED};
 use crate::requests::{Requests, SideGone};
@@ -180,38 +180,24 @@ impl Pacer {
     fn epoch(
         &self,
         sender: &mut EpochSender,
-        mut room: CopiedPages,
+        room: CopiedPages,
     ) -> Result<(Rests, Sent, CopiedPages), Over> {
         let (told, gate) = (sender.told().clone(), Arc::clone(sender.gate()));
         let mut rounds = Rounds::new(MOST_COPIED, 0);
         let (mut brake, mut rests) = (None, Rests::default());
-        let mut unsent = Some(sender);
-        let mut begun = None;
+        let Rested { mut round, joined, ram } =
+            self.rest(&told, &gate, rounds.limit(), room, &mut rests)?;
+        if joined {
+            sender.forget();
+        }
+        let mut epoch = sender.begin(&ram)?;
         loop {
-            let (turn, view) = (Arc::clone(&self.turn), Arc::clone(&self.view));
-            let (told, gate, limit) = (told.clone(), Arc::clone(&gate), rounds.limit());
-            let rested = self.requests.at_rest(&self.mailbox, move |machine| {
-                let began = Instant::now();
-                turn.under_way.store(true, Ordering::Release);
-                let round = take(machine, &view, &gate, &told, limit, room);
-                let joined = turn.joined.swap(false, Ordering::AcqRel);
-                Rested { round, joined, ram: machine.ram().clone(), rest: began.elapsed() }
-            })?;
-            rests.add(rested.rest);
-            if let Some(sender) = unsent.take() {
-                if rested.joined {
-                    sender.forget();
-                }
-                begun = Some(sender.begin(&rested.ram)?);
-            }
-            let mut epoch = begun.take().expect("begun in the first round");
-            match rested.round {
-                Round::Written(pages, left) => {
-                    room = left;
+            match round {
+                Round::Written(pages, room) => {
                     let slowing = rounds.next(pages.len());
                     Brake::apply(&mut brake, slowing, &self.requests, &self.mailbox);
-                    epoch.send_running(RamPages::some(&rested.ram, pages))?;
-                    begun = Some(epoch);
+                    epoch.send_running(RamPages::some(&ram, pages))?;
+                    round = self.rest(&told, &gate, rounds.limit(), room, &mut rests)?.round;
                 }
                 Round::Taken(taken) => {
                     rests.slowed = brake.take().map_or(Duration::ZERO, |brake| brake.slowed());
@@ -221,6 +207,28 @@ impl Pacer {
                 }
             }
         }
+    }
+
+    /// Has the machine rest for a round.
+    fn rest(
+        &self,
+        told: &Told,
+        gate: &Arc<HeldOutputs>,
+        limit: usize,
+        room: CopiedPages,
+        rests: &mut Rests,
+    ) -> Result<Rested, Over> {
+        let (turn, view) = (Arc::clone(&self.turn), Arc::clone(&self.view));
+        let (told, gate) = (told.clone(), Arc::clone(gate));
+        let (rested, rest) = self.requests.at_rest(&self.mailbox, move |machine| {
+            let began = Instant::now();
+            turn.under_way.store(true, Ordering::Release);
+            let round = take(machine, &view, &gate, &told, limit, room);
+            let joined = turn.joined.swap(false, Ordering::AcqRel);
+            (Rested { round, joined, ram: machine.ram().clone() }, began.elapsed())
+        })?;
+        rests.add(rest);
+        Ok(rested)
     }
 
     /// Waits until the next epoch is due; false when there is none.
@@ -244,7 +252,6 @@ struct Rested {
     /// Another backup has joined since the last epoch.
     joined: bool,
     ram: GuestRam,
-    rest: Duration,
 }
 
 /// How the guest has rested for an epoch.
