@@ -1,5 +1,5 @@
-//! Booting from a disk, as its own boot loader would: which disk, which entry, and when the default guest comes
-//! in its place.
+//! Booting from a disk, as its own boot loader would: which disk, which entry, and when the default
+//! guest comes in its place.
 //!
 //! | what is given | what boots |
 //! |---|---|
@@ -7,8 +7,8 @@
 //! | `--boot disk`, `--boot-entry` | the first disk that has something to boot |
 //! | else | the first disk that has something to boot; without one, the default guest |
 //!
-//! A disk that is partitioned to be booted, and has nothing that can be, is an error: whoever gives it does not
-//! want another guest.
+//! A disk that is partitioned to be booted, and has nothing that can be, is an error: whoever gives
+//! it does not want another guest.
 
 use crate::disk_images::check_format;
 use crate::options::{DiskOption, DiskPlace};
@@ -35,8 +35,8 @@ pub enum BootChoice {
 /// What of the disks boots.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DiskBootOptions {
-    /// From where the guest boots. Default: from the first disk that has something to boot, unless a kernel is
-    /// given; else the default guest
+    /// From where the guest boots. Default: from the first disk that has something to boot, unless
+    /// a kernel is given; else the default guest
     #[arg(
         long,
         value_enum,
@@ -146,8 +146,8 @@ impl DiskBootOptions {
         Ok(outlook)
     }
 
-    /// Reads what the first disk boots that has something, with the board's words and the user's around its own;
-    /// `None` if no disk has.
+    /// Reads what the first disk boots that has something, with the board's words and the user's
+    /// around its own; `None` if no disk has.
     ///
     /// # Errors
     /// One has to boot and none does, or the one that is to boot cannot.

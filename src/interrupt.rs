@@ -27,8 +27,8 @@ impl ShutdownHook for NoHook {
     fn shutdown(&self) {}
 }
 
-/// Serves the API and the metrics, and stops the side's machine cleanly on SIGINT, SIGTERM or SIGHUP. If that takes
-/// too long for the operator, another signal ends the process at once.
+/// Serves the API and the metrics, and stops the side's machine cleanly on SIGINT, SIGTERM or
+/// SIGHUP. If that takes too long for the operator, another signal ends the process at once.
 pub fn serve_side(side: &Side, options: &SideOptions) -> Result<()> {
     serve_side_with(side, options, Arc::new(NoHook))
 }

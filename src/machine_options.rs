@@ -33,11 +33,12 @@ use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::NetPort;
 use vmft_vmm::world::{DiskFile, FromDisk, Mailbox};
 
-/// What the machine is made of. Without `--kernel` and `--restore`: what boots from a disk, or the default guest.
+/// What the machine is made of. Without `--kernel` and `--restore`: what boots from a disk, or the
+/// default guest.
 #[derive(Debug, Clone, Args)]
 pub struct MachineOptions {
-    /// Kernel: a bzImage or an ELF vmlinux. Default: what a disk boots, or else Debian's cloud kernel, fetched
-    /// once
+    /// Kernel: a bzImage or an ELF vmlinux. Default: what a disk boots, or else Debian's cloud
+    /// kernel, fetched once
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
     /// The default guest with the lockstep kernel of `vmft guest --lockstep`, which can be followed on
@@ -47,8 +48,9 @@ pub struct MachineOptions {
     /// Initial file system for --kernel
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Machine")]
     pub initramfs: Option<PathBuf>,
-    /// Words for the kernel's command line, behind those that the board needs (`vmft guest --print-cmdline`) and
-    /// those of a disk's boot entry. With the default guest such as vmft.run=shell|idle
+    /// Words for the kernel's command line, behind those that the board needs (`vmft guest
+    /// --print-cmdline`) and those of a disk's boot entry. With the default guest such as
+    /// vmft.run=shell|idle
     #[arg(long, value_name = "WORDS", help_heading = "Machine")]
     pub cmdline: Option<String>,
     /// Guest CPUs, 1 to 4. More than one on --engine kvm, where the guest runs freely: unprotected, or

@@ -87,8 +87,8 @@ impl Entry {
     }
 }
 
-/// The entries in `base` of a volume in the order of its menu, the default first; none if it has no such menu.
-/// GRUB, which has its own use of these files, puts `variables` into them.
+/// The entries in `base` of a volume in the order of its menu, the default first; none if it has no
+/// such menu. GRUB, which has its own use of these files, puts `variables` into them.
 pub(crate) fn entries(
     index: usize,
     files: &FileSystem,

@@ -1,8 +1,9 @@
 //! The menu of GRUB: what its configuration makes of itself, as far as menus depend on it.
 //!
-//! The configuration is run with GRUB's own variables, those of `grubenv`, and files of its own volume. What has
-//! to do with screens, keys and modules has no effect. `next_entry` (`grub-reboot`) has none either: GRUB forgets
-//! it by writing to the disk, and nothing is written here.
+//! The configuration is run with GRUB's own variables, those of `grubenv`, and files of its own
+//! volume. What has to do with screens, keys and modules has no effect. `next_entry`
+//! (`grub-reboot`) has none either: GRUB forgets it by writing to the disk, and nothing is written
+//! here.
 
 use crate::BootDiskError;
 use crate::entries;
@@ -91,8 +92,8 @@ pub(crate) fn menu(
     Ok(None)
 }
 
-/// The number of the entry that `default` means: numbers, titles or names, with `>` between those of a menu and
-/// of what is in it. The first of a menu, where a menu is meant.
+/// The number of the entry that `default` means: numbers, titles or names, with `>` between those
+/// of a menu and of what is in it. The first of a menu, where a menu is meant.
 fn chosen(declared: &[Declared], default: &str) -> Option<String> {
     let (mut here, mut number) = (declared, String::new());
     let mut parts = default.split('>');
@@ -362,7 +363,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Makes entries of what was declared: an entry's statements are run with the variables as they are at the end.
+    /// Makes entries of what was declared: an entry's statements are run with the variables as they
+    /// are at the end.
     fn flatten(
         &mut self,
         declared: &[Declared],

@@ -1,5 +1,6 @@
-//! The language of GRUB's configuration: words, blocks and conditions (GRUB manual, "Writing full configuration
-//! files directly"). Loops and functions are read over: menus that tools write have none that matter.
+//! The language of GRUB's configuration: words, blocks and conditions (GRUB manual, "Writing full
+//! configuration files directly"). Loops and functions are read over: menus that tools write have
+//! none that matter.
 
 /// Deepest nesting of blocks.
 const MAX_DEPTH: usize = 32;

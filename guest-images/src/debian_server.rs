@@ -1,7 +1,8 @@
 //! A Debian server of the user's own: made by Debian's tools, on one ext4 file system, without a boot loader.
 //!
-//! Its root logs in on the console without a password, which nobody can do over the network; addresses come by
-//! DHCP. An image is kept in the cache, and each one that is asked for is a copy of it.
+//! Its root logs in on the console without a password, which nobody can do over the network;
+//! addresses come by DHCP. An image is kept in the cache, and each one that is asked for is a copy
+//! of it.
 
 use crate::cache::Cache;
 use crate::command::{self, command};

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Where a read begins, and how many bytes it is of.
 pub(crate) type Extent = (u64, u32);
 
-/// Reads the whole reply to one request: its cookie, and what it brings or the error. `asked` knows of each cookie what
-/// was asked: a read, or something that is answered without data.
+/// Reads the whole reply to one request: its cookie, and what it brings or the error. `asked` knows
+/// of each cookie what was asked: a read, or something that is answered without data.
 pub(crate) async fn read_reply(
     reader: &mut (impl AsyncRead + Unpin),
     asked: impl Fn(u64) -> Result<Option<Extent>, WireError>,

@@ -29,7 +29,8 @@ pub struct GuestOptions {
     /// Write the probe guest to this new file instead: a kernel that runs on every engine
     #[arg(long, value_name = "FILE", conflicts_with = "refresh")]
     probe: Option<PathBuf>,
-    /// Print what the board needs on a kernel's command line, which every guest gets in front of its own words
+    /// Print what the board needs on a kernel's command line, which every guest gets in front of
+    /// its own words
     #[arg(long, conflicts_with_all = ["refresh", "lockstep", "probe"])]
     print_cmdline: bool,
     /// Make the disk of a Debian server instead, by Debian's own tools: with --output. The first of its kind

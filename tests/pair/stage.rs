@@ -98,8 +98,9 @@ pub fn records_script(records: u32) -> String {
 /// The record behind which a guest of [`held_script`] computes until a line is typed.
 pub const HELD_AT: u32 = 8;
 
-/// The same, with so many rounds of computing for each record, but it does not end before [`let_end`]: however fast the guest's CPU is, what a test does
-/// meanwhile happens to a guest that computes.
+/// The same, with so many rounds of computing for each record, but it does not end before
+/// [`let_end`]: however fast the guest's CPU is, what a test does meanwhile happens to a guest that
+/// computes.
 pub fn held_script(records: u32, rounds: u32) -> String {
     let until = format!(
         "[ $n -ne {HELD_AT} ] || until read -r -t 0.02 _; do \

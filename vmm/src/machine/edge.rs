@@ -5,9 +5,10 @@
 //! at which instruction, in which state. The machine is of no use afterwards, because it was left in
 //! the middle of something; whoever runs it tells its peer and ends.
 //!
-//! Only the machine's own work is inside, and the reading of a guest's file systems ([`contained`]):
-//! the inputs, the gate, and all else of other threads are the host's. What panics there leaves locks and queues that nobody can rely upon, so the process
-//! aborts ([`abort_on_panics`]), as a side that is lost: the other goes on.
+//! Only the machine's own work is inside, and the reading of a guest's file systems
+//! ([`contained`]): the inputs, the gate, and all else of other threads are the host's. What panics
+//! there leaves locks and queues that nobody can rely upon, so the process aborts
+//! ([`abort_on_panics`]), as a side that is lost: the other goes on.
 
 use super::{Machine, MachineError};
 use crate::engine::CpuState;

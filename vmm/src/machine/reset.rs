@@ -47,8 +47,8 @@ const SAYINGS: [(&str, &str); 6] = [
     ("deadlocked on memory", "too little memory for it"),
 ];
 
-/// What an operator is told of a guest that does not start: no part of the machine's state, and of no effect on
-/// the guest.
+/// What an operator is told of a guest that does not start: no part of the machine's state, and of
+/// no effect on the guest.
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// When the guest was reset since it last wrote to a disk.

@@ -105,8 +105,8 @@ pub struct HostSource {
 }
 
 impl HostSource {
-    /// A source whose host time starts now, for a guest whose outputs leave by `gate`, and which boots from its
-    /// disks in this way, if it does.
+    /// A source whose host time starts now, for a guest whose outputs leave by `gate`, and which
+    /// boots from its disks in this way, if it does.
     ///
     /// # Errors
     /// If the host's random device cannot be opened.
