@@ -7,7 +7,6 @@ use crate::epoch::Protection;
 use crate::events::{self, Event};
 use crate::fault::Faulty;
 use crate::follower::ReplayGate;
-use crate::handler::error_chain;
 use crate::identity::{fingerprint, protecting};
 use crate::join_content::JoinContent;
 use crate::lag::LagBound;
@@ -36,6 +35,7 @@ use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
+use vmft_vmm::world::error_text;
 use vmft_vmm::world::make_thread_urgent;
 
 /// How long an orderly goodbye may take.
@@ -212,7 +212,7 @@ impl Side {
                 // The storage may come back; a primary asks it as well.
                 Err(error) => {
                     if !std::mem::replace(&mut told, true) {
-                        tell!("{}; {}", error_chain(&error), duties.patience);
+                        tell!("{}; {}", error_text(&error), duties.patience);
                     }
                     std::thread::sleep(RETRY * 5);
                     continue;
@@ -232,7 +232,7 @@ impl Side {
             }
             if let Some(Err(error)) = &joined {
                 // A standby is told the same many times a second.
-                refused.note(with, error_chain(error));
+                refused.note(with, error_text(error));
             }
             match joined {
                 None => return Ok(None),
@@ -246,7 +246,7 @@ impl Side {
                 }
                 Some(Err(error)) if duties.patience.bears(&error, started.elapsed()) => {
                     if !told && started.elapsed() > QUIET_CONNECT {
-                        tell!("{}; {}", error_chain(&error), duties.patience);
+                        tell!("{}; {}", error_text(&error), duties.patience);
                         told = true;
                     }
                     if round_is_over {

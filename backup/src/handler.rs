@@ -20,6 +20,7 @@ use vmft_logging_channel::transport::{
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
+use vmft_vmm::world::error_text;
 
 /// The channel's news, on the channel's thread.
 pub(crate) struct Handler {
@@ -101,13 +102,13 @@ impl PrimaryHandler for Handler {
         }
         events::note(|| Event::JoinRefused {
             with: peer.to_string().into(),
-            why: error_chain(error).into(),
+            why: error_text(error).into(),
             untold,
         });
         if untold > 0 {
             tell!("{untold} more did not join, for reasons like the next");
         }
-        tell!("{peer} did not join: {}", error_chain(error));
+        tell!("{peer} did not join: {}", error_text(error));
     }
 }
 
@@ -126,15 +127,4 @@ fn note_end(end: &SessionEnd) {
             Event::PeerLost { peer, why, last_sign, suspected }
         }
     });
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -5,7 +5,7 @@ use crate::channel_log::ChannelLog;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
 use crate::hand_over::{HandOver, HandOverError};
-use crate::handler::{Handler, error_chain};
+use crate::handler::Handler;
 use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
 use crate::rate_probe::RateProbe;
@@ -25,6 +25,7 @@ use vmft_logging_channel::transport::{
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{HeldOutputs, OutputGate};
+use vmft_vmm::world::error_text;
 use vmft_vmm::world::{Fence, HostSource, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
@@ -147,7 +148,7 @@ impl Side {
         if let Err(SideError::Machine(error)) = &ended
             && error.is_of_the_guest()
         {
-            live_side.leave(GoodbyeReason::Failed(error_chain(error).into()), FAILED_PATIENCE);
+            live_side.leave(GoodbyeReason::Failed(error_text(error).into()), FAILED_PATIENCE);
         }
         match ended? {
             (SideEnd::Stopped(reason), inputs) => live_side.stop(&mut machine, inputs, reason),

@@ -4,7 +4,6 @@
 //! diverged never goes live.
 
 use crate::following::Followed;
-use crate::handler::error_chain;
 use crate::reign::{Fate, FollowEvent};
 use crate::side::{Side, SideError};
 use crate::status::DivergenceReport;
@@ -17,6 +16,7 @@ use vmft_logging_channel::session::{DivergenceNotice, GoodbyeReason};
 use vmft_logging_channel::transport::BackupChannel;
 use vmft_vmm::inputs::InputError;
 use vmft_vmm::machine::MachineError;
+use vmft_vmm::world::error_text;
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -68,10 +68,9 @@ fn notice(error: &MachineError) -> Option<DivergenceNotice> {
         MachineError::Delivery { .. }
         | MachineError::Adopt { .. }
         | MachineError::Engine(_)
-        | MachineError::Broken(_) => Some(DivergenceNotice {
-            text: error_chain(error).into(),
-            ..DivergenceNotice::default()
-        }),
+        | MachineError::Broken(_) => {
+            Some(DivergenceNotice { text: error_text(error).into(), ..DivergenceNotice::default() })
+        }
         MachineError::Input(_) | MachineError::Reset(_) => None,
     }
 }

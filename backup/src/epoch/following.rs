@@ -6,7 +6,6 @@ use crate::channel_log::ChannelSource;
 use crate::checkpoint::MachineSink;
 use crate::follower::ReplayGate;
 use crate::following::{BackupControl, BackupDuties, Followed, Following, won};
-use crate::handler::error_chain;
 use crate::join_content::JoinContent;
 use crate::mending::Divergences;
 use crate::reign::{Fate, FollowEvent};
@@ -19,6 +18,7 @@ use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::transport::Joined;
 use vmft_vmm::inputs::{LogEnd, LogSource};
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
+use vmft_vmm::world::error_text;
 
 /// How a log of epochs ended.
 enum LogOver {
@@ -98,7 +98,7 @@ impl Side {
                             let report = EpochReport { epochs, ..EpochReport::default() };
                             self.status.update(|status| status.epochs = Some(report));
                         }
-                        Err(error) => return LogOver::Broken(error_chain(&error)),
+                        Err(error) => return LogOver::Broken(error_text(&error)),
                     }
                 }
                 Entry::Released { output } => kept.released(output),

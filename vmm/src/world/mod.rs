@@ -29,7 +29,7 @@ pub use source::{Gauges, HostSource};
 pub use urgent::make_thread_urgent;
 
 /// An error with its causes, in one line.
-fn error_text(error: &dyn std::error::Error) -> String {
+pub fn error_text(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
