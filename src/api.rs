@@ -28,9 +28,9 @@ use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
 use vmft_backup::hand_over::HandOverError;
 use vmft_backup::requests::Requests;
 use vmft_backup::status::{Role, SideStatus, StatusBoard};
-use vmft_logging_channel::entry::StopReason;
-use vmft_logging_channel::transport::bind_private_socket;
+use vmft_log::entry::StopReason;
 use vmft_sandbox::Task;
+use vmft_sandbox::bind_private_socket;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::world::Mailbox;
 

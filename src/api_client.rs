@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use vmft_backup::fault::{FaultOrder, Planted};
 use vmft_backup::status::SideStatus;
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::foreign::ForeignText;
 
 /// How long a side may take to answer. A fault waits for a point, a snapshot writes gigabytes.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);

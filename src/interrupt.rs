@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::Side;
 use vmft_backup::tell;
-use vmft_logging_channel::entry::StopReason;
+use vmft_log::entry::StopReason;
 use vmft_vmm::inputs::Asked;
 
 /// Signals that come sooner after the first mean the same: a terminal and a supervisor may both

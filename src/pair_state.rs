@@ -91,7 +91,7 @@ pub fn look(place: &ArbiterPlace) -> Result<PairState> {
 mod tests {
     use super::*;
     use vmft_backup::arbiter::Verdict;
-    use vmft_logging_channel::entry::Generation;
+    use vmft_log::entry::Generation;
 
     #[test]
     fn a_pair_is_new_then_alive_then_over() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmft::api::{Api, ShutdownHook};
 use vmft_fuzzing::{Random, cases, change, damage};
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::foreign::ForeignText;
 
 /// Cases of a quick run.
 const CASES: u64 = 200;

@@ -10,8 +10,8 @@ use crate::tell;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{Entry, EntrySequence};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::{Entry, EntrySequence};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{
     BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room,

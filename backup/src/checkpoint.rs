@@ -3,12 +3,12 @@
 use crate::join_content::JoinContent;
 use std::sync::{Arc, Mutex};
 use vm_memory::{Address, Bytes, GuestAddress};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinSink, MemoryBase,
     PAGE_BYTES, Page, PageNumber, PageSource, SinkRefusal,
 };
-use vmft_logging_channel::entry::LogPosition;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::LogPosition;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
 use vmft_vmm::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 

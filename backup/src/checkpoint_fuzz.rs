@@ -4,10 +4,10 @@ use super::*;
 use std::collections::VecDeque;
 use vmft_fuzzing::{Random, change, damage, large_cases, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointPiece, CheckpointReader, CheckpointWriter, PageEncoder, PieceKind,
 };
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, DiskConfig, NetConfig, UnixSeconds};
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
 use vmft_vmm::engine::{CpuCount, EngineKind};
@@ -148,7 +148,7 @@ fn a_join_with_outputs_that_no_guest_has_put_out_is_refused() {
     let fixed = machine.boot_source().encode();
     let state = machine.state().encode();
     let operation = vmft_vmm::board::DiskOperation::Flush;
-    let request = vmft_logging_channel::entry::RequestId(1);
+    let request = vmft_log::entry::RequestId(1);
     let kind = OutputKind::Disk { disk: 200, request, operation };
     let disk = Output { sequence: OutputSequence(3), kind };
     for outputs in [vec![disk], vec![output(2), output(2)], vec![output(u64::MAX)]] {

@@ -1,7 +1,7 @@
 //! Pages copied out of a machine at rest.
 
 use vm_memory::Bytes;
-use vmft_logging_channel::checkpoint::{PAGE_BYTES, Page, PageNumber, PageSource};
+use vmft_log::checkpoint::{PAGE_BYTES, Page, PageNumber, PageSource};
 use vmft_vmm::memory::{self, GuestRam};
 
 /// Most pages that are copied in one rest: 128 MiB, which a host copies in some tens of

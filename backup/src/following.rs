@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{Generation, StopReason};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::{Generation, StopReason};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
     BackupChannel, BackupConfig, Joined, PeerAddress, PrimaryConfig, TransportError,
@@ -391,7 +391,7 @@ impl Side {
         kept: &KeptOutputs,
         policy: &Arc<FollowPolicy>,
     ) -> Result<Followed, SideError> {
-        use vmft_logging_channel::entry::Entry;
+        use vmft_log::entry::Entry;
         use vmft_logging_channel::transport::Delivery;
         loop {
             match channel.recv(Duration::from_secs(1)) {
@@ -428,8 +428,8 @@ struct Watched {
 impl vmft_vmm::inputs::LogSource for Watched {
     fn next(
         &mut self,
-        at: vmft_logging_channel::point::ExecutionPoint,
-    ) -> Result<vmft_logging_channel::entry::Entry, vmft_vmm::inputs::LogEnd> {
+        at: vmft_log::point::ExecutionPoint,
+    ) -> Result<vmft_log::entry::Entry, vmft_vmm::inputs::LogEnd> {
         self.gauges.set_point(at);
         self.source.next(at)
     }
@@ -437,7 +437,7 @@ impl vmft_vmm::inputs::LogSource for Watched {
     fn skip_to_checkpoint(
         &mut self,
         may: &dyn Fn(&[u8]) -> bool,
-    ) -> Option<Vec<vmft_logging_channel::entry::Entry>> {
+    ) -> Option<Vec<vmft_log::entry::Entry>> {
         self.source.skip_to_checkpoint(may)
     }
 

@@ -14,7 +14,7 @@ use crate::reign::{LiveEvent, Standing};
 use crate::side::Doors;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::Entry;
+use vmft_log::entry::Entry;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_vmm::machine::Machine;

@@ -9,8 +9,8 @@ use crate::requests::Requests;
 use crate::status::StatusBoard;
 use crate::tell;
 use std::sync::Arc;
+use vmft_log::entry::EntrySequence;
 use vmft_logging_channel::backups::{BackupKey, Protects};
-use vmft_logging_channel::entry::EntrySequence;
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{

@@ -24,10 +24,10 @@ use crate::status::{JoinReport, StatusBoard, ms};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointPiece, CheckpointWriter, MemoryBase, Page, PageEncoder, PageNumber, PageSource,
 };
-use vmft_logging_channel::entry::LogPosition;
+use vmft_log::entry::LogPosition;
 use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
 use vmft_vmm::machine::Machine;
 use vmft_vmm::memory::{self, GuestRam, PAGE_SIZE, WriteView};

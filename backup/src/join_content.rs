@@ -1,9 +1,9 @@
 //! What a backup joins with, beside pages.
 
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::checkpoint::CompleteCheckpoint;
-use vmft_logging_channel::entry::OutputSequence;
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::checkpoint::CompleteCheckpoint;
+use vmft_log::entry::OutputSequence;
+use vmft_log::wire::MAX_COUNT;
 use vmft_vmm::machine::StateError;
 use vmft_vmm::outputs::{Output, are_a_guests};
 

@@ -17,7 +17,7 @@ use crate::storage;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{Entry, Generation, OutputSequence, StopReason};
+use vmft_log::entry::{Entry, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
     AdmissionCheck, Followers, JoinTicket, PrimaryChannel, PrimaryConfig,

@@ -11,7 +11,7 @@ use crate::succession::FollowPolicy;
 use crate::tell;
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::session::{DivergenceNotice, GoodbyeReason};
 use vmft_logging_channel::transport::BackupChannel;
 use vmft_vmm::inputs::InputError;

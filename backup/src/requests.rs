@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
-use vmft_logging_channel::entry::LogPosition;
+use vmft_log::entry::LogPosition;
 use vmft_logging_channel::transport::JoinTicket;
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::machine::{Machine, MachineState};

@@ -9,7 +9,7 @@ use crate::tell;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{Generation, StopReason};
+use vmft_log::entry::{Generation, StopReason};
 use vmft_logging_channel::transport::TransportError;
 use vmft_vmm::board::Effect;
 use vmft_vmm::inputs::{ClockControl, Inputs, Live, LogSink, OnReboot, Recording, WallClock};

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::arbiter::DirectoryArbiter;
     use std::path::PathBuf;
-    use vmft_logging_channel::entry::Generation;
+    use vmft_log::entry::Generation;
     use vmft_vmm::world::HostCache;
 
     struct Host {

@@ -13,7 +13,7 @@ use crate::tell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::Generation;
+use vmft_log::entry::Generation;
 use vmft_logging_channel::transport::{BackupChannel, SessionEnd, now};
 use vmft_sandbox::Task;
 

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
-use vmft_logging_channel::foreign::Printable;
+use vmft_log::foreign::Printable;
 use vmft_sandbox::Task;
 
 /// Bytes of lines that wait to be written. More are dropped and counted.

@@ -13,10 +13,8 @@
 //! Pure, like the sessions themselves. Whoever carries the sessions is woken through [`Wake`] when there
 //! is something to send for one of them.
 
-use crate::entry::{Entry, EntrySequence, Generation, LogPosition};
 use crate::fingerprint::Identity;
 use crate::handshake::Admission;
-use crate::point::ExecutionPoint;
 use crate::sender::{PushError, Sender, SenderConfig, SenderStats};
 use crate::session::{GoodbyeReason, MAX_TEXT, SessionId};
 use crate::time::MonotonicTime;
@@ -24,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
+use vmft_log::entry::{Entry, EntrySequence, Generation, LogPosition};
+use vmft_log::point::ExecutionPoint;
 
 /// Names one backup of one primary, from its handshake on. No two have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -93,7 +93,7 @@ fn a_backup_that_stays_when_the_generation_changes_protects_again_when_it_has_he
     assert_eq!((pair.backups.protected_by(), pair.exchange(1)), (0, None));
     assert_eq!(pair.heard, [2]);
     // An acknowledgement of what was sent after the Reign frame shows it as well as an echo.
-    let released = Entry::Released { output: crate::entry::OutputSequence(1) };
+    let released = Entry::Released { output: vmft_log::entry::OutputSequence(1) };
     pair.backups.push(at_ms(2), &released).expect("it follows");
     assert_eq!(pair.exchange(4), None);
     assert_eq!(pair.exchange(5), Some(Protects::Told(Generation(2))));

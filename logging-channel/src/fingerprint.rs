@@ -1,11 +1,11 @@
 //! What two sides must agree on before one may replay the other, and who they are.
 
-use crate::entry::Generation;
-use crate::foreign::ForeignText;
-use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use vmft_log::entry::Generation;
+use vmft_log::foreign::ForeignText;
+use vmft_log::wire::{DecodeError, check_count};
 
 /// Most fields a fingerprint has.
 pub const MAX_FINGERPRINT_FIELDS: usize = 64;

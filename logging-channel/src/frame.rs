@@ -9,15 +9,14 @@
 //! The header is the same in all versions up to its version byte. What a frame means, and when
 //! it may be sent, is for the sessions; the payloads of the kinds are beside their types.
 
-use crate::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
-use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
 use crate::handshake::{Hello, HelloConfirm, HelloReply, Refusal};
 use crate::log_file::LogHeader;
-use crate::session::{
-    Acknowledge, Control, GoodbyeReason, Heartbeat, Progress, Reign, SessionId, decode_control,
-};
-use crate::wire::DecodeError;
+use crate::session::{Acknowledge, GoodbyeReason, Heartbeat, Progress, Reign, SessionId};
 use std::fmt;
+use vmft_log::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
+use vmft_log::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
+use vmft_log::control::{ControlMessage, decode_control};
+use vmft_log::wire::DecodeError;
 
 /// The version of everything in this crate that is written to a wire or a file.
 pub const PROTOCOL_VERSION: u8 = 3;
@@ -289,7 +288,7 @@ impl Frame {
     }
 }
 
-fn put_control(message: &impl Control, bytes: Vec<u8>) -> Result<Vec<u8>, EncodeError> {
+fn put_control(message: &impl ControlMessage, bytes: Vec<u8>) -> Result<Vec<u8>, EncodeError> {
     message.validate().map_err(EncodeError::Message)?;
     Ok(postcard::to_extend(message, bytes).expect("a vector takes all a message has to write"))
 }

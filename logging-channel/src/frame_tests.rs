@@ -1,13 +1,13 @@
 use super::*;
-use crate::checkpoint::{CheckpointEnd, CheckpointHeader, MemoryBase, PageNumber};
-use crate::codec::CostedEntry;
-use crate::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence};
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Nonce, Role};
-use crate::point::ExecutionPoint;
 use crate::session::{DivergenceNotice, HeartbeatEcho};
 use crate::time::MonotonicTime;
 use proptest::prelude::*;
+use vmft_log::checkpoint::{CheckpointEnd, CheckpointHeader, MemoryBase, PageNumber};
+use vmft_log::codec::{BATCH_COST_LIMIT, CostedEntry};
+use vmft_log::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence};
+use vmft_log::point::ExecutionPoint;
 
 const SESSION: SessionId = SessionId(0x0403_0201);
 
@@ -93,6 +93,22 @@ fn decode(session: SessionId, bytes: &[u8]) -> Result<Option<Frame>, FrameError>
     let mut decoder = FrameDecoder::new(session);
     decoder.feed(bytes);
     decoder.next_frame()
+}
+
+#[test]
+fn the_largest_batch_and_the_largest_piece_of_a_checkpoint_fit_their_frames() {
+    assert!(FrameKind::Entries.max_payload() as u64 >= BATCH_COST_LIMIT);
+    let state = CheckpointPiece::State(vec![1; MAX_STATE_CHUNK]);
+    let mut pages = vec![64];
+    // Each the page after the one before it, and as it is.
+    pages.extend([0, 1].repeat(64));
+    pages.extend([5; 4096].repeat(64));
+    let pages =
+        CheckpointPiece::decode(PieceKind::Pages, &pages).expect("as many pages as there may be");
+    for piece in [state, pages] {
+        let frame = Frame::Checkpoint(piece);
+        assert_eq!(decode(SESSION, &seal(&frame)), Ok(Some(frame)));
+    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! Frames keep their order, so what answers a later frame answers for the `Reign` frame as well: an
 //! acknowledgement of an entry that was sent after it, or the echo of a heartbeat that was.
 
-use crate::entry::{EntrySequence, Generation};
 use crate::session::Heartbeat;
 use crate::time::MonotonicTime;
+use vmft_log::entry::{EntrySequence, Generation};
 
 /// What shows that the backup has heard.
 #[derive(Debug, Clone, Copy)]

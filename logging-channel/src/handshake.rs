@@ -10,13 +10,14 @@
 //! name is derived from both, and each side must give the other's nonce back, so a recorded
 //! conversation cannot be played again to either. Timeouts and connections are the transport's.
 
-use crate::entry::Generation;
 use crate::fingerprint::{Identity, Mismatch, PairId};
-use crate::foreign::ForeignText;
 use crate::frame::{Frame, FrameKind};
-use crate::session::{Control, SessionId, check_text};
-use crate::wire::DecodeError;
+use crate::session::{SessionId, check_text};
 use serde::{Deserialize, Serialize};
+use vmft_log::control::ControlMessage;
+use vmft_log::entry::Generation;
+use vmft_log::foreign::ForeignText;
+use vmft_log::wire::DecodeError;
 
 /// A number drawn at random for one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,21 +136,25 @@ impl Refusal {
     }
 }
 
-impl Control for Hello {
+impl ControlMessage for Hello {
     fn validate(&self) -> Result<(), DecodeError> {
         self.identity.validate()
     }
 }
 
-impl Control for HelloReply {
+impl ControlMessage for HelloReply {
     fn validate(&self) -> Result<(), DecodeError> {
         self.identity.validate()
     }
 }
 
-impl Control for HelloConfirm {}
+impl ControlMessage for HelloConfirm {
+    fn validate(&self) -> Result<(), DecodeError> {
+        Ok(())
+    }
+}
 
-impl Control for Refusal {
+impl ControlMessage for Refusal {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
             Self::NotAccepting(text) => check_text("refusal text", text),

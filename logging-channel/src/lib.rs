@@ -1,5 +1,5 @@
-//! The logging channel: entries, their encoding, and the sessions that carry them
-//! from the primary to the backup and acknowledgements back.
+//! The logging channel: the sessions that carry the log's entries from the primary to the backup and
+//! acknowledgements back, and the files that keep them. What an entry is, `vmft-log` says.
 //!
 //! The core is pure: it takes `now` and bytes and returns values. Sockets and clocks
 //! live in `transport`, files in `log_file`, and nowhere else. `docs/protocol.md` is the
@@ -8,22 +8,16 @@
 #![forbid(unsafe_code)]
 
 pub mod backups;
-pub mod checkpoint;
-pub mod codec;
 pub mod detector;
-pub mod entry;
 pub mod fingerprint;
-pub mod foreign;
 pub mod frame;
 mod generation_news;
 pub mod handshake;
 pub mod latency;
 pub mod log_file;
-pub mod point;
 pub mod receiver;
 pub mod sender;
 pub mod session;
 pub mod time;
 pub mod transport;
 mod waiting_checkpoints;
-pub mod wire;

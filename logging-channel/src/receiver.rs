@@ -5,10 +5,7 @@
 //! backup grants is a promise of memory, so the reader of the connection never has to pause, and
 //! signs of life always get through.
 
-use crate::codec::{BATCH_COST_LIMIT, CostedEntry, EntryBatch};
-use crate::entry::{Entry, EntrySequence, Generation, LogPosition, StopReason};
 use crate::frame::{Frame, FrameKind, UnsealedFrame};
-use crate::point::ExecutionPoint;
 use crate::session::{
     Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
@@ -16,6 +13,9 @@ use crate::time::MonotonicTime;
 use crate::waiting_checkpoints::WaitingCheckpoints;
 use std::collections::VecDeque;
 use std::time::Duration;
+use vmft_log::codec::{BATCH_COST_LIMIT, CostedEntry, EntryBatch};
+use vmft_log::entry::{Entry, EntrySequence, Generation, LogPosition, StopReason};
+use vmft_log::point::ExecutionPoint;
 
 /// The least a receiver may hold: room for the largest batch, several times, or the session
 /// could not go on.
@@ -268,7 +268,7 @@ impl Receiver {
         self.received = last;
         self.received_point = batch.last_point();
         self.cost_received += cost;
-        self.log_bytes += cost - batch.entries.len() as u64 * crate::codec::ENTRY_OVERHEAD;
+        self.log_bytes += cost - batch.entries.len() as u64 * vmft_log::codec::ENTRY_OVERHEAD;
         let stop = batch.entries.iter().find_map(|costed| match costed.entry {
             Entry::Stop { reason, .. } => Some(reason),
             _ => None,

@@ -1,6 +1,6 @@
 use super::*;
-use crate::codec::ENTRY_OVERHEAD;
 use crate::frame::FrameDecoder;
+use vmft_log::codec::ENTRY_OVERHEAD;
 
 const fn at_us(us: u64) -> MonotonicTime {
     MonotonicTime::from_ns(us * 1_000)
@@ -202,7 +202,7 @@ fn leaving_sends_a_goodbye_and_no_acknowledgement() {
 
 #[test]
 fn what_lies_before_a_checkpoint_is_passed_over_only_with_leave_and_counts_as_handed_out() {
-    use crate::checkpoint::{
+    use vmft_log::checkpoint::{
         CheckpointPiece, CheckpointWriter, MemoryBase, PageEncoder, PageNumber,
     };
     let mut receiver = receiver(ReceiverConfig::default());

@@ -8,19 +8,19 @@
 //! Bounded at both ends: the backup's window says how much may be sent, and what it does not
 //! admit waits here up to the capacity; then [`Sender::is_full`] and the guest has to wait.
 
-use crate::checkpoint::PieceKind;
-use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition, Packet};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
 use crate::generation_news::GenerationNews;
 use crate::latency::{LatencySummary, LatencyWindow};
-use crate::point::ExecutionPoint;
 use crate::session::{
     Acknowledge, GoodbyeReason, Heartbeat, HeartbeatError, HeartbeatExchange, Reign, SessionId,
 };
 use crate::time::MonotonicTime;
 use std::collections::VecDeque;
 use std::time::Duration;
+use vmft_log::checkpoint::PieceKind;
+use vmft_log::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
+use vmft_log::entry::{Arrival, Entry, EntrySequence, Generation, LogPosition, Packet};
+use vmft_log::point::ExecutionPoint;
 
 /// Most batches of which the sender remembers when they began, to tell the lag of execution. Older
 /// ones keep their times; newer ones share the newest.

@@ -1,8 +1,8 @@
 use super::*;
-use crate::checkpoint::CheckpointPiece;
-use crate::entry::{Arrival, OutputSequence, Packet, RequestId, StopReason};
 use crate::frame::FrameDecoder;
-use crate::point::{ClockRate, VirtualTime};
+use vmft_log::checkpoint::CheckpointPiece;
+use vmft_log::entry::{Arrival, OutputSequence, Packet, RequestId, StopReason};
+use vmft_log::point::{ClockRate, VirtualTime};
 
 const fn at_us(us: u64) -> MonotonicTime {
     MonotonicTime::from_ns(us * 1_000)
@@ -307,12 +307,12 @@ fn an_idle_guest_stays_below_a_fifth_of_a_megabit_a_second() {
     for tick in 0..250u64 {
         let now = at_us(1 + tick * 4_000);
         let point = ExecutionPoint::new(hour_ns / 16 + tick * 250_000);
-        let time = crate::point::VirtualTime::from_ns(hour_ns + tick * 4_000_000);
-        let rate = crate::point::ClockRate::from_raw((16 << 24) + 12_345);
+        let time = vmft_log::point::VirtualTime::from_ns(hour_ns + tick * 4_000_000);
+        let rate = vmft_log::point::ClockRate::from_raw((16 << 24) + 12_345);
         let arrival = Arrival::ClockSync { time, rate };
         sender.push(now, &Entry::Arrival { point, arrival }).expect("room");
         if tick % 25 == 0 {
-            let digest = crate::entry::StateDigest {
+            let digest = vmft_log::entry::StateDigest {
                 registers: [u64::MAX; 18],
                 cpu: u64::MAX,
                 devices: u64::MAX,

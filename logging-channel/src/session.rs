@@ -1,13 +1,14 @@
 //! What both ends of a session share: its identity and the small messages both understand.
 
-use crate::entry::{EntrySequence, Generation};
-use crate::foreign::ForeignText;
-use crate::point::ExecutionPoint;
 use crate::time::MonotonicTime;
-use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
+use vmft_log::control::ControlMessage;
+use vmft_log::entry::{EntrySequence, Generation};
+use vmft_log::foreign::ForeignText;
+use vmft_log::point::ExecutionPoint;
+use vmft_log::wire::{DecodeError, check_count};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Longest text in a message, in bytes: a line that a person reads.
@@ -122,7 +123,7 @@ pub struct Acknowledge {
     pub applied: EntrySequence,
     /// Where the backup's guest was when it had.
     pub applied_point: ExecutionPoint,
-    /// The total cost (see [`crate::codec::ENTRY_OVERHEAD`]) of entries since the start of the
+    /// The total cost (see [`vmft_log::codec::ENTRY_OVERHEAD`]) of entries since the start of the
     /// session that the backup is prepared to receive. Never shrinks.
     pub window: u64,
 }
@@ -236,14 +237,6 @@ impl HeartbeatExchange {
     }
 }
 
-/// A message that postcard encodes, and whose sizes are checked beyond that.
-pub(crate) trait Control: Serialize + for<'de> Deserialize<'de> {
-    /// Checks the limits that the type does not express.
-    fn validate(&self) -> Result<(), DecodeError> {
-        Ok(())
-    }
-}
-
 /// Makes sure that `text` is no longer than [`MAX_TEXT`].
 pub(crate) fn check_text(what: &'static str, text: &ForeignText) -> Result<(), DecodeError> {
     let found = text.len() as u64;
@@ -253,18 +246,22 @@ pub(crate) fn check_text(what: &'static str, text: &ForeignText) -> Result<(), D
     Ok(())
 }
 
-impl Control for Heartbeat {}
-impl Control for Reign {
-    fn validate(&self) -> Result<(), DecodeError> {
-        check_count("generation", self.generation.0)
-    }
-}
-impl Control for Progress {
+impl ControlMessage for Heartbeat {
     fn validate(&self) -> Result<(), DecodeError> {
         Ok(())
     }
 }
-impl Control for Acknowledge {
+impl ControlMessage for Reign {
+    fn validate(&self) -> Result<(), DecodeError> {
+        check_count("generation", self.generation.0)
+    }
+}
+impl ControlMessage for Progress {
+    fn validate(&self) -> Result<(), DecodeError> {
+        Ok(())
+    }
+}
+impl ControlMessage for Acknowledge {
     fn validate(&self) -> Result<(), DecodeError> {
         if self.applied > self.received {
             return Err(DecodeError::Rule("more entries applied than received"));
@@ -272,7 +269,7 @@ impl Control for Acknowledge {
         Ok(())
     }
 }
-impl Control for GoodbyeReason {
+impl ControlMessage for GoodbyeReason {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
             Self::Fault(text) | Self::Failed(text) => check_text("goodbye text", text),
@@ -280,14 +277,4 @@ impl Control for GoodbyeReason {
             Self::Stopped | Self::Leaving | Self::HandedOver => Ok(()),
         }
     }
-}
-
-/// Decodes a control message and checks it.
-pub(crate) fn decode_control<T: Control>(payload: &[u8]) -> Result<T, DecodeError> {
-    let (message, rest) = postcard::take_from_bytes::<T>(payload).map_err(DecodeError::Control)?;
-    if !rest.is_empty() {
-        return Err(DecodeError::Trailing { count: rest.len() });
-    }
-    message.validate()?;
-    Ok(message)
 }

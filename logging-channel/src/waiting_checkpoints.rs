@@ -4,9 +4,9 @@
 //! its state is one that the checkpoint can be laid over. That, the fixed part says; what it means is the
 //! machine's.
 
-use crate::checkpoint::{CheckpointPiece, MemoryBase, PieceKind};
-use crate::entry::{Entry, EntrySequence};
 use std::collections::VecDeque;
+use vmft_log::checkpoint::{CheckpointPiece, MemoryBase, PieceKind};
+use vmft_log::entry::{Entry, EntrySequence};
 
 /// The longest fixed part of a checkpoint that is offered, in bytes: it names a place, and no machine.
 const MAX_FIXED: usize = 64;
@@ -81,9 +81,9 @@ fn begin(first: EntrySequence, header: &[u8]) -> Option<Begun> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{CheckpointWriter, PageEncoder, PageNumber};
-    use crate::entry::{LogPosition, OutputSequence};
-    use crate::point::ExecutionPoint;
+    use vmft_log::checkpoint::{CheckpointWriter, PageEncoder, PageNumber};
+    use vmft_log::entry::{LogPosition, OutputSequence};
+    use vmft_log::point::ExecutionPoint;
 
     /// The entries of a checkpoint without pages.
     fn checkpoint(base: MemoryBase, fixed: &[u8]) -> Vec<Entry> {

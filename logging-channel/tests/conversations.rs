@@ -18,10 +18,10 @@
 
 use std::fmt::Write;
 use std::time::Duration;
-use vmft_logging_channel::codec::{CostedEntry, ENTRY_OVERHEAD, EntryBatch};
-use vmft_logging_channel::entry::{Entry, EntrySequence, LogPosition, OutputSequence, StopReason};
+use vmft_log::codec::{CostedEntry, ENTRY_OVERHEAD, EntryBatch};
+use vmft_log::entry::{Entry, EntrySequence, LogPosition, OutputSequence, StopReason};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder, UnsealedFrame};
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::receiver::{Receiver, ReceiverConfig};
 use vmft_logging_channel::sender::{Sender, SenderConfig};
 use vmft_logging_channel::session::{Acknowledge, GoodbyeReason, Heartbeat, SessionId};

@@ -6,15 +6,15 @@ mod common;
 
 use common::golden::{golden, log_file, pieces, reseal, split};
 use vmft_fuzzing::{Counting, Random, cases, damage, peak_of};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointReader, CheckpointSink, Page, PageNumber,
     SinkRefusal,
 };
-use vmft_logging_channel::codec::EntryBatch;
-use vmft_logging_channel::entry::{Entry, EntrySequence};
+use vmft_log::codec::EntryBatch;
+use vmft_log::entry::{Entry, EntrySequence};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder, HEADER_LEN};
 use vmft_logging_channel::log_file::LogReader;
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::SessionId;
 
 #[global_allocator]
@@ -165,7 +165,7 @@ fn damaged_log_files_are_read_as_far_as_they_are_good_within_their_worth() {
 
 #[test]
 fn an_entry_counted_beyond_all_numbers_is_refused() {
-    let costed = |entry| vmft_logging_channel::codec::CostedEntry { entry, cost: 0 };
+    let costed = |entry| vmft_log::codec::CostedEntry { entry, cost: 0 };
     let landing = Entry::Landing {
         point: ExecutionPoint::new(9),
         branch: 0x1000.try_into().expect("canonical"),

@@ -6,8 +6,8 @@ use common::{
     LateStream, PATIENCE, Scribe, Told, ToyMemory, backup_config, mark, primary_config, wait_for,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
+use vmft_log::entry::{EntrySequence, Generation};
 use vmft_logging_channel::backups::{BackupKey, Protects};
-use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::transport::{
     BackupChannel, CheckpointStream, Delivery, JoinTicket, Origin, PrimaryChannel, PrimaryHandler,

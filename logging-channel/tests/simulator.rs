@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::time::Duration;
-use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, LogPosition, OutputSequence};
+use vmft_log::entry::{Arrival, Entry, EntrySequence, LogPosition, OutputSequence};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder, FrameKind};
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::receiver::{MIN_RECEIVER_CAPACITY, Receiver, ReceiverConfig};
 use vmft_logging_channel::sender::{PushError, Sender, SenderConfig};
 use vmft_logging_channel::session::SessionId;

@@ -149,7 +149,7 @@ fn any_number_of_sides_talk_and_one_that_is_revoked_does_not_while_the_others_go
     assert!(listening.wait_protected(PATIENCE));
     drop(joined);
     common::wait_for_end(&told);
-    listening.reopen(vmft_logging_channel::entry::Generation(1));
+    listening.reopen(vmft_log::entry::Generation(1));
 
     // What the revoked side has itself, it does not use.
     let stolen = tempfile::tempdir().expect("a temporary directory");

@@ -11,14 +11,14 @@ use common::{
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use vmft_log::checkpoint::CheckpointPiece;
+use vmft_log::entry::{Entry, EntrySequence, Generation, StopReason};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::backups::{BackupKey, Protects};
-use vmft_logging_channel::checkpoint::CheckpointPiece;
 use vmft_logging_channel::detector::Suspicion;
-use vmft_logging_channel::entry::{Entry, EntrySequence, Generation, StopReason};
 use vmft_logging_channel::fingerprint::Fingerprint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder};
 use vmft_logging_channel::handshake::{HandshakeError, Nonce, Offered, Refusal, SessionTerms};
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::{GoodbyeReason, SessionId};
 use vmft_logging_channel::transport::{
     BackupChannel, CheckpointStream, Delivery, EndCause, JoinTicket, Joined, Origin, PeerAddress,

@@ -5,15 +5,19 @@
 //! (seccomp(2)); the process ends at any other. The process reaches the files of its command line and no
 //! others (landlock(7)). And its user's privileges are given up, but for a few.
 //!
+//! And a socket by which a side is asked or watched is its owner's alone ([`bind_private_socket`]).
+//!
 //! [`Sandbox::enter`] puts them up, before a side has another thread; [`spawn`] starts threads inside them.
 //! All threads are one process and share its memory: who can run code of his own in one of them has what all
 //! of them together may do.
 
 mod files;
+mod private_socket;
 mod privileges;
 mod syscalls;
 
 pub use files::{Files, Use};
+pub use private_socket::bind_private_socket;
 pub use privileges::PrivilegeError;
 
 use seccompiler::BpfProgram;

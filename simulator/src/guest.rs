@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use vmft_fuzzing::mix;
-use vmft_logging_channel::entry::{Arrival, OutputSequence, Packet, RequestId};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::{Arrival, OutputSequence, Packet, RequestId};
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::board::DiskOperation;
 use vmft_vmm::outputs::{Output, OutputKind};
 

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::reign::{LiveAction, LiveEvent, LiveReign, Standing};
 use vmft_backup::status::Role;
-use vmft_logging_channel::backups::Backups;
-use vmft_logging_channel::detector::DetectorConfig;
-use vmft_logging_channel::entry::{
+use vmft_log::entry::{
     Arrival, Entry, EntrySequence, Generation, OutputSequence, RequestId, StopReason,
 };
+use vmft_logging_channel::backups::Backups;
+use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::frame::FrameKind;
 use vmft_logging_channel::sender::SenderConfig;

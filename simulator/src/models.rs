@@ -3,7 +3,7 @@
 use crate::guest::{Guest, Write};
 use std::collections::{BTreeMap, VecDeque};
 use vmft_backup::arbiter::{Candidate, Verdict};
-use vmft_logging_channel::entry::{EntrySequence, Generation, LogPosition};
+use vmft_log::entry::{EntrySequence, Generation, LogPosition};
 use vmft_vmm::outputs::Output;
 
 /// The directory on shared storage: one winner for each generation.

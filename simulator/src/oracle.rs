@@ -3,7 +3,7 @@
 use crate::guest::Guest;
 use crate::models::Storage;
 use std::collections::BTreeMap;
-use vmft_logging_channel::entry::{Generation, OutputSequence, RequestId};
+use vmft_log::entry::{Generation, OutputSequence, RequestId};
 
 /// Sees everything, and says the first thing that is wrong.
 #[derive(Debug, Default)]

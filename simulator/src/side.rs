@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use vmft_backup::arbiter::Candidate;
 use vmft_backup::reign::{FollowEvent, FollowReign, LiveEvent, LiveReign};
 use vmft_backup::status::Role;
-use vmft_logging_channel::backups::{BackupKey, Backups};
-use vmft_logging_channel::detector::Detector;
-use vmft_logging_channel::entry::{
+use vmft_log::entry::{
     Arrival, EntrySequence, Generation, LogPosition, OutputSequence, StopReason,
 };
+use vmft_logging_channel::backups::{BackupKey, Backups};
+use vmft_logging_channel::detector::Detector;
 use vmft_logging_channel::frame::FrameDecoder;
 use vmft_logging_channel::handshake::{Answered, Offered, SessionTerms};
 use vmft_logging_channel::receiver::Receiver;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use vmft_backup::arbiter::Verdict;
 use vmft_backup::reign::{FollowEvent, LiveEvent};
 use vmft_fuzzing::Random;
-use vmft_logging_channel::entry::{EntrySequence, Generation, RequestId};
+use vmft_log::entry::{EntrySequence, Generation, RequestId};
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::frame::FrameDecoder;
 use vmft_logging_channel::session::SessionId;

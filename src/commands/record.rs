@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use vmft_backup::identity::{fingerprint, nonce};
 use vmft_backup::recorded::FileLog;
 use vmft_backup::tell;
-use vmft_logging_channel::entry::Generation;
+use vmft_log::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_sandbox::outside_of_landlock;

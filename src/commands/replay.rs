@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use vmft_backup::follower::ReplayGate;
 use vmft_backup::identity::check_version;
 use vmft_backup::recorded::RecordedLog;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_sandbox::Use;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::RunEnd;

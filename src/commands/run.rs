@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::{SideEnd, SideError};
 use vmft_backup::tell;
-use vmft_logging_channel::entry::StopReason;
+use vmft_log::entry::StopReason;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
 

@@ -8,7 +8,7 @@ use vmft_backup::arbiter::{
     Answer, Arbiter, ArbiterError, Call, Candidate, DirectoryArbiter, PairCall,
 };
 use vmft_backup::storage;
-use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_log::entry::{EntrySequence, Generation};
 use vmft_nbd::server::{CallRefusal, Opened, Visitor};
 use vmft_nbd::wire::{EINVAL, EIO, ENOMEM, ENOSPC, EPERM};
 use vmft_vmm::world::{HostCache, Image, Storage};

@@ -3,7 +3,7 @@
 use super::{Clock, Life, Moment};
 use vmft_backup::arbiter::Verdict;
 use vmft_backup::events::{Event, Peer};
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::foreign::ForeignText;
 
 /// A part of a failover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

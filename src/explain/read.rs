@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use vmft_backup::events::{Event, MAX_LINE, Record, RecordError};
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::foreign::ForeignText;
 
 /// Most records of one file: those of years, or of a file that is no event log.
 const MAX_RECORDS: usize = 2_000_000;

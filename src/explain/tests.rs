@@ -5,7 +5,7 @@ use vmft_backup::arbiter::{Candidate, Verdict};
 use vmft_backup::events::{Ending, Judge, JudgeInput, JudgeOrder, Peer, VERSION};
 use vmft_backup::reign::{FollowEvent, FollowReign, SessionOver};
 use vmft_backup::status::Role;
-use vmft_logging_channel::entry::{EntrySequence, Generation, OutputSequence, StopReason};
+use vmft_log::entry::{EntrySequence, Generation, OutputSequence, StopReason};
 
 /// 2026-11-30 00:00 UTC, in microseconds.
 const DAY: u64 = 1_795_996_800_000_000;

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use vmft_backup::arbiter::Verdict;
 use vmft_backup::events::{Ending, Event, Peer, Record};
 use vmft_backup::status::Role;
-use vmft_logging_channel::foreign::Printable;
+use vmft_log::foreign::Printable;
 
 /// Where the part's time stands in a line.
 const PART_COLUMN: usize = 72;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
-use vmft_logging_channel::entry::Generation;
+use vmft_log::entry::Generation;
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::frame::{Frame, PROTOCOL_VERSION};
 use vmft_logging_channel::handshake::{Hello, Nonce, Role};

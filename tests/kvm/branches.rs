@@ -5,8 +5,8 @@
 use crate::engines::{kvm_is_here, probe, take_turn};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, OutputSequence, StopReason};
-use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
+use vmft_log::entry::{Arrival, Entry, EntrySequence, OutputSequence, StopReason};
+use vmft_log::point::{Branches, CodeAddress, ExecutionPoint};
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::{CpuCount, EngineKind, Kicker, KvmEngine, PointKind};

@@ -6,10 +6,10 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use vmft::pair::prefixed;
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointSink, Page, PageNumber, PieceKind, SinkRefusal,
 };
-use vmft_logging_channel::entry::Entry;
+use vmft_log::entry::Entry;
 use vmft_logging_channel::log_file::LogReader;
 
 /// Few lines, each after so much computing that a timer comes due many times.

@@ -15,7 +15,7 @@ use crate::engines::{kvm_is_here, take_turn};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 use vm_memory::{Bytes, GuestAddress};
 use vmft_guest_images::{Cache, NoProgress, default_guest};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::boot;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vmft_backup::arbiter::{
     Arbiter, ArbiterError, Call, Candidate, RemoteArbiter, RemoteError, Verdict,
 };
-use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_log::entry::{EntrySequence, Generation};
 use vmft_nbd::rustls::ClientConfig;
 use vmft_nbd::rustls::pki_types::ServerName;
 use vmft_nbd::wire::EPERM;

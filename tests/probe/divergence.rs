@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_backup::recorded::RecordedLog;
-use vmft_logging_channel::entry::{Arrival, Entry, StateDigest};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::entry::{Arrival, Entry, StateDigest};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{
     Boundary, Divergence, InputError, Inputs, LogSource, Replaying, Step, Wish,

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use vmft_backup::identity::fingerprint;
 use vmft_backup::recorded::{FileLog, RecordedLog};
-use vmft_logging_channel::entry::{Arrival, Entry, EntrySequence, Generation, StopReason};
+use vmft_log::entry::{Arrival, Entry, EntrySequence, Generation, StopReason};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::handshake::Nonce;
 use vmft_logging_channel::log_file::LogHeader;
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,

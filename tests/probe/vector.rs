@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use vmft_backup::identity::check_version;
 use vmft_backup::recorded::RecordedLog;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::engine::EngineKind;
 
 const HOW_TO_RENEW: &str = "the vector was recorded by a program that executes differently. If that \

@@ -6,7 +6,7 @@ use iced_x86::code_asm::{CodeAssembler, al, byte_ptr, eax, ecx, edi, qword_ptr, 
 use iced_x86::code_asm::{rcx, rdx, rsi, rsp};
 use std::hint::black_box;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::engine::soft::SoftEngine;
 use vmft_vmm::engine::state::Segment;
 use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, PortWidth};

@@ -21,8 +21,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::foreign::ForeignText;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::foreign::ForeignText;
+use vmft_log::point::ExecutionPoint;
 use vmft_sandbox::outside_of_landlock;
 use xxhash_rust::xxh3::Xxh3;
 

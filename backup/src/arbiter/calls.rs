@@ -6,7 +6,7 @@
 use super::{ArbiterError, Candidate, Verdict};
 use serde::{Deserialize, Serialize};
 use std::io;
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::foreign::ForeignText;
 
 /// Version of the calls and answers.
 const VERSION: u8 = 1;

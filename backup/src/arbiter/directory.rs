@@ -17,8 +17,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use vmft_logging_channel::entry::{EntrySequence, Generation};
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::entry::{EntrySequence, Generation};
+use vmft_log::wire::MAX_COUNT;
 use vmft_vmm::world::try_join_file;
 
 const PREFIX: &str = "generation-";

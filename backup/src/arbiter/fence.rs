@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use vmft_logging_channel::entry::Generation;
+use vmft_log::entry::Generation;
 use vmft_vmm::evidence::time_with_suspension;
 use vmft_vmm::world::{Fence, FenceError, Permit};
 
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use crate::arbiter::{DirectoryArbiter, Verdict};
     use std::sync::mpsc::channel;
-    use vmft_logging_channel::entry::EntrySequence;
+    use vmft_log::entry::EntrySequence;
 
     fn first() -> Arc<FenceState> {
         Arc::new(FenceState::new(Generation(1)))

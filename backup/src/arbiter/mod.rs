@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::time::Duration;
-use vmft_logging_channel::entry::{EntrySequence, Generation};
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::entry::{EntrySequence, Generation};
+use vmft_log::foreign::ForeignText;
 
 /// Who asks for a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

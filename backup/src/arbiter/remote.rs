@@ -4,7 +4,7 @@ use super::calls::{Answer, Call, PairCall};
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use vmft_logging_channel::entry::{EntrySequence, Generation};
+use vmft_log::entry::{EntrySequence, Generation};
 use vmft_nbd::{CallError, Control, NegotiationError};
 
 /// Why the arbiter of an export cannot be used.

@@ -1,8 +1,8 @@
 //! What an epoch carries beside pages.
 
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::entry::{EntrySequence, LogPosition};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::{EntrySequence, LogPosition};
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::outputs::Output;
 
 /// The state part of an epoch's checkpoint.

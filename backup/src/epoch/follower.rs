@@ -2,12 +2,12 @@
 
 use super::content::{EpochContent, EpochNumber};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointError, CheckpointPiece, CheckpointReader, CompleteCheckpoint, Page, PageBase,
     PageNumber, PieceKind, SinkRefusal, StagedPages,
 };
-use vmft_logging_channel::point::ExecutionPoint;
-use vmft_logging_channel::wire::DecodeError;
+use vmft_log::point::ExecutionPoint;
+use vmft_log::wire::DecodeError;
 use vmft_vmm::machine::{Machine, MachineState, StateError};
 use vmft_vmm::memory::{GuestRam, PAGE_SIZE};
 use vmft_vmm::outputs::{Output, are_a_guests};

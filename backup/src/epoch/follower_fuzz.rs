@@ -124,7 +124,7 @@ fn an_epoch_with_outputs_that_no_guest_has_put_out_is_refused() {
     let mut follower = copy(&mut machine);
     run(&mut machine, 2_000);
     let operation = vmft_vmm::board::DiskOperation::Flush;
-    let request = vmft_logging_channel::entry::RequestId(1);
+    let request = vmft_log::entry::RequestId(1);
     let kind = OutputKind::Disk { disk: 200, request, operation };
     let outputs = vec![Output { sequence: OutputSequence(1), kind }];
     assert!(machine.outputs() >= OutputSequence(1), "it has printed");

@@ -13,7 +13,7 @@ use crate::side::{Side, SideError};
 use crate::status::{EpochReport, Role};
 use crate::tell;
 use std::sync::Arc;
-use vmft_logging_channel::entry::{Entry, StopReason};
+use vmft_log::entry::{Entry, StopReason};
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::transport::Joined;
 use vmft_vmm::inputs::{LogEnd, LogSource};

@@ -12,7 +12,7 @@
 //!  outputs leave        ◀───────────────────────────────────────────── acknowledges
 //! ```
 //! An epoch is a checkpoint of what has changed since the last one, in pieces that are entries of the
-//! log ([`Entry::CheckpointPart`](vmft_logging_channel::entry::Entry::CheckpointPart)); so numbering,
+//! log ([`Entry::CheckpointPart`](vmft_log::entry::Entry::CheckpointPart)); so numbering,
 //! window, acknowledgement, watermarks and several backups are the log's. It carries the outputs that
 //! were made in it, which leave when its end is acknowledged, and which the backup lets out again when
 //! it goes live from it.

@@ -5,11 +5,11 @@ use crate::checkpoint::{RamPages, page_limit};
 use crate::copied::CopiedPages;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, PageEncoder, PageSource,
 };
-use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StopReason};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::entry::{Entry, EntrySequence, OutputSequence, StopReason};
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{PrimaryChannel, PrimaryPushError, Room};
 use vmft_vmm::devices::virtio::block::completed::WriteCount;

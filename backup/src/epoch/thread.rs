@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::StopReason;
+use vmft_log::entry::StopReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_sandbox::Task;
 use vmft_vmm::machine::Machine;

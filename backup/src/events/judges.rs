@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::arbiter::Verdict;
     use crate::reign::{FollowAction, FollowEvent, SessionOver};
-    use vmft_logging_channel::entry::{EntrySequence, Generation};
+    use vmft_log::entry::{EntrySequence, Generation};
     use vmft_logging_channel::time::MonotonicTime;
 
     fn heard(at: u64, event: FollowEvent) -> Event {

@@ -29,8 +29,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use vmft_logging_channel::entry::Generation;
-use vmft_logging_channel::foreign::ForeignText;
+use vmft_log::entry::Generation;
+use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::transport::now;
 use vmft_sandbox::Task;
 

@@ -5,9 +5,9 @@ use crate::fault::Fault;
 use crate::reign::{FollowAction, FollowEvent, LiveAction, LiveEvent};
 use crate::status::{DivergenceReport, Role};
 use serde::{Deserialize, Serialize};
+use vmft_log::entry::{Generation, OutputSequence, StopReason};
+use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::backups::BackupKey;
-use vmft_logging_channel::entry::{Generation, OutputSequence, StopReason};
-use vmft_logging_channel::foreign::ForeignText;
 use vmft_logging_channel::time::MonotonicTime;
 
 /// The schema's version. A change that older readers would misread takes the next.

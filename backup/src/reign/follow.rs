@@ -18,7 +18,7 @@ use crate::arbiter::{ANNOUNCE, Candidate, HEAD_START, RETRY, Verdict};
 use crate::status::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmft_logging_channel::entry::{EntrySequence, Generation, StopReason};
+use vmft_log::entry::{EntrySequence, Generation, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::EndCause;

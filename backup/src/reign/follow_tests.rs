@@ -1,6 +1,6 @@
 use super::*;
 use crate::arbiter::{ANNOUNCE, Candidate, HEAD_START, RETRY, Verdict};
-use vmft_logging_channel::entry::{EntrySequence, Generation, StopReason};
+use vmft_log::entry::{EntrySequence, Generation, StopReason};
 use vmft_logging_channel::time::MonotonicTime;
 
 const NOW: MonotonicTime = MonotonicTime::from_ns(7);

@@ -17,8 +17,8 @@ use crate::status::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+use vmft_log::entry::Generation;
 use vmft_logging_channel::backups::BackupKey;
-use vmft_logging_channel::entry::Generation;
 use vmft_logging_channel::time::MonotonicTime;
 
 /// How long a backup that the guest is handed over to may take before this side asks for the generation

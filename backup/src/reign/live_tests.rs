@@ -1,8 +1,8 @@
 use super::*;
 use crate::arbiter::{Candidate, RETRY, Verdict};
 use crate::status::Role;
+use vmft_log::entry::{EntrySequence, Generation};
 use vmft_logging_channel::backups::{BackupKey, Backups};
-use vmft_logging_channel::entry::{EntrySequence, Generation};
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::session::SessionId;
 use vmft_logging_channel::time::MonotonicTime;

@@ -15,12 +15,13 @@ pub use reader::{LogDamage, LogDamageCause, LogEntries, LogReader};
 pub use writer::{LogWriteError, LogWriter};
 
 use crate::fingerprint::Identity;
-use crate::foreign::ForeignText;
 use crate::handshake::Nonce;
-use crate::session::{Control, SessionId, check_text};
-use crate::wire::DecodeError;
+use crate::session::{SessionId, check_text};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vmft_log::control::ControlMessage;
+use vmft_log::foreign::ForeignText;
+use vmft_log::wire::DecodeError;
 
 /// Most facts in a header beside the fingerprint.
 pub const MAX_METADATA: usize = 32;
@@ -45,7 +46,7 @@ impl LogHeader {
     }
 }
 
-impl Control for LogHeader {
+impl ControlMessage for LogHeader {
     fn validate(&self) -> Result<(), DecodeError> {
         self.identity.validate()?;
         let (found, limit) = (self.metadata.len() as u64, MAX_METADATA as u64);

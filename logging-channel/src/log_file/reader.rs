@@ -1,16 +1,16 @@
 //! Reading a log file, as far as it is good.
 
 use super::LogHeader;
-use crate::checkpoint::{CheckpointError, CheckpointReader, CheckpointSink, CompleteCheckpoint};
-use crate::codec::{CostedEntry, EntryBatch};
-use crate::entry::{Entry, EntrySequence};
 use crate::frame::{Frame, FrameDecoder, FrameError, FrameKind};
-use crate::point::ExecutionPoint;
 use crate::session::{GoodbyeReason, SessionId};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
+use vmft_log::checkpoint::{CheckpointError, CheckpointReader, CheckpointSink, CompleteCheckpoint};
+use vmft_log::codec::{CostedEntry, EntryBatch};
+use vmft_log::entry::{Entry, EntrySequence};
+use vmft_log::point::ExecutionPoint;
 
 /// Bytes read from the file at a time.
 const READ_BYTES: usize = 256 << 10;

@@ -1,9 +1,73 @@
 use super::*;
-use crate::checkpoint::tests::{ToySink, ToySource};
-use crate::entry::{Entry, EntrySequence, Generation, OutputSequence};
 use crate::fingerprint::Fingerprint;
-use crate::point::ExecutionPoint;
 use crate::session::GoodbyeReason;
+use std::collections::BTreeMap;
+use vmft_log::checkpoint::{
+    CheckpointHeader, CheckpointSink, CheckpointSource, PAGE_BYTES, Page, PageNumber, PageSource,
+    SinkRefusal,
+};
+use vmft_log::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence};
+use vmft_log::point::ExecutionPoint;
+
+/// A machine of 512 pages, a third of which hold a byte of their own.
+#[derive(Debug, Default)]
+struct Memory {
+    pages: BTreeMap<PageNumber, Page>,
+    sent: u64,
+}
+
+impl Memory {
+    const LIMIT: PageNumber = PageNumber(512);
+
+    fn of_a_machine() -> Self {
+        let page = |number| (PageNumber(number), [number as u8 | 1; PAGE_BYTES]);
+        Self { pages: (0..512).step_by(3).map(page).collect(), sent: 0 }
+    }
+}
+
+impl PageSource for Memory {
+    fn next_page(&mut self, page: &mut Page) -> Option<PageNumber> {
+        let (number, data) = self.pages.range(PageNumber(self.sent)..).next()?;
+        *page = *data;
+        self.sent = number.0 + 1;
+        Some(*number)
+    }
+}
+
+impl CheckpointSource for Memory {
+    fn position(&self) -> LogPosition {
+        LogPosition::start_of_log(ExecutionPoint::new(12))
+    }
+
+    fn fixed(&self) -> &[u8] {
+        b"kernel"
+    }
+
+    fn state(&self) -> &[u8] {
+        &[7; 300]
+    }
+
+    fn page_limit(&self) -> PageNumber {
+        Self::LIMIT
+    }
+}
+
+impl CheckpointSink for Memory {
+    fn begin(&mut self, header: &CheckpointHeader) -> Result<(), SinkRefusal> {
+        assert_eq!(header.page_limit, Self::LIMIT);
+        Ok(())
+    }
+
+    fn page(&mut self, number: PageNumber, data: &Page) -> Result<(), SinkRefusal> {
+        self.pages.insert(number, *data);
+        Ok(())
+    }
+
+    fn read(&self, number: PageNumber, data: &mut Page) -> Result<(), SinkRefusal> {
+        *data = self.pages.get(&number).copied().unwrap_or([0; PAGE_BYTES]);
+        Ok(())
+    }
+}
 
 fn header(nonce: u8) -> LogHeader {
     LogHeader {
@@ -28,7 +92,7 @@ fn entry(n: u64) -> Entry {
 /// A log of ten frames of three entries each, and where each frame begins.
 fn whole_log(nonce: u8) -> (Vec<u8>, Vec<u64>) {
     let mut offsets = Vec::new();
-    let source = ToySource::new(5, 300);
+    let source = Memory::of_a_machine();
     let mut writer = LogWriter::create(Vec::new(), header(nonce), source).expect("to memory");
     for n in 1..=30 {
         assert_eq!(writer.push(&entry(n)).expect("to memory"), EntrySequence(n));
@@ -45,7 +109,7 @@ fn whole_log(nonce: u8) -> (Vec<u8>, Vec<u64>) {
 fn read(bytes: &[u8]) -> (Vec<Entry>, Result<GoodbyeReason, LogDamage>) {
     let mut entries = Vec::new();
     let end = LogReader::open(bytes)
-        .and_then(|reader| reader.read_checkpoint(&mut ToySink::default()))
+        .and_then(|reader| reader.read_checkpoint(&mut Memory::default()))
         .and_then(|(_, mut log)| {
             while let Some((sequence, entry)) = log.next_entry()? {
                 entries.push(entry);
@@ -65,10 +129,10 @@ fn a_whole_log_is_read_back() {
     let (bytes, _) = whole_log(1);
     let reader = LogReader::open(&bytes[..]).expect("whole");
     assert_eq!(reader.header(), &header(1));
-    let mut sink = ToySink::default();
+    let mut sink = Memory::default();
     let (checkpoint, _) = reader.read_checkpoint(&mut sink).expect("whole");
     assert_eq!(checkpoint.position.point, ExecutionPoint::new(12));
-    assert_eq!(sink.memory, ToySource::new(5, 300).memory());
+    assert_eq!(sink.pages, Memory::of_a_machine().pages);
     let (read, end) = read(&bytes);
     assert_eq!(read, entries(30));
     assert_eq!(end.expect("whole"), GoodbyeReason::Stopped);

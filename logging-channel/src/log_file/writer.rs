@@ -1,13 +1,13 @@
 //! Writing a log file.
 
 use super::LogHeader;
-use crate::checkpoint::{CheckpointSource, WholeCheckpoint};
-use crate::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
-use crate::entry::{Entry, EntrySequence};
 use crate::frame::{Frame, FrameKind, HEADER_LEN, UnsealedFrame};
-use crate::point::ExecutionPoint;
 use crate::session::{GoodbyeReason, SessionId};
 use std::io::{self, Write};
+use vmft_log::checkpoint::{CheckpointSource, WholeCheckpoint};
+use vmft_log::codec::{BATCH_COST, BatchEncoder, EncodeError, MAX_BATCH_ENTRIES};
+use vmft_log::entry::{Entry, EntrySequence};
+use vmft_log::point::ExecutionPoint;
 
 /// Why a log could not be written.
 #[derive(Debug, thiserror::Error)]

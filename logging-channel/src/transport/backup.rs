@@ -7,13 +7,10 @@ use super::{
     DEFAULT_SETUP_TIMEOUT, PROGRESS_EVERY, PeerAddress, SessionEnd, TransportError, Violation,
     clock, fresh_nonce, join_thread, spawn_thread, tls,
 };
-use crate::checkpoint::{CheckpointError, CheckpointReader, CompleteCheckpoint, JoinSink};
 use crate::detector::{Detector, DetectorConfig};
-use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
 use crate::frame::Frame;
 use crate::handshake::{HandshakeError, Offered, SessionTerms};
-use crate::point::ExecutionPoint;
 use crate::receiver::{ReceiveError, Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
 use crate::session::{GoodbyeReason, Progress, SessionId};
 use crate::time::MonotonicTime;
@@ -21,6 +18,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
+use vmft_log::checkpoint::{CheckpointError, CheckpointReader, CompleteCheckpoint, JoinSink};
+use vmft_log::entry::{Entry, EntrySequence, Generation};
+use vmft_log::point::ExecutionPoint;
 
 /// What a backup's channel is to be.
 #[derive(Debug, Clone)]

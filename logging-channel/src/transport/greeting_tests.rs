@@ -8,7 +8,6 @@ use super::super::{
 };
 use super::*;
 use crate::backups::{BackupKey, Protects};
-use crate::entry::{EntrySequence, Generation};
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Nonce, Offered};
 use std::path::Path;
@@ -17,6 +16,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
+use vmft_log::entry::{EntrySequence, Generation};
 
 struct Nobody;
 

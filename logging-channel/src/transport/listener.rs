@@ -3,7 +3,7 @@
 use super::address::Resolved;
 use super::connection::{ByteStream, Stream};
 use super::tls::ServerIdentity;
-use super::{PeerAddress, TransportError, bind_private_socket, clock, join_thread, spawn_thread};
+use super::{PeerAddress, TransportError, clock, join_thread, spawn_thread};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
+use vmft_sandbox::bind_private_socket;
 
 /// How long not to accept after an error of the socket: out of descriptors, for instance.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

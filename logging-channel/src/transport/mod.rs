@@ -21,7 +21,6 @@ mod session_loop;
 mod set_up;
 pub mod streams;
 mod tls;
-mod unix;
 
 pub use address::{DEFAULT_TLS_DIR, InvalidAddress, PeerAddress, Place};
 pub use admission::AdmissionCheck;
@@ -36,14 +35,10 @@ pub use primary::{
     CheckpointStream, Followers, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler, Room,
 };
 pub use tls::{CertificateRefusal, Date, TlsError};
-pub use unix::bind_private_socket;
 
 use crate::backups::BackupKey;
 pub use crate::backups::{Begun, PrimaryPushError};
-use crate::checkpoint::CheckpointError;
-use crate::codec::EncodeError;
 use crate::detector::Suspicion;
-use crate::foreign::ForeignText;
 use crate::frame::FrameError;
 use crate::handshake::{HandshakeError, Nonce, Refusal};
 use crate::receiver::ReceiveError;
@@ -53,6 +48,9 @@ use crate::time::MonotonicTime;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
+use vmft_log::checkpoint::CheckpointError;
+use vmft_log::codec::EncodeError;
+use vmft_log::foreign::ForeignText;
 use vmft_sandbox::Task;
 
 /// How long the whole greeting may take (TLS and the handshake, from connecting to the confirmation),

@@ -10,18 +10,18 @@ use super::{
     clock, join_thread, spawn_thread,
 };
 use crate::backups::{BackupKey, Backups, Begun, PrimaryPushError, Protects, Wake};
-use crate::checkpoint::CheckpointPiece;
 use crate::detector::DetectorConfig;
-use crate::entry::{Entry, EntrySequence, Generation};
 use crate::fingerprint::Identity;
 use crate::handshake::SessionTerms;
-use crate::point::ExecutionPoint;
 use crate::sender::{SenderConfig, SenderStats};
 use crate::session::GoodbyeReason;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
+use vmft_log::checkpoint::CheckpointPiece;
+use vmft_log::entry::{Entry, EntrySequence, Generation};
+use vmft_log::point::ExecutionPoint;
 
 /// What a primary's channel is to be.
 #[derive(Debug, Clone)]

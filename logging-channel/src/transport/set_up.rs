@@ -9,8 +9,6 @@ use super::primary_session::{Context, PrimarySide};
 use super::session_loop::{Effect, SessionSide};
 use super::{PROGRESS_EVERY, TransportError, Violation, clock};
 use crate::backups::BackupSession;
-use crate::checkpoint::PieceKind;
-use crate::entry::Generation;
 use crate::frame::Frame;
 use crate::handshake::SessionTerms;
 use crate::sender::SendError;
@@ -18,6 +16,8 @@ use crate::session::{GoodbyeReason, Progress, Reign, SessionId};
 use crate::time::MonotonicTime;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use vmft_log::checkpoint::PieceKind;
+use vmft_log::entry::Generation;
 use vmft_sandbox::Task;
 
 /// Sealed pieces that may wait between the thread that packs and the one that sends: both have

@@ -8,20 +8,20 @@ use super::super::primary_session::serve_backup;
 use super::super::{JoinTicket, Origin, PrimaryConfig, PrimaryHandler, SessionEnd};
 use super::*;
 use crate::backups::{BackupKey, Protects};
-use crate::checkpoint::{
-    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
-    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
-};
-use crate::entry::{EntrySequence, LogPosition};
 use crate::fingerprint::{Fingerprint, Identity};
 use crate::handshake::{Admission, Answered, Nonce, Offered};
-use crate::point::ExecutionPoint;
 use crate::session::Acknowledge;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::io::duplex;
 use tokio::task::{JoinHandle, LocalSet, spawn_blocking, spawn_local};
 use tokio::time::Instant;
+use vmft_log::checkpoint::{
+    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
+    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
+};
+use vmft_log::entry::{EntrySequence, LogPosition};
+use vmft_log::point::ExecutionPoint;
 
 const LIMIT: Duration = super::super::DEFAULT_SETUP_TIMEOUT;
 const AN_HOUR: Duration = Duration::from_secs(3600);

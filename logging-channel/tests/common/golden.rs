@@ -2,16 +2,16 @@
 
 use super::{ToyMachine, disk_read, identity, mark};
 use std::collections::BTreeMap;
-use vmft_logging_channel::checkpoint::{CheckpointPiece, PieceKind, WholeCheckpoint};
-use vmft_logging_channel::entry::{
+use vmft_log::checkpoint::{CheckpointPiece, PieceKind, WholeCheckpoint};
+use vmft_log::entry::{
     Arrival, Entry, EntrySequence, Generation, OutputSequence, Packet, RequestId, StateDigest,
     StopReason,
 };
+use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::fingerprint::Fingerprint;
 use vmft_logging_channel::frame::{Frame, HEADER_LEN};
 use vmft_logging_channel::handshake::{Hello, HelloConfirm, HelloReply, Nonce, Refusal, Role};
 use vmft_logging_channel::log_file::{LogHeader, LogWriter};
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::session::{
     Acknowledge, DivergenceNotice, GoodbyeReason, Heartbeat, Progress, Reign, SessionId,
 };

@@ -7,17 +7,17 @@ pub mod golden;
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
-use vmft_logging_channel::backups::{BackupKey, Protects};
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
     JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
 };
-use vmft_logging_channel::entry::{
+use vmft_log::entry::{
     Arrival, Entry, EntrySequence, Generation, LogPosition, OutputSequence, RequestId,
 };
+use vmft_log::point::ExecutionPoint;
+use vmft_logging_channel::backups::{BackupKey, Protects};
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::handshake::SessionTerms;
-use vmft_logging_channel::point::ExecutionPoint;
 use vmft_logging_channel::transport::{
     BackupConfig, CheckpointStream, JoinTicket, Origin, PeerAddress, PrimaryChannel, PrimaryConfig,
     PrimaryHandler, SessionEnd, TransportError,

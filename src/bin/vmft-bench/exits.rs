@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::identity::{fingerprint, nonce};
 use vmft_backup::recorded::FileLog;
-use vmft_logging_channel::entry::{Arrival, Generation, StopReason};
+use vmft_log::entry::{Arrival, Generation, StopReason};
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};

@@ -5,8 +5,8 @@ use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::block::{Block, DiskStatus};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::devices::virtio::{DeviceName, Surroundings, VirtioPci};
-use vmft_logging_channel::entry::{Arrival, Packet, RequestId};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::entry::{Arrival, Packet, RequestId};
+use vmft_log::point::VirtualTime;
 
 /// An arrival that fits nothing the devices have asked for: the log is not of this machine,
 /// or is damaged. The board is unchanged.

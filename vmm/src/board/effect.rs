@@ -1,7 +1,7 @@
 //! What devices ask of the world outside the machine.
 
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::entry::{Packet, RequestId};
+use vmft_log::entry::{Packet, RequestId};
 
 /// One thing a device asks of the world outside the machine, in the order asked.
 ///

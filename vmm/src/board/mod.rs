@@ -46,7 +46,7 @@ use crate::devices::virtio::{DeviceFault, Surroundings};
 use crate::engine::{PortWidth, Vector};
 use crate::memory::GuestRam;
 use functions::Functions;
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 
 pub use arrivals::DeliveryError;
 pub use config::{BoardConfig, BoardError, Bytes, DiskConfig, NetConfig, UnixSeconds};
@@ -66,7 +66,7 @@ const CLOCK_LINE: IrqLine = IrqLine::new(8);
 /// The devices of one machine.
 ///
 /// ```
-/// use vmft_logging_channel::point::VirtualTime;
+/// use vmft_log::point::VirtualTime;
 /// use vmft_vmm::board::{Board, BoardConfig, Bytes, Effect, UnixSeconds};
 /// use vmft_vmm::engine::{CpuCount, PortWidth};
 /// use vmft_vmm::memory::{GuestRam, MIN_MEMORY};

@@ -35,7 +35,7 @@ use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management;
 use crate::devices::virtio::Surroundings;
 use crate::engine::PortWidth;
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 
 const ABSENT: u8 = 0xFF;
 const SERIAL: u16 = 0x3F8;

@@ -12,7 +12,7 @@
 use super::calendar::{DateTime, SECONDS_PER_DAY};
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::point::{VirtualTime, WallTime};
+use vmft_log::point::{VirtualTime, WallTime};
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 /// How long before each second the update-in-progress bit is set (data sheet, t_BUC).
@@ -78,7 +78,7 @@ pub struct CmosClockState {
 /// The clock.
 ///
 /// ```
-/// use vmft_logging_channel::point::VirtualTime;
+/// use vmft_log::point::VirtualTime;
 /// use vmft_vmm::devices::cmos_clock::CmosClock;
 ///
 /// let mut rtc = CmosClock::new(1_700_000_000); // 2023-11-14 22:13:20

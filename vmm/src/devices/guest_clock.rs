@@ -14,7 +14,7 @@
 
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 
 /// Nanoseconds of guest time in a unit.
 pub const UNIT_NS: u64 = 64;
@@ -42,7 +42,7 @@ pub struct GuestClockState {
 /// The device.
 ///
 /// ```
-/// use vmft_logging_channel::point::VirtualTime;
+/// use vmft_log::point::VirtualTime;
 /// use vmft_vmm::devices::guest_clock::{GuestClock, Register, UNIT_NS};
 ///
 /// let mut clock = GuestClock::default();

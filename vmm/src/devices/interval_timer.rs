@@ -12,7 +12,7 @@ mod channel;
 use super::{InvalidState, require};
 use channel::{Channel, Tick};
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 
 pub use channel::{Access, ChannelState, Counting, Reload};
 
@@ -77,7 +77,7 @@ pub enum Selected {
 /// The timer.
 ///
 /// ```
-/// use vmft_logging_channel::point::VirtualTime;
+/// use vmft_log::point::VirtualTime;
 /// use vmft_vmm::devices::interval_timer::{IntervalTimer, Register, Selected};
 ///
 /// let mut pit = IntervalTimer::new();

@@ -15,7 +15,7 @@
 
 use super::{InvalidState, require};
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 
 /// Bytes of the registers.
 pub const LENGTH: u16 = TIMER_OFFSET + 4;

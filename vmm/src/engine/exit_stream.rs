@@ -5,7 +5,7 @@
 //! compared is the inputs' affair.
 
 use super::{Bus, PortWidth};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_log::point::{Branches, ExecutionPoint};
 
 /// What an exit was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

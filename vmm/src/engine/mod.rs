@@ -16,7 +16,7 @@ pub mod state;
 use crate::memory::GuestRam;
 use std::borrow::Cow;
 use std::fmt;
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 
 pub use count::{CpuCount, CpuCountError, MAX_CPUS};
 pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};

@@ -2,8 +2,8 @@
 
 use super::live::{InputSource, Live};
 use super::{Asked, Boundary, HostTime, Room, Step};
-use vmft_logging_channel::entry::StopReason;
-use vmft_logging_channel::foreign::Printable;
+use vmft_log::entry::StopReason;
+use vmft_log::foreign::Printable;
 
 /// What a guest's reset leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

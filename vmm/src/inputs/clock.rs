@@ -6,7 +6,7 @@
 //! it never runs backwards.
 
 use super::scale::{Pace, PointScale};
-use vmft_logging_channel::point::{ClockRate, ExecutionPoint, VirtualClock, VirtualTime};
+use vmft_log::point::{ClockRate, ExecutionPoint, VirtualClock, VirtualTime};
 
 /// Host nanoseconds since the machine went live on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

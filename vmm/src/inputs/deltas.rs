@@ -5,11 +5,11 @@ use crate::memory::PAGE_SIZE;
 use crate::outputs::Output;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmft_logging_channel::checkpoint::{
+use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointReader, CheckpointSink, CheckpointWriter,
     MemoryBase, Page, PageEncoder, PageNumber, PieceKind, SinkRefusal,
 };
-use vmft_logging_channel::entry::{Entry, EntrySequence, LogPosition};
+use vmft_log::entry::{Entry, EntrySequence, LogPosition};
 
 /// The state part of a checkpoint in the log.
 #[derive(Debug, Serialize, Deserialize)]

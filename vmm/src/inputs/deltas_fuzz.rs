@@ -10,8 +10,8 @@ use crate::memory::MIN_MEMORY;
 use crate::outputs::{KeptOutputs, OutputKind};
 use vmft_fuzzing::{Counting, Random, cases, change, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
-use vmft_logging_channel::entry::{OutputSequence, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::entry::{OutputSequence, StateDigest, StopReason};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -205,7 +205,7 @@ fn a_checkpoint_of_more_pages_than_the_machine_has_is_refused_before_it_takes_th
 #[test]
 fn outputs_that_no_guest_has_put_out_are_refused_and_nothing_has_changed() {
     let disk = crate::board::DiskOperation::Flush;
-    let request = vmft_logging_channel::entry::RequestId(1);
+    let request = vmft_log::entry::RequestId(1);
     let disk = OutputKind::Disk { disk: 200, request, operation: disk };
     let beyond = OutputKind::Console { offset: u64::MAX, bytes: vec![1] };
     for kind in [disk, beyond] {

@@ -10,7 +10,7 @@
 
 use crate::engine::{ExitReason, ExitRecord};
 use std::fmt;
-use vmft_logging_channel::point::Branches;
+use vmft_log::point::Branches;
 
 /// Words of a record: address, data, branches, registers.
 const WORDS: usize = 21;
@@ -72,8 +72,7 @@ impl ExitEncoder {
 
     /// True if one more exit could make the entry too large.
     pub(super) fn is_full(&self) -> bool {
-        self.count >= EXITS_AN_ENTRY
-            || self.bytes.len() + LONGEST > vmft_logging_channel::entry::MAX_EXITS
+        self.count >= EXITS_AN_ENTRY || self.bytes.len() + LONGEST > vmft_log::entry::MAX_EXITS
     }
 
     /// The exits of one entry; begins the next.

@@ -5,8 +5,8 @@ use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
-use vmft_logging_channel::entry::{Arrival, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, WallTime};
+use vmft_log::entry::{Arrival, StateDigest, StopReason};
+use vmft_log::point::{CodeAddress, ExecutionPoint, WallTime};
 
 /// How long a guest runs before the world is looked at again, in host nanoseconds.
 const SLICE_NS: u64 = 500_000;
@@ -334,8 +334,8 @@ impl<S: InputSource> Inputs for Live<S> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use vmft_logging_channel::entry::OutputSequence;
-    use vmft_logging_channel::point::{VirtualClock, VirtualTime};
+    use vmft_log::entry::OutputSequence;
+    use vmft_log::point::{VirtualClock, VirtualTime};
 
     /// A world in which a second has passed, a key was pressed, and something may be asked.
     #[derive(Debug)]

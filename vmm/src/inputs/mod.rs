@@ -24,8 +24,8 @@ pub use scale::{Pace, PointScale};
 use crate::board::DiskOperation;
 use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
-use vmft_logging_channel::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
+use vmft_log::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
+use vmft_log::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 
 /// Where the machine is when it asks for inputs: between two instructions.
 #[derive(Debug, Clone, Copy)]

@@ -8,8 +8,8 @@ use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
-use vmft_logging_channel::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 
 /// Whether a mark waits for company in the log, for as long as the log makes its batches wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -371,8 +371,8 @@ mod tests {
     use crate::machine::BootSource;
     use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
     use std::sync::Mutex;
-    use vmft_logging_channel::entry::{Arrival, Packet};
-    use vmft_logging_channel::point::{VirtualClock, VirtualTime};
+    use vmft_log::entry::{Arrival, Packet};
+    use vmft_log::point::{VirtualClock, VirtualTime};
 
     /// A world that the guest is stopped in, so that it need not be waited for.
     #[derive(Debug)]

@@ -9,9 +9,9 @@ use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
-use vmft_logging_channel::checkpoint::PieceKind;
-use vmft_logging_channel::entry::{Entry, OutputSequence, StateDigest, StopReason};
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::checkpoint::PieceKind;
+use vmft_log::entry::{Entry, OutputSequence, StateDigest, StopReason};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 
 /// Most exits that wait for the log's. A primary logs them by a few dozen, so only a log that is not this
 /// machine's makes so many wait.

@@ -30,7 +30,7 @@ fn entry(point: u64, exits: impl IntoIterator<Item = u64>) -> Entry {
 
 fn boundary(point: u64) -> Boundary {
     use crate::inputs::PointScale;
-    use vmft_logging_channel::point::{VirtualClock, VirtualTime};
+    use vmft_log::point::{VirtualClock, VirtualTime};
     Boundary {
         point: ExecutionPoint::new(point),
         is_point: true,

@@ -4,7 +4,7 @@
 //! an exit, of which some ten thousand do, or none at all while the guest computes.
 
 use crate::engine::{EngineKind, PointKind};
-use vmft_logging_channel::point::{ClockRate, ExecutionPoint};
+use vmft_log::point::{ClockRate, ExecutionPoint};
 
 /// How the guest's speed is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use crate::outputs::{Output, are_a_guests};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vm_memory::{Address, Bytes};
-use vmft_logging_channel::checkpoint::{self, PAGE_BYTES, Page, PageSource};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::checkpoint::{self, PAGE_BYTES, Page, PageSource};
+use vmft_log::point::ExecutionPoint;
 
 /// A machine's state, and what of its memory has changed since the last one, or the last digest: both are
 /// places at which the two sides agree.

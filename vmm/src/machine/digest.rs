@@ -4,7 +4,7 @@ use super::Machine;
 use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::entry::StateDigest;
+use vmft_log::entry::StateDigest;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// The hash of a value's encoding.

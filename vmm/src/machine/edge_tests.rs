@@ -9,8 +9,8 @@ use crate::engine::{CpuCount, Cpus, EngineKind};
 use crate::inputs::InputError;
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
-use vmft_logging_channel::entry::StateDigest;
-use vmft_logging_channel::point::CodeAddress;
+use vmft_log::entry::StateDigest;
+use vmft_log::point::CodeAddress;
 
 /// A machine whose kernel is this code, at [`TEXT`].
 pub(super) fn machine(code: &[u8]) -> Machine {

@@ -5,7 +5,7 @@ use crate::board::DeliveryError;
 use crate::boot::GateError;
 use crate::engine::{EngineFault, EngineKind};
 use crate::inputs::InputError;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// Why a machine's run cannot be recorded or followed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

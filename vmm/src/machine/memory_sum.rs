@@ -7,7 +7,7 @@
 use crate::memory::{DEVICE_HOLE_END, GuestRam, MAX_MEMORY, PAGE_SIZE, PageNumber};
 use std::collections::BTreeMap;
 use vm_memory::Bytes;
-use vmft_logging_channel::entry::StateDigest;
+use vmft_log::entry::StateDigest;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Pages of one block of hashes: memory that was never written costs no hashes.

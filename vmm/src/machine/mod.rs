@@ -50,8 +50,8 @@ use delta::SinceBase;
 use memory_sum::MemorySum;
 use reset::History;
 use std::path::PathBuf;
-use vmft_logging_channel::entry::{Arrival, OutputSequence, StopReason};
-use vmft_logging_channel::point::{ExecutionPoint, VirtualClock, VirtualTime};
+use vmft_log::entry::{Arrival, OutputSequence, StopReason};
+use vmft_log::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
 /// Why [`Machine::run`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use crate::boot::{self, BootError, GateError};
 use crate::devices::reset::ResetCause;
 use crate::inputs::Resets;
 use std::collections::VecDeque;
-use vmft_logging_channel::foreign::Printable;
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::foreign::Printable;
+use vmft_log::point::VirtualTime;
 
 /// Why a machine does not start with what its disks have.
 #[derive(Debug, thiserror::Error)]

@@ -14,9 +14,9 @@ use crate::inputs::PointScale;
 use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Address, Bytes};
-use vmft_logging_channel::entry::OutputSequence;
-use vmft_logging_channel::point::{ExecutionPoint, VirtualClock};
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::entry::OutputSequence;
+use vmft_log::point::{ExecutionPoint, VirtualClock};
+use vmft_log::wire::MAX_COUNT;
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
 pub const STATE_VERSION: u32 = 9;

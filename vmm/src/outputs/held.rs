@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use vmft_logging_channel::entry::{EntrySequence, OutputSequence};
+use vmft_log::entry::{EntrySequence, OutputSequence};
 
 /// How old the evidence is that this side may still speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 use super::*;
-use vmft_logging_channel::entry::Packet;
+use vmft_log::entry::Packet;
 
 #[derive(Debug, Default)]
 struct Seen(Mutex<Vec<u64>>);
@@ -61,7 +61,7 @@ fn who_begins_to_follow_gets_what_is_not_out_in_order() {
     gate.protect();
     gate.emit(output(2));
     let operation = crate::board::DiskOperation::Flush;
-    let request = vmft_logging_channel::entry::RequestId(1);
+    let request = vmft_log::entry::RequestId(1);
     let kind = OutputKind::Disk { disk: 0, request, operation };
     gate.emit(Output { sequence: OutputSequence(3), kind });
     gate.emit(output(4));

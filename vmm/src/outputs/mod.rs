@@ -19,8 +19,8 @@ pub use recent::RecentOutputs;
 use crate::board::DiskOperation;
 use crate::devices::virtio::net::is_good;
 use serde::{Deserialize, Serialize};
-use vmft_logging_channel::entry::{OutputSequence, Packet, RequestId};
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::entry::{OutputSequence, Packet, RequestId};
+use vmft_log::wire::MAX_COUNT;
 
 /// Memory that console bytes and disk requests may take that wait, at the gate and outside, in bytes; beyond
 /// it the guest is stopped until some have left. So a backup never keeps more either: what it keeps is what

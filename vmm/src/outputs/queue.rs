@@ -3,7 +3,7 @@
 use super::{OVERHEAD, Output, OutputKind};
 use crate::board::DiskOperation;
 use std::collections::VecDeque;
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 /// Bytes of a run: a guest writes its console one byte at a time, and an output for each byte would take
 /// a hundred times their memory.
@@ -156,7 +156,7 @@ impl OutputQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_logging_channel::entry::Packet;
+    use vmft_log::entry::Packet;
 
     fn console(sequence: u64, offset: u64, bytes: &[u8]) -> Output {
         let kind = OutputKind::Console { offset, bytes: bytes.to_vec() };

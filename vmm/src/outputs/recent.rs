@@ -7,7 +7,7 @@
 use super::{OVERHEAD, Output, OutputKind};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 /// Console bytes that one output may hold: a guest writes them one by one.
 const RUN: usize = 256;
@@ -149,7 +149,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_logging_channel::entry::{Packet, RequestId};
+    use vmft_log::entry::{Packet, RequestId};
 
     fn console(sequence: u64, offset: u64, len: usize) -> Output {
         let kind = OutputKind::Console { offset, bytes: vec![b'x'; len] };

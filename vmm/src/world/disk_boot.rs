@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 use vmft_boot_loader::{BootDiskError, Menu, cmdline};
-use vmft_logging_channel::foreign::Printable;
+use vmft_log::foreign::Printable;
 use vmft_sandbox::Task;
 
 /// What was read.

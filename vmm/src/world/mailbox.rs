@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
+use vmft_log::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Console input kept for a guest that does not read it, in bytes. More waits where it comes from.
@@ -236,7 +236,7 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_logging_channel::entry::{RequestId, StopReason};
+    use vmft_log::entry::{RequestId, StopReason};
 
     #[test]
     fn arrivals_come_in_order_and_console_input_only_as_there_is_room() {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
-use vmft_logging_channel::entry::{OutputSequence, RequestId};
+use vmft_log::entry::{OutputSequence, RequestId};
 
 /// The host's disks, console and network.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use vmft_logging_channel::entry::Arrival;
-use vmft_logging_channel::point::{ExecutionPoint, WallTime};
+use vmft_log::entry::Arrival;
+use vmft_log::point::{ExecutionPoint, WallTime};
 
 /// Where the guest is, for whoever asks from another thread.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 type Report = Box<dyn Fn(OutputSequence) + Send + Sync>;
 

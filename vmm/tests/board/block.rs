@@ -5,7 +5,7 @@ use crate::driver::{
     SECOND_DISK, WRITE,
 };
 use crate::machine::{DISK_BYTES, Machine, completion, config, disk_effect};
-use vmft_logging_channel::entry::RequestId;
+use vmft_log::entry::RequestId;
 use vmft_vmm::board::{Board, DeliveryError, DiskOperation, Effect};
 use vmft_vmm::devices::virtio::DeviceName;
 use vmft_vmm::engine::PortWidth;

@@ -2,7 +2,7 @@
 
 use crate::driver::{Driver, ENTROPY};
 use crate::machine::Machine;
-use vmft_logging_channel::entry::{Arrival, RequestId};
+use vmft_log::entry::{Arrival, RequestId};
 use vmft_vmm::board::{DeliveryError, Effect};
 use vmft_vmm::devices::virtio::DeviceName;
 

@@ -1,8 +1,8 @@
 //! A board with memory, driven as a CPU would.
 
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
-use vmft_logging_channel::entry::{Arrival, RequestId};
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::entry::{Arrival, RequestId};
+use vmft_log::point::VirtualTime;
 use vmft_vmm::board::{
     Board, BoardConfig, Bytes, DiskConfig, DiskOperation, Effect, NetConfig, UnixSeconds,
 };

@@ -4,7 +4,7 @@ use crate::driver::{DRIVER_OK, Driver, EVENT_INDEX, INDIRECT, NEEDS_RESET, NETWO
 use crate::machine::Machine;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::entry::{Arrival, MAX_PACKET, Packet, PacketOffload};
+use vmft_log::entry::{Arrival, MAX_PACKET, Packet, PacketOffload};
 use vmft_vmm::board::{DeliveryError, Effect};
 use vmft_vmm::devices::virtio::{DeviceFault, DeviceName, QueueFault};
 

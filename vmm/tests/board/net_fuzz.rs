@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use vmft_fuzzing::{Random, cases, damage};
-use vmft_logging_channel::entry::{Packet, PacketOffload};
+use vmft_log::entry::{Packet, PacketOffload};
 use vmft_vmm::devices::virtio::net::addresses::{Addresses, MacAddress};
 use vmft_vmm::devices::virtio::net::offload::{MIN_SEGMENT, finish, work};
 

@@ -3,7 +3,7 @@
 use crate::block::{self, Place};
 use crate::driver::{Driver, ENTROPY, EVENT_INDEX, FIRST_DISK};
 use crate::machine::{Machine, config};
-use vmft_logging_channel::entry::{Arrival, RequestId};
+use vmft_log::entry::{Arrival, RequestId};
 use vmft_vmm::board::{Board, BoardConfig, BoardError, BoardState, Bytes, DiskOperation};
 use vmft_vmm::memory::MIN_MEMORY;
 

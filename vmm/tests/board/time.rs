@@ -2,7 +2,7 @@
 
 use crate::machine::{Machine, config};
 use proptest::prelude::*;
-use vmft_logging_channel::point::VirtualTime;
+use vmft_log::point::VirtualTime;
 use vmft_vmm::board::Board;
 use vmft_vmm::engine::PortWidth;
 
@@ -149,8 +149,7 @@ fn console_input_interrupts_and_is_bounded() {
     machine.out8(0x3F9, 0x01);
     let room = machine.board.console_input_room();
     let input = vec![b'x'; room + 1];
-    let arrival =
-        |len: usize| vmft_logging_channel::entry::Arrival::ConsoleInput(input[..len].to_vec());
+    let arrival = |len: usize| vmft_log::entry::Arrival::ConsoleInput(input[..len].to_vec());
     assert!(machine.board.deliver(machine.now, &arrival(room + 1)).is_err());
     assert_eq!(machine.board.console_input_room(), room);
     machine.board.deliver(machine.now, &arrival(room)).unwrap();

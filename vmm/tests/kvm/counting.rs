@@ -7,7 +7,7 @@ use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
+use vmft_log::point::{Branches, CodeAddress, ExecutionPoint};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost, LandingStats};
 use vmft_vmm::engine::state::CpuState;
 use vmft_vmm::engine::{Engine, Exit, ExitRecord, KvmEngine, Vector};

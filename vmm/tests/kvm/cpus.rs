@@ -6,7 +6,7 @@ use crate::guest::{
 };
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::engine::group::Activity;
 use vmft_vmm::engine::kvm::GroupEngine;
 use vmft_vmm::engine::{Bus, CpuCount, Cpus, Engine, Exit, FreeEngine, KvmCpu};

@@ -7,7 +7,7 @@ use crate::guest::{
 };
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::doctor::facts::KvmKind;
 use vmft_vmm::doctor::kvm_of_this_host;
 use vmft_vmm::engine::soft::SoftEngine;

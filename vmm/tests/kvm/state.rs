@@ -2,7 +2,7 @@
 
 use crate::guest::{DATA, Guest, assemble, has_kvm, initial_state};
 use iced_x86::code_asm::*;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::engine::{Exit, PointKind};
 use vmft_vmm::memory::PageNumber;
 

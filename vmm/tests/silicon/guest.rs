@@ -13,7 +13,7 @@ use crate::layout::{
 };
 use crate::native::has_error_code;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmft_vmm::engine::soft::{CacheLimits, SoftEngine};
 use vmft_vmm::engine::state::{
     CpuState, DescriptorTable, ModelSpecificRegisters, Segment, Segments, SseState, X87State,

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmft_fuzzing::{cases, damage, peak_of};
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 use vmft_vmm::world::Mailbox;
 use vmft_vmm::world::console::{
     ConsoleHub, ConsoleRecord, ConsoleTarget, MAX_RECORD, Merger, read_record,

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use vmft_fuzzing::Random;
-use vmft_logging_channel::entry::{Arrival, Packet, StateDigest, StopReason};
-use vmft_logging_channel::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
+use vmft_log::entry::{Arrival, Packet, StateDigest, StopReason};
+use vmft_log::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
 use vmft_vmm::board::DiskOperation;
 use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};

@@ -25,7 +25,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vmft_logging_channel::entry::RequestId;
+use vmft_log::entry::RequestId;
 
 /// The unit in which the guest addresses the disk, in bytes.
 pub const SECTOR_SIZE: u64 = 512;

@@ -9,8 +9,8 @@ use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vmft_logging_channel::entry::RequestId;
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::entry::RequestId;
+use vmft_log::wire::MAX_COUNT;
 
 /// Most bytes given for one buffer.
 pub const MAX_REQUEST_BYTES: u32 = 4096;

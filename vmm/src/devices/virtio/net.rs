@@ -31,9 +31,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use vmft_logging_channel::entry::{
-    MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, Packet, PacketOffload,
-};
+use vmft_log::entry::{MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, Packet, PacketOffload};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

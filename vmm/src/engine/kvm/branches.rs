@@ -21,7 +21,7 @@ use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine};
 use crate::doctor::probes::breakpoint::{self, Trusted as Breakpoints};
 use crate::engine::{Access, Bus, Exit, WatchedBus};
-use vmft_logging_channel::point::{Branches, CodeAddress, ExecutionPoint};
+use vmft_log::point::{Branches, CodeAddress, ExecutionPoint};
 
 /// The bound of the numbers.
 const OUT_OF_POINTS: &str =

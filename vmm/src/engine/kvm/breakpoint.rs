@@ -11,7 +11,7 @@ use super::landing::{Ground, Reached};
 use super::step::{TRAP_FLAG, is_conditional_branch};
 use crate::doctor::probes::breakpoint::Trusted as Breakpoints;
 use kvm_bindings::kvm_debug_exit_arch;
-use vmft_logging_channel::point::CodeAddress;
+use vmft_log::point::CodeAddress;
 
 /// DR7: any of the guest's own breakpoints, or its watch over these registers.
 const DR7_IN_USE: u64 = 0xFF | (1 << 13);

@@ -11,7 +11,7 @@ use crate::engine::state::{CpuState, DescriptorTable, Segment};
 use crate::engine::{Bus, Engine, Exit, PortWidth};
 use crate::memory::{GuestRam, MIN_MEMORY};
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_log::point::{Branches, ExecutionPoint};
 
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;

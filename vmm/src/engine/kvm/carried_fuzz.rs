@@ -6,7 +6,7 @@ use crate::engine::group::Cpus;
 use crate::engine::state::{DescriptorTable, Segment, Segments};
 use crate::engine::{Engine, FreeEngine};
 use crate::memory::{GuestRam, MIN_MEMORY};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 const SEED: u64 = 0x5EED_0017;
 const STATES: u32 = 400;

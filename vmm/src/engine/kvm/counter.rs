@@ -3,7 +3,7 @@
 
 use crate::doctor::counter::{Trusted, perf};
 use std::fmt;
-use vmft_logging_channel::point::Branches;
+use vmft_log::point::Branches;
 
 /// The counter has stopped counting: somebody else has it, or the host lost it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,7 +5,7 @@ use super::walk::LinearView;
 use crate::engine::EngineFault;
 use crate::memory::GuestRam;
 use std::borrow::Cow;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 impl Stopped<'_> {
     /// The CPU cannot go on, at the instruction it stands at. An exception that KVM has raised for that instruction is taken

@@ -16,7 +16,7 @@ use crate::engine::group::{Activity, Cpus};
 use crate::engine::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
 use std::borrow::Cow;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// A CPU of the host that runs freely.
 #[derive(Debug)]

@@ -25,7 +25,7 @@
 //! breakpoint stops a guest exactly. The counter, armed all the same, brings it back then, and it has overshot.
 
 use super::counter::CounterLost;
-use vmft_logging_channel::point::{Branches, CodeAddress};
+use vmft_log::point::{Branches, CodeAddress};
 
 /// Shorter ways are stepped: kernels round small periods up, to 128 at most.
 const SHORTEST_RUN: u64 = 128;

@@ -67,7 +67,7 @@ use open::Vm;
 use registers::OwnRegisters;
 use std::borrow::Cow;
 use vcpu::Vcpu;
-use vmft_logging_channel::point::{CodeAddress, ExecutionPoint};
+use vmft_log::point::{CodeAddress, ExecutionPoint};
 use walk::LinearView;
 
 /// Why requests to a CPU that exists succeed.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What [`ExecutionPoint`](vmft_logging_channel::point::ExecutionPoint) counts.
+/// What [`ExecutionPoint`](vmft_log::point::ExecutionPoint) counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PointKind {
     /// Deterministic exits and the host's kicks: nothing can be replayed. For unprotected runs of

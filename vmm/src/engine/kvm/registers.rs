@@ -4,7 +4,7 @@
 
 use crate::engine::msr;
 use crate::engine::{Bus, CpuState};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// The access faults: `#GP(0)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 use super::vcpu::{Outcome, Surroundings};
 use super::{Halted, KvmEngine, PointKind};
 use crate::engine::{Bus, Exit, WatchedBus};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_log::point::{Branches, ExecutionPoint};
 
 /// RFLAGS.IF.
 pub(super) const INTERRUPT_FLAG: u64 = 1 << 9;

@@ -22,7 +22,7 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 use kvm_bindings::{kvm_regs, kvm_sregs};
-use vmft_logging_channel::point::{Branches, ExecutionPoint};
+use vmft_log::point::{Branches, ExecutionPoint};
 
 /// Why the guest cannot be stepped.
 const NOT_64_BIT: &str = "the guest is stepped in code that is not 64-bit code";

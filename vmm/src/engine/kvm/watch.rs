@@ -4,7 +4,7 @@ use super::KvmEngine;
 use super::vcpu::Outcome;
 use crate::engine::{Access, ExitReason, ExitRecord};
 use kvm_bindings::kvm_regs;
-use vmft_logging_channel::point::Branches;
+use vmft_log::point::Branches;
 
 /// The general registers in hardware order, RIP and RFLAGS.
 pub(super) fn in_order(regs: &kvm_regs) -> [u64; 18] {

@@ -53,7 +53,7 @@ use block::BlockCache;
 use cpu::{ARMED, CHECKED_CODE, Cpu, HALTED, SHADOW, SHUT_DOWN};
 pub use limits::{CacheLimits, set_compiler};
 use system::interrupts::Source;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// True if the engine executes instructions of this form.
 pub fn supports(code: iced_x86::Code) -> bool {

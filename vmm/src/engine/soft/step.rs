@@ -20,7 +20,7 @@ use super::tlb::PAGE_MASK;
 use super::{ATTENTION, SoftEngine};
 use crate::engine::{Bus, EngineFault, Exit};
 use crate::memory::PAGE_SIZE;
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// Events delivered without an instruction retiring, after which the guest is taken to be caught
 /// in a fault of its own fault handler. No bound could stop it there, because the count of

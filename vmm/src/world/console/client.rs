@@ -114,7 +114,7 @@ mod tests {
     use crate::world::Mailbox;
     use crate::world::console::{ConsoleHub, ConsoleTarget, Typed};
     use std::sync::Arc;
-    use vmft_logging_channel::entry::OutputSequence;
+    use vmft_log::entry::OutputSequence;
 
     fn read_to(client: &mut ConsoleClient, merger: &mut Merger, end: u64) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -5,7 +5,7 @@ use crate::outputs::{Output, OutputKind};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 /// Console bytes kept for readers that attach later.
 const HISTORY: usize = 1 << 20;

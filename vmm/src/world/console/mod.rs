@@ -20,7 +20,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 /// Bytes handed to a sink at a time.
 const CHUNK: usize = 64 << 10;

@@ -13,8 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_logging_channel::transport::bind_private_socket;
-use vmft_sandbox::Task;
+use vmft_sandbox::{Task, bind_private_socket};
 
 /// How long a host that cannot take a reader is left alone before the next one is tried.
 const AFTER_ERROR: Duration = Duration::from_millis(100);

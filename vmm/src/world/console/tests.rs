@@ -5,7 +5,7 @@ use crate::outputs::OutputKind;
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use vmft_logging_channel::entry::Arrival;
+use vmft_log::entry::Arrival;
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(600);

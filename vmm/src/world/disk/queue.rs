@@ -11,7 +11,7 @@ use crate::world::Mailbox;
 use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use vmft_logging_channel::entry::{Arrival, RequestId};
+use vmft_log::entry::{Arrival, RequestId};
 use vmft_sandbox::Task;
 
 /// Most threads of one disk: so many requests are under way at the storage. They are started as they are

@@ -5,7 +5,7 @@ use crate::outputs::Assurance;
 use crate::world::Fence;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use vmft_logging_channel::entry::Packet;
+use vmft_log::entry::Packet;
 
 /// Where packets go once they may leave.
 pub(super) trait Way {

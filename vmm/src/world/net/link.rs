@@ -6,7 +6,7 @@ use super::{NetError, NetTarget};
 use crate::devices::virtio::net::offload;
 use std::io;
 use std::os::fd::BorrowedFd;
-use vmft_logging_channel::entry::{Packet, PacketOffload};
+use vmft_log::entry::{Packet, PacketOffload};
 
 /// An open link.
 #[derive(Debug)]

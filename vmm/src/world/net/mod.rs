@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use thread::Announcer;
-use vmft_logging_channel::entry::Packet;
+use vmft_log::entry::Packet;
 use vmft_sandbox::Task;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

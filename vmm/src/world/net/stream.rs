@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use vmft_logging_channel::entry::{MAX_PACKET, Packet, PacketOffload};
+use vmft_log::entry::{MAX_PACKET, Packet, PacketOffload};
 
 const LENGTH: usize = 4;
 /// Bytes kept for a peer that does not take them; beyond it, frames are lost whole.

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use vmft_logging_channel::entry::{MAX_PACKET, Packet, PacketOffload};
+use vmft_log::entry::{MAX_PACKET, Packet, PacketOffload};
 
 const TUN: &str = "/dev/net/tun";
 /// The kernel's header is in the host's byte order, which is little-endian.

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use vmft_logging_channel::entry::{MAX_PACKETS, Packet, PacketOffload};
+use vmft_log::entry::{MAX_PACKETS, Packet, PacketOffload};
 use vmm_sys_util::eventfd::EventFd;
 
 /// When announcements are repeated, after the first: a switch or host that misses one has the others.

@@ -17,7 +17,7 @@ use crate::devices::{InvalidState, require};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::wire::MAX_COUNT;
 
 /// How many writes a disk has completed.
 #[derive(

@@ -15,8 +15,8 @@ use crate::devices::{InvalidState, require};
 use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmft_logging_channel::entry::RequestId;
-use vmft_logging_channel::wire::MAX_COUNT;
+use vmft_log::entry::RequestId;
+use vmft_log::wire::MAX_COUNT;
 
 /// Most requests on their way at a time: what the queue holds.
 pub const MAX_IN_FLIGHT: usize = 256;

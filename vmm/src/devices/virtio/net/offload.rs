@@ -9,7 +9,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6,
 };
-use vmft_logging_channel::entry::{Packet, PacketOffload};
+use vmft_log::entry::{Packet, PacketOffload};
 
 /// Length of an Ethernet header without a VLAN tag.
 pub const ETHERNET_HEADER: usize = 14;

@@ -38,7 +38,7 @@ use crate::memory::GuestRam;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use thread::{CpuThread, Event, GroupKick, Way};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 /// After so many periods without an access the CPUs are looked at: a quarter of a second.
 const QUIET_PERIODS: u32 = 250;

@@ -33,7 +33,7 @@ use kvm_bindings::{
     kvm_debug_exit_arch, kvm_interrupt, kvm_run,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);

@@ -14,7 +14,7 @@ use kvm_bindings::{
     kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
     kvm_sregs, kvm_vcpu_events,
 };
-use vmft_logging_channel::point::CodeAddress;
+use vmft_log::point::CodeAddress;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 

@@ -20,7 +20,7 @@ use crate::engine::{Bus, CpuState, Engine, Exit, PortWidth};
 use crate::memory::{GuestRam, MIN_MEMORY};
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_logging_channel::point::ExecutionPoint;
+use vmft_log::point::ExecutionPoint;
 
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;

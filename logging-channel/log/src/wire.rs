@@ -56,7 +56,10 @@ pub enum DecodeError {
 pub const MAX_COUNT: u64 = 1 << 62;
 
 /// Makes sure that a count is one that can be counted on from.
-pub(crate) fn check_count(what: &'static str, found: u64) -> Result<(), DecodeError> {
+///
+/// # Errors
+/// [`DecodeError::Limit`] above [`MAX_COUNT`].
+pub fn check_count(what: &'static str, found: u64) -> Result<(), DecodeError> {
     if found > MAX_COUNT {
         return Err(DecodeError::Limit { what, found, limit: MAX_COUNT });
     }
@@ -64,7 +67,7 @@ pub(crate) fn check_count(what: &'static str, found: u64) -> Result<(), DecodeEr
 }
 
 /// Appends `value` as a variable-length integer of 1 to 10 bytes.
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7F) as u8 | 0x80);
         value >>= 7;
@@ -72,23 +75,29 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Reads fields from the front of a slice.
+/// Reads fields from the front of a slice. Its methods name the field (`what`) in their errors:
+/// [`DecodeError::Truncated`] where the bytes end inside it, and what else they say.
 #[derive(Debug)]
-pub(crate) struct Cursor<'a> {
+pub struct Cursor<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+    /// At the front of `bytes`.
+    pub const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
     /// Bytes not yet read.
-    pub(crate) const fn remaining(&self) -> usize {
+    pub const fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    pub(crate) fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], DecodeError> {
+    /// The next `len` bytes.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) =
             self.rest.split_at_checked(len).ok_or(DecodeError::Truncated { what })?;
         self.rest = rest;
@@ -96,31 +105,48 @@ impl<'a> Cursor<'a> {
     }
 
     /// Everything that is left.
-    pub(crate) fn take_rest(&mut self) -> &'a [u8] {
+    pub fn take_rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    pub(crate) fn array<const N: usize>(
-        &mut self,
-        what: &'static str,
-    ) -> Result<[u8; N], DecodeError> {
+    /// The next `N` bytes.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
         let bytes = self.take(N, what)?;
         Ok(bytes.try_into().expect("take returned exactly N bytes"))
     }
 
-    pub(crate) fn byte(&mut self, what: &'static str) -> Result<u8, DecodeError> {
+    /// The next byte.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn byte(&mut self, what: &'static str) -> Result<u8, DecodeError> {
         Ok(self.array::<1>(what)?[0])
     }
 
-    pub(crate) fn word16(&mut self, what: &'static str) -> Result<u16, DecodeError> {
+    /// A little-endian word of 16 bits.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn word16(&mut self, what: &'static str) -> Result<u16, DecodeError> {
         Ok(u16::from_le_bytes(self.array(what)?))
     }
 
-    pub(crate) fn word64(&mut self, what: &'static str) -> Result<u64, DecodeError> {
+    /// A little-endian word of 64 bits.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn word64(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    pub(crate) fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
+    /// A variable-length integer.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`], or [`DecodeError::Integer`] for one that is not in its shortest form.
+    pub fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte(what)?;
@@ -138,7 +164,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// A variable-length integer of at most `limit`.
-    pub(crate) fn bounded(&mut self, what: &'static str, limit: u64) -> Result<u64, DecodeError> {
+    ///
+    /// # Errors
+    /// As [`Self::varint`], and [`DecodeError::Limit`].
+    pub fn bounded(&mut self, what: &'static str, limit: u64) -> Result<u64, DecodeError> {
         match self.varint(what)? {
             found if found > limit => Err(DecodeError::Limit { what, found, limit }),
             found => Ok(found),
@@ -146,17 +175,19 @@ impl<'a> Cursor<'a> {
     }
 
     /// A length of at most `limit`, and so many bytes.
-    pub(crate) fn bytes(
-        &mut self,
-        what: &'static str,
-        limit: usize,
-    ) -> Result<&'a [u8], DecodeError> {
+    ///
+    /// # Errors
+    /// As [`Self::bounded`].
+    pub fn bytes(&mut self, what: &'static str, limit: usize) -> Result<&'a [u8], DecodeError> {
         let len = self.bounded(what, limit as u64)?;
         self.take(len as usize, what)
     }
 
     /// Makes sure that nothing is left.
-    pub(crate) const fn finish(&self) -> Result<(), DecodeError> {
+    ///
+    /// # Errors
+    /// [`DecodeError::Trailing`].
+    pub const fn finish(&self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),
             count => Err(DecodeError::Trailing { count }),

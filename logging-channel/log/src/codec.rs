@@ -79,7 +79,7 @@ pub enum EncodeError {
 }
 
 /// What an entry of `encoded` bytes takes of a window or a buffer.
-pub(crate) const fn entry_cost(encoded: usize) -> u64 {
+pub const fn entry_cost(encoded: usize) -> u64 {
     encoded as u64 + ENTRY_OVERHEAD
 }
 
@@ -413,7 +413,11 @@ impl EntryBatch {
         self.entries.iter().map(|costed| costed.cost).sum()
     }
 
-    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+    /// Reads the payload of an `Entries` frame.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let mut cursor = Cursor::new(payload);
         let count = cursor.word16("entry count")?;
         if count == 0 {
@@ -439,7 +443,7 @@ impl EntryBatch {
 
 /// Writes a batch entry by entry.
 #[derive(Debug)]
-pub(crate) struct BatchEncoder {
+pub struct BatchEncoder {
     bytes: Vec<u8>,
     /// Where the payload begins in `bytes`.
     start: usize,
@@ -451,7 +455,7 @@ pub(crate) struct BatchEncoder {
 
 impl BatchEncoder {
     /// An empty batch at the end of `bytes`, whose content (room for a frame header) is kept.
-    pub(crate) fn new(bytes: Vec<u8>, first: EntrySequence, base: ExecutionPoint) -> Self {
+    pub fn new(bytes: Vec<u8>, first: EntrySequence, base: ExecutionPoint) -> Self {
         let start = bytes.len();
         let mut bytes = bytes;
         bytes.extend_from_slice(&[0, 0]);
@@ -462,9 +466,12 @@ impl BatchEncoder {
 
     /// Appends an entry.
     ///
+    /// # Errors
+    /// If the entry breaks a limit or its point runs backwards: then nothing is appended.
+    ///
     /// # Panics
     /// If the batch has [`MAX_BATCH_ENTRIES`] already.
-    pub(crate) fn push(&mut self, entry: &Entry) -> Result<EntrySequence, EncodeError> {
+    pub fn push(&mut self, entry: &Entry) -> Result<EntrySequence, EncodeError> {
         assert!(self.count < MAX_BATCH_ENTRIES, "a batch is closed before it is full");
         let before = self.bytes.len();
         encode_entry(entry, &mut self.last_point, &mut self.bytes)?;
@@ -475,16 +482,17 @@ impl BatchEncoder {
     }
 
     /// What the batch costs of the window so far.
-    pub(crate) const fn cost(&self) -> u64 {
+    pub const fn cost(&self) -> u64 {
         self.cost
     }
 
-    pub(crate) const fn count(&self) -> u16 {
+    /// How many entries it has so far.
+    pub const fn count(&self) -> u16 {
         self.count
     }
 
     /// The bytes, ready to be sealed as a frame.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.bytes[self.start..self.start + 2].copy_from_slice(&self.count.to_le_bytes());
         self.bytes
     }

@@ -27,8 +27,8 @@ pub use reader::{CheckpointError, CheckpointReader, CompleteCheckpoint};
 pub use staged::{PageBase, StagedPages};
 pub use writer::{CheckpointSource, CheckpointWriter, PageSource, WholeCheckpoint};
 
+use crate::control::{ControlMessage, decode_control};
 use crate::entry::LogPosition;
-use crate::session::{Control, decode_control};
 use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -94,13 +94,13 @@ pub struct CheckpointEnd {
     pub digest: u64,
 }
 
-impl Control for CheckpointHeader {
+impl ControlMessage for CheckpointHeader {
     fn validate(&self) -> Result<(), DecodeError> {
         check_state_len(self.fixed_len)
     }
 }
 
-impl Control for CheckpointEnd {
+impl ControlMessage for CheckpointEnd {
     fn validate(&self) -> Result<(), DecodeError> {
         check_count("entry number", self.position.entry.0)?;
         check_state_len(self.state_len)
@@ -274,4 +274,4 @@ impl Digester {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -10,7 +10,7 @@ use std::fmt::{self, Write};
 /// Text that somebody else has written.
 ///
 /// ```
-/// use vmft_logging_channel::foreign::ForeignText;
+/// use vmft_log::foreign::ForeignText;
 ///
 /// let text = ForeignText::from("\x1b[2Jvmft: all is well\nvmft: really");
 /// assert_eq!(text.to_string(), r"\u{1b}[2Jvmft: all is well\nvmft: really");

@@ -1,5 +1,4 @@
 use super::*;
-use crate::session::SessionId;
 use proptest::prelude::*;
 
 fn code_address(address: u64) -> CodeAddress {
@@ -176,7 +175,7 @@ fn a_branch_where_no_instruction_can_be_is_refused() {
 }
 
 #[test]
-fn the_largest_entry_fits_its_limit_and_its_frame() {
+fn the_largest_entry_fits_its_limit_and_its_batch() {
     let entry = Entry::Arrival {
         point: ExecutionPoint::NEVER,
         arrival: Arrival::DiskCompletion {
@@ -200,12 +199,6 @@ fn the_largest_entry_fits_its_limit_and_its_frame() {
     }
     encoder.push(&entry).expect("fits");
     assert!(encoder.cost() <= BATCH_COST_LIMIT + entry_cost(3));
-    crate::frame::UnsealedFrame::new(
-        crate::frame::FrameKind::Entries,
-        SessionId::HANDSHAKE,
-        encoder.finish(),
-    )
-    .expect("within the limit of its kind");
 }
 
 fn any_packet() -> impl Strategy<Value = Packet> {
