@@ -1,8 +1,10 @@
 //! The thin shell of a side that joins and follows, as the simulator has it.
 
+use crate::epochs::Copy;
 use crate::live::{DETECTOR, SETUP};
 use crate::models::{Connection, End, JoinContent, Message};
 use crate::peers::{connected, of_verdict};
+use crate::plan::Mode;
 use crate::side::{Answer, Following, Join, Joining, Live, Process};
 use crate::world::{Event, Plant, Question, World};
 use std::time::Duration;
@@ -152,6 +154,7 @@ impl World {
                 FrameDecoder::new(SessionId::HANDSHAKE),
             ),
             kept,
+            copy: (self.plan.mode == Mode::Checkpoint).then(|| Copy::new(&guest)),
             guest,
             over: None,
             told: false,
@@ -312,7 +315,7 @@ impl World {
     }
 
     fn apply(&mut self, side: usize, following: &mut Following, entry: &Entry) {
-        if let Some(point) = entry.point() {
+        if let (Some(point), None) = (entry.point(), &following.copy) {
             following.guest.run_to(point);
         }
         match entry {
@@ -325,6 +328,9 @@ impl World {
                 if *output != following.guest.outputs() {
                     self.oracle.fail(format!("side {side} diverged at {output:?}"));
                 }
+            }
+            Entry::CheckpointPart { piece, bytes } => {
+                self.apply_piece(side, following, *piece, bytes);
             }
             Entry::Released { output } => following.kept.released(*output),
             Entry::Stop { reason, .. } => following.stopped = Some(*reason),

@@ -1,5 +1,6 @@
 //! A toy guest: a deterministic function of what arrives, with a console, a network and a disk.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vmft_fuzzing::mix;
 use vmft_log::entry::{Arrival, OutputSequence, Packet, RequestId};
@@ -11,7 +12,7 @@ use vmft_vmm::outputs::{Output, OutputKind};
 pub const SECTORS: u64 = 8;
 
 /// What a write puts where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Write {
     /// Where.
     pub sector: u64,
@@ -20,7 +21,7 @@ pub struct Write {
 }
 
 /// The guest's whole state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
     point: ExecutionPoint,
     state: u64,
@@ -45,6 +46,16 @@ impl Guest {
             outstanding: BTreeMap::new(),
             completed: BTreeMap::new(),
         }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain state always encodes")
+    }
+
+    /// From bytes, whatever comes after them.
+    pub fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::take_from_bytes(bytes).map(|(guest, _)| guest)
     }
 
     /// Where it is.

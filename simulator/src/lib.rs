@@ -4,7 +4,7 @@
 //! What is real: [`LiveReign`](vmft_backup::reign::LiveReign) and
 //! [`FollowReign`](vmft_backup::reign::FollowReign), the primary's
 //! [`Backups`](vmft_logging_channel::backups::Backups) with a sender for each, the receiver, the detector,
-//! the handshake, the frames' bytes, the gates of both sides. What is a model: the guest, the network, the
+//! the handshake, the frames' bytes, the gates of both sides, the checkpoint streams of epochs. What is a model: the guest, the network, the
 //! hosts and their clocks, the arbiter's directory and the storage.
 //!
 //! A schedule has a time in which things go wrong, then the world is healed, perhaps after one last fault
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod coverage;
+mod epochs;
 mod follow;
 mod guest;
 mod live;

@@ -1,9 +1,10 @@
 //! The thin shell of a live side, as the simulator has it: executes what the judge says.
 
 use crate::coverage::GENERATION;
+use crate::epochs::Epochs;
 use crate::guest::{Guest, Write};
 use crate::models::{End, JoinContent, Message};
-use crate::plan::MS;
+use crate::plan::{MS, Mode};
 use crate::side::{Answer, Live, Outbox, Phase, Process};
 use crate::world::{Event, Plant, Question, World};
 use std::collections::{BTreeMap, VecDeque};
@@ -51,6 +52,7 @@ impl Live {
             guest,
             peers: Vec::new(),
             arrivals: VecDeque::new(),
+            epochs: None,
             marks: BTreeMap::new(),
             generation,
             shut: false,
@@ -81,6 +83,9 @@ impl World {
         let incarnation = self.sides[side].incarnation;
         self.sides[side].process = Process::Live(Box::new(live));
         self.schedule(self.now + MS, Event::Guest(side, incarnation));
+        if self.plan.mode == Mode::Checkpoint {
+            self.schedule_epochs(side, incarnation);
+        }
         self.run_side(side);
     }
 
@@ -329,13 +334,20 @@ impl World {
     fn arrive(&mut self, side: usize, live: &mut Live, arrival: Arrival) {
         let (now, point) = (self.local(side), live.guest.point());
         let outputs: Vec<Output> = live.guest.arrive(&arrival);
-        // An entry that nobody takes is one that nobody needs.
-        let _ = live.backups.push(now, &Entry::Arrival { point, arrival });
+        if self.plan.mode == Mode::Lockstep {
+            // An entry that nobody takes is one that nobody needs.
+            let _ = live.backups.push(now, &Entry::Arrival { point, arrival });
+        }
         if outputs.is_empty() {
             return;
         }
         for output in outputs {
             live.gate.emit(output);
+        }
+        if self.plan.mode == Mode::Checkpoint {
+            // The end of their epoch marks them.
+            self.release(side, live);
+            return;
         }
         let (begun, output) = (live.gate.begin_mark(), live.guest.outputs());
         if let Ok(entry) = live.backups.push(now, &Entry::OutputMark { point, output }) {
@@ -358,6 +370,10 @@ impl World {
                 index += 1;
                 continue;
             };
+            if !self.make_room(live) {
+                index += 1;
+                continue;
+            }
             let point = live.guest.point();
             if !self.judge(side, live, LiveEvent::LogBegins(key)) {
                 self.end_peer(side, live, index, EndCause::NotBegun("turned away".to_owned()));
@@ -365,6 +381,9 @@ impl World {
             }
             match live.backups.begin(key, SENDER, point, now) {
                 Ok(begun) => {
+                    if self.plan.mode == Mode::Checkpoint {
+                        live.epochs.get_or_insert_with(|| Epochs::new(&live.guest));
+                    }
                     let until = now.after(Duration::from_millis(self.random.between(1, 40)));
                     let mut content =
                         JoinContent { guest: live.guest.clone(), not_out: live.gate.not_out() };
@@ -379,6 +398,18 @@ impl World {
                     self.end_peer(side, live, index, EndCause::NotBegun(error.to_string()));
                 }
             }
+        }
+    }
+
+    /// True if another log may begin here, for the sake of the epochs under way.
+    fn make_room(&self, live: &mut Live) -> bool {
+        let (followed, marks) = (live.backups.followers() > 0, live.gate.marks_waiting());
+        match &mut live.epochs {
+            None => true,
+            Some(_) if self.plant == Some(Plant::JoinedWithin) => true,
+            Some(epochs) if followed => epochs.make_room(marks),
+            // They are over as soon as they have noticed.
+            Some(_) => false,
         }
     }
 
@@ -415,12 +446,19 @@ impl World {
     /// The operator stops the machine of a live side.
     pub(crate) fn stop(&mut self, side: usize) {
         let now = self.local(side);
-        let Process::Live(live) = &mut self.sides[side].process else { return };
-        live.stopped = true;
-        live.backups.close_admission("the machine has stopped");
-        let stop = Entry::Stop { point: live.guest.point(), reason: StopReason::Operator };
-        // Without a backup there is nobody who must know.
-        let _ = live.backups.push(now, &stop);
+        let mut process = std::mem::replace(&mut self.sides[side].process, Process::Off);
+        if let Process::Live(live) = &mut process {
+            live.stopped = true;
+            live.backups.close_admission("the machine has stopped");
+            if self.plan.mode == Mode::Checkpoint {
+                self.finish_epochs(side, live, StopReason::Operator);
+            } else {
+                let stop = Entry::Stop { point: live.guest.point(), reason: StopReason::Operator };
+                // Without a backup there is nobody who must know.
+                let _ = live.backups.push(now, &stop);
+            }
+        }
+        self.sides[side].process = process;
         self.run_side(side);
     }
 

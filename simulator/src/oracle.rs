@@ -10,6 +10,8 @@ use vmft_log::entry::{Generation, OutputSequence, RequestId};
 pub struct Oracle {
     /// What the world has seen of each output.
     seen: BTreeMap<OutputSequence, u64>,
+    /// The last output that each process has let out.
+    last: BTreeMap<(usize, u32), OutputSequence>,
     /// Who has let outputs out in each generation.
     reigns: BTreeMap<Generation, (usize, u32)>,
     /// Who went live last, in which generation.
@@ -76,6 +78,10 @@ impl Oracle {
         let reign = *self.reigns.entry(generation).or_insert(from);
         if reign != from {
             self.fail(format!("{from:?} and {reign:?} let outputs out in {generation:?}"));
+        }
+        let last = self.last.insert(from, output);
+        if let Some(last) = last.filter(|last| *last >= output) {
+            self.fail(format!("side {} lets {output:?} out after {last:?}", from.0));
         }
         let before = *self.seen.entry(output).or_insert(said);
         if before != said {

@@ -83,6 +83,15 @@ impl fmt::Display for Planned {
     }
 }
 
+/// How the guest is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Backups replay.
+    Lockstep,
+    /// Backups are kept by epochs.
+    Checkpoint,
+}
+
 /// What happens when the time of faults is over and the world is healed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -103,6 +112,8 @@ pub struct Plan {
     pub sides: usize,
     /// How many may follow at a time.
     pub backups: usize,
+    /// How the guest is protected.
+    pub mode: Mode,
     /// When the others begin, and whether each is a standby.
     pub begin: Vec<(u64, bool)>,
     /// What goes wrong, in order.
@@ -135,7 +146,12 @@ impl Plan {
             55..65 => Ending::Stop,
             _ => Ending::Heal,
         };
-        Self { sides, backups, begin, faults, chaos_end, ending }
+        // Drawn apart, so that schedules are what they were before there was a choice.
+        let mode = match Random::new(seed ^ 0x6D6F_6465).chance(40) {
+            true => Mode::Checkpoint,
+            false => Mode::Lockstep,
+        };
+        Self { sides, backups, mode, begin, faults, chaos_end, ending }
     }
 }
 
@@ -159,7 +175,7 @@ fn fault(random: &mut Random, sides: usize) -> Fault {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} sides, --backups {}", self.sides, self.backups)?;
+        writeln!(f, "{} sides, --backups {}, {:?}", self.sides, self.backups, self.mode)?;
         for (side, (at, standby)) in (1..).zip(&self.begin) {
             let what = if *standby { "standby" } else { "backup" };
             writeln!(f, "{:7.3} ms  side {side} begins as a {what}", *at as f64 / MS as f64)?;

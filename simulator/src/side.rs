@@ -1,5 +1,6 @@
 //! One side: its process, its clock, its host.
 
+use crate::epochs::{Copy, Epochs};
 use crate::guest::Guest;
 use crate::models::{End, JoinContent};
 use std::collections::{BTreeMap, VecDeque};
@@ -156,6 +157,8 @@ pub struct Live {
     pub peers: Vec<Peer>,
     /// What waits for the guest.
     pub arrivals: VecDeque<Arrival>,
+    /// In checkpoint mode, while somebody follows.
+    pub epochs: Option<Epochs>,
     /// Which entry marks outputs up to which.
     pub marks: BTreeMap<OutputSequence, EntrySequence>,
     /// The generation disk writes are of.
@@ -219,6 +222,8 @@ pub struct Following {
     pub kept: KeptOutputs,
     /// The guest.
     pub guest: Guest,
+    /// Its memory, in checkpoint mode.
+    pub copy: Option<Copy>,
     /// How the session ended.
     pub over: Option<EndCause>,
     /// The judge knows how.

@@ -36,6 +36,12 @@ pub enum Plant {
     GenerationNotTold,
     /// A backup that joins does not get the outputs that wait for another.
     JoinedShort,
+    /// In checkpoint mode, outputs leave when the first piece of their epoch is acknowledged.
+    EpochMarkedEarly,
+    /// In checkpoint mode, pages are sent as changes of what a backup that has just joined never had.
+    EncoderKept,
+    /// In checkpoint mode, a backup joins while an epoch is under way.
+    JoinedWithin,
     /// A side that has lost its generation goes on as if it had won.
     VerdictIgnored,
 }
@@ -47,6 +53,8 @@ pub(crate) enum Event {
     Wake(usize),
     /// The guest of a live side runs a little.
     Guest(usize, u32),
+    /// The epochs of a live side do their next step.
+    Epoch(usize, u32),
     /// A backup replays a little.
     Replay(usize, u32),
     /// A question reaches the arbiter.
@@ -241,6 +249,12 @@ impl World {
                 let pause = self.random.between(2, 14) * MS;
                 self.schedule(self.now + pause, Event::Guest(side, incarnation));
             }
+            Event::Epoch(side, incarnation) if self.is_current(side, incarnation) => {
+                self.step_epochs(side);
+                if matches!(self.sides[side].process, Process::Live(_)) {
+                    self.schedule_epochs(side, incarnation);
+                }
+            }
             Event::Replay(side, incarnation) if self.is_current(side, incarnation) => {
                 self.replay_of(side);
                 if !matches!(self.sides[side].process, Process::Following(_)) {
@@ -274,7 +288,7 @@ impl World {
                 self.run_side(side);
             }
             Event::Healed => self.healed(),
-            Event::Guest(..) | Event::Replay(..) | Event::Answer(..) => {}
+            Event::Guest(..) | Event::Epoch(..) | Event::Replay(..) | Event::Answer(..) => {}
         }
     }
 

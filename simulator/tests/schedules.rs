@@ -74,6 +74,21 @@ fn a_generation_of_which_a_backup_is_not_told_is_found() {
 }
 
 #[test]
+fn outputs_that_leave_before_their_epoch_is_whole_are_found() {
+    finds(Plant::EpochMarkedEarly);
+}
+
+#[test]
+fn pages_sent_as_changes_of_what_a_joiner_never_had_are_found() {
+    finds(Plant::EncoderKept);
+}
+
+#[test]
+fn a_backup_that_joins_within_an_epoch_is_found() {
+    finds(Plant::JoinedWithin);
+}
+
+#[test]
 fn a_backup_that_joins_short_of_outputs_is_found() {
     finds(Plant::JoinedShort);
 }

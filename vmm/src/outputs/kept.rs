@@ -4,7 +4,7 @@ use super::queue::OutputQueue;
 use super::{OVERHEAD, Output, OutputGate, OutputKind};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
-use vmft_logging_channel::entry::OutputSequence;
+use vmft_log::entry::OutputSequence;
 
 /// Bytes of packets kept; beyond it the oldest are forgotten, which are most likely out. More than a
 /// primary holds.
@@ -18,6 +18,8 @@ struct Kept {
     packet_bytes: usize,
     /// Everything up to here is out.
     out: OutputSequence,
+    /// The last that came.
+    last: OutputSequence,
 }
 
 fn frame_len(output: &Output) -> usize {
@@ -77,10 +79,12 @@ impl Kept {
 impl OutputGate for KeptOutputs {
     fn emit(&self, output: Output) {
         let mut kept = self.lock();
-        if output.sequence <= kept.out {
-            // This side has come to it late, from a checkpoint.
+        if output.sequence <= kept.out || output.sequence <= kept.last {
+            // This side has come to it late, from a checkpoint; or it has joined in the middle of an epoch,
+            // whose end tells of all that was put out in it.
             return;
         }
+        kept.last = output.sequence;
         match output.kind {
             OutputKind::Console { .. } => kept.console.push(output),
             OutputKind::Packet(_) => {
@@ -98,7 +102,7 @@ impl OutputGate for KeptOutputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_logging_channel::entry::Packet;
+    use vmft_log::entry::Packet;
 
     fn packet(sequence: u64, len: usize) -> Output {
         let kind = OutputKind::Packet(Packet { frame: vec![0; len], ..Packet::default() });
@@ -132,6 +136,15 @@ mod tests {
         kept.released(OutputSequence(3));
         [packet(2, 60), console(3), packet(4, 60)].into_iter().for_each(|output| kept.emit(output));
         assert_eq!(taken(&kept), [4]);
+    }
+
+    #[test]
+    fn an_output_that_comes_twice_is_kept_once() {
+        let kept = KeptOutputs::default();
+        let joined_with = [console(4), packet(5, 60)];
+        let of_the_epoch = [console(3), console(4), packet(5, 60), packet(6, 60)];
+        joined_with.into_iter().chain(of_the_epoch).for_each(|output| kept.emit(output));
+        assert_eq!(taken(&kept), [4, 5, 6]);
     }
 
     #[test]
