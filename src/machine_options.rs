@@ -29,7 +29,7 @@ use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
 use vmft_vmm::inputs::{OnReboot, WallClock};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
-use vmft_vmm::world::console::ConsoleHub;
+use vmft_vmm::world::console::{ConsoleHub, EarlyInput};
 use vmft_vmm::world::net::NetPort;
 use vmft_vmm::world::{DiskFile, FromDisk, Mailbox};
 
@@ -192,12 +192,14 @@ pub fn fresh_id() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// This process with what it has for its guest.
+/// This process with what it has for its guest; `early` says what becomes of what is typed before the guest
+/// runs here.
 pub fn make_side(
     options: &SideOptions,
     disks: Vec<DiskFile>,
     network: Option<Arc<NetPort>>,
     role: &str,
+    early: EarlyInput,
 ) -> Result<Side> {
     let who = Candidate {
         id: fresh_id()?,
@@ -212,7 +214,7 @@ pub fn make_side(
     Ok(Side {
         who,
         mailbox: Arc::new(Mailbox::default()),
-        console: ConsoleHub::open(&options.serial.0)
+        console: ConsoleHub::open(&options.serial.0, early)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
         network,

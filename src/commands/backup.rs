@@ -26,6 +26,7 @@ use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::receiver::ReceiverConfig;
 use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
 use vmft_vmm::machine::StateError;
+use vmft_vmm::world::console::EarlyInput;
 
 /// How long to wait for the pair without a word about it, and between two looks.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
@@ -150,7 +151,7 @@ fn follow(
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
-    let side = make_side(&options.side, disks, network, role)?;
+    let side = make_side(&options.side, disks, network, role, EarlyInput::Dropped)?;
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
     interrupt::serve_side_with(&side, &options.side, hook)?;

@@ -14,6 +14,7 @@ use vmft_backup::live::LiveDuties;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::{LocalAddress, PeerAddress};
 use vmft_vmm::machine::MachineConfig;
+use vmft_vmm::world::console::EarlyInput;
 
 /// Options of `vmft primary`.
 #[derive(Debug, Args)]
@@ -70,7 +71,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let machine = options.machine.machine(prepared, &disks)?;
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "primary")?;
+    let side = make_side(&options.side, disks, network, "primary", EarlyInput::Waits)?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, &options.side)?;
 

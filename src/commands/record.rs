@@ -21,6 +21,7 @@ use vmft_log::entry::Generation;
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_sandbox::outside_of_landlock;
+use vmft_vmm::world::console::EarlyInput;
 
 /// Options of `vmft record`.
 #[derive(Debug, Args)]
@@ -45,7 +46,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let mut machine = options.machine.machine(prepared, &disks)?;
     let engine = machine.config().engine;
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "recorder")?;
+    let side = make_side(&options.side, disks, network, "recorder", EarlyInput::Waits)?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, &options.side)?;
 

@@ -21,7 +21,7 @@ use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::RunEnd;
 use vmft_vmm::outputs::KeptOutputs;
 use vmft_vmm::snapshot;
-use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget};
+use vmft_vmm::world::console::{ConsoleHub, ConsoleTarget, EarlyInput};
 
 /// Options of `vmft replay`.
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
 
     let started = Instant::now();
     let first = machine.point();
-    let console = ConsoleHub::open(&options.serial.0)?;
+    let console = ConsoleHub::open(&options.serial.0, EarlyInput::Dropped)?;
     let kept = Arc::new(KeptOutputs::default());
     let gate = ReplayGate::showing(Arc::clone(&kept), Arc::clone(&console));
     end_start()?;

@@ -15,6 +15,7 @@ use vmft_backup::tell;
 use vmft_log::entry::StopReason;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineError;
+use vmft_vmm::world::console::EarlyInput;
 
 /// Options of `vmft run`.
 #[derive(Debug, Args)]
@@ -33,7 +34,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let disks = open_disks(&options.machine.disks(), DisksOf::Alone)?;
     let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "machine")?;
+    let side = make_side(&options.side, disks, network, "machine", EarlyInput::Waits)?;
     side.status.set_guest_memory(machine.ram().host_ranges());
     interrupt::serve_side(&side, &options.side)?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;

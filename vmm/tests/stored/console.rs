@@ -9,7 +9,7 @@ use vmft_fuzzing::{cases, damage, peak_of};
 use vmft_log::entry::OutputSequence;
 use vmft_vmm::world::Mailbox;
 use vmft_vmm::world::console::{
-    ConsoleHub, ConsoleRecord, ConsoleTarget, MAX_RECORD, Merger, read_record,
+    ConsoleHub, ConsoleRecord, ConsoleTarget, EarlyInput, MAX_RECORD, Merger, read_record,
 };
 
 /// Cases of a quick run.
@@ -81,7 +81,7 @@ fn whatever_readers_send_the_console_goes_on_and_gives_each_what_he_asked_for() 
     }));
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("console");
-    let hub = ConsoleHub::open(&ConsoleTarget::Socket(path.clone())).unwrap();
+    let hub = ConsoleHub::open(&ConsoleTarget::Socket(path.clone()), EarlyInput::Dropped).unwrap();
     hub.go_live(Arc::new(Mailbox::default()), None);
     let (mut sequence, mut offset) = (0, 0u64);
     let mut say = |text: &[u8]| {

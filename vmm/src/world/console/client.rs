@@ -112,7 +112,7 @@ impl Merger {
 mod tests {
     use super::*;
     use crate::world::Mailbox;
-    use crate::world::console::{ConsoleHub, ConsoleTarget, Typed};
+    use crate::world::console::{ConsoleHub, ConsoleTarget, EarlyInput, Typed};
     use std::sync::Arc;
     use vmft_log::entry::OutputSequence;
 
@@ -131,9 +131,10 @@ mod tests {
     fn a_reader_attached_to_the_pair_sees_each_byte_once() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let sides = ["a", "b"].map(|name| dir.path().join(name));
-        let hubs = sides
-            .each_ref()
-            .map(|path| ConsoleHub::open(&ConsoleTarget::Socket(path.clone())).expect("bound"));
+        let hubs = sides.each_ref().map(|path| {
+            ConsoleHub::open(&ConsoleTarget::Socket(path.clone()), EarlyInput::Dropped)
+                .expect("bound")
+        });
         let mut clients =
             sides.each_ref().map(|path| ConsoleClient::attach(path, 0).expect("listening"));
         let mut merger = Merger::default();
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_the_live_side_takes_input() {
-        let hub = ConsoleHub::open(&ConsoleTarget::Null).expect("no target");
+        let hub = ConsoleHub::open(&ConsoleTarget::Null, EarlyInput::Dropped).expect("no target");
         assert_eq!(hub.type_in(b"lost"), Typed::NotLive);
         hub.go_live(Arc::new(Mailbox::default()), None);
         assert_eq!(hub.type_in(b"kept"), Typed::All);

@@ -1,6 +1,6 @@
 //! What a console knows: the bytes, who may see them, and which outputs they belong to.
 
-use super::{CHUNK, Mailbox};
+use super::{CHUNK, EarlyInput, Mailbox};
 use crate::outputs::{Output, OutputKind};
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,6 +22,8 @@ pub type OnOut = Arc<dyn Fn(OutputSequence) + Send + Sync>;
 pub(super) enum Input {
     /// Nowhere: another side runs the guest.
     Nowhere,
+    /// It waits for this side to run the guest.
+    Later,
     /// To the guest.
     Guest(Arc<Mailbox>),
 }
@@ -74,7 +76,7 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    pub(super) fn new(has_sink: bool) -> Self {
+    pub(super) fn new(has_sink: bool, early: EarlyInput) -> Self {
         Self {
             history: VecDeque::new(),
             start: 0,
@@ -88,7 +90,10 @@ impl Hub {
             readers: 0,
             sent: 0,
             is_closed: false,
-            input: Input::Nowhere,
+            input: match early {
+                EarlyInput::Waits => Input::Later,
+                EarlyInput::Dropped => Input::Nowhere,
+            },
             on_out: None,
         }
     }

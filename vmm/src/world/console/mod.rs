@@ -80,6 +80,15 @@ pub enum ConsoleError {
     Thread(#[source] io::Error),
 }
 
+/// What becomes of bytes that are typed before this side runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlyInput {
+    /// They wait for it: the guest is this side's own.
+    Waits,
+    /// They are dropped, and whoever types is told: another side runs the guest, and takes what is typed.
+    Dropped,
+}
+
 /// What became of bytes that were typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Typed {
@@ -104,17 +113,18 @@ impl fmt::Debug for ConsoleHub {
 }
 
 impl ConsoleHub {
-    /// Opens the console's target and starts its thread.
+    /// Opens the console's target and starts its thread. `early` says what becomes of input before
+    /// [`Self::go_live`].
     ///
     /// # Errors
     /// See [`ConsoleError`].
-    pub fn open(target: &ConsoleTarget) -> Result<Arc<Self>, ConsoleError> {
+    pub fn open(target: &ConsoleTarget, early: EarlyInput) -> Result<Arc<Self>, ConsoleError> {
         let sink = match target {
             ConsoleTarget::Null | ConsoleTarget::Socket(_) => None,
             ConsoleTarget::Tty => Some(sink::standard_output()?),
             ConsoleTarget::File(path) => Some(sink::file(path)?),
         };
-        let hub = Arc::new(Self::new(sink.is_some()));
+        let hub = Arc::new(Self::new(sink.is_some(), early));
         if let Some(sink) = sink {
             sink::start(&hub, sink)?;
         }
@@ -124,8 +134,8 @@ impl ConsoleHub {
         Ok(hub)
     }
 
-    fn new(has_sink: bool) -> Self {
-        Self { hub: Mutex::new(Hub::new(has_sink)), changed: Condvar::new() }
+    fn new(has_sink: bool, early: EarlyInput) -> Self {
+        Self { hub: Mutex::new(Hub::new(has_sink, early)), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Hub> {
@@ -138,6 +148,8 @@ impl ConsoleHub {
         let mut hub = self.lock();
         hub.input = Input::Guest(mailbox);
         hub.on_out = on_out;
+        drop(hub);
+        self.changed.notify_all();
     }
 
     /// Bytes the guest wrote on a replaying side: kept for readers that attach after a go-live,
@@ -236,12 +248,14 @@ impl ConsoleHub {
         self.lock().visible
     }
 
-    /// Input from a reader. Waits until the guest has taken enough of what was typed before: whoever
-    /// types reads no more of it meanwhile, so nothing is lost.
+    /// Input from a reader. Waits until the guest is there ([`EarlyInput::Waits`]) and has taken enough of
+    /// what was typed before: whoever types reads no more of it meanwhile, so nothing is lost.
     pub fn type_in(&self, bytes: &[u8]) -> Typed {
         let mut left = bytes;
         loop {
-            let hub = self.lock();
+            let too_early = |hub: &mut Hub| !hub.is_closed && matches!(hub.input, Input::Later);
+            let hub = self.changed.wait_while(self.lock(), too_early);
+            let hub = hub.expect("no holder of the console's lock panics");
             if hub.is_closed {
                 return Typed::Over;
             }

@@ -63,7 +63,7 @@ struct Stage {
 }
 
 fn stage(answers: impl Into<VecDeque<Answer>>) -> Stage {
-    let hub = Arc::new(ConsoleHub::new(true));
+    let hub = Arc::new(ConsoleHub::new(true, EarlyInput::Dropped));
     let (taken, out) = (Arc::default(), Arc::<Mutex<Vec<u64>>>::default());
     let sink = Scripted { answers: answers.into(), taken: Arc::clone(&taken) };
     sink::start(&hub, Box::new(sink)).expect("a thread");
@@ -140,7 +140,7 @@ fn what_a_stuck_sink_was_not_seen_to_take_is_handed_to_whoever_follows() {
 
 #[test]
 fn what_waits_for_a_stuck_sink_takes_little_more_memory_than_its_bytes() {
-    let hub = ConsoleHub::new(true);
+    let hub = ConsoleHub::new(true, EarlyInput::Dropped);
     let bytes = 300_000;
     for number in 0..bytes {
         write(&hub, number + 1, number, b"x");
@@ -172,7 +172,7 @@ fn a_side_that_goes_live_lets_out_what_it_kept_however_far_that_goes_back() {
 
 #[test]
 fn what_is_typed_waits_until_the_guest_takes_it() {
-    let hub = Arc::new(ConsoleHub::new(false));
+    let hub = Arc::new(ConsoleHub::new(false, EarlyInput::Dropped));
     let mailbox = Arc::new(Mailbox::default());
     hub.go_live(Arc::clone(&mailbox), None);
     let typed: Vec<u8> = (0..200_000u32).map(|number| number.to_le_bytes()[0]).collect();
@@ -191,8 +191,26 @@ fn what_is_typed_waits_until_the_guest_takes_it() {
 }
 
 #[test]
+fn what_is_typed_before_a_sides_own_guest_is_there_reaches_it() {
+    let hub = Arc::new(ConsoleHub::new(false, EarlyInput::Waits));
+    let theirs = Arc::clone(&hub);
+    let typist = std::thread::spawn(move || theirs.type_in(b"early"));
+    let mailbox = Arc::new(Mailbox::default());
+    hub.go_live(Arc::clone(&mailbox), None);
+    assert_eq!(typist.join().expect("no panic"), Typed::All);
+    let arrival = mailbox.take_arrival(Room { console: 4096, packets: false });
+    assert!(matches!(arrival, Some(Arrival::ConsoleInput(bytes)) if bytes == b"early"));
+
+    let never = Arc::new(ConsoleHub::new(false, EarlyInput::Waits));
+    let theirs = Arc::clone(&never);
+    let typist = std::thread::spawn(move || theirs.type_in(b"early"));
+    never.close();
+    assert_eq!(typist.join().expect("no panic"), Typed::Over, "nobody waits for ever");
+}
+
+#[test]
 fn whoever_types_at_a_guest_that_takes_nothing_is_let_go_when_it_is_over() {
-    let hub = Arc::new(ConsoleHub::new(false));
+    let hub = Arc::new(ConsoleHub::new(false, EarlyInput::Dropped));
     hub.go_live(Arc::new(Mailbox::default()), None);
     let theirs = Arc::clone(&hub);
     let typist = std::thread::spawn(move || theirs.type_in(&[b'x'; 200_000]));
@@ -204,8 +222,8 @@ fn whoever_types_at_a_guest_that_takes_nothing_is_let_go_when_it_is_over() {
 fn a_file_written_by_both_sides_has_each_byte_once() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let target = ConsoleTarget::File(dir.path().join("console"));
-    let primary = ConsoleHub::open(&target).expect("writable");
-    let backup = ConsoleHub::open(&target).expect("writable");
+    let primary = ConsoleHub::open(&target, EarlyInput::Dropped).expect("writable");
+    let backup = ConsoleHub::open(&target, EarlyInput::Dropped).expect("writable");
     write(&primary, 1, 0, b"one ");
     write(&primary, 2, 4, b"two ");
     assert!(primary.drain(LONG));
@@ -222,7 +240,8 @@ fn a_file_written_by_both_sides_has_each_byte_once() {
 fn a_file_that_somebody_cuts_or_removes_is_gone_on_with_at_the_same_place() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("console");
-    let hub = ConsoleHub::open(&ConsoleTarget::File(path.clone())).expect("writable");
+    let hub = ConsoleHub::open(&ConsoleTarget::File(path.clone()), EarlyInput::Dropped)
+        .expect("writable");
     write(&hub, 1, 0, b"one ");
     assert!(hub.drain(LONG));
     OpenOptions::new().write(true).truncate(true).open(&path).expect("writable");
@@ -242,7 +261,7 @@ fn a_named_pipe_is_written_like_a_terminal() {
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made");
     // Both ends, so that opening waits for nobody.
     let mut reader = OpenOptions::new().read(true).write(true).open(&path).expect("opened");
-    let hub = ConsoleHub::open(&ConsoleTarget::File(path)).expect("writable");
+    let hub = ConsoleHub::open(&ConsoleTarget::File(path), EarlyInput::Dropped).expect("writable");
     write(&hub, 1, 100, b"from the middle");
     let mut bytes = [0; 15];
     io::Read::read_exact(&mut reader, &mut bytes).expect("written");
@@ -253,7 +272,8 @@ fn a_named_pipe_is_written_like_a_terminal() {
 fn a_closing_console_waits_for_its_readers_to_take_the_last_bytes() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("console");
-    let hub = ConsoleHub::open(&ConsoleTarget::Socket(path.clone())).expect("bound");
+    let hub =
+        ConsoleHub::open(&ConsoleTarget::Socket(path.clone()), EarlyInput::Dropped).expect("bound");
     let mut client = ConsoleClient::attach(&path, 0).expect("listening");
     write(&hub, 1, 0, b"hello");
     assert!(matches!(client.next_event(), ConsoleEvent::Record(_)));
@@ -276,7 +296,8 @@ fn a_closing_console_waits_for_its_readers_to_take_the_last_bytes() {
 fn outputs_are_reported_out_only_after_they_are_written() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("console");
-    let hub = ConsoleHub::open(&ConsoleTarget::File(path.clone())).expect("writable");
+    let hub = ConsoleHub::open(&ConsoleTarget::File(path.clone()), EarlyInput::Dropped)
+        .expect("writable");
     let out = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&out);
     let report = move |sequence: OutputSequence| {
