@@ -8,6 +8,7 @@
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
 //! | `PUT /api/v1/vm.switch` | hands the guest over to a backup |
+//! | `PUT /api/v1/vm.resume` | tries again what disks have failed at; the guest goes on |
 //! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
 use crate::metrics;
@@ -32,7 +33,7 @@ use vmft_log::entry::StopReason;
 use vmft_sandbox::Task;
 use vmft_sandbox::bind_private_socket;
 use vmft_vmm::inputs::Asked;
-use vmft_vmm::world::Mailbox;
+use vmft_vmm::world::{DiskDesk, Mailbox};
 
 /// What the API can ask.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct Api {
     pub requests: Arc<Requests>,
     /// Where a fault goes.
     pub faults: Arc<Faults>,
+    /// Where a guest is resumed that stands still because of a disk.
+    pub disk_desk: Arc<DiskDesk>,
     /// What to do beside asking the machine to stop.
     pub on_shutdown: Arc<dyn ShutdownHook>,
 }
@@ -81,6 +84,7 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
         .route("/api/v1/vm.shutdown", put(shutdown))
         .route("/api/v1/vm.snapshot", put(snapshot))
         .route("/api/v1/vm.switch", put(switch))
+        .route("/api/v1/vm.resume", put(resume))
         .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
     let serve = move || {
@@ -196,6 +200,21 @@ async fn switch(State(api): State<Api>) -> Result<StatusCode, (StatusCode, Strin
         Ok(Ok(Err(error))) => Err((StatusCode::CONFLICT, error.to_string())),
         _ => Err((StatusCode::GONE, "this side does not run the guest".to_owned())),
     }
+}
+
+async fn resume(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String)> {
+    if api.disk_desk.resume() == 0 {
+        let why = match api.status.status().role {
+            Role::Starting | Role::Joining | Role::Backup => {
+                "this side does not run the guest; ask the one that does"
+            }
+            _ => "no disk of this side has failed at anything, so nothing is to be resumed",
+        };
+        return Err((StatusCode::CONFLICT, why.to_owned()));
+    }
+    // The machine's thread waits for something to be asked.
+    api.mailbox.ask(Asked::Pause);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn fault(

@@ -45,6 +45,11 @@ pub fn snapshot(socket: &Path, directory: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.snapshot", body, SNAPSHOT_TIMEOUT).map(|_| ())
 }
 
+/// Has the side at `socket` try again what its disks have failed at.
+pub fn resume(socket: &Path) -> Result<()> {
+    ask(socket, Method::PUT, "/api/v1/vm.resume", Vec::new(), STATUS_TIMEOUT).map(|_| ())
+}
+
 /// Has the side at `socket` hand its guest over to a backup.
 pub fn switch(socket: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.switch", Vec::new(), FAULT_TIMEOUT).map(|_| ())

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::time::Duration;
-use vmft_backup::status::{Role, SideStatus};
+use vmft_backup::status::{DiskState, Role, SideStatus};
 
 /// How bad it is; the number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,8 +70,16 @@ pub fn check(status: &SideStatus, limits: Limits) -> (Level, String) {
     if let Some(lag) = lag.filter(|lag| *lag > limits.max_lag.as_secs_f64() * 1e3) {
         find(Level::Warning, format!("the backup is {lag:.0} ms behind"));
     }
+    let troubles = &status.disk_troubles;
+    let is_stopped = troubles.iter().any(|disk| disk.state == DiskState::Stopped);
     if let Some(why) = &status.guest_waits_for {
-        find(Level::Warning, format!("the guest is stopped until {why}"));
+        // Others end by themselves.
+        let level = if is_stopped { Level::Critical } else { Level::Warning };
+        find(level, format!("the guest is stopped until {why}"));
+    }
+    for disk in troubles.iter().filter(|disk| disk.state != DiskState::Stopped) {
+        let seconds = disk.for_ms / 1000;
+        find(Level::Warning, format!("{}, for {seconds} s", disk.text()));
     }
     if let Some(trouble) = &status.console_trouble {
         find(Level::Warning, format!("console: {trouble}"));
@@ -106,7 +114,7 @@ pub fn check(status: &SideStatus, limits: Limits) -> (Level, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_backup::status::ChannelStatus;
+    use vmft_backup::status::{ChannelStatus, DiskTroubleStatus};
 
     const LIMITS: Limits =
         Limits { max_lag: Duration::from_millis(200), max_unprotected: Duration::from_secs(60) };
@@ -133,6 +141,37 @@ mod tests {
             assert_eq!(of(role, None, 0.0).0, Level::Ok, "{role:?}");
         }
         assert_eq!([Level::Ok as u8, Level::Unknown as u8], [0, 3]);
+    }
+
+    #[test]
+    fn a_guest_that_a_disk_stops_is_critical_and_a_disk_that_hangs_a_warning() {
+        let trouble = |state, error: Option<&str>| DiskTroubleStatus {
+            disk: 0,
+            path: "/a.img".into(),
+            state,
+            what: "writing 512 bytes at byte 0".to_owned(),
+            error: error.map(Into::into),
+            is_full: true,
+            requests: 1,
+            for_ms: 61_000,
+        };
+        let of = |disk: DiskTroubleStatus, waits: Option<&str>| {
+            let status = SideStatus {
+                role: Role::Unprotected,
+                disk_troubles: vec![disk],
+                guest_waits_for: waits.map(str::to_owned),
+                ..SideStatus::default()
+            };
+            check(&status, LIMITS)
+        };
+        let stopped = trouble(DiskState::Stopped, Some("no room"));
+        let (level, text) = of(stopped, Some("it is resumed"));
+        assert_eq!(level, Level::Critical);
+        assert_eq!(text.matches("stopped until it is resumed").count(), 1, "{text}");
+        let (level, text) = of(trouble(DiskState::Hangs, None), None);
+        assert_eq!(level, Level::Warning);
+        assert!(text.contains("/a.img") && text.contains("for 61 s"), "{text}");
+        assert_eq!(of(trouble(DiskState::Unreachable, Some("EIO")), None).0, Level::Warning);
     }
 
     #[test]

@@ -71,6 +71,16 @@ backup does not take it within a second, it runs on here.
 
 Exit code 0 if another side runs the guest now.";
 
+/// For `vmft resume`.
+pub const RESUME: &str = "\
+Example:
+  vmft status --api-socket /run/vmft/web.api     says which disk has failed, at what, since when
+  vmft resume --api-socket /run/vmft/web.api     once there is room, or the storage is mended
+
+The requests that failed are tried again. If they fail again, the guest stands still again.
+
+Exit code 0 if there was something to try again.";
+
 /// For `vmft completions`.
 pub const COMPLETIONS: &str = "\
 Examples:

@@ -49,6 +49,7 @@ pub fn serve_side_with(
             mailbox: Arc::clone(&side.mailbox),
             requests: Arc::clone(&side.requests),
             faults: Arc::clone(&side.faults),
+            disk_desk: Arc::clone(&side.disk_desk),
             on_shutdown: Arc::clone(&on_shutdown),
         };
         api::serve(path, api)?;

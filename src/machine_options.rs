@@ -8,6 +8,7 @@ use crate::metrics_server::MetricsOption;
 use crate::net_options::NetOption;
 use crate::options::{CpusOption, DiskOption, MemoryOption, SerialOption, disks_and_seed};
 use crate::pair_options::disk_configs;
+use crate::protection_options::DiskTimeoutOption;
 use crate::remedy::Remedy;
 use crate::sandbox_options::SandboxOptions;
 use crate::seed::SeedFiles;
@@ -31,7 +32,7 @@ use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
 use vmft_vmm::world::console::{ConsoleHub, EarlyInput};
 use vmft_vmm::world::net::NetPort;
-use vmft_vmm::world::{DiskFile, FromDisk, Mailbox};
+use vmft_vmm::world::{DiskDesk, DiskFile, DiskPolicy, FromDisk, Mailbox, OnError};
 
 /// What the machine is made of. Without `--kernel` and `--restore`: what boots from a disk, or the
 /// default guest.
@@ -136,6 +137,27 @@ impl From<RebootChoice> for OnReboot {
     }
 }
 
+/// What happens when a disk's storage fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnErrorChoice {
+    /// A backup takes the guest; without one that can, as stop
+    Failover,
+    /// The guest stands still until `vmft resume`, and hears nothing of the error
+    Stop,
+    /// The guest is told of the error
+    Report,
+}
+
+impl From<OnErrorChoice> for OnError {
+    fn from(choice: OnErrorChoice) -> Self {
+        match choice {
+            OnErrorChoice::Failover => Self::Failover,
+            OnErrorChoice::Stop => Self::Stop,
+            OnErrorChoice::Report => Self::Report,
+        }
+    }
+}
+
 /// How a side talks to people and programs on its host.
 #[derive(Debug, Clone, Args)]
 pub struct SideOptions {
@@ -154,6 +176,14 @@ pub struct SideOptions {
     /// times within a minute without writing to a disk is stopped, and its last words are shown
     #[arg(long, value_enum, default_value = "restart", help_heading = "This side")]
     pub on_reboot: RebootChoice,
+    /// What happens when a disk's storage fails for good (no room, an I/O error): a backup takes the guest,
+    /// and without one it stands still; it stands still until `vmft resume`; or it is told of the error
+    #[arg(long, value_enum, default_value = "failover", help_heading = "This side")]
+    pub on_error: OnErrorChoice,
+    /// A disk's request that takes longer is said to hang; with --on-error failover a backup takes the guest,
+    /// if the request can do no harm later
+    #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "This side")]
+    pub disk_timeout: DiskTimeoutOption,
     /// Unix socket for `vmft status`, `vmft stop`, `vmft snapshot` (HTTP, /api/v1/vm.*)
     #[arg(long, value_name = "PATH", help_heading = "This side")]
     pub api_socket: Option<PathBuf>,
@@ -217,6 +247,10 @@ pub fn make_side(
         console: ConsoleHub::open(&options.serial.0, early)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
+        disk_desk: Arc::new(DiskDesk::new(DiskPolicy {
+            on_error: options.on_error.into(),
+            timeout: options.disk_timeout.0,
+        })),
         network,
         wall_clock: options.clock.into(),
         on_reboot: options.on_reboot.into(),

@@ -79,6 +79,9 @@ enum Command {
     /// Hand the guest over to its backup on purpose, with everything out: for maintenance
     #[command(after_help = examples::SWITCH)]
     Switch(commands::control::SwitchOptions),
+    /// Try again what a disk's storage has failed at: a guest that stands still because of it goes on
+    #[command(after_help = examples::RESUME)]
+    Resume(commands::control::ResumeOptions),
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
@@ -178,6 +181,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
         Command::Switch(options) => commands::control::switch(&options),
+        Command::Resume(options) => commands::control::resume(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Fault(options) => commands::fault::fault(&options),

@@ -3,7 +3,7 @@
 //! The names are part of the interface: `docs/operating.md` lists them.
 
 use std::fmt::Write;
-use vmft_backup::status::{Role, SideStatus};
+use vmft_backup::status::{DiskState, Role, SideStatus};
 
 /// The format's media type.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -110,8 +110,19 @@ fn guest(metrics: &mut Metrics, status: &SideStatus) {
     metrics.gauge("vmft_guest_time_seconds", help, of_ms(status.guest_time_ms as f64));
     let help = "1 while the guest waits for an interrupt.";
     metrics.gauge("vmft_guest_idle", help, flag(status.guest_idle));
-    let help = "1 while the guest is stopped until outputs have left.";
+    let help = "1 while the guest is stopped: until outputs have left, or a disk is resumed.";
     metrics.gauge("vmft_guest_stopped", help, flag(status.guest_waits_for.is_some()));
+    let states = [
+        ("stopped", DiskState::Stopped),
+        ("hangs", DiskState::Hangs),
+        ("unreachable", DiskState::Unreachable),
+    ]
+    .map(|(name, state)| {
+        let count = status.disk_troubles.iter().filter(|disk| disk.state == state).count();
+        (label("state", name), count as f64)
+    });
+    let help = "Disks with which something is wrong.";
+    metrics.several(Kind::Gauge, "vmft_disk_troubles", help, &states);
     let help = "Console bytes let out.";
     metrics.counter("vmft_console_bytes_total", help, status.console_bytes);
     if let Some(network) = &status.network {

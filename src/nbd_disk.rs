@@ -12,7 +12,7 @@ use vmft_backup::tell;
 use vmft_logging_channel::transport::PeerAddress;
 use vmft_nbd::rustls::ClientConfig;
 use vmft_nbd::rustls::pki_types::ServerName;
-use vmft_nbd::wire::{EPERM, MAX_DATA, READ_ONLY};
+use vmft_nbd::wire::{ENOSPC, EPERM, MAX_DATA, READ_ONLY};
 use vmft_nbd::{
     ByteStream, CallError, Client, ClientError, Connect, Control, Event, NegotiationError, Request,
 };
@@ -142,6 +142,15 @@ fn ask(control: &Control, call: &Call) -> io::Result<Option<Answer>> {
     }
 }
 
+/// A server's error with its kind, as far as anything depends on that.
+fn io_error(error: ClientError) -> io::Error {
+    let kind = match error {
+        ClientError::Server(ENOSPC) => io::ErrorKind::StorageFull,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
 impl NbdStorage {
     /// The call that a connection begins with which writes in a generation.
     fn binding(&self, permit: Permit) -> Option<Vec<u8>> {
@@ -183,7 +192,7 @@ impl Storage for NbdStorage {
         for piece in data.chunks_mut(MAX_DATA as usize) {
             let len = u32::try_from(piece.len()).expect("at most MAX_DATA");
             let read = self.client.request(None, Request::Read { offset: at, len });
-            piece.copy_from_slice(&read.map_err(io::Error::other)?);
+            piece.copy_from_slice(&read.map_err(io_error)?);
             at += u64::from(len);
         }
         Ok(())
@@ -199,13 +208,23 @@ impl Storage for NbdStorage {
                 Err(ClientError::Refused(_) | ClientError::Server(EPERM)) if permit.0.is_some() => {
                     return Err(WriteError::Fenced);
                 }
-                Err(error) => return Err(WriteError::Io(io::Error::other(error))),
+                Err(error) => return Err(WriteError::Io(io_error(error))),
             }
         }
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.client.request(None, Request::Flush).map(|_| ()).map_err(io::Error::other)
+        self.client.request(None, Request::Flush).map(|_| ()).map_err(io_error)
+    }
+
+    fn repeats_flush(&self, error: &io::Error) -> bool {
+        // What a server has lost that began anew, its next flush knows nothing of.
+        let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+        !matches!(reason, Some(ClientError::Lost))
+    }
+
+    fn fences(&self) -> bool {
+        self.identity.is_some()
     }
 }

@@ -59,6 +59,9 @@ pub enum OptionError {
     /// No way to protect a guest.
     #[error("`{0}` is none of lockstep, checkpoint, checkpoint,interval=25ms")]
     Protection(String),
+    /// No time for a disk's request.
+    #[error("`{0}` is no time such as 30s that a disk may take: from 100ms to 3600s")]
+    DiskTimeout(String),
     /// No bound for a lag.
     #[error("`{0}` is no bound such as 200ms, 200ms,then=slow, 1s,then=unprotect, 1s,then=stop")]
     Lag(String),

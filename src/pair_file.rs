@@ -123,6 +123,8 @@ pub(crate) struct Side {
     pub(crate) net: Value<String>,
     pub(crate) serial: Value<String>,
     pub(crate) clock: Value<String>,
+    pub(crate) on_error: Value<String>,
+    pub(crate) disk_timeout: Value<String>,
     pub(crate) api_socket: Value<String>,
     pub(crate) metrics_listen: Value<String>,
     pub(crate) event_log: Value<String>,

@@ -1,6 +1,7 @@
 //! Values of the options that say how a guest is protected, and within which bounds.
 
 use crate::options::{OptionError, Pairs, parse_time};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 use vmft_backup::epoch::{Interval, Protection};
@@ -56,6 +57,26 @@ impl FromStr for TimeOption {
     }
 }
 
+/// `--disk-timeout 30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskTimeoutOption(pub Duration);
+
+/// What a disk's request may take. Busy disks take tenths of a second.
+const DISK_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
+
+impl FromStr for DiskTimeoutOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let time = parse_time(text)?;
+        if DISK_TIMEOUTS.contains(&time) {
+            return Ok(Self(time));
+        }
+        Err(OptionError::DiskTimeout(text.to_owned()))
+    }
+}
+
 /// `--max-lag 200ms[,then=slow|unprotect|stop]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LagOption(pub LagBound);
@@ -99,6 +120,16 @@ mod tests {
         }
         let error = parse("checkpoint,interval=1ms").expect_err("too short").to_string();
         assert!(error.contains("at least 2 ms"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_has_a_tenth_of_a_second_and_up_to_an_hour() {
+        let parse = |text: &str| text.parse::<DiskTimeoutOption>().map(|option| option.0);
+        assert_eq!(parse("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(parse("30s"), Ok(Duration::from_secs(30)));
+        for wrong in ["", "0s", "99ms", "3601s", "30"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -47,6 +47,7 @@ fn serve(path: &Path) {
         mailbox: Arc::default(),
         requests: Arc::default(),
         faults: Arc::default(),
+        disk_desk: Arc::default(),
         on_shutdown: Arc::new(Stops::default()),
     };
     vmft::api::serve(path, api).unwrap();
@@ -64,6 +65,7 @@ fn good() -> Vec<Vec<u8>> {
         request("GET", "/api/v1/vm.info", ""),
         request("PUT", "/api/v1/vm.shutdown", ""),
         request("PUT", "/api/v1/vm.snapshot", r#"{"directory": "/nonexistent/snapshot"}"#),
+        request("PUT", "/api/v1/vm.resume", ""),
         request("PUT", "/api/v1/vm.fault", r#"{"fault": "fail"}"#),
         request(
             "PUT",

@@ -219,7 +219,10 @@ impl LogSource for ChannelSource {
                 }
                 Delivery::Ended(_) if ruling == Ruling::Wait => self.policy.wait_ruled(ENTRY_WAIT),
                 // The judge is to hear of the loss first.
-                Delivery::Ended(end) if ruling == Ruling::Follow && end.is_failure() => {}
+                Delivery::Ended(end)
+                    if ruling == Ruling::Follow
+                        && end.is_failure()
+                        && !self.policy.knows_the_end() => {}
                 Delivery::Ended(_) => return Err(LogEnd::Ended),
                 Delivery::TimedOut => {}
             }

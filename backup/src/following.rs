@@ -16,6 +16,7 @@ use crate::reign::{Fate, FollowEvent, FollowReign};
 use crate::side::{Side, SideEnd, SideError};
 use crate::status::{ChannelStatus, Role, ms};
 use crate::storage::{self, Token};
+use crate::storage_look::StorageLook;
 use crate::succession::FollowPolicy;
 use crate::tell;
 use std::collections::BTreeMap;
@@ -35,8 +36,8 @@ use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
-use vmft_vmm::world::error_text;
 use vmft_vmm::world::make_thread_urgent;
+use vmft_vmm::world::{DiskFile, error_text};
 
 /// How long an orderly goodbye may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -276,7 +277,7 @@ impl Side {
             machine.ram(),
             duties,
             control,
-        );
+        )?;
         self.status.set_role(Role::Backup, terms.generation);
         self.note_joined(machine.point());
         tell!("following the primary from point {}", machine.point());
@@ -316,6 +317,9 @@ impl Side {
 
     /// Begins a session that is followed, whatever its log is made of, from a console that has shown so
     /// much.
+    ///
+    /// # Errors
+    /// The host's, without a thread for what goes with it.
     pub(crate) fn begin_following(
         &self,
         channel: &Arc<BackupChannel>,
@@ -323,7 +327,9 @@ impl Side {
         ram: &GuestRam,
         duties: &BackupDuties,
         control: &Arc<BackupControl>,
-    ) -> Following {
+    ) -> Result<Following, SideError> {
+        let disks = self.disks.iter().map(DiskFile::reader).collect();
+        let look = StorageLook::begin(disks, &self.status).map_err(SideError::Host)?;
         // What this side remembers of an earlier session ends before what was shown since: its console
         // begins anew here, without a gap.
         self.console.remember(shown, &[]);
@@ -338,11 +344,12 @@ impl Side {
             self.who.clone(),
             Arc::clone(&self.status),
             Arc::clone(control),
+            look,
         ));
         let kept = Arc::new(KeptOutputs::default());
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
         let source = ChannelSource::new(Arc::clone(channel), Arc::clone(&policy));
-        Following { policy, kept, gate, source }
+        Ok(Following { policy, kept, gate, source })
     }
 
     /// This side has joined a primary, at this point of its guest.
@@ -460,7 +467,8 @@ pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -
     let (point, marked, kept) = (report.point, machine.outputs(), kept.take());
     let not_out = kept.len() as u64;
     events::note(|| Event::ReplayDone { point, marked, not_out });
-    let succession = Succession { report, last_contact, kept };
+    let storage_failed = race.storage_failed;
+    let succession = Succession { report, last_contact, kept, storage_failed };
     Followed::Won(Box::new((machine, succession)))
 }
 

@@ -18,6 +18,7 @@ use vmft_log::entry::Entry;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_vmm::machine::Machine;
+use vmft_vmm::world::DiskDesk;
 
 /// How long the guest rests at most until everything is out.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +48,20 @@ pub enum HandOverError {
     NotOut,
     /// The backup did not take it.
     #[error("the backup did not take the guest, which runs on here, unprotected")]
+    NotTaken,
+}
+
+/// Why a guest does not leave a side whose storage fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotRelieved {
+    /// Nobody could take it.
+    #[error("no backup protects this side")]
+    Nobody,
+    /// A write that has been begun could still change the disk, over what another side writes.
+    #[error("a write is still under way, and could land after those of a backup")]
+    UnderWay,
+    /// The backup did not take it: its own storage fails as well, or it is lost.
+    #[error("the backup has not taken it")]
     NotTaken,
 }
 
@@ -91,13 +106,55 @@ impl HandOver<'_> {
         if policy.standing() != Standing::Deciding {
             return Err(HandOverError::Nobody);
         }
-        channel.leave(GoodbyeReason::HandedOver, GOODBYE_PATIENCE);
+        if Self::leave_to_backup(channel, policy, GoodbyeReason::HandedOver) {
+            Ok(())
+        } else {
+            Err(HandOverError::NotTaken)
+        }
+    }
+
+    /// Gives up the reign of a side whose storage fails, with the machine at rest. `Ok` if another side has
+    /// the guest.
+    ///
+    /// It is as if this side died here: the backup goes live with what it has, which is all that was ever
+    /// let out, and issues again what it does not know to be done. What this side did beyond that nobody
+    /// has seen. So it takes no point, and no whole epoch; only no write of this side may be under way any
+    /// more, since that could land over what the backup writes next.
+    pub(crate) fn relieve(self, desk: &DiskDesk, why: &str) -> Result<(), NotRelieved> {
+        let Self { channel, policy, .. } = self;
+        if policy.standing() != Standing::Protected || channel.protected_by() == 0 {
+            return Err(NotRelieved::Nobody);
+        }
+        if !desk.freeze(DRAIN_PATIENCE) {
+            desk.thaw();
+            return Err(NotRelieved::UnderWay);
+        }
+        policy.handle(LiveEvent::HandOver);
+        if policy.standing() != Standing::Deciding {
+            desk.thaw();
+            return Err(NotRelieved::Nobody);
+        }
+        let goodbye = GoodbyeReason::StorageFailed(why.into());
+        if Self::leave_to_backup(channel, policy, goodbye) {
+            return Ok(());
+        }
+        desk.thaw();
+        Err(NotRelieved::NotTaken)
+    }
+
+    /// Says goodbye to the backups, and waits until the arbiter has decided: true if another side goes on.
+    fn leave_to_backup(
+        channel: &PrimaryChannel,
+        policy: &Arc<LossPolicy>,
+        goodbye: GoodbyeReason,
+    ) -> bool {
+        channel.leave(goodbye, GOODBYE_PATIENCE);
         policy.ask_after_hand_over();
         loop {
             match policy.wait_decided(STEP) {
                 Standing::Deciding => {}
-                Standing::Alone | Standing::Protected => return Err(HandOverError::NotTaken),
-                Standing::Fenced(_) => return Ok(()),
+                Standing::Alone | Standing::Protected => return false,
+                Standing::Fenced(_) => return true,
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
+use crate::disk_care::Standstill;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
-use crate::hand_over::{HandOver, HandOverError};
+use crate::hand_over::{HandOver, HandOverError, NotRelieved};
 use crate::handler::Handler;
 use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
@@ -12,8 +13,8 @@ use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
 use crate::requests::{Beginning, JoinHost};
 use crate::side::{Doors, Side, SideEnd, SideError};
-use crate::status::{FailoverReport, Role, StatusBoard, ms};
-use crate::storage;
+use crate::status::{DiskTroubleStatus, FailoverReport, Role, StatusBoard, ms};
+use crate::{storage, tell};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
@@ -24,9 +25,9 @@ use vmft_logging_channel::transport::{
 };
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
-use vmft_vmm::outputs::{HeldOutputs, OutputGate};
+use vmft_vmm::outputs::OutputGate;
 use vmft_vmm::world::error_text;
-use vmft_vmm::world::{Fence, HostSource, make_thread_urgent};
+use vmft_vmm::world::{DiskTrouble, Fence, HostSource, OnError, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -65,6 +66,8 @@ pub(crate) struct Succession {
     pub(crate) last_contact: Instant,
     /// Outputs replayed but not known to be out.
     pub(crate) kept: Vec<vmft_vmm::outputs::Output>,
+    /// The peer's storage failed, and so it handed the guest over.
+    pub(crate) storage_failed: bool,
 }
 
 /// The machine's inputs, followed or not.
@@ -81,13 +84,22 @@ impl Inputs {
         }
     }
 
-    fn run(&mut self, machine: &mut Machine, gate: &HeldOutputs) -> Result<RunEnd, MachineError> {
+    fn as_dyn(&mut self) -> &mut dyn vmft_vmm::inputs::Inputs {
         match self {
-            Self::Alone(live) => machine.run(&mut **live, gate),
-            Self::Recording(recording) => machine.run(&mut **recording, gate),
+            Self::Alone(live) => &mut **live,
+            Self::Recording(recording) => &mut **recording,
         }
     }
 }
+
+/// Why the guest does not leave a side whose disks fail.
+struct WhyNot {
+    text: String,
+    /// It is not tried again before something else fails.
+    is_for_good: bool,
+}
+
+const NOBODY: &str = "no backup protects this side";
 
 struct LiveSide<'a> {
     side: &'a Side,
@@ -129,7 +141,11 @@ impl Side {
             machine.keep_completed_writes();
             live_side.doors.outside.rewrite(&machine.completed_writes());
         }
+        let storage_failed = succession.as_ref().is_some_and(|before| before.storage_failed);
         let mut live = live_side.go_live(&machine, succession)?;
+        if storage_failed {
+            self.disk_desk.begin_proof();
+        }
         if wait > 0 {
             self.status.set_role(Role::WaitingForBackup, live_side.policy.generation());
             match live_side.wait_for_backups(&mut machine, wait)? {
@@ -378,6 +394,58 @@ impl LiveSide<'_> {
         }
     }
 
+    /// Sees to disks whose storage fails, with the machine at rest: has a backup relieve this side, or the
+    /// guest stand still. True if another side has the guest.
+    fn mind_disks(&self, declined: &mut bool) -> bool {
+        let (side, desk) = (self.side, &self.side.disk_desk);
+        let heard = side.hear_of_disks();
+        *declined &= heard.failed.is_empty();
+        if desk.policy().on_error != OnError::Failover {
+            side.tell_of_disks(&heard, None);
+            return false;
+        }
+        let troubles = desk.troubles();
+        let Some(first) = troubles.first().filter(|_| !*declined) else {
+            side.tell_of_disks(&heard, None);
+            return false;
+        };
+        let is_news = !heard.failed.is_empty() || !heard.hanging.is_empty();
+        let why = DiskTroubleStatus::from(first).text();
+        let why_not = match self.relieve(&troubles, &why) {
+            Ok(()) => return true,
+            Err(why_not) => why_not,
+        };
+        *declined |= why_not.is_for_good;
+        desk.answer_final();
+        if is_news || why_not.is_for_good {
+            side.tell_of_disks(&heard, Some(&why_not.text));
+        }
+        false
+    }
+
+    /// Has a backup take the guest, because of these disks.
+    fn relieve(&self, troubles: &[DiskTrouble], why: &str) -> Result<(), WhyNot> {
+        let not_now = |text: String| WhyNot { text, is_for_good: false };
+        let channel = self.channel.as_ref().ok_or_else(|| not_now(NOBODY.to_owned()))?;
+        if channel.protected_by() == 0 {
+            return Err(not_now(NOBODY.to_owned()));
+        }
+        if self.side.disk_desk.is_unproved() {
+            let text = "the storage of the side before this one has failed at the same";
+            return Err(not_now(text.to_owned()));
+        }
+        if troubles.iter().any(|disk| disk.may_land_later) {
+            return Err(not_now(NotRelieved::UnderWay.to_string()));
+        }
+        tell!("{why}; a backup is to go on with its own way to the storage");
+        let (doors, policy, protection) = (&self.doors, &self.policy, self.protection);
+        let hand_over = HandOver { channel, doors, policy, protection };
+        hand_over.relieve(&self.side.disk_desk, why).map_err(|error| WhyNot {
+            text: error.to_string(),
+            is_for_good: error != NotRelieved::Nobody,
+        })
+    }
+
     /// Hands the guest over to a backup, with the machine at rest.
     fn hand_over(&self, machine: &Machine) -> Result<(), HandOverError> {
         let channel = self.channel.as_ref().ok_or(HandOverError::Nobody)?;
@@ -452,8 +520,10 @@ impl LiveSide<'_> {
         machine: &mut Machine,
         mut inputs: Inputs,
     ) -> Result<(SideEnd, Inputs), SideError> {
+        let (mut standstill, mut declined) = (Standstill::default(), false);
         loop {
-            match inputs.run(machine, &self.doors.gate)? {
+            let (gate, standstill) = (&*self.doors.gate, &mut standstill);
+            match self.side.run_or_stand(machine, inputs.as_dyn(), gate, standstill)? {
                 RunEnd::Paused => {
                     let mut host = LiveHost::of(self);
                     self.side.requests.serve(machine, &mut host);
@@ -470,6 +540,9 @@ impl LiveSide<'_> {
                             std::thread::sleep(ANSWER_WAIT);
                             return Ok((self.halted(), inputs));
                         }
+                    }
+                    if self.mind_disks(&mut declined) {
+                        return Ok((self.halted(), inputs));
                     }
                 }
                 RunEnd::Stopped(reason) => return Ok((SideEnd::Stopped(reason), inputs)),

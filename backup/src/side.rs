@@ -1,6 +1,7 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFence};
+use crate::disk_care::{self, Standstill};
 use crate::fault::Faults;
 use crate::nudges::Nudges;
 use crate::requests::{NoBackups, Requests};
@@ -17,7 +18,9 @@ use vmft_vmm::machine::{LockstepRefusal, Machine, MachineError, RunEnd, StateErr
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputGate, Outside};
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::{NetError, NetPort};
-use vmft_vmm::world::{DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence};
+use vmft_vmm::world::{
+    DiskDesk, DiskFile, DiskFileError, Fence, HostOutside, HostSource, Mailbox, NoFence,
+};
 
 /// How long an operator's stop waits for what is on its way out.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -99,6 +102,8 @@ pub struct Side {
     pub console: Arc<ConsoleHub>,
     /// The guest's disks.
     pub disks: Vec<DiskFile>,
+    /// What is done when their storage fails.
+    pub disk_desk: Arc<DiskDesk>,
     /// Where the guest's network device is connected, if it has one.
     pub network: Option<Arc<NetPort>>,
     /// What the guest's real-time clock is told when it runs here.
@@ -125,7 +130,16 @@ impl Side {
     pub(crate) fn open_doors(&self, fence: &Arc<dyn Fence>) -> Result<Doors, SideError> {
         let console = Arc::clone(&self.console);
         let network = self.network.clone();
-        let outside = HostOutside::start(&self.disks, console, network, fence, &self.mailbox)?;
+        let outside = HostOutside::start(
+            &self.disks,
+            console,
+            network,
+            fence,
+            &self.mailbox,
+            &self.disk_desk,
+        )?;
+        let desk = Arc::clone(&self.disk_desk);
+        self.status.set_disks(Some(Arc::new(move || disk_care::statuses(&desk))));
         let outside = Arc::new(outside);
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>));
         self.status.set_gate(Arc::clone(&gate));
@@ -251,10 +265,13 @@ impl Side {
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
     ) -> Result<SideEnd, SideError> {
+        let mut standstill = Standstill::default();
         loop {
-            match machine.run(inputs, gate)? {
+            match self.run_or_stand(machine, inputs, gate, &mut standstill)? {
                 RunEnd::Paused => {
                     self.requests.serve(machine, &mut NoBackups);
+                    self.disk_desk.answer_final();
+                    self.tell_of_disks(&self.hear_of_disks(), None);
                 }
                 RunEnd::Stopped(reason) => return Ok(SideEnd::Stopped(reason)),
                 RunEnd::Halted => return Ok(SideEnd::Halted("asked to halt".to_owned())),
@@ -295,6 +312,12 @@ impl Side {
         let (mut disks_done, mut console_done) = (false, false);
         while !(disks_done && console_done) {
             disks_done = disks_done || disks.wait(FINISH_STEP);
+            self.disk_desk.answer_final();
+            self.tell_of_disks(&self.hear_of_disks(), None);
+            if self.mailbox.was_asked_to_stop() && self.disk_desk.stands_still() {
+                // What is kept is done when an operator resumes it, and this one stops.
+                disks_done = true;
+            }
             console_done = self.console.drain(FINISH_STEP);
             if !self.mailbox.was_asked_to_stop() {
                 pace = Pace::new(self.console.written());

@@ -149,6 +149,59 @@ pub struct DivergenceReport {
     pub text: ForeignText,
 }
 
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskState {
+    /// A request has failed and is kept: the guest stands still.
+    Stopped,
+    /// A request has been under way for too long.
+    Hangs,
+    /// A backup cannot read it: it takes no guest over from a primary whose storage fails.
+    Unreachable,
+}
+
+/// A disk with which something is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskTroubleStatus {
+    /// Its number on the board.
+    pub disk: u8,
+    /// As its operator knows it.
+    pub path: ForeignText,
+    /// What is wrong.
+    pub state: DiskState,
+    /// What could not be done, or is not done.
+    pub what: String,
+    /// The storage's reason, if it has said one.
+    pub error: Option<ForeignText>,
+    /// The reason is that there is no room.
+    pub is_full: bool,
+    /// Requests that are kept, or hang.
+    pub requests: u64,
+    /// Since when, in milliseconds.
+    pub for_ms: u64,
+}
+
+impl DiskTroubleStatus {
+    /// What is wrong, for people.
+    pub fn text(&self) -> String {
+        let (path, what) = (&self.path, &self.what);
+        match &self.error {
+            Some(error) => format!("disk {path}: {what}: {error}"),
+            None => format!("disk {path}: {what} takes longer than it should"),
+        }
+    }
+
+    /// What an operator can do about it.
+    pub const fn remedy(&self) -> &'static str {
+        match self.state {
+            DiskState::Stopped if self.is_full => "make room on its storage, then `vmft resume`",
+            DiskState::Stopped => "see to its storage, then `vmft resume`",
+            DiskState::Hangs | DiskState::Unreachable => "see to its storage",
+        }
+    }
+}
+
 /// A side, for `vmft status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SideStatus {
@@ -171,9 +224,12 @@ pub struct SideStatus {
     /// Memory taken by outputs that are not out: those that wait, and those that nobody outside takes.
     #[serde(default)]
     pub outputs_waiting_bytes: u64,
-    /// Why the guest is stopped until outputs have left, if it is.
+    /// What the guest is stopped for, if it is: until outputs have left, or a disk is resumed.
     #[serde(default)]
     pub guest_waits_for: Option<String>,
+    /// Disks with which something is wrong now.
+    #[serde(default)]
+    pub disk_troubles: Vec<DiskTroubleStatus>,
     /// Why the console's sink takes nothing, if it says so.
     #[serde(default)]
     pub console_trouble: Option<String>,
@@ -238,11 +294,13 @@ pub struct NetworkStatus {
 }
 
 type ChannelProbe = Arc<dyn Fn() -> Option<ChannelStatus> + Send + Sync>;
+type DiskProbe = Arc<dyn Fn() -> Vec<DiskTroubleStatus> + Send + Sync>;
 
 #[derive(Default)]
 struct Board {
     status: SideStatus,
     probe: Option<ChannelProbe>,
+    disks: Option<DiskProbe>,
     gate: Option<Arc<HeldOutputs>>,
     console: Option<Arc<ConsoleHub>>,
     network: Option<Arc<NetPort>>,
@@ -327,6 +385,11 @@ impl StatusBoard {
         self.lock().probe = probe;
     }
 
+    /// From now on `probe` says what is wrong with the disks.
+    pub(crate) fn set_disks(&self, probe: Option<DiskProbe>) {
+        self.lock().disks = probe;
+    }
+
     /// The gate whose delays are shown.
     pub fn set_gate(&self, gate: Arc<HeldOutputs>) {
         self.lock().gate = Some(gate);
@@ -360,7 +423,7 @@ impl StatusBoard {
         let (mut status, probe, gate) =
             (board.status.clone(), board.probe.clone(), board.gate.clone());
         let (network, console) = (board.network.clone(), board.console.clone());
-        let since = board.unprotected_since;
+        let (since, disks) = (board.unprotected_since, board.disks.clone());
         drop(board);
         status.unprotected_ms =
             since.map(|since| u64::try_from(now().since(since).as_millis()).unwrap_or(u64::MAX));
@@ -401,6 +464,12 @@ impl StatusBoard {
             status.output_delay_worst_us =
                 Duration::from_nanos(delays.worst_ns).as_secs_f64() * 1e6;
             status.outputs_marked = delays.marks;
+        }
+        status.disk_troubles = disks.map_or_else(Vec::new, |disks| disks());
+        let stopped = status.disk_troubles.iter().find(|disk| disk.state == DiskState::Stopped);
+        if let Some(disk) = stopped {
+            let why = format!("it is resumed: {}; {}", disk.text(), disk.remedy());
+            status.guest_waits_for = Some(why);
         }
         status
     }

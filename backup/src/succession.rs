@@ -9,12 +9,14 @@ use crate::following::BackupControl;
 use crate::policy::ask_arbiter;
 use crate::reign::{Fate, FollowAction, FollowEvent, FollowReign, Ruling, SessionOver};
 use crate::status::{FailoverReport, StatusBoard, ms};
+use crate::storage_look::StorageLook;
 use crate::tell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmft_log::entry::Generation;
-use vmft_logging_channel::transport::{BackupChannel, SessionEnd, now};
+use vmft_logging_channel::session::GoodbyeReason;
+use vmft_logging_channel::transport::{BackupChannel, EndCause, SessionEnd, now};
 use vmft_sandbox::Task;
 
 /// What was found out while the peer was being lost.
@@ -24,6 +26,8 @@ pub(crate) struct Race {
     pub(crate) asked: Option<Instant>,
     pub(crate) decided: Option<Instant>,
     pub(crate) last_contact: Option<Instant>,
+    /// The peer has handed the guest over, since its storage fails.
+    pub(crate) storage_failed: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,7 @@ struct Parts {
     who: Candidate,
     status: Arc<StatusBoard>,
     control: Arc<BackupControl>,
+    look: StorageLook,
 }
 
 /// The policy of one side that follows, for one session.
@@ -66,6 +71,7 @@ impl FollowPolicy {
         who: Candidate,
         status: Arc<StatusBoard>,
         control: Arc<BackupControl>,
+        look: StorageLook,
     ) -> Self {
         let log = JudgeLog::begin(Judge::Follow {
             generation: reign.generation(),
@@ -81,7 +87,7 @@ impl FollowPolicy {
             asking: false,
             fate: None,
         };
-        let parts = Parts { arbiter, who, status, control };
+        let parts = Parts { arbiter, who, status, control, look };
         Self { parts, state: Mutex::new(state), log, changed: Condvar::new() }
     }
 
@@ -114,6 +120,11 @@ impl FollowPolicy {
         self.lock().race.clone()
     }
 
+    /// True once the judge knows how the session ended.
+    pub(crate) fn knows_the_end(&self) -> bool {
+        self.lock().over
+    }
+
     /// Tells the judge how the session ended, if it has.
     pub(crate) fn look(self: &Arc<Self>, channel: &BackupChannel) {
         if self.lock().over {
@@ -127,8 +138,14 @@ impl FollowPolicy {
         state.race.begin(&end);
         note_end(&end);
         self.tell_judge(&mut state, FollowEvent::GenerationChanged(channel.generation()));
+        let fails = self.parts.look.failing().filter(|_| state.race.storage_failed);
+        let over = match fails {
+            // As good as it can be: its primary asks for the guest again, and this side follows it.
+            Some(why) => SessionOver::Departed(format!("{}; here, {why}", end.cause)),
+            None => SessionOver::from(&end.cause),
+        };
         let over = FollowEvent::SessionOver {
-            over: SessionOver::from(&end.cause),
+            over,
             received: channel.received(),
             heard: channel.has_heard(),
         };
@@ -280,6 +297,8 @@ impl Race {
             detection_ms: ms(end.ended_at.since(end.last_contact)),
             ..FailoverReport::default()
         };
+        self.storage_failed =
+            matches!(end.cause, EndCause::Departed(GoodbyeReason::StorageFailed(_)));
     }
 
     /// The arbiter has answered.

@@ -30,6 +30,7 @@ fn every_frame() -> Vec<Frame> {
         Frame::Goodbye(GoodbyeReason::Stopped),
         Frame::Goodbye(GoodbyeReason::Failed("at point 7".into())),
         Frame::Goodbye(GoodbyeReason::HandedOver),
+        Frame::Goodbye(GoodbyeReason::StorageFailed("disk a.img".into())),
         Frame::Goodbye(GoodbyeReason::Diverged(DivergenceNotice {
             window: Some((ExecutionPoint::new(300), ExecutionPoint::new(301))),
             page: Some(0x5000),

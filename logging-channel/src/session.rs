@@ -62,6 +62,10 @@ pub enum GoodbyeReason {
     /// rests. Whoever follows it goes on.
     #[error("the peer hands the guest over")]
     HandedOver,
+    /// A primary whose storage fails, and that hands the guest over: nothing of it leaves any more, and none
+    /// of its writes is under way. Whoever follows it, and reaches the storage by a way of its own, goes on.
+    #[error("the peer's storage fails, and it hands the guest over: {0}")]
+    StorageFailed(ForeignText),
 }
 
 /// What a backup that diverged tells its primary.
@@ -82,6 +86,7 @@ impl GoodbyeReason {
         match self {
             Self::Fault(text) => Self::Fault(text.clipped(MAX_TEXT)),
             Self::Failed(text) => Self::Failed(text.clipped(MAX_TEXT)),
+            Self::StorageFailed(text) => Self::StorageFailed(text.clipped(MAX_TEXT)),
             Self::Diverged(notice) => {
                 Self::Diverged(DivergenceNotice { text: notice.text.clipped(MAX_TEXT), ..notice })
             }
@@ -272,7 +277,9 @@ impl ControlMessage for Acknowledge {
 impl ControlMessage for GoodbyeReason {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Fault(text) | Self::Failed(text) => check_text("goodbye text", text),
+            Self::Fault(text) | Self::Failed(text) | Self::StorageFailed(text) => {
+                check_text("goodbye text", text)
+            }
             Self::Diverged(notice) => check_text("divergence", &notice.text),
             Self::Stopped | Self::Leaving | Self::HandedOver => Ok(()),
         }

@@ -59,6 +59,20 @@ pub struct SwitchOptions {
     api_socket: PathBuf,
 }
 
+/// Options of `vmft resume`.
+#[derive(Debug, Args)]
+pub struct ResumeOptions {
+    /// The --api-socket of the side that runs the guest
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
+/// Has a side try again what its disks have failed at.
+pub fn resume(options: &ResumeOptions) -> Result<ExitCode> {
+    api_client::resume(&options.api_socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Hands the guest over to a backup.
 pub fn switch(options: &SwitchOptions) -> Result<ExitCode> {
     api_client::switch(&options.api_socket)?;
@@ -149,6 +163,17 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
         "outputs waiting      {}, {} bytes not out",
         status.outputs_waiting, status.outputs_waiting_bytes
     )?;
+    for disk in &status.disk_troubles {
+        writeln!(
+            text,
+            "disk {:<16}{}, for {:.1} s, {} requests; {}",
+            disk.disk,
+            disk.text(),
+            disk.for_ms as f64 / 1e3,
+            disk.requests,
+            disk.remedy()
+        )?;
+    }
     if let Some(why) = &status.guest_waits_for {
         writeln!(text, "guest stopped        until {why}")?;
     } else if let Some(trouble) = &status.console_trouble {

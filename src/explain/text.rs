@@ -188,6 +188,15 @@ pub fn describe(record: &Record) -> Option<String> {
         Event::Mended => "the divergence is mended".to_owned(),
         Event::Slowed { lag_ms } => format!("slowed: the backup is {lag_ms:.1} ms behind"),
         Event::FullSpeed => "at full speed again".to_owned(),
+        Event::DiskFailed { disk, what, error } => format!("disk {disk}: {what} fails: {error}"),
+        Event::DiskHangs { disk, what } => format!("disk {disk}: {what} hangs"),
+        Event::DiskAnswers { disk, after_ms } => {
+            format!("disk {disk}: what hung has ended, after {:.1} s", after_ms / 1e3)
+        }
+        Event::GuestStopped { why } => format!("the guest stands still: {why}"),
+        Event::GuestResumed { after_ms } => {
+            format!("the guest goes on, after {:.1} s", after_ms / 1e3)
+        }
         Event::Trouble { text, .. } => text.to_string(),
         Event::FaultPlanted { fault, point } => format!("fault planted at point {point}: {fault}"),
         Event::EventsLost { count } => format!("{count} events are lost here"),

@@ -157,6 +157,8 @@ impl Settings<'_> {
             self.value("net", &side.net);
             self.value("serial", &side.serial);
             self.value("clock", &side.clock);
+            self.value("on-error", &side.on_error);
+            self.value("disk-timeout", &side.disk_timeout);
             self.value("api-socket", &side.api_socket);
             self.value("metrics-listen", &side.metrics_listen);
             self.value("event-log", &side.event_log);

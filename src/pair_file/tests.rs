@@ -26,6 +26,8 @@ disk = ["path=/mnt/guest.img", "path=/mnt/data.img,readonly=on"]
 
 [sides.c]
 address = "tls:hostC:7000"
+on-error = "stop"
+disk-timeout = "10s"
 "#;
 
 fn parse(text: &str) -> Result<PairFile, PairFileError> {
@@ -76,6 +78,10 @@ fn one_file_gives_each_side_the_options_of_both_commands() {
     assert!(!words.contains("--cpus") && !words.contains("/shared"), "{words}");
     let place = primary(&file, "b", &[]).unwrap().options.arbiter_place().unwrap();
     assert_eq!(place.to_string(), "/mnt/guest.img.vmft");
+    let words = standby(&file, "c", &[]).unwrap().words.join(" ");
+    for word in ["--on-error=stop", "--disk-timeout=10s"] {
+        assert!(words.contains(word), "{word} is not in {words}");
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Side {
         let mut follower = EpochFollower::new(machine, &checkpoint)?;
         drop(checkpoint);
         let (shown, ram) = (follower.console_offset(), follower.ram());
-        let following = self.begin_following(&channel, shown, ram, duties, control);
+        let following = self.begin_following(&channel, shown, ram, duties, control)?;
         self.status.set_role(Role::Backup, terms.generation);
         self.note_joined(follower.point());
         tell!("following the primary by checkpoints from point {}", follower.point());

@@ -214,6 +214,39 @@ pub enum Event {
     },
     /// It is not any more.
     FullSpeed,
+    /// A request of a disk has failed at its storage, and is kept: the guest is not told.
+    DiskFailed {
+        /// The disk, as its operator knows it.
+        disk: ForeignText,
+        /// What could not be done.
+        what: ForeignText,
+        /// The storage's reason.
+        error: ForeignText,
+    },
+    /// A request of a disk has been under way for too long.
+    DiskHangs {
+        /// The disk.
+        disk: ForeignText,
+        /// What it is that hangs.
+        what: ForeignText,
+    },
+    /// A request that hung has ended.
+    DiskAnswers {
+        /// The disk.
+        disk: ForeignText,
+        /// After how long, in milliseconds.
+        after_ms: f64,
+    },
+    /// The guest stands still until an operator resumes it.
+    GuestStopped {
+        /// Why.
+        why: ForeignText,
+    },
+    /// It goes on.
+    GuestResumed {
+        /// After how long, in milliseconds.
+        after_ms: f64,
+    },
     /// Something else that operators are warned of: a disk that fails, a network that is lost.
     Trouble {
         /// The part of the program that says so.

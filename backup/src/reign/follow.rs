@@ -42,9 +42,11 @@ impl From<&EndCause> for SessionOver {
         match cause {
             EndCause::Lost(_)
             | EndCause::Violation(_)
-            | EndCause::Departed(GoodbyeReason::Failed(_) | GoodbyeReason::HandedOver) => {
-                Self::Lost(cause.to_string())
-            }
+            | EndCause::Departed(
+                GoodbyeReason::Failed(_)
+                | GoodbyeReason::HandedOver
+                | GoodbyeReason::StorageFailed(_),
+            ) => Self::Lost(cause.to_string()),
             EndCause::Departed(GoodbyeReason::Stopped) => Self::Stopped,
             EndCause::Departed(reason) => Self::Departed(reason.to_string()),
             EndCause::Left | EndCause::GivenUp(_) | EndCause::NotBegun(_) => Self::Left,

@@ -265,7 +265,11 @@ impl SessionEnd {
             self.cause,
             EndCause::Lost(_)
                 | EndCause::Violation(_)
-                | EndCause::Departed(GoodbyeReason::Failed(_) | GoodbyeReason::HandedOver)
+                | EndCause::Departed(
+                    GoodbyeReason::Failed(_)
+                        | GoodbyeReason::HandedOver
+                        | GoodbyeReason::StorageFailed(_)
+                )
         )
     }
 }

@@ -30,6 +30,8 @@ pub struct ClockControl {
     /// Host time of a point, measured, in the units of [`ClockRate`].
     measured: u64,
     scale: PointScale,
+    /// Host time in which the guest stood still, which is no part of its own.
+    stood_ns: u64,
 }
 
 impl ClockControl {
@@ -41,7 +43,14 @@ impl ClockControl {
             last_point: point,
             measured: clock.rate.raw().clamp(MIN_RATE, scale.max_rate.raw()),
             scale,
+            stood_ns: 0,
         }
+    }
+
+    /// The guest has stood still for `ns` of host time, up to now: its own time goes on from where it was.
+    pub fn stood_still(&mut self, ns: u64) {
+        self.stood_ns += ns;
+        self.last_host.0 += ns;
     }
 
     /// What a point is worth.
@@ -51,12 +60,12 @@ impl ClockControl {
 
     /// Guest time that `host` corresponds to.
     pub fn target(&self, host: HostTime) -> VirtualTime {
-        self.origin.after_ns(host.0)
+        self.origin.after_ns(host.0.saturating_sub(self.stood_ns))
     }
 
     /// Host time at which guest time `time` is due.
     pub fn due(&self, time: VirtualTime) -> HostTime {
-        HostTime(time.since(self.origin))
+        HostTime(time.since(self.origin) + self.stood_ns)
     }
 
     /// True if a running guest is due for a correction.
@@ -160,6 +169,22 @@ mod tests {
             control.sync(HostTime(10_000_000), ExecutionPoint::new(1_000_000), ahead);
         assert_eq!(time, ahead);
         assert!(rate < initial_rate);
+    }
+
+    #[test]
+    fn time_in_which_the_guest_stood_still_is_no_part_of_its_own() {
+        let clock = clock(PointScale::SOFT.initial_rate);
+        let mut control = ClockControl::new(&clock, ExecutionPoint::START, PointScale::SOFT);
+        let (first, hour) = (SYNC_INTERVAL_NS, 3_600_000_000_000);
+        control.sync(HostTime(first), ExecutionPoint::new(first / 10), VirtualTime::ZERO);
+        let measured = control.measured;
+        control.stood_still(hour);
+        assert!(!control.sync_due(HostTime(first + hour)));
+        assert_eq!(control.due(VirtualTime::from_ns(2 * first)), HostTime(2 * first + hour));
+        let (point, at) = (ExecutionPoint::new(2 * first / 10), HostTime(2 * first + hour));
+        let (time, _) = control.sync(at, point, VirtualTime::from_ns(first));
+        assert_eq!(time, VirtualTime::from_ns(2 * first));
+        assert!(control.measured.abs_diff(measured) < measured, "it is as fast as it was");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::clock::HostTime;
 use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
 use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
+use std::time::Duration;
 use vmft_log::entry::{Arrival, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint, WallTime};
 
@@ -142,6 +143,14 @@ impl<S: InputSource> Live<S> {
     /// What a point is worth.
     pub fn scale(&self) -> &PointScale {
         self.clock.scale()
+    }
+
+    /// The guest has stood still for so long, up to now. That is no part of its time; its real-time clock is
+    /// told the world's when it goes on.
+    pub(super) fn has_stood_still(&mut self, time: Duration) {
+        self.clock.stood_still(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.must_sync = true;
+        self.waits_since = None;
     }
 
     /// The world.
@@ -316,6 +325,10 @@ impl<S: InputSource> Inputs for Live<S> {
 
     fn is_base(&self) -> bool {
         true
+    }
+
+    fn stood_still(&mut self, time: Duration) {
+        self.has_stood_still(time);
     }
 
     fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {

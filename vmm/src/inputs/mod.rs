@@ -24,6 +24,7 @@ pub use scale::{Pace, PointScale};
 use crate::board::DiskOperation;
 use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
+use std::time::Duration;
 use vmft_log::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -194,4 +195,8 @@ pub trait Inputs {
     /// # Errors
     /// [`InputError::Log`] if they cannot be written.
     fn exits(&mut self, point: ExecutionPoint, exits: &[ExitRecord]) -> Result<(), InputError>;
+
+    /// The machine was not run for so long, up to now, because its side had it stand still: that is no part of
+    /// the guest's time. Nothing to whoever takes time from a log.
+    fn stood_still(&mut self, _: Duration) {}
 }

@@ -8,6 +8,7 @@ use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
+use std::time::Duration;
 use vmft_log::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 
@@ -314,6 +315,10 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
 
     fn branch_before(&self, _: ExecutionPoint) -> Option<CodeAddress> {
         None
+    }
+
+    fn stood_still(&mut self, time: Duration) {
+        self.live.has_stood_still(time);
     }
 
     fn is_base(&self) -> bool {

@@ -8,16 +8,22 @@
 //! A pair's images are opened without the host's cache ([`HostCache::None`]): what a host that freezes has
 //! not passed to the storage, it would pass on when it comes back, over what the survivor has written.
 
+mod desk;
 mod errors;
 mod fence;
 mod image;
+mod job;
 mod order;
 mod queue;
 mod rewrite;
+mod watch;
+
+pub use desk::{DiskDesk, DiskNews, DiskPolicy, DiskTrouble, OnError};
 
 pub use fence::{Fence, FenceError, NoFence, Permit};
 pub use image::{HostCache, Image, Storage, WriteError};
 pub(super) use queue::DiskQueue;
+pub(super) use watch::Watch;
 
 use super::Mailbox;
 use errors::DiskErrors;
@@ -204,10 +210,11 @@ impl DiskFile {
         disk: u8,
         fence: Arc<dyn Fence>,
         mailbox: Arc<Mailbox>,
+        desk: Arc<DiskDesk>,
     ) -> Result<DiskQueue, DiskFileError> {
         let storage = Arc::clone(&self.storage);
         let errors = DiskErrors::of(self.path.clone());
-        DiskQueue::start(disk, storage, fence, mailbox, errors)
+        DiskQueue::start(disk, storage, fence, mailbox, errors, desk)
             .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
     }
 }
@@ -224,6 +231,17 @@ impl DiskReader {
     /// What people know the disk as.
     pub fn name(&self) -> &Path {
         &self.name
+    }
+
+    /// Reads the beginning of the disk, to see whether its storage can be reached. May block for as long as
+    /// the storage does.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub fn look(&self) -> io::Result<()> {
+        let len = self.storage.unit().max(SECTOR_SIZE).min(self.size);
+        let mut data = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        self.storage.read(0, &mut data)
     }
 }
 

@@ -17,8 +17,8 @@ mod urgent;
 mod watermark;
 
 pub use disk::{
-    DiskFile, DiskFileError, DiskReader, Fence, FenceError, HostCache, Image, NoFence, Permit,
-    Storage, WriteError,
+    DiskDesk, DiskFile, DiskFileError, DiskNews, DiskPolicy, DiskReader, DiskTrouble, Fence,
+    FenceError, HostCache, Image, NoFence, OnError, Permit, Storage, WriteError,
 };
 pub use disk_boot::{DiskBootError, FromDisk, boot_from_disks, guests_name};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};

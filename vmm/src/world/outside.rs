@@ -1,7 +1,7 @@
 //! Where released outputs go: the disks' threads, the console and the network.
 
 use super::console::ConsoleHub;
-use super::disk::{DiskQueue, DiskReader};
+use super::disk::{DiskDesk, DiskQueue, DiskReader, Watch};
 use super::net::NetPort;
 use super::watermark::Watermark;
 use super::{DiskFile, DiskFileError, Fence, Mailbox};
@@ -18,6 +18,8 @@ use vmft_log::entry::{OutputSequence, RequestId};
 #[derive(Debug)]
 pub struct HostOutside {
     disks: Vec<DiskQueue>,
+    /// Finds requests of the disks that hang.
+    _watch: Option<Watch>,
     readers: Vec<DiskReader>,
     /// Those that the guest may write to.
     writable: Vec<bool>,
@@ -65,16 +67,24 @@ impl HostOutside {
         network: Option<Arc<NetPort>>,
         fence: &Arc<dyn Fence>,
         mailbox: &Arc<Mailbox>,
+        desk: &Arc<DiskDesk>,
     ) -> Result<Self, DiskFileError> {
+        let first = disks.first();
         let writable = disks.iter().map(|disk| !disk.read_only()).collect();
         let readers = disks.iter().map(DiskFile::reader).collect();
-        let disks = (0u8..)
-            .zip(disks)
-            .map(|(index, disk)| disk.start(index, Arc::clone(fence), Arc::clone(mailbox)))
-            .collect::<Result<_, _>>()?;
+        let watch = first.map(|disk| {
+            let path = disk.path().to_owned();
+            Watch::begin(desk).map_err(|source| DiskFileError::Thread { path, source })
+        });
+        let _watch = watch.transpose()?;
+        let start = |(index, disk): (u8, &DiskFile)| {
+            disk.start(index, Arc::clone(fence), Arc::clone(mailbox), Arc::clone(desk))
+        };
+        let disks = (0u8..).zip(disks).map(start).collect::<Result<Vec<_>, _>>()?;
+        desk.attend(&disks);
         let watermark = Arc::default();
         let packets = AtomicBool::new(false);
-        Ok(Self { disks, readers, writable, console, network, watermark, packets })
+        Ok(Self { disks, _watch, readers, writable, console, network, watermark, packets })
     }
 
     /// This side is live: the console's input goes to `mailbox`, and `on_out` is told up to which

@@ -2,7 +2,7 @@
 
 use crate::world::Repeats;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What could not be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,11 @@ impl DiskErrors {
     /// Of the image at `path`.
     pub(super) fn of(path: PathBuf) -> Self {
         Self { path, repeats: Repeats::new() }
+    }
+
+    /// The image.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// It happened at `place`, such as "4096 bytes at byte 512".

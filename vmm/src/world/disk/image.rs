@@ -80,6 +80,19 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The storage's.
     fn flush(&self) -> io::Result<()>;
+
+    /// True if another flush, after one that has failed for this reason, is about the same writes. A host
+    /// takes pages of its cache for written when writing them has failed (fsync(2), NOTES): the next flush
+    /// succeeds, and they are lost.
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
+
+    /// True if the storage itself refuses what is written in a generation that is over, however late that
+    /// arrives.
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 /// What the host asks of transfers past its cache.

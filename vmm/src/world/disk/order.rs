@@ -80,6 +80,18 @@ impl<T> Default for Order<T> {
 }
 
 impl<T> Order<T> {
+    /// The place of the last job that was added.
+    pub(super) fn last(&self) -> Ticket {
+        self.last
+    }
+
+    /// True if a job waits or is under way that came no later than that.
+    pub(super) fn has_up_to(&self, last: Ticket) -> bool {
+        let waiting = self.waiting.front().map(|(ticket, _, _)| *ticket);
+        let under_way = self.under_way.iter().map(|(ticket, _)| *ticket);
+        under_way.chain(waiting).any(|ticket| ticket <= last)
+    }
+
     /// Adds a job behind all others.
     pub(super) fn push(&mut self, extent: Extent, job: T) {
         self.last.0 += 1;

@@ -92,6 +92,12 @@ impl Storage for Cached {
     }
 }
 
+/// Whatever fails, the guest is told.
+fn reporting() -> Arc<DiskDesk> {
+    let on_error = OnError::Report;
+    Arc::new(DiskDesk::new(crate::world::DiskPolicy { on_error, ..Default::default() }))
+}
+
 struct Stage {
     queue: DiskQueue,
     mailbox: Arc<Mailbox>,
@@ -107,6 +113,7 @@ impl Stage {
             Arc::new(fence),
             Arc::clone(&mailbox),
             DiskErrors::of("disk".into()),
+            reporting(),
         );
         Self { queue: queue.expect("a thread"), mailbox }
     }
@@ -309,6 +316,7 @@ fn a_write_that_its_storage_refuses_is_made_again_by_a_winner_and_never_answered
             Arc::new(fence),
             Arc::clone(&mailbox),
             DiskErrors::of("disk".into()),
+            reporting(),
         )
         .expect("a thread");
         queue.request(RequestId(7), DiskOperation::Write { offset: 0, data: vec![1] });

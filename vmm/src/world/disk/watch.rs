@@ -1,0 +1,50 @@
+//! Notices requests that hang.
+
+use super::desk::DiskDesk;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use vmft_sandbox::Task;
+
+/// How often it is looked at most: an operator is in no greater hurry.
+const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+struct Over {
+    is_over: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Looks at a side's disks now and then, on a thread of its own, until it is dropped.
+#[derive(Debug)]
+pub(in crate::world) struct Watch(Arc<Over>);
+
+impl Watch {
+    /// Begins.
+    ///
+    /// # Errors
+    /// The host's, without a thread for it.
+    pub(in crate::world) fn begin(desk: &Arc<DiskDesk>) -> io::Result<Self> {
+        let (desk, over) = (Arc::clone(desk), Arc::<Over>::default());
+        let limit = desk.policy().timeout;
+        let step = LOOK.min(limit / 4);
+        let watched = Arc::clone(&over);
+        let watch = move || {
+            let mut is_over = watched.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*is_over {
+                let waited = watched.changed.wait_timeout(is_over, step);
+                is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
+                desk.queues().iter().for_each(|queue| queue.look(limit));
+            }
+        };
+        vmft_sandbox::spawn(Task::Disk, "disk-watch", watch)?;
+        Ok(Self(over))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        *self.0.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.changed.notify_all();
+    }
+}
