@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use vmft_backup::epoch::Protection;
+use vmft_vmm::engine::soft::{self, CompilerMode};
 use vmft_vmm::engine::{EngineKind, PointKind};
 
 /// What executes the guest.
@@ -57,6 +58,19 @@ pub enum CompilerChoice {
     On,
     /// Everything is interpreted
     Off,
+    /// As on, and what the code does is compared with what the interpreter does, each time: a
+    /// difference stops the guest with a report. For finding faults of vmft; very slow
+    Check,
+}
+
+impl From<CompilerChoice> for CompilerMode {
+    fn from(choice: CompilerChoice) -> Self {
+        match choice {
+            CompilerChoice::On => Self::On,
+            CompilerChoice::Off => Self::Off,
+            CompilerChoice::Check => Self::Check,
+        }
+    }
 }
 
 /// How --engine soft executes the guest, which shows nowhere but in its speed.
@@ -70,15 +84,24 @@ pub struct CompilerOptions {
 
 impl CompilerOptions {
     /// Has it for the engines made from here on.
-    pub fn apply(self) {
-        vmft_vmm::engine::soft::set_compiler(self.soft_compiler != Some(CompilerChoice::Off));
+    ///
+    /// # Errors
+    /// If code is to be checked where there is none.
+    pub fn apply(self) -> Result<()> {
+        let mode = self.soft_compiler.map_or(CompilerMode::On, Into::into);
+        if mode == CompilerMode::Check
+            && let Some(why) = soft::compiler_obstacle()
+        {
+            bail!("--soft-compiler check: there is nothing to check on this host: {why}");
+        }
+        soft::set_compiler(mode);
+        Ok(())
     }
 
     /// The same on another command line.
     fn arguments(self) -> impl Iterator<Item = &'static str> {
-        let words = self.soft_compiler.map(|choice| {
-            ["--soft-compiler", if choice == CompilerChoice::On { "on" } else { "off" }]
-        });
+        let words =
+            self.soft_compiler.map(|choice| ["--soft-compiler", CompilerMode::from(choice).name()]);
         words.into_iter().flatten()
     }
 }

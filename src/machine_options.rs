@@ -324,7 +324,7 @@ impl MachineOptions {
     /// Reads what the guest boots from, or fetches it: before the sandbox, in which no program can be run
     /// that does so.
     pub fn prepare(&self, purpose: Purpose) -> Result<Prepared> {
-        self.engine.compiler.apply();
+        self.engine.compiler.apply()?;
         // Wrong options come before wrong files.
         let wanted = self.engine.wanted(purpose)?;
         self.check_cpus(wanted, purpose)?;

@@ -58,3 +58,28 @@ fn a_recorded_boot_replays_in_other_processes_to_the_same_state() {
     let message = String::from_utf8_lossy(&cut.stderr);
     assert!(message.contains("cut.log"), "{message}");
 }
+
+/// So many instructions are checked, unless `VMFT_CHECKED_POINTS` says how many; `all`: the whole
+/// boot.
+const CHECKED_POINTS: &str = "20000000";
+
+#[test]
+fn a_boot_whose_compiled_code_is_checked_comes_to_the_same_state() {
+    let points = std::env::var("VMFT_CHECKED_POINTS");
+    let points = points.unwrap_or_else(|_| CHECKED_POINTS.to_owned());
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let record = "record --log boot.log --memory size=96M --serial file=live --cmdline";
+    let mut record: Vec<&str> = record.split(' ').collect();
+    record.push("vmft.run=bench-fork vmft.count=3");
+    good(&record, directory);
+    let states = ["check", "off"].map(|mode| {
+        let mut replay = vec!["replay", "boot.log", "--serial", "null", "--soft-compiler", mode];
+        if points != "all" {
+            replay.extend(["--to", &points]);
+        }
+        let text = good(&replay, directory);
+        line(&text, "state ").to_owned()
+    });
+    assert_eq!(states[0], states[1]);
+}

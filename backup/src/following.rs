@@ -278,6 +278,7 @@ impl Side {
             duties,
             control,
         )?;
+        self.status.set_machine(&machine);
         self.status.set_role(Role::Backup, terms.generation);
         self.note_joined(machine.point());
         tell!("following the primary from point {}", machine.point());

@@ -169,6 +169,7 @@ impl Side {
         machine: &Machine,
     ) -> Result<Live<HostSource>, SideError> {
         let (outside, gate) = (Arc::clone(&doors.outside), Arc::clone(&doors.gate));
+        self.status.set_machine(machine);
         let gauges = Arc::clone(self.status.gauges());
         let source = {
             let disk_boot = machine.boot_source().disk.clone();

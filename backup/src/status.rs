@@ -10,6 +10,8 @@ use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::now;
+use vmft_vmm::engine::soft::{CompilerGauge, CompilerMode};
+use vmft_vmm::machine::Machine;
 use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
 use vmft_vmm::world::Gauges;
 use vmft_vmm::world::console::ConsoleHub;
@@ -217,6 +219,9 @@ pub struct SideStatus {
     pub guest_time_ms: u64,
     /// True if the guest waits for an interrupt.
     pub guest_idle: bool,
+    /// What the engine's compiler does, where the engine may have one.
+    #[serde(default)]
+    pub compiler: Option<CompilerStatus>,
     /// Console bytes let out.
     pub console_bytes: u64,
     /// Outputs that wait for an acknowledgement.
@@ -293,6 +298,17 @@ pub struct NetworkStatus {
     pub lost: u64,
 }
 
+/// How a guest on the `soft` engine is executed in this process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompilerStatus {
+    /// What its compiler does.
+    pub mode: CompilerMode,
+    /// Instructions executed.
+    pub retired: u64,
+    /// Those of them that were compiled.
+    pub compiled: u64,
+}
+
 type ChannelProbe = Arc<dyn Fn() -> Option<ChannelStatus> + Send + Sync>;
 type DiskProbe = Arc<dyn Fn() -> Vec<DiskTroubleStatus> + Send + Sync>;
 
@@ -305,6 +321,7 @@ struct Board {
     console: Option<Arc<ConsoleHub>>,
     network: Option<Arc<NetPort>>,
     guest_memory: Vec<Range<usize>>,
+    compiler: Option<Arc<CompilerGauge>>,
     /// Since when this side has been live and unprotected.
     unprotected_since: Option<MonotonicTime>,
 }
@@ -405,9 +422,17 @@ impl StatusBoard {
         self.lock().network = Some(network);
     }
 
-    /// Where the guest's memory is in this process.
+    /// Where the guest's memory is in this process. No machine runs in it yet.
     pub fn set_guest_memory(&self, ranges: Vec<Range<usize>>) {
-        self.lock().guest_memory = ranges;
+        let mut board = self.lock();
+        board.guest_memory = ranges;
+        board.compiler = None;
+    }
+
+    /// The machine that runs here: where its memory is in this process, and how it is executed.
+    pub fn set_machine(&self, machine: &Machine) {
+        self.set_guest_memory(machine.ram().host_ranges());
+        self.lock().compiler = machine.compiler();
     }
 
     /// Where the guest's memory is in this process.
@@ -424,7 +449,13 @@ impl StatusBoard {
             (board.status.clone(), board.probe.clone(), board.gate.clone());
         let (network, console) = (board.network.clone(), board.console.clone());
         let (since, disks) = (board.unprotected_since, board.disks.clone());
+        let compiler = board.compiler.clone();
         drop(board);
+        status.compiler = compiler.map(|gauge| CompilerStatus {
+            mode: gauge.mode(),
+            retired: gauge.retired(),
+            compiled: gauge.compiled(),
+        });
         status.unprotected_ms =
             since.map(|since| u64::try_from(now().since(since).as_millis()).unwrap_or(u64::MAX));
         status.events_lost = events::lost();

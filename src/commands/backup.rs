@@ -133,7 +133,7 @@ fn follow(
     listen: Option<&PeerAddress>,
     patience: Patience,
 ) -> Result<ExitCode> {
-    options.engine.compiler.apply();
+    options.engine.compiler.apply()?;
     let max_lag = options.pair.max_lag()?;
     let disk_options = disks_and_seed(&options.disk, options.seed.as_ref());
     let arbiter = ArbiterOf(&options.pair, &options.disk);

@@ -10,7 +10,7 @@ use clap::Args;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmft_backup::status::{EpochReport, SideStatus};
+use vmft_backup::status::{CompilerStatus, EpochReport, SideStatus};
 
 /// Options of `vmft status`.
 #[derive(Debug, Args)]
@@ -142,6 +142,15 @@ fn describe_epochs(text: &mut String, epochs: &EpochReport) -> fmt::Result {
     writeln!(text)
 }
 
+/// What the compiler does, and how much of the guest it has executed.
+fn describe_compiler(CompilerStatus { mode, retired, compiled }: &CompilerStatus) -> String {
+    if *compiled == 0 {
+        return mode.name().to_owned();
+    }
+    let share = *compiled as f64 * 100.0 / (*retired).max(1) as f64;
+    format!("{}; {share:.1} % of {retired} instructions were compiled", mode.name())
+}
+
 /// The status for people, a line a fact.
 fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
     let mut text = String::new();
@@ -158,6 +167,9 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
     }
     let idle = if status.guest_idle { ", idle" } else { "" };
     writeln!(text, "guest time           {:.3} s{idle}", status.guest_time_ms as f64 / 1e3)?;
+    if let Some(compiler) = &status.compiler {
+        writeln!(text, "compiler             {}", describe_compiler(compiler))?;
+    }
     writeln!(
         text,
         "outputs waiting      {}, {} bytes not out",

@@ -1,5 +1,6 @@
 //! `vmft doctor`.
 
+use crate::engine_options::CompilerOptions;
 use crate::progress::TerminalProgress;
 use crate::terminal::say;
 use anyhow::Result;
@@ -15,6 +16,8 @@ pub struct DoctorOptions {
     /// The report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    compiler: CompilerOptions,
 }
 
 /// Columns of a terminal the report is made for.
@@ -24,6 +27,7 @@ const COLUMNS: [usize; 3] = [38, 24, 18];
 
 /// Examines this host and says what it can do. Whatever it finds, the report is a success.
 pub fn doctor(options: &DoctorOptions) -> Result<ExitCode> {
+    options.compiler.apply()?;
     let mut progress = crate::progress::terminal();
     let report = examine(&mut progress);
     drop(progress);

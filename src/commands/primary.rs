@@ -72,7 +72,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "primary", EarlyInput::Waits)?;
-    side.status.set_guest_memory(machine.ram().host_ranges());
+    side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
 
     // Everything has been checked: now the shared storage may change.

@@ -47,7 +47,7 @@ pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let engine = machine.config().engine;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "recorder", EarlyInput::Waits)?;
-    side.status.set_guest_memory(machine.ram().host_ranges());
+    side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
 
     let path = options.log.clone();

@@ -46,7 +46,7 @@ pub struct ReplayOptions {
 
 /// Replays a log offline.
 pub fn replay(options: &ReplayOptions) -> Result<ExitCode> {
-    options.compiler.apply();
+    options.compiler.apply()?;
     let path = options.log.display();
     if matches!(options.serial.0, ConsoleTarget::Socket(_)) {
         bail!("a replay has no console to attach to; give --serial null, tty or file=PATH");

@@ -35,7 +35,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine", EarlyInput::Waits)?;
-    side.status.set_guest_memory(machine.ram().host_ranges());
+    side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let engine = machine.config().engine;

@@ -3,6 +3,7 @@
 //! Nothing here measures, and nothing here judges: the probes fill these types,
 //! [`super::findings`] and [`super::verdict`] read them. All of it goes to JSON and back.
 
+use crate::engine::soft::CompilerMode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -49,6 +50,9 @@ pub struct HostFacts {
     pub kernel: String,
     /// Why the `soft` engine cannot compile here, if it cannot.
     pub compiler_obstacle: Option<String>,
+    /// What its compiler does here.
+    #[serde(default)]
+    pub compiler: CompilerMode,
 }
 
 impl HostFacts {

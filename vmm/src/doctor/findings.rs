@@ -118,8 +118,11 @@ fn host(facts: &Facts) -> Vec<Finding> {
         Finding::note("host kernel", &host.kernel),
         Finding::judged(
             "compiler of `soft`",
-            host.compiler_obstacle.as_deref().unwrap_or("runs"),
-            "runs",
+            match &host.compiler_obstacle {
+                Some(why) => format!("{}: {why}", host.compiler.name()),
+                None => host.compiler.name().to_owned(),
+            },
+            "on",
             host.compiler_obstacle.is_none(),
             "`soft` interprets: several times slower",
         ),

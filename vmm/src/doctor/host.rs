@@ -1,6 +1,7 @@
 //! What the host says of itself: CPU, microcode, kernel, and which KVM is loaded.
 
 use super::facts::{HostFacts, KvmKind};
+use crate::engine::soft;
 use std::path::Path;
 
 /// Reads `/proc`. What is not there stays empty.
@@ -8,7 +9,8 @@ pub fn examine() -> HostFacts {
     let mut host = parse(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     host.kernel = release.trim().to_owned();
-    host.compiler_obstacle = crate::engine::soft::compiler_obstacle();
+    host.compiler_obstacle = soft::compiler_obstacle();
+    host.compiler = soft::compiler_mode();
     host
 }
 

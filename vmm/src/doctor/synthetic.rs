@@ -6,6 +6,7 @@ use super::facts::{
     Execution, Facts, HiddenFact, HostFacts, InstructionFact, KvmKind, Landings, Level, MsrFilter,
     Nanoseconds, Need, Outcome, Overflows, ProbeFacts, StepFacts, Stepping, Syscall, TimeStamp,
 };
+use crate::engine::soft::CompilerMode;
 
 const LEVELS: [Level; 2] = [Level::Kernel, Level::User];
 
@@ -20,6 +21,7 @@ fn host(vendor: &str) -> HostFacts {
         flags: vec!["popcnt".to_owned()],
         kernel: "6.1.0".to_owned(),
         compiler_obstacle: None,
+        compiler: CompilerMode::On,
     }
 }
 

@@ -16,6 +16,7 @@ pub mod state;
 use crate::memory::GuestRam;
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 
 pub use count::{CpuCount, CpuCountError, MAX_CPUS};
@@ -198,6 +199,11 @@ pub trait Engine: fmt::Debug + Send {
     /// A handle by which other threads make a running [`Self::run`] come back soon; `None` if the
     /// engine comes back by itself.
     fn kicker(&self) -> Option<Kicker> {
+        None
+    }
+
+    /// How much of what it executes is compiled, if it is an engine that may compile.
+    fn compiler(&self) -> Option<Arc<soft::CompilerGauge>> {
         None
     }
 

@@ -12,6 +12,7 @@
 
 use super::{Machine, MachineError};
 use crate::engine::CpuState;
+use crate::engine::soft::Miscompiled;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
@@ -27,6 +28,18 @@ use vmft_sandbox::outside_of_landlock;
 struct Panicked {
     message: String,
     location: String,
+    miscompiled: Option<Box<Miscompiled>>,
+}
+
+impl Panicked {
+    fn new(payload: &(dyn Any + Send), location: String) -> Self {
+        let miscompiled = payload.downcast_ref::<Box<Miscompiled>>().cloned();
+        let message = match &miscompiled {
+            Some(miscompiled) => miscompiled.to_string(),
+            None => message_of(payload),
+        };
+        Self { message, location, miscompiled }
+    }
 }
 
 thread_local! {
@@ -52,8 +65,7 @@ pub fn abort_on_panics() {
         let first = CAUGHT.with_borrow(Option::is_none);
         if INSIDE.get() && first {
             let location = panic.location().map(ToString::to_string).unwrap_or_default();
-            let message = message_of(panic.payload());
-            CAUGHT.set(Some(Panicked { message, location }));
+            CAUGHT.set(Some(Panicked::new(panic.payload(), location)));
             return;
         }
         tell(panic);
@@ -68,8 +80,7 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     let result = catch_unwind(AssertUnwindSafe(work));
     INSIDE.set(outside);
     result.map_err(|payload| {
-        let unknown =
-            || Panicked { message: message_of(&*payload), location: "unknown place".to_owned() };
+        let unknown = || Panicked::new(&*payload, "unknown place".to_owned());
         CAUGHT.take().unwrap_or_else(unknown)
     })
 }
@@ -77,7 +88,7 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// Does what reads bytes that a guest has written, on a thread of its own: a panic there, as from a
 /// parser that is not ours, is an error with its place. What it worked on is of no use then.
 pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch(work).map_err(|Panicked { message, location }| {
+    catch(work).map_err(|Panicked { message, location, .. }| {
         format!("a fault of vmft in reading it: {message} ({location})")
     })
 }
@@ -102,6 +113,8 @@ pub struct FaultReport {
     pub location: String,
     /// The registers when it happened, perhaps in the middle of an instruction.
     pub state: Option<CpuState>,
+    /// What a compiler that is checked did wrong, if that is the fault.
+    pub miscompiled: Option<Box<Miscompiled>>,
     /// Where the report is.
     pub kept: Kept,
 }
@@ -123,13 +136,14 @@ const MAX_NAMES: u32 = 16;
 impl FaultReport {
     /// The report as a text: what the message says, and the registers.
     fn text(&self, version: &str) -> String {
-        let Self { point, rip, bytes, message, location, state, .. } = self;
+        let Self { point, rip, bytes, message, location, state, miscompiled, .. } = self;
         let state = state
             .as_ref()
             .map_or_else(|| "could not be read".to_owned(), |state| format!("{state:#x?}"));
         format!(
             "vmft {version}: the machine failed\n\npoint: {point}\ninstruction: at {rip:#x}, bytes {bytes:02x?}\n\
-             what: {message}\nwhere: {location}\n\nregisters: {state}\n"
+             what: {message}\nwhere: {location}\n\nregisters: {state}\n{}",
+            miscompiled.as_deref().map(both_states).unwrap_or_default()
         )
     }
 
@@ -152,6 +166,12 @@ impl FaultReport {
         tracing::error!("{text}");
         self.kept = Kept::Messages(why);
     }
+}
+
+/// What the interpreter and compiled code made of the registers above.
+fn both_states(miscompiled: &Miscompiled) -> String {
+    let Miscompiled { interpreted, compiled, .. } = miscompiled;
+    format!("\nthe interpreter's: {interpreted:#x?}\n\ncompiled code's: {compiled:#x?}\n")
 }
 
 fn write_new(directory: &Path, point: ExecutionPoint, text: &str) -> io::Result<PathBuf> {
@@ -201,9 +221,10 @@ impl Machine {
         let code = catch(|| self.engine.code_here(CODE_BYTES)).ok().flatten();
         let (rip, bytes) =
             code.unwrap_or_else(|| (state.as_ref().map_or(0, |state| state.rip), Vec::new()));
-        let Panicked { message, location } = panicked;
+        let Panicked { message, location, miscompiled } = panicked;
         let kept = Kept::Messages(String::new());
-        let mut report = FaultReport { point, rip, bytes, message, location, state, kept };
+        let mut report =
+            FaultReport { point, rip, bytes, message, location, state, miscompiled, kept };
         report.keep(&self.reports);
         MachineError::Broken(Box::new(report))
     }

@@ -176,6 +176,37 @@ fn a_fault_of_the_program_stops_the_guest_with_a_report() {
 }
 
 #[test]
+fn what_the_compiler_does_wrong_stops_a_guest_that_checks_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let healthy = machine(&COUNT);
+    let ram = GuestRam::new(MIN_MEMORY).expect("allowed size");
+    // INC becomes DEC.
+    let engine = SoftEngine::with_fault(ram, |i| {
+        if i.code() == iced_x86::Code::Inc_rm32 {
+            i.set_code(iced_x86::Code::Dec_rm32);
+        }
+    });
+    let Machine { config, source, .. } = healthy;
+    let mut machine = Machine::on_engine(config, source, Box::new(engine)).expect("a machine");
+    machine.report_faults_in(directory.path().to_owned());
+    let error = run(&mut machine, 1000).expect_err("a fault");
+    assert!(error.is_of_the_guest());
+    let MachineError::Broken(report) = error else { panic!("{error}") };
+    let found = report.miscompiled.as_ref().expect("it is the compiler's");
+    let before = found.before.general[0];
+    assert_eq!((found.address, &found.bytes[..]), (TEXT, &COUNT[..]));
+    assert_eq!(found.interpreted.general[0], before + 1);
+    assert_eq!(found.compiled.general[0], u64::from((before as u32).wrapping_sub(1)));
+    assert_eq!(report.state.as_ref(), Some(&found.before));
+    assert!(report.message.contains("RAX is"), "{report}");
+    let Kept::File(path) = &report.kept else { panic!("{report}") };
+    let kept = std::fs::read_to_string(path).expect("text");
+    for part in ["RAX is", "registers:", "the interpreter's:", "compiled code's:"] {
+        assert!(kept.contains(part), "{part} in {kept}");
+    }
+}
+
+#[test]
 fn a_report_that_cannot_be_written_is_in_the_messages() {
     let mut machine = faulty();
     machine.report_faults_in("/nowhere".into());

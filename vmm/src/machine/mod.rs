@@ -41,6 +41,7 @@ use crate::boot::BootError;
 use crate::devices::reset::ResetCause;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
+use crate::engine::soft::CompilerGauge;
 use crate::engine::{Bus, Engine, EngineError, Exit, InvalidState, Kicker, PortWidth};
 use crate::inputs::{Boundary, Inputs, PointScale, Room, Step, Wish};
 use crate::memory::{GuestRam, MemoryError};
@@ -50,6 +51,7 @@ use delta::SinceBase;
 use memory_sum::MemorySum;
 use reset::History;
 use std::path::PathBuf;
+use std::sync::Arc;
 use vmft_log::entry::{Arrival, OutputSequence, StopReason};
 use vmft_log::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -261,6 +263,11 @@ impl Machine {
     /// The kernel file it boots from.
     pub fn kernel(&self) -> &[u8] {
         &self.source.kernel
+    }
+
+    /// How much of what the engine executes is compiled, if it is one that may compile.
+    pub fn compiler(&self) -> Option<Arc<CompilerGauge>> {
+        self.engine.compiler()
     }
 
     /// The guest's memory.

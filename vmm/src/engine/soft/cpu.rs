@@ -10,6 +10,7 @@ use super::flags::{self, Int, LazyFlags};
 use super::limits::CacheLimits;
 use super::system::debug::{Breakpoints, WAITING, WAITING_HITS, WAITING_KNOWN, WAITING_SHIELDED};
 use super::tlb::{Tlb, View};
+use super::trial::Trial;
 use crate::engine::cpu_model::TimeStamp;
 use crate::engine::state::{
     CpuState, DescriptorTable, ModelSpecificRegisters, Segment, Segments, SseState, X87State,
@@ -133,6 +134,8 @@ pub(super) struct Cpu {
     /// Pages whose decoded instructions were overwritten.
     pub(super) stale: Vec<PageNumber>,
     pub(super) restart: Restart,
+    /// While the interpreter tries what compiled code is to do.
+    pub(super) trial: Option<Box<Trial>>,
     /// Events delivered since an instruction last retired, and the count of retired
     /// instructions then.
     pub(super) deliveries: u32,
@@ -196,6 +199,7 @@ impl Cpu {
             executing: None,
             stale: Vec::new(),
             restart: Restart::default(),
+            trial: None,
             deliveries: 0,
             delivered_at: 0,
             cr0: CR0_ALWAYS,

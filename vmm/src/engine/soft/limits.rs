@@ -1,21 +1,51 @@
 //! How much the engine's caches may hold.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Most instructions of a block.
 pub(super) const MAX_BLOCK: usize = 64;
 
-/// What [`set_compiler`] said.
-static COMPILER: AtomicBool = AtomicBool::new(true);
-
-/// Whether engines that this process makes from here on compile what they execute often, where the host
-/// lets them. It does not show to the guest.
-pub fn set_compiler(on: bool) {
-    COMPILER.store(on, Ordering::Relaxed);
+/// What an engine's compiler does. It does not show to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum CompilerMode {
+    /// Everything is interpreted.
+    Off,
+    /// What is executed often is compiled.
+    #[default]
+    On,
+    /// The same, and whatever code does the interpreter does as well: where they differ the guest
+    /// is stopped. Many times slower than either.
+    Check,
 }
 
-fn compiler_is_wanted() -> bool {
-    COMPILER.load(Ordering::Relaxed)
+impl CompilerMode {
+    /// Its name on the command line and in a status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Check => "check",
+        }
+    }
+}
+
+/// What [`set_compiler`] said.
+static COMPILER: AtomicU8 = AtomicU8::new(CompilerMode::On as u8);
+
+/// What compilers of engines do that this process makes from here on, where the host lets them.
+pub fn set_compiler(mode: CompilerMode) {
+    COMPILER.store(mode as u8, Ordering::Relaxed);
+}
+
+pub(super) fn compiler_wanted() -> CompilerMode {
+    match COMPILER.load(Ordering::Relaxed) {
+        0 => CompilerMode::Off,
+        1 => CompilerMode::On,
+        _ => CompilerMode::Check,
+    }
 }
 
 /// How much the engine keeps of what it has decoded and translated. None of it shows to the guest:
@@ -38,20 +68,24 @@ pub struct CacheLimits {
     pub(super) code: usize,
     /// Executions of a block that make it worth compiling.
     pub(super) hot: u16,
+    /// What compiled code does is compared with what the interpreter does.
+    pub(super) check: bool,
 }
 
 impl Default for CacheLimits {
     /// Less than 80 MiB, and 32 MiB of code where the compiler is on.
     fn default() -> Self {
+        let compiler = compiler_wanted();
         Self {
             blocks: 1 << 18,
             ops: 1 << 20,
             decoded: 1 << 19,
             block: MAX_BLOCK,
-            recent: 1 << 13,
+            recent: 1 << 16,
             flushed_by_name: 1 << 10,
-            code: if compiler_is_wanted() { 1 << 25 } else { 0 },
+            code: if compiler == CompilerMode::Off { 0 } else { 1 << 25 },
             hot: 32,
+            check: compiler == CompilerMode::Check,
         }
     }
 }
@@ -72,6 +106,7 @@ impl CacheLimits {
             flushed_by_name: 1,
             code: 0,
             hot: 0,
+            check: false,
         }
     }
 
@@ -80,6 +115,12 @@ impl CacheLimits {
     #[must_use]
     pub fn compiled(self, code: usize, hot: u16) -> Self {
         Self { code, hot, ..self }
+    }
+
+    /// With what compiled code does compared with what the interpreter does.
+    #[must_use]
+    pub fn checked(self) -> Self {
+        Self { check: true, ..self }
     }
 
     /// Room for so many times as many blocks, and as many addresses; `times` is rounded up to a power

@@ -128,6 +128,10 @@ impl Cpu {
         if len <= room {
             return Ok(Place { first, first_len: len, second: 0 });
         }
+        if self.trial.is_some() {
+            // Code leaves what lies in two pages.
+            return Err(Trap);
+        }
         let second = self.translate(last & PAGE_MASK, intent, user)?;
         Ok(Place { first, first_len: room, second })
     }
@@ -142,6 +146,11 @@ impl Cpu {
         let page = address & PAGE_MASK;
         let write = intent == Intent::Write;
         let view = View::of(user);
+        if self.trial.is_some() {
+            return self
+                .hit_on_trial(view, page, write)
+                .map(|frame| frame | (address & !PAGE_MASK));
+        }
         let frame = match self.tlb.lookup(view, page, write) {
             Some(frame) => frame,
             None => {
@@ -196,6 +205,9 @@ impl Cpu {
     }
 
     fn write_physical(&mut self, physical: u64, bytes: &[u8]) -> Flow {
+        if let Some(trial) = &mut self.trial {
+            trial.note_write(&self.ram, physical, bytes.len());
+        }
         if self.ram.write(physical, bytes) {
             let page = PageNumber::containing(physical);
             self.ram.guest().tracker().mark_page(page);

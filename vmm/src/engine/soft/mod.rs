@@ -28,6 +28,7 @@ mod event;
 mod exception;
 mod fast;
 mod flags;
+mod gauge;
 mod generic;
 mod limits;
 mod linear;
@@ -39,6 +40,7 @@ mod ops;
 mod step;
 mod system;
 mod tlb;
+mod trial;
 pub(in crate::engine) mod vector;
 mod vector_context;
 
@@ -50,8 +52,11 @@ use super::group::{Cpus, Pending};
 use super::{Bus, CpuState, Engine, Exit, InvalidState, Vector, kvm};
 use crate::memory::GuestRam;
 use block::BlockCache;
+pub use compiler::{Difference, Miscompiled};
 use cpu::{ARMED, CHECKED_CODE, Cpu, HALTED, SHADOW, SHUT_DOWN};
-pub use limits::{CacheLimits, set_compiler};
+pub use gauge::CompilerGauge;
+pub use limits::{CacheLimits, CompilerMode, set_compiler};
+use std::sync::Arc;
 use system::interrupts::Source;
 use vmft_log::point::ExecutionPoint;
 
@@ -75,6 +80,14 @@ pub fn compiler_obstacle() -> Option<String> {
     compiler::obstacle()
 }
 
+/// What the compiler of an engine does that this process makes now, here.
+pub fn compiler_mode() -> CompilerMode {
+    match limits::compiler_wanted() {
+        wanted if compiler_obstacle().is_none() => wanted,
+        _ => CompilerMode::Off,
+    }
+}
+
 /// Where a delivered event comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::engine) enum Origin {
@@ -91,6 +104,7 @@ pub(in crate::engine) enum Origin {
 pub struct SoftEngine {
     cpu: Cpu,
     cache: BlockCache,
+    gauge: Arc<CompilerGauge>,
 }
 
 impl SoftEngine {
@@ -102,7 +116,22 @@ impl SoftEngine {
     /// The same with other limits of its caches, which show nowhere.
     pub fn with_limits(ram: GuestRam, limits: CacheLimits) -> Self {
         let cache = BlockCache::new(&ram, limits);
-        Self { cpu: Cpu::new(ram, limits), cache }
+        let mode = match &cache.compiler {
+            None => CompilerMode::Off,
+            Some(compiler) if compiler.checks() => CompilerMode::Check,
+            Some(_) => CompilerMode::On,
+        };
+        Self { cpu: Cpu::new(ram, limits), cache, gauge: Arc::new(CompilerGauge::new(mode)) }
+    }
+
+    /// An engine that checks its compiler, and whose compiler has this fault.
+    #[cfg(test)]
+    pub(crate) fn with_fault(ram: GuestRam, fault: fn(&mut iced_x86::Instruction)) -> Self {
+        let mut engine =
+            Self::with_limits(ram, CacheLimits::default().compiled(1 << 20, 0).checked());
+        let compiler = engine.cache.compiler.as_mut();
+        compiler.expect("this host lets memory be executed").planted = Some(fault);
+        engine
     }
 
     /// An engine whose `CPUID` says what that of the `kvm` engine says, which hides the time-stamp counter:
@@ -155,7 +184,11 @@ impl SoftEngine {
 impl Engine for SoftEngine {
     fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit {
         self.forget_stale();
-        self.run_loop(bound.get(), want_interrupt, bus)
+        let before = self.cpu.retired;
+        let exit = self.run_loop(bound.get(), want_interrupt, bus);
+        let compiled = self.cache.compiler.as_ref().map_or(0, |compiler| compiler.executed);
+        self.gauge.add(self.cpu.retired - before, compiled);
+        exit
     }
 
     fn point(&self) -> ExecutionPoint {
@@ -205,6 +238,10 @@ impl Engine for SoftEngine {
         self.cpu.stale.clear();
         self.cpu.ram.guest().tracker().take_stale_code();
         self.cache.clear(&mut self.cpu);
+    }
+
+    fn compiler(&self) -> Option<Arc<CompilerGauge>> {
+        Some(Arc::clone(&self.gauge))
     }
 
     fn code_here(&mut self, most: usize) -> Option<(u64, Vec<u8>)> {

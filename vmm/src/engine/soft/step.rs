@@ -217,7 +217,7 @@ impl SoftEngine {
         };
         loop {
             let (block, done) = match how {
-                Left::At { block, done } => (block, done),
+                Left::At { block, done, .. } => (block, done),
                 Left::Between => return self.after_code(bound, None),
                 Left::Through { block, site } => {
                     return self.after_code(bound, Some((block, site)));

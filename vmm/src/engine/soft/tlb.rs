@@ -13,7 +13,8 @@ use crate::memory::PAGE_SIZE;
 /// The bits of an address above the page offset.
 pub(super) const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
-const SLOTS: usize = 1024;
+/// Data entries of a view.
+pub(super) const SLOTS: usize = 1024;
 const FETCH_SLOTS: usize = 512;
 /// A tag no page has: its low bits are set.
 const INVALID: u64 = u64::MAX;
@@ -45,7 +46,7 @@ impl View {
 }
 
 /// One translation of a data page. Compiled code looks at it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(32))]
 pub(super) struct Entry {
     /// Linear page that may be read through `addend`; also the tag of the translation.
@@ -58,7 +59,20 @@ pub(super) struct Entry {
     frame: u64,
 }
 
-const NO_ENTRY: Entry = Entry { read: INVALID, write: INVALID, addend: 0, frame: 0 };
+/// What no access finds.
+pub(super) const NO_ENTRY: Entry = Entry { read: INVALID, write: INVALID, addend: 0, frame: 0 };
+
+impl Entry {
+    /// One for tags alone: what lies at `page` is `addend` away, and may be written as well.
+    pub(super) fn beside(page: u64, addend: u64, write: bool) -> Self {
+        Self { read: page, write: if write { page } else { INVALID }, addend, frame: 0 }
+    }
+
+    /// Physical page.
+    pub(super) fn frame(&self) -> u64 {
+        self.frame & PAGE_MASK
+    }
+}
 
 /// One translation of a page of code. Compiled code looks at it.
 #[derive(Debug, Clone, Copy)]
@@ -130,8 +144,13 @@ fn half(address: u64) -> usize {
 
 #[inline(always)]
 fn slot_of(view: View, address: u64) -> usize {
-    let slot = (address / PAGE_SIZE) as usize % SLOTS;
-    (view as usize + slot) % (4 * SLOTS)
+    (view as usize + slot_in_view(address)) % (4 * SLOTS)
+}
+
+/// The slot of linear page `page` in its view.
+#[inline(always)]
+pub(super) fn slot_in_view(page: u64) -> usize {
+    (page / PAGE_SIZE) as usize % SLOTS
 }
 
 fn fetch_slot(user: bool, page: u64) -> usize {

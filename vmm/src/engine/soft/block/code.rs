@@ -78,11 +78,11 @@ impl BlockCache {
         }
         let block = self.slots.get(id.slot as usize).filter(|block| block.epoch == id.epoch)?;
         let (code, compiler) = (block.code.as_ref()?, self.compiler.as_mut()?);
-        if done == 0 {
-            return Some(compiler.run(cpu, code, left));
+        if compiler.checks() {
+            let ops = self.ops.get(&block.ops);
+            return compiler.run_checked(cpu, code, ops, block.bytes.into(), done);
         }
-        let offset = compiler.resume(code, done)?;
-        Some(compiler.run_on(cpu, code, offset, left))
+        compiler.run(cpu, code, done, left)
     }
 
     /// Makes the way from one block to another, at `distance`, a jump, if both have code.

@@ -190,6 +190,6 @@ impl Translator {
         a.op_m(QUAD, &[0x3B], RAX, Mem::at(R14, tag as i32));
         let miss = a.jcc(condition::NOT_EQUAL);
         a.load(R14, Mem::at(R14, offset_of!(Entry, addend) as i32));
-        self.leave_here(miss);
+        self.leave_missing(miss);
     }
 }

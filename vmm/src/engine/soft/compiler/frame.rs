@@ -41,10 +41,12 @@ pub(super) mod slot {
     pub(in super::super) const SYSTEM: i32 = 136;
     /// Not zero: IF may be changed.
     pub(in super::super) const PRIVILEGED: i32 = 144;
+    /// Not zero: vector instructions may be executed.
+    pub(in super::super) const MAY_LOAD: i32 = 152;
 }
 
-/// Bytes of the frame.
-pub(super) const SIZE: i32 = 152;
+/// Bytes of the frame: with what the entry pushes, a multiple of 16.
+pub(super) const SIZE: i32 = 168;
 
 /// The host register that a guest register is in; the others are in the frame.
 pub(super) const fn home(guest: u8) -> Option<Reg> {
@@ -77,6 +79,8 @@ pub(super) struct Exchange {
     pub(super) system: u64,
     /// One if IF may be changed.
     pub(super) privileged: u64,
+    /// One if vector instructions may be executed.
+    pub(super) may_load: u64,
     /// Instructions that may retire; what is left of them.
     pub(super) left: i64,
     /// Sixteen registers of 16 bytes.
@@ -89,7 +93,7 @@ pub(super) struct Exchange {
 }
 
 /// The slots of the frame that come from the exchange.
-const INWARDS: [(i32, usize); 9] = [
+const INWARDS: [(i32, usize); 10] = [
     (slot::TLB, offset_of!(Exchange, tlb)),
     (slot::FETCH, offset_of!(Exchange, fetch)),
     (slot::TABLE, offset_of!(Exchange, table)),
@@ -99,6 +103,7 @@ const INWARDS: [(i32, usize); 9] = [
     (slot::FLAGS, offset_of!(Exchange, flags)),
     (slot::SYSTEM, offset_of!(Exchange, system)),
     (slot::PRIVILEGED, offset_of!(Exchange, privileged)),
+    (slot::MAY_LOAD, offset_of!(Exchange, may_load)),
 ];
 /// Those that go back there.
 const OUTWARDS: [(i32, usize); 5] = [

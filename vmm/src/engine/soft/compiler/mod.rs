@@ -13,6 +13,7 @@
 //! | `operands`, `address`, `flag_state` | host operands; look-ups; where the flags are |
 //! | `asm` | bytes of host instructions |
 //! | `table` | which code is where, for indirect jumps |
+//! | `check` | what code does, compared with what the interpreter does |
 //! | `arena`, `frame` | the only `unsafe`: memory that is executed, and the way in and out |
 //!
 //! **Invalidation.** Code belongs to its block, which alone has its [`Code`]. When the block is
@@ -24,6 +25,7 @@ mod address;
 mod arena;
 mod asm;
 mod bits;
+mod check;
 mod control;
 mod flag_state;
 mod frame;
@@ -33,7 +35,6 @@ mod stack;
 mod table;
 mod translate;
 mod vector;
-#[cfg(test)]
 mod verify;
 
 use super::block::BlockId;
@@ -41,7 +42,9 @@ use super::cpu::{CR0_EM, CR0_TS, CR4_OSFXSR, Cpu, slot};
 use super::flags;
 use super::limits::CacheLimits;
 use super::tlb::{PAGE_MASK, View};
+use super::trial::Trial;
 use arena::Arena;
+pub use check::{Difference, Miscompiled};
 use frame::{Exchange, Thunks};
 use iced_x86::Instruction;
 use std::collections::BTreeMap;
@@ -72,6 +75,8 @@ struct Coded {
     gone: u32,
     sites: Vec<Site>,
     resumes: Vec<(u8, u32)>,
+    /// Its instructions that are left to the interpreter, a bit each.
+    interpreted: u64,
 }
 
 /// How compiled code left. The CPU is as it was at the beginning of the block, unless it says otherwise.
@@ -85,6 +90,8 @@ pub(super) enum Left {
         block: BlockId,
         /// How many instructions are done.
         done: usize,
+        /// A look-up of this one found nothing.
+        missed: bool,
     },
     /// Between blocks, by a way that can be made a jump.
     Through {
@@ -120,9 +127,29 @@ pub(super) struct Compiler {
     host: HostFeatures,
     /// Executions that make a block worth it.
     pub(super) hot: u16,
-    /// Instructions that code was entered for: those it executed, and a few that it left.
+    /// Instructions that code has executed.
+    pub(super) executed: u64,
+    /// Where code is checked: what the interpreter did of it.
+    trial: Option<Box<Trial>>,
+    /// A fault of the compiler, for tests that have it found.
     #[cfg(test)]
-    pub(super) retired: u64,
+    pub(super) planted: Option<fn(&mut Instruction)>,
+}
+
+/// A stay in compiled code.
+#[derive(Debug)]
+struct Stay {
+    /// Where it begins, in the arena.
+    offset: u32,
+    /// Instructions that may retire, once the block entered is done.
+    left: u64,
+    /// Instructions of the block entered that are counted, and not executed, because they were
+    /// before.
+    before: u64,
+    /// Instructions of the block entered that are executed, and counted already.
+    counted: u64,
+    /// The entries of the TLB.
+    data: *const u8,
 }
 
 impl Compiler {
@@ -151,8 +178,10 @@ impl Compiler {
                     && is_x86_feature_detected!("sse4.2"),
             },
             hot: limits.hot,
+            executed: 0,
+            trial: limits.check.then(|| Box::new(Trial::new())),
             #[cfg(test)]
-            retired: 0,
+            planted: None,
         })
     }
 
@@ -168,10 +197,13 @@ impl Compiler {
     ) -> Result<Code, NotCompiled> {
         let number = self.codes.len() as u32;
         let place = Place { next: self.arena.next(), thunks: self.thunks };
+        #[cfg(test)]
+        let instructions = &self.with_fault(instructions);
         let made = Translator::translate(instructions, physical, number, self.host, place);
         let made = made.ok_or(NotCompiled::NotWorth)?;
-        #[cfg(test)]
-        verify::check(&made.bytes);
+        if cfg!(test) || self.trial.is_some() {
+            verify::check(&made.bytes);
+        }
         let Some(entry) = self.arena.add(&made.bytes) else {
             let empty = self.live == 0;
             return Err(if empty { NotCompiled::NotWorth } else { NotCompiled::Full });
@@ -189,6 +221,7 @@ impl Compiler {
             gone: made.gone + entry,
             sites: made.sites.into_iter().map(in_arena).collect(),
             resumes: made.resumes.into_iter().map(|(n, at)| (n, at + entry)).collect(),
+            interpreted: made.interpreted,
         });
         self.live += 1;
         self.table.insert(physical, self.arena.address(entry));
@@ -197,6 +230,20 @@ impl Compiler {
             self.arena.patch_jump(before + 1, entry);
         }
         Ok(Code(NonZeroU32::MIN.saturating_add(number)))
+    }
+
+    #[cfg(test)]
+    fn with_fault(&self, instructions: &[Instruction]) -> Vec<Instruction> {
+        let mut instructions = instructions.to_vec();
+        if let Some(plant) = self.planted {
+            instructions.iter_mut().for_each(plant);
+        }
+        instructions
+    }
+
+    /// Code is compared with what the interpreter does: it is run by [`Self::run_checked`].
+    pub(super) fn checks(&self) -> bool {
+        self.trial.is_some()
     }
 
     fn coded(&self, code: &Code) -> &Coded {
@@ -223,48 +270,61 @@ impl Compiler {
         self.arena.truncate(self.first);
     }
 
-    /// True if compiled code may run: 64-bit code whose accesses the TLB answers, and with vector
-    /// instructions that do not fault.
+    /// True if compiled code may run: 64-bit code whose accesses the TLB answers.
     #[inline(always)]
     pub(super) fn may_run(cpu: &Cpu) -> bool {
-        cpu.view != View::None
-            && cpu.is_long()
-            && cpu.stale.is_empty()
-            && cpu.cr0 & (CR0_EM | CR0_TS) == 0
+        cpu.view != View::None && cpu.is_long() && cpu.stale.is_empty()
+    }
+
+    /// True if vector instructions may be executed in code: none of them faults.
+    #[inline(always)]
+    fn may_load(cpu: &Cpu) -> bool {
+        cpu.cr0 & (CR0_EM | CR0_TS) == 0
             && cpu.cr4 & CR4_OSFXSR != 0
             && cpu.sse.mxcsr & MXCSR_MASKS == MXCSR_MASKS
     }
 
     /// Where code goes on after its instruction `done` - 1 was left to the interpreter.
-    pub(super) fn resume(&self, code: &Code, done: usize) -> Option<u32> {
+    fn resume(&self, code: &Code, done: usize) -> Option<u32> {
         let resumes = &self.coded(code).resumes;
         resumes.iter().find(|(next, _)| usize::from(*next) == done).map(|(_, at)| *at)
     }
 
-    /// Runs a block from its beginning, RIP, and whatever follows it, for `left` instructions at most
-    /// and at least as many as the block has.
-    pub(super) fn run(&mut self, cpu: &mut Cpu, code: &Code, left: u64) -> Left {
-        let entry = self.coded(code).entry;
-        let left = left.min(1 << 62) as i64;
-        let retired = cpu.retired;
-        self.enter(cpu, entry, left, retired)
+    /// What it is to enter a block behind its first `done` instructions. RIP is its beginning. At
+    /// most `left` instructions, and at least as many as it has, may retire.
+    fn stay(&self, cpu: &Cpu, code: &Code, done: usize, left: u64) -> Option<Stay> {
+        let coded = self.coded(code);
+        let data = cpu.tlb.data_of(cpu.view);
+        if done == 0 {
+            return Some(Stay { offset: coded.entry, left, before: 0, counted: 0, data });
+        }
+        let (offset, count) = (self.resume(code, done)?, u64::from(coded.count));
+        Some(Stay { offset, left: left - count, before: done as u64, counted: count, data })
     }
 
-    /// Goes on with a block, whose beginning RIP is, at `offset`.
-    pub(super) fn run_on(&mut self, cpu: &mut Cpu, code: &Code, offset: u32, left: u64) -> Left {
-        let count = self.coded(code).count;
-        let left = left.min(1 << 62) as i64;
-        let retired = cpu.retired + u64::from(count);
-        self.enter(cpu, offset, left - i64::from(count), retired)
+    /// Runs a block from its beginning, or behind its first `done` instructions, and whatever
+    /// follows it, for `left` instructions at most and at least as many as the block has. `None`
+    /// if it cannot be entered there.
+    #[inline]
+    pub(super) fn run(
+        &mut self,
+        cpu: &mut Cpu,
+        code: &Code,
+        done: usize,
+        left: u64,
+    ) -> Option<Left> {
+        let stay = self.stay(cpu, code, done, left)?;
+        Some(self.enter(cpu, &stay).0)
     }
 
-    /// Enters code that may retire `left` instructions, at a count of `retired`.
-    fn enter(&mut self, cpu: &mut Cpu, offset: u32, left: i64, retired: u64) -> Left {
+    /// Enters code: how it left, and the number of the code that did.
+    fn enter(&mut self, cpu: &mut Cpu, stay: &Stay) -> (Left, u32) {
+        let left = stay.left.min(1 << 62) as i64;
         // The pointers are valid until the call returns: what they lead to belongs to `cpu` and to
         // `self`, which are borrowed, and neither is touched meanwhile but by the code itself. It reads
         // the entries of the view and of the privilege level at indices it masks, the table likewise.
         let mut exchange = Exchange {
-            tlb: cpu.tlb.data_of(cpu.view),
+            tlb: stay.data,
             fetch: cpu.tlb.fetches_of(cpu.cpl == 3),
             table: self.table.as_ptr(),
             page: cpu.rip() & PAGE_MASK,
@@ -273,6 +333,7 @@ impl Compiler {
             flags: flag_state::to_word(cpu.flags.bits()),
             system: cpu.system_flags & u64::from(u32::MAX),
             privileged: cpu.io_privileged().into(),
+            may_load: Self::may_load(cpu).into(),
             left,
             xmm: cpu.sse.registers.as_mut_ptr(),
             code: 0,
@@ -280,40 +341,45 @@ impl Compiler {
             mxcsr: cpu.sse.mxcsr,
             host_mxcsr: MXCSR_MASKS,
         };
-        self.thunks.call(&mut self.arena, offset, &mut cpu.regs, &mut exchange);
+        self.thunks.call(&mut self.arena, stay.offset, &mut cpu.regs, &mut exchange);
         cpu.sse.mxcsr = exchange.mxcsr;
         cpu.flags.set(flag_state::from_word(exchange.flags));
         cpu.system_flags &= exchange.system | !flags::IF;
-        #[cfg(test)]
-        {
-            self.retired += (left - exchange.left) as u64;
-        }
-        let retired = retired + (left - exchange.left) as u64;
-        let word = exchange.exit as u32;
+        let counted = (left - exchange.left) as u64 + stay.counted;
+        let (code, word) = (exchange.code as u32, exchange.exit as u32);
         if word >= exit::GONE {
             cpu.set_rip(exchange.page + u64::from(word - exit::GONE));
-            cpu.retired = retired;
-            return Left::Between;
+            cpu.retired += counted;
+            self.executed += counted - stay.before;
+            return (Left::Between, code);
         }
-        let coded = &self.codes[exchange.code as usize];
+        let coded = &self.codes[code as usize];
         let rip = exchange.page + (coded.physical & !PAGE_MASK);
         if word >= exit::SITE {
             let site = (word - exit::SITE) as usize;
             cpu.set_rip(rip.wrapping_add(coded.sites[site].distance as i64 as u64));
-            cpu.retired = retired;
-            return Left::Through { block: coded.block, site };
+            cpu.retired += counted;
+            self.executed += counted - stay.before;
+            return (Left::Through { block: coded.block, site }, code);
         }
         cpu.set_rip(rip);
-        cpu.retired = retired - u64::from(coded.count);
-        Left::At { block: coded.block, done: word as usize }
+        let whole = counted - u64::from(coded.count);
+        cpu.retired += whole;
+        let done = (word & !exit::MISS) as usize;
+        self.executed = (self.executed + whole + done as u64).wrapping_sub(stay.before);
+        (Left::At { block: coded.block, done, missed: word & exit::MISS != 0 }, code)
     }
 
     /// Makes a way from one block to another a jump, if the other is what it leads to; without such a
     /// way, sees to it that indirect jumps find the other.
     pub(super) fn join(&mut self, from: &Code, distance: u64, to: &Code) {
-        let sites = &self.coded(from).sites;
+        let Coded { sites, interpreted, count, .. } = self.coded(from);
         let Some(number) = sites.iter().position(|site| site.distance as i64 as u64 == distance)
         else {
+            if interpreted >> (count - 1) & 1 != 0 {
+                // Its last instruction never asks the table.
+                return;
+            }
             let (physical, entry) = {
                 let to = self.coded(to);
                 (to.physical, to.entry)

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 /// A physical address folded at this bit gives its place.
 pub(super) const FOLD: u8 = 11;
 /// Places, less one.
-pub(super) const MASK: i32 = 16383;
+pub(super) const MASK: i32 = 65535;
 pub(super) const KEY: i32 = offset_of!(Place, key) as i32;
 pub(super) const CODE: i32 = offset_of!(Place, code) as i32;
 

@@ -28,6 +28,8 @@ pub(super) struct Unsupported;
 pub(super) mod exit {
     /// Through a [`super::Site`]: its number is added.
     pub(in super::super) const SITE: u32 = 0x100;
+    /// Added to the number of an instruction: a look-up found nothing.
+    pub(in super::super) const MISS: u32 = 0x80;
     /// Before the block: the offset in the page is added.
     pub(in super::super) const GONE: u32 = 0x1_0000;
 }
@@ -54,8 +56,16 @@ pub(super) struct Translated {
     /// Where code can be entered behind an instruction that was left to the interpreter: the
     /// number of the next one.
     pub(super) resumes: Vec<(u8, u32)>,
+    /// The instructions that were, a bit each.
+    pub(super) interpreted: u64,
     /// Where the entry leads once the block is gone.
     pub(super) gone: u32,
+}
+
+/// Code with its exits, and where its entry leads once the block is gone.
+struct Finished {
+    bytes: Vec<u8>,
+    gone: u32,
 }
 
 /// What the host can do beyond x86-64-v1, as far as code here makes use of it.
@@ -101,8 +111,9 @@ pub(super) struct Translator {
     pub(super) host: HostFeatures,
     /// The block has vector instructions.
     pub(super) vectors: bool,
-    /// Jumps to where the vector registers are loaded, and where the code goes on.
-    loads: Vec<(Hole, usize)>,
+    /// Jumps to where the vector registers are loaded, where the code goes on, and the number of
+    /// the instruction there.
+    loads: Vec<(Hole, usize, u8)>,
     /// Whether the flags are dead behind the instruction being translated.
     pub(super) flags_are_dead: bool,
 }
@@ -172,9 +183,9 @@ impl Translator {
         let count = instructions.len() as u8;
         this.a.group1(Group1::Sub, QUAD, R13, count.into());
         let out = this.a.jcc(condition::SIGN);
-        this.want_vectors();
+        this.want_vectors(0);
         let mut resumes = Vec::new();
-        let mut translated = 0;
+        let (mut translated, mut interpreted) = (0, 0u64);
         let mut ended = false;
         for (n, i) in instructions.iter().enumerate() {
             this.at = n as u8;
@@ -189,10 +200,11 @@ impl Translator {
                     let hole = this.a.jmp();
                     this.leave_here(hole);
                     this.flags = FlagState::IN_FRAME;
+                    interpreted |= 1 << n;
                     ended = n + 1 == instructions.len();
                     if !ended {
                         resumes.push((n as u8 + 1, this.a.here() as u32));
-                        this.want_vectors();
+                        this.want_vectors(n as u8 + 1);
                     }
                 }
             }
@@ -205,7 +217,8 @@ impl Translator {
             this.flags.save(&mut this.a);
             this.go(this.end, true);
         }
-        Some(this.finish(out, count, code, resumes, place))
+        let Finished { bytes, gone } = this.finish(out, count, code, place);
+        Some(Translated { bytes, sites: this.sites, resumes, interpreted, gone })
     }
 
     /// Translates one instruction, or undoes what was made of it. True if it ends the block.
@@ -227,14 +240,12 @@ impl Translator {
         self.exits.push((hole, self.at.into()));
     }
 
-    fn finish(
-        mut self,
-        out: Hole,
-        count: u8,
-        code: u32,
-        resumes: Vec<(u8, u32)>,
-        place: Place,
-    ) -> Translated {
+    /// The same, because a look-up found nothing.
+    pub(super) fn leave_missing(&mut self, hole: Hole) {
+        self.exits.push((hole, exit::MISS | u32::from(self.at)));
+    }
+
+    fn finish(&mut self, out: Hole, count: u8, code: u32, place: Place) -> Finished {
         let mut exits = std::mem::take(&mut self.exits);
         exits.sort_by_key(|(_, exit)| *exit);
         let mut to_leave = Vec::new();
@@ -252,17 +263,24 @@ impl Translator {
         for hole in to_leave {
             self.a.bind(hole);
         }
+        let leave = self.a.here();
         self.a.set_long(RAX, code);
         self.jump_to_thunk(place, place.thunks.exit);
-        for (hole, back) in std::mem::take(&mut self.loads) {
+        for (hole, back, at) in std::mem::take(&mut self.loads) {
             self.a.bind(hole);
+            self.a.set_long(R14, at.into());
+            // cmp dword [rsp + MAY_LOAD], 0
+            self.a.op_m(LONG, &[0x83], Reg(7), Mem::frame(slot::MAY_LOAD));
+            self.a.raw(&[0]);
+            let refused = self.a.jcc(condition::EQUAL);
+            self.a.bind_to(refused, leave);
             // lea rax, [rip + …]
             self.a.raw(&[0x48, 0x8D, 0x05]);
             let distance = back as i64 - (self.a.here() as i64 + 4);
             self.a.raw(&(distance as i32).to_le_bytes());
             self.jump_to_thunk(place, place.thunks.load_vectors);
         }
-        Translated { bytes: self.a.bytes, sites: self.sites, resumes, gone }
+        Finished { bytes: std::mem::take(&mut self.a.bytes), gone }
     }
 
     fn jump_to_thunk(&mut self, place: Place, thunk: u32) {
@@ -273,11 +291,12 @@ impl Translator {
 
     /// Where code can be entered: from here on the vector registers are the guest's, if the block has
     /// anything to do with them.
-    fn want_vectors(&mut self) {
+    /// Where they may not be, code leaves at instruction `at`.
+    fn want_vectors(&mut self, at: u8) {
         if self.vectors {
             compare_vectors(&mut self.a);
             let hole = self.a.jcc(condition::EQUAL);
-            self.loads.push((hole, self.a.here()));
+            self.loads.push((hole, self.a.here(), at));
         }
     }
 

@@ -2,13 +2,14 @@
 
 use super::random::{SLOT, instruction, outcome, prepared, run_whole};
 use super::*;
+use crate::engine::soft::cpu::{CR0_EM, CR0_TS, CR4_OSFXSR};
 use proptest::prelude::*;
 
 /// Bytes of a program, in one page and a bit.
 const PROGRAM: usize = 0x1400;
 
 /// Instructions one behind the other, and a jump back to the first.
-fn dense(seeds: &[[u8; 12]]) -> Vec<u8> {
+pub(super) fn dense(seeds: &[[u8; 12]]) -> Vec<u8> {
     let mut code: Vec<u8> = seeds.iter().flat_map(|seed| instruction(*seed)).collect();
     code.truncate(PROGRAM);
     while !code.len().is_multiple_of(SLOT) {
@@ -21,22 +22,22 @@ fn dense(seeds: &[[u8; 12]]) -> Vec<u8> {
 }
 
 /// Limits of an engine that compiles what it executes the second time, or at once.
-fn compiled(hot: u16, code: usize) -> CacheLimits {
+pub(super) fn compiled(hot: u16, code: usize) -> CacheLimits {
     CacheLimits::default().compiled(code, hot)
 }
 
-fn interpreted() -> CacheLimits {
+pub(super) fn interpreted() -> CacheLimits {
     CacheLimits::default().compiled(0, 0)
 }
 
 /// Everything the guest, a backup or a replay can see.
-fn seen(machine: &mut Machine) -> impl PartialEq + std::fmt::Debug + use<> {
+pub(super) fn seen(machine: &mut Machine) -> impl PartialEq + std::fmt::Debug + use<> {
     let contents = machine.engine.cpu.tlb.contents();
     (machine.state(), machine.point(), machine.bus.seen.clone(), contents)
 }
 
-fn retired_in_code(machine: &Machine) -> u64 {
-    machine.engine.cache.compiler.as_ref().map_or(0, |compiler| compiler.retired)
+pub(super) fn retired_in_code(machine: &Machine) -> u64 {
+    machine.engine.cache.compiler.as_ref().map_or(0, |compiler| compiler.executed)
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn a_page_that_is_mapped_elsewhere_leads_to_other_code() {
 }
 
 /// Runs both by so many instructions at a time: after each, all that can be seen is the same.
-fn agree_after(
+pub(super) fn agree_after(
     reference: &mut Machine,
     other: &mut Machine,
     steps: impl IntoIterator<Item = u64>,
@@ -208,6 +209,37 @@ proptest! {
         let mut other = prepared(&code, user, limits);
         agree_after(&mut reference, &mut other, std::iter::once(0).chain(vec![1; 1199]))?;
         prop_assert_eq!(outcome(&mut reference), outcome(&mut other));
+    }
+
+    #[test]
+    fn vectors_that_may_not_be_used_do_not_show(
+        seeds in proptest::collection::vec(any::<[u8; 12]>(), 10..300),
+        user: bool,
+        tame: bool,
+        why in 0usize..4,
+        hot in 0u16..3,
+        steps in proptest::collection::vec(1u64..200, 20),
+    ) {
+        let code = if tame { super::tame::program(&seeds) } else { dense(&seeds) };
+        let machine = |limits| {
+            let mut machine = prepared(&code, user, limits);
+            let mut state = machine.state();
+            match why {
+                0 => state.cr0 |= CR0_TS,
+                1 => state.cr0 |= CR0_EM,
+                2 => state.cr4 &= !CR4_OSFXSR,
+                // An inexact result faults.
+                _ => state.sse.mxcsr &= !(1 << 12),
+            }
+            machine.engine.restore(&state, ExecutionPoint::START).expect("a valid state");
+            machine
+        };
+        for limits in [compiled(hot, 1 << 20), compiled(hot, 1 << 20).checked()] {
+            let (mut reference, mut other) = (machine(interpreted()), machine(limits));
+            agree_after(&mut reference, &mut other, steps.iter().copied())?;
+            prop_assert!(hot > 0 || retired_in_code(&other) > 0);
+            prop_assert_eq!(outcome(&mut reference), outcome(&mut other));
+        }
     }
 
     #[test]

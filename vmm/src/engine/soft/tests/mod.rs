@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole, on a small machine: identity-mapped memory, a GDT, an IDT
 //! whose handlers halt, and a bus that remembers.
 
+mod checked;
 mod compat;
 mod compiled;
 mod debug;
