@@ -13,9 +13,10 @@ mod lab;
 mod measure;
 mod minimal;
 mod network;
+mod qemu;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use figure::Figure;
 use kvm::KvmLinux;
 use lab::Lab;
@@ -32,6 +33,16 @@ const KVM: &str = "kvm-";
 /// Those of a Linux, which many a KVM cannot run: they are measured where they are asked for.
 const KVM_LINUX: &str = "kvm-linux-";
 
+/// Those that compare with QEMU: they are measured where that is asked for.
+const QEMU: &str = "qemu-";
+
+/// What there is to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rival {
+    /// QEMU's TCG, by CPU time, with the same guest
+    Qemu,
+}
+
 /// Measures the figures the project promises.
 #[derive(Debug, Parser)]
 #[command(name = "vmft-bench", version, max_term_width = 100)]
@@ -39,6 +50,9 @@ struct Options {
     /// Only these figures; those measured together come together
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
+    /// Compare with another emulator, and measure nothing else but what --only names
+    #[arg(long, value_enum, value_name = "NAME")]
+    against: Option<Rival>,
     /// Name the figures and end
     #[arg(long)]
     list: bool,
@@ -59,12 +73,15 @@ struct Options {
 
 impl Options {
     fn wanted(&self) -> Result<Vec<&'static str>> {
+        if self.only.is_empty() && self.against == Some(Rival::Qemu) {
+            return Ok(qemu::NAMES.to_vec());
+        }
         if self.only.is_empty() {
             // What this host cannot do is left out, but never what was asked for by name.
             let kvm = Path::new(vmft_vmm::doctor::DEVICE).exists();
             let can = |name: &&str| {
                 let guest = !name.starts_with(KVM_LINUX) || self.kvm_guest.is_some();
-                guest && (kvm || !name.starts_with(KVM))
+                guest && (kvm || !name.starts_with(KVM)) && !name.starts_with(QEMU)
             };
             return Ok(names().filter(can).collect());
         }
@@ -122,6 +139,7 @@ const PARTS: &[Part] = &[
     (&["kill-to-protected"], |lab, effort, _| joins::protected_again(lab, effort)),
     (&["snapshot-save", "snapshot-restore"], |lab, effort, _| joins::snapshots(lab, effort)),
     (&["checkpoint-fork", "checkpoint-bytes"], |lab, effort, _| epochs::epochs(lab, effort)),
+    (qemu::NAMES, |lab, effort, wanted| qemu::figures(lab.program(), effort, wanted)),
     (&["kvm-exit-cost", "kvm-recording"], |_, effort, _| exits::exits(effort)),
     (&["kvm-protected-compute", "kvm-protected-exits"], |lab, effort, _| {
         kvm::probe(lab.program(), effort)
