@@ -1,8 +1,8 @@
 //! The default guest on `soft`, and on QEMU's TCG: the same kernel, initramfs and workload, by CPU
 //! time of the whole process from its start to the guest's end.
 //!
-//! One round runs each once, ours and QEMU's without and with `-icount`, so that a busy host slows all.
-//! A figure is QEMU's time in terms of ours.
+//! One round runs each once, ours and QEMU's without and with `-icount`, so that a busy host
+//! slows all. A figure is QEMU's time in terms of ours.
 
 use crate::figure::{Figure, Goal, median};
 use crate::lab::{INTERRUPTED, PATIENCE, cpu_time};
