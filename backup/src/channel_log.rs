@@ -2,7 +2,7 @@
 
 use crate::events::{self, Event};
 use crate::lag::{GRACE, LagBound, LagPolicy, Slowness};
-use crate::nudges::Nudges;
+use crate::periodic_kicks;
 use crate::reign::Ruling;
 use crate::status::ms;
 use crate::succession::FollowPolicy;
@@ -16,6 +16,7 @@ use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{
     BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room,
 };
+use vmft_vmm::engine::PeriodicKicks;
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
 use vmft_vmm::machine::Machine;
 
@@ -45,13 +46,13 @@ pub struct ChannelLog {
     far_behind: bool,
     last_checkpoint: Option<Instant>,
     /// While the machine is recorded.
-    _nudges: Option<Nudges>,
+    _kicks: Option<PeriodicKicks>,
 }
 
 impl ChannelLog {
     /// The log of the session that has just begun.
     pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound, machine: &Machine) -> Self {
-        let _nudges = Nudges::begin(machine);
+        let _kicks = periodic_kicks::begin(machine);
         Self {
             channel,
             closed: false,
@@ -61,7 +62,7 @@ impl ChannelLog {
             beyond: None,
             far_behind: false,
             last_checkpoint: None,
-            _nudges,
+            _kicks,
         }
     }
 

@@ -21,7 +21,7 @@ use vmft_log::entry::StateDigest;
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_logging_channel::transport::BackupChannel;
 use vmft_vmm::engine::ExitRecord;
-use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
+use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::Delta;
 use vmft_vmm::memory::GuestRam;
 use vmft_vmm::world::Mailbox;
@@ -370,8 +370,8 @@ impl<I: Inputs> Inputs for Faulty<'_, I> {
         self.inputs.is_base()
     }
 
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
-        self.inputs.wish(wish)
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        self.inputs.request(request)
     }
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {

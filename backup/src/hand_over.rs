@@ -11,7 +11,7 @@
 use crate::epoch::Protection;
 use crate::policy::LossPolicy;
 use crate::reign::{LiveEvent, Standing};
-use crate::side::Doors;
+use crate::side::OutputPath;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_log::entry::Entry;
@@ -69,7 +69,7 @@ pub(crate) enum NotRelieved {
 #[derive(Debug)]
 pub(crate) struct HandOver<'a> {
     pub(crate) channel: &'a PrimaryChannel,
-    pub(crate) doors: &'a Doors,
+    pub(crate) output_path: &'a OutputPath,
     pub(crate) policy: &'a Arc<LossPolicy>,
     pub(crate) protection: Protection,
 }
@@ -78,7 +78,7 @@ impl HandOver<'_> {
     /// Hands over the guest of `machine`, which is at rest, and stays so until this returns. `Ok` if another
     /// side has it.
     pub(crate) fn run(self, machine: &Machine) -> Result<(), HandOverError> {
-        let Self { channel, doors, policy, protection } = self;
+        let Self { channel, output_path, policy, protection } = self;
         if protection != Protection::Lockstep {
             return Err(HandOverError::Checkpoints);
         }
@@ -88,15 +88,15 @@ impl HandOver<'_> {
         if !machine.is_at_point() {
             return Err(HandOverError::NotNow);
         }
-        let (begun, output) = (doors.gate.begin_mark(), machine.outputs());
+        let (begun, output) = (output_path.gate.begin_mark(), machine.outputs());
         let mark = Entry::OutputMark { point: machine.point(), output };
         if let Ok(entry) = channel.push(&mark) {
-            doors.gate.mark(begun, entry, output);
+            output_path.gate.mark(begun, entry, output);
         }
         // Those who follow come to this point; one that is lost meanwhile need not.
         let _ = channel.push(&Entry::Flush { point: machine.point() });
         let began = Instant::now();
-        let mut disks = doors.outside.drain();
+        let mut disks = output_path.outside.drain();
         let left = || DRAIN_PATIENCE.saturating_sub(began.elapsed());
         // A write of this side that is still on its way would come after those of the next one.
         if !channel.wait_acknowledged(left()) || !disks.wait(left()) {

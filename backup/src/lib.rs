@@ -18,7 +18,7 @@ mod join_content;
 pub mod lag;
 pub mod live;
 mod mending;
-mod nudges;
+mod periodic_kicks;
 mod policy;
 mod rate_probe;
 pub mod recorded;

@@ -12,7 +12,7 @@ use crate::policy::{LiveParts, LossPolicy};
 use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
 use crate::requests::{Beginning, JoinHost};
-use crate::side::{Doors, Side, SideEnd, SideError};
+use crate::side::{OutputPath, Side, SideEnd, SideError};
 use crate::status::{DiskTroubleStatus, FailoverReport, Role, StatusBoard, ms};
 use crate::{storage, tell};
 use std::sync::mpsc;
@@ -103,7 +103,7 @@ const NOBODY: &str = "no backup protects this side";
 
 struct LiveSide<'a> {
     side: &'a Side,
-    doors: Doors,
+    output_path: OutputPath,
     fence: Arc<dyn Fence>,
     policy: Arc<LossPolicy>,
     channel: Option<Arc<PrimaryChannel>>,
@@ -139,7 +139,7 @@ impl Side {
         if succession.is_none() {
             // A successor keeps what its predecessor kept. Here it begins, from a disk that has everything.
             machine.keep_completed_writes();
-            live_side.doors.outside.rewrite(&machine.completed_writes());
+            live_side.output_path.outside.rewrite(&machine.completed_writes());
         }
         let storage_failed = succession.as_ref().is_some_and(|before| before.storage_failed);
         let mut live = live_side.go_live(&machine, succession)?;
@@ -151,7 +151,7 @@ impl Side {
             match live_side.wait_for_backups(&mut machine, wait)? {
                 Some(end) => return Ok(end),
                 // The wait is no part of the guest's time.
-                None => live = self.live_inputs(&live_side.doors, &machine)?,
+                None => live = self.live_inputs(&live_side.output_path, &machine)?,
             }
         } else {
             self.status.set_role(Role::Alone, live_side.policy.generation());
@@ -175,7 +175,7 @@ impl Side {
     fn open_live_side(&self, duties: LiveDuties) -> Result<LiveSide<'_>, SideError> {
         let (arbiter, storage) = (Arc::clone(&duties.arbiter), duties.arbiter);
         let state = Arc::new(FenceState::new(duties.generation));
-        // The doors need the fence, the judge the doors' gate, and the fence someone to tell.
+        // The way out needs the fence, the judge the gate of the way out, and the fence someone to tell.
         let (told, overtaken) = mpsc::channel();
         let on_fenced = move |generation, winner| {
             // A side that is over needs no telling.
@@ -184,13 +184,13 @@ impl Side {
         let (who, fence_state) = (self.who.clone(), Arc::clone(&state));
         let fence = GenerationFence::new(Arc::clone(&arbiter), who, fence_state, on_fenced);
         let fence: Arc<dyn Fence> = Arc::new(fence);
-        let doors = self.open_doors(&fence)?;
+        let output_path = self.open_output_path(&fence)?;
         let followers = duties.listen.as_ref().map(Followers::new);
         let policy = Arc::new(LossPolicy::new(LiveParts {
             arbiter,
             who: self.who.clone(),
             fence: state,
-            gate: Arc::clone(&doors.gate),
+            gate: Arc::clone(&output_path.gate),
             mailbox: Arc::clone(&self.mailbox),
             status: Arc::clone(&self.status),
             followers: followers.clone(),
@@ -205,22 +205,33 @@ impl Side {
         });
         let channel = listen
             .zip(followers)
-            .map(|(config, followers)| self.listen(config, followers, &doors, &policy, protection))
+            .map(|(config, followers)| {
+                self.listen(config, followers, &output_path, &policy, protection)
+            })
             .transpose()?;
         let epochs = Mutex::default();
-        Ok(LiveSide { side: self, doors, fence, policy, channel, protection, max_lag, epochs })
+        Ok(LiveSide {
+            side: self,
+            output_path,
+            fence,
+            policy,
+            channel,
+            protection,
+            max_lag,
+            epochs,
+        })
     }
 
     fn listen(
         &self,
         config: PrimaryConfig,
         followers: Followers,
-        doors: &Doors,
+        output_path: &OutputPath,
         policy: &Arc<LossPolicy>,
         protection: Protection,
     ) -> Result<Arc<PrimaryChannel>, SideError> {
         let handler = Handler {
-            gate: Arc::clone(&doors.gate),
+            gate: Arc::clone(&output_path.gate),
             requests: Arc::clone(&self.requests),
             mailbox: Arc::clone(&self.mailbox),
             policy: Arc::clone(policy),
@@ -267,7 +278,7 @@ impl<'a> LiveHost<'a> {
 
 impl JoinHost for LiveHost<'_> {
     fn begin(&mut self, machine: &mut Machine, ticket: &JoinTicket) -> Beginning {
-        let LiveSide { doors, policy, channel, .. } = self.live;
+        let LiveSide { output_path, policy, channel, .. } = self.live;
         let Some(channel) = channel else { return Beginning::Gone };
         let followed = channel.followers() > 0;
         if followed && self.live.is_lockstep() && !machine.is_at_point() {
@@ -282,7 +293,7 @@ impl JoinHost for LiveHost<'_> {
         if followed && self.live.is_lockstep() {
             // What was put out up to here, the backup will not have. So it is marked here, before its
             // log, and the end of its checkpoint waits until it is out.
-            let gate = &self.live.doors.gate;
+            let gate = &self.live.output_path.gate;
             let (begun, output) = (gate.begin_mark(), machine.outputs());
             let mark = Entry::OutputMark { point: machine.point(), output };
             if let Ok(entry) = channel.push(&mark) {
@@ -300,7 +311,7 @@ impl JoinHost for LiveHost<'_> {
                 self.first |= begun.first;
                 self.live.begin_epochs(machine);
                 // Asked for after the log has begun: what is out from here on, that tells.
-                Beginning::Here(begun.position, Box::new(state), doors.gate.not_out())
+                Beginning::Here(begun.position, Box::new(state), output_path.gate.not_out())
             }
             Err(_) => {
                 policy.handle(LiveEvent::NotBegun(ticket.key()));
@@ -328,7 +339,7 @@ impl LiveSide<'_> {
         let last_contact = succession.as_ref().map(|succession| succession.last_contact);
         let (is_successor, point) = (succession.is_some(), machine.point().get());
         let first = Once::new();
-        let gate = Arc::clone(&self.doors.gate);
+        let gate = Arc::clone(&self.output_path.gate);
         let on_out = move |output: OutputSequence| {
             gate.recent().released(output);
             if let Some(since) = last_contact {
@@ -339,17 +350,17 @@ impl LiveSide<'_> {
                 let _ = channel.push(&Entry::Released { output });
             }
         };
-        self.doors.outside.go_live(Arc::clone(&side.mailbox), on_out);
+        self.output_path.outside.go_live(Arc::clone(&side.mailbox), on_out);
         side.attach_network(machine, &self.fence)?;
         if let Some(succession) = succession {
             side.status.update(|status| status.failover = Some(succession.report));
             for output in succession.kept {
-                self.doors.gate.emit(output);
+                self.output_path.gate.emit(output);
             }
         }
         side.console.reveal(machine.console_offset());
-        let mut live = side.live_inputs(&self.doors, machine)?;
-        let again = side.reissue(&self.doors, &mut live, machine)?;
+        let mut live = side.live_inputs(&self.output_path, machine)?;
+        let again = side.reissue(&self.output_path, &mut live, machine)?;
         if is_successor {
             events::note(|| Event::Live { point, requests_again: again as u64 });
         }
@@ -378,7 +389,7 @@ impl LiveSide<'_> {
                 }
                 Asked::Stop(reason) => {
                     self.side.requests.close();
-                    self.side.finish(&self.doors);
+                    self.side.finish(&self.output_path);
                     self.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
                     return Ok(Some(SideEnd::Stopped(reason)));
                 }
@@ -438,8 +449,8 @@ impl LiveSide<'_> {
             return Err(not_now(NotRelieved::UnderWay.to_string()));
         }
         tell!("{why}; a backup is to go on with its own way to the storage");
-        let (doors, policy, protection) = (&self.doors, &self.policy, self.protection);
-        let hand_over = HandOver { channel, doors, policy, protection };
+        let (output_path, policy, protection) = (&self.output_path, &self.policy, self.protection);
+        let hand_over = HandOver { channel, output_path, policy, protection };
         hand_over.relieve(&self.side.disk_desk, why).map_err(|error| WhyNot {
             text: error.to_string(),
             is_for_good: error != NotRelieved::Nobody,
@@ -449,8 +460,8 @@ impl LiveSide<'_> {
     /// Hands the guest over to a backup, with the machine at rest.
     fn hand_over(&self, machine: &Machine) -> Result<(), HandOverError> {
         let channel = self.channel.as_ref().ok_or(HandOverError::Nobody)?;
-        let (doors, policy, protection) = (&self.doors, &self.policy, self.protection);
-        HandOver { channel, doors, policy, protection }.run(machine)
+        let (output_path, policy, protection) = (&self.output_path, &self.policy, self.protection);
+        HandOver { channel, output_path, policy, protection }.run(machine)
     }
 
     fn is_lockstep(&self) -> bool {
@@ -466,7 +477,7 @@ impl LiveSide<'_> {
         let mut epochs = self.epochs();
         match epochs.as_ref() {
             None => true,
-            Some(running) if followed => running.make_room(&self.doors.gate),
+            Some(running) if followed => running.make_room(&self.output_path.gate),
             Some(running) => {
                 let over = running.is_over();
                 if over {
@@ -485,7 +496,7 @@ impl LiveSide<'_> {
         self.epochs().get_or_insert_with(|| {
             let side = EpochSide {
                 channel,
-                gate: Arc::clone(&self.doors.gate),
+                gate: Arc::clone(&self.output_path.gate),
                 requests: Arc::clone(&side.requests),
                 mailbox: Arc::clone(&side.mailbox),
                 status: Arc::clone(&side.status),
@@ -505,7 +516,7 @@ impl LiveSide<'_> {
     fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
         let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
-        let gate = Arc::clone(&self.doors.gate);
+        let gate = Arc::clone(&self.output_path.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
         let recording = match self.max_lag.replay_bound() {
             Some(_) => recording.with_jumps(),
@@ -522,7 +533,7 @@ impl LiveSide<'_> {
     ) -> Result<(SideEnd, Inputs), SideError> {
         let (mut standstill, mut declined) = (Standstill::default(), false);
         loop {
-            let (gate, standstill) = (&*self.doors.gate, &mut standstill);
+            let (gate, standstill) = (&*self.output_path.gate, &mut standstill);
             match self.side.run_or_stand(machine, inputs.as_dyn(), gate, standstill)? {
                 RunEnd::Paused => {
                     let mut host = LiveHost::of(self);
@@ -561,7 +572,7 @@ impl LiveSide<'_> {
         reason: StopReason,
     ) -> Result<SideEnd, SideError> {
         let Some(channel) = &self.channel else {
-            self.side.finish(&self.doors);
+            self.side.finish(&self.output_path);
             return Ok(SideEnd::Stopped(reason));
         };
         channel.close_admission("the machine has stopped");
@@ -577,7 +588,7 @@ impl LiveSide<'_> {
         if let Some(halted) = self.wait_last_outputs(channel, reason) {
             return Ok(halted);
         }
-        self.side.finish(&self.doors);
+        self.side.finish(&self.output_path);
         self.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         self.side.status.set_role(Role::Stopped, self.policy.generation());
         Ok(SideEnd::Stopped(reason))

@@ -3,7 +3,7 @@
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFence};
 use crate::disk_care::{self, Standstill};
 use crate::fault::Faults;
-use crate::nudges::Nudges;
+use crate::periodic_kicks;
 use crate::requests::{NoBackups, Requests};
 use crate::status::{Role, StatusBoard};
 use crate::tell;
@@ -31,14 +31,14 @@ const FINISH_STEP: Duration = Duration::from_millis(50);
 
 /// How outputs get on, once an operator has asked for a stop.
 #[derive(Debug)]
-struct Pace {
+struct StopProgress {
     began: Instant,
     /// Console bytes written when that was seen to change last, and when.
     written: u64,
     moved: Instant,
 }
 
-impl Pace {
+impl StopProgress {
     fn new(written: u64) -> Self {
         Self { began: Instant::now(), written, moved: Instant::now() }
     }
@@ -118,16 +118,16 @@ pub struct Side {
     pub faults: Arc<Faults>,
 }
 
-/// A live machine's two doors.
+/// A live machine's way out: what carries its outputs, and the gate in front of that.
 #[derive(Debug)]
-pub(crate) struct Doors {
+pub(crate) struct OutputPath {
     pub(crate) outside: Arc<HostOutside>,
     pub(crate) gate: Arc<HeldOutputs>,
 }
 
 impl Side {
     /// Opens the way out: disks' threads and the gate, open.
-    pub(crate) fn open_doors(&self, fence: &Arc<dyn Fence>) -> Result<Doors, SideError> {
+    pub(crate) fn open_output_path(&self, fence: &Arc<dyn Fence>) -> Result<OutputPath, SideError> {
         let console = Arc::clone(&self.console);
         let network = self.network.clone();
         let outside = HostOutside::start(
@@ -144,7 +144,7 @@ impl Side {
         let gate = Arc::new(HeldOutputs::open(Arc::clone(&outside) as Arc<dyn Outside>));
         self.status.set_gate(Arc::clone(&gate));
         self.status.set_console(Arc::clone(&self.console));
-        Ok(Doors { outside, gate })
+        Ok(OutputPath { outside, gate })
     }
 
     /// Connects `machine` to the network, before it or anyone for it says anything there.
@@ -165,10 +165,10 @@ impl Side {
     /// Live inputs for `machine`, which goes on from where it is.
     pub(crate) fn live_inputs(
         &self,
-        doors: &Doors,
+        output_path: &OutputPath,
         machine: &Machine,
     ) -> Result<Live<HostSource>, SideError> {
-        let (outside, gate) = (Arc::clone(&doors.outside), Arc::clone(&doors.gate));
+        let (outside, gate) = (Arc::clone(&output_path.outside), Arc::clone(&output_path.gate));
         self.status.set_machine(machine);
         let gauges = Arc::clone(self.status.gauges());
         let source = {
@@ -187,24 +187,24 @@ impl Side {
     /// is written: it may have died with the host that wrote it.
     pub(crate) fn reissue(
         &self,
-        doors: &Doors,
+        output_path: &OutputPath,
         live: &mut Live<HostSource>,
         machine: &Machine,
     ) -> Result<usize, SideError> {
-        use vmft_vmm::inputs::Wish;
+        use vmft_vmm::inputs::DeviceRequest;
         let completed = machine.completed_writes();
         if completed.iter().any(|disk| !disk.writes.is_empty()) {
-            doors.outside.rewrite(&completed);
+            output_path.outside.rewrite(&completed);
         }
         let outstanding = machine.outstanding();
         let count = outstanding.len();
         for effect in outstanding {
             match effect {
                 Effect::Disk { disk, request, operation } => {
-                    doors.outside.reissue(disk, request, operation);
+                    output_path.outside.reissue(disk, request, operation);
                 }
                 Effect::Entropy { request, len } => live
-                    .wish(Wish::Entropy { request, len })
+                    .request(DeviceRequest::Entropy { request, len })
                     .map_err(|error| SideError::Machine(error.into()))?,
                 Effect::Console(_) | Effect::Packet(_) => {
                     unreachable!("console bytes and packets wait for no answer")
@@ -220,15 +220,15 @@ impl Side {
     /// See [`SideError`].
     pub fn run(&self, mut machine: Machine) -> Result<SideEnd, SideError> {
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
-        let doors = self.open_doors(&fence)?;
+        let output_path = self.open_output_path(&fence)?;
         self.attach_network(&machine, &fence)?;
-        let mut live = self.live_inputs(&doors, &machine)?;
+        let mut live = self.live_inputs(&output_path, &machine)?;
         self.console.go_live(Arc::clone(&self.mailbox), None);
         self.console.reveal(machine.console_offset());
-        self.reissue(&doors, &mut live, &machine)?;
+        self.reissue(&output_path, &mut live, &machine)?;
         self.status.set_role(Role::Unprotected, Generation(0));
-        let end = self.run_inputs(&mut machine, &mut live, &*doors.gate)?;
-        self.finish(&doors);
+        let end = self.run_inputs(&mut machine, &mut live, &*output_path.gate)?;
+        self.finish(&output_path);
         Ok(end)
     }
 
@@ -239,16 +239,16 @@ impl Side {
     pub fn record(&self, machine: &mut Machine, log: impl LogSink) -> Result<SideEnd, SideError> {
         machine.check_lockstep()?;
         let fence: Arc<dyn Fence> = Arc::new(NoFence);
-        let doors = self.open_doors(&fence)?;
+        let output_path = self.open_output_path(&fence)?;
         self.attach_network(machine, &fence)?;
-        let mut live = self.live_inputs(&doors, machine)?;
+        let mut live = self.live_inputs(&output_path, machine)?;
         self.console.go_live(Arc::clone(&self.mailbox), None);
-        self.reissue(&doors, &mut live, machine)?;
+        self.reissue(&output_path, &mut live, machine)?;
         self.status.set_role(Role::Unprotected, Generation(0));
-        let gate = Arc::clone(&doors.gate);
-        let _nudges = Nudges::begin(machine);
+        let gate = Arc::clone(&output_path.gate);
+        let _kicks = periodic_kicks::begin(machine);
         let mut inputs = Recording::new(live, log, gate, machine.point(), machine.outputs());
-        let end = self.run_inputs(machine, &mut inputs, &*doors.gate);
+        let end = self.run_inputs(machine, &mut inputs, &*output_path.gate);
         if let Ok(SideEnd::Stopped(reason)) = end {
             inputs
                 .stopped(machine.point(), machine.outputs(), reason)
@@ -256,7 +256,7 @@ impl Side {
         }
         // What was recorded up to a failure is what shows the failure again.
         inputs.log().flush().map_err(SideError::Host)?;
-        self.finish(&doors);
+        self.finish(&output_path);
         end
     }
 
@@ -292,24 +292,24 @@ impl Side {
         let state = Arc::new(FenceState::new(generation));
         let fence = GenerationFence::new(Arc::clone(arbiter), self.who.clone(), state, |_, _| {});
         let fence: Arc<dyn Fence> = Arc::new(fence);
-        let doors = self.open_doors(&fence)?;
+        let output_path = self.open_output_path(&fence)?;
         self.attach_network(machine, &fence)?;
-        let mut live = self.live_inputs(&doors, machine)?;
+        let mut live = self.live_inputs(&output_path, machine)?;
         for output in left {
-            doors.gate.emit(output);
+            output_path.gate.emit(output);
         }
         self.console.reveal(machine.console_offset());
-        self.reissue(&doors, &mut live, machine)?;
-        self.finish(&doors);
+        self.reissue(&output_path, &mut live, machine)?;
+        self.finish(&output_path);
         Ok(())
     }
 
     /// Waits until everything let out is out: however long that takes, if the guest has ended by itself;
     /// when an operator stops the side, no longer than the disks or the console's reader get on, and
     /// [`STOP_PATIENCE`] at most. What is not out then is said.
-    pub(crate) fn finish(&self, doors: &Doors) {
-        let mut disks = doors.outside.drain();
-        let mut pace = Pace::new(self.console.written());
+    pub(crate) fn finish(&self, output_path: &OutputPath) {
+        let mut disks = output_path.outside.drain();
+        let mut progress = StopProgress::new(self.console.written());
         let (mut disks_done, mut console_done) = (false, false);
         while !(disks_done && console_done) {
             disks_done = disks_done || disks.wait(FINISH_STEP);
@@ -321,8 +321,8 @@ impl Side {
             }
             console_done = self.console.drain(FINISH_STEP);
             if !self.mailbox.was_asked_to_stop() {
-                pace = Pace::new(self.console.written());
-            } else if pace.is_over(self.console.written(), disks_done) {
+                progress = StopProgress::new(self.console.written());
+            } else if progress.is_over(self.console.written(), disks_done) {
                 break;
             }
         }

@@ -11,8 +11,8 @@ use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
 use vmft_vmm::engine::{CpuCount, EngineKind, Kicker, KvmEngine, PointKind};
 use vmft_vmm::inputs::{
-    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
-    LogSource, PointScale, Recording, Replaying, Room, Wish,
+    Asked, Boundary, ClockControl, DeviceRequest, HostTime, InputError, InputSource, Live, LogEnd,
+    LogSink, LogSource, PointScale, Recording, Replaying, Room,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use vmft_vmm::memory::GuestRam;
@@ -110,7 +110,7 @@ impl InputSource for Typist {
         // At a place between two exits: something is there.
         deadline == 0
     }
-    fn start(&mut self, wish: Wish) -> Result<(), InputError> {
+    fn start(&mut self, wish: DeviceRequest) -> Result<(), InputError> {
         panic!("the probe guest has no device for {wish:?}");
     }
     fn take_boot(&mut self) -> Option<Result<BootSource, String>> {

@@ -11,7 +11,7 @@ use vmft_log::entry::{Arrival, Entry, StateDigest};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{
-    Boundary, Divergence, InputError, Inputs, LogSource, Replaying, Step, Wish,
+    Boundary, DeviceRequest, Divergence, InputError, Inputs, LogSource, Replaying, Step,
 };
 use vmft_vmm::machine::{Delta, MachineError};
 use vmft_vmm::memory::GuestRam;
@@ -50,8 +50,8 @@ impl Inputs for Planted {
         self.inputs.next(boundary)
     }
 
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
-        self.inputs.wish(wish)
+    fn request(&mut self, wish: DeviceRequest) -> Result<(), InputError> {
+        self.inputs.request(wish)
     }
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {

@@ -15,8 +15,8 @@ use vmft_logging_channel::handshake::Nonce;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
-    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Live, LogEnd, LogSink,
-    LogSource, Recording, Replaying, Room, Wish,
+    Asked, Boundary, ClockControl, DeviceRequest, HostTime, InputError, InputSource, Live, LogEnd,
+    LogSink, LogSource, Recording, Replaying, Room,
 };
 use vmft_vmm::machine::{BootSource, Machine, RunEnd};
 use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
@@ -73,7 +73,7 @@ impl InputSource for Script {
         typed.is_some()
     }
 
-    fn start(&mut self, wish: Wish) -> Result<(), InputError> {
+    fn start(&mut self, wish: DeviceRequest) -> Result<(), InputError> {
         panic!("the probe guest has no device for {wish:?}");
     }
 

@@ -7,7 +7,7 @@ use vmft_log::entry::{LogPosition, OutputSequence, StateDigest};
 use vmft_log::point::CodeAddress;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
 use vmft_vmm::engine::{CpuCount, EngineKind, ExitRecord};
-use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
+use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::{BootSource, Delta, MachineConfig, RunEnd};
 use vmft_vmm::memory::{MIN_MEMORY, WriteView};
 use vmft_vmm::outputs::{OutputGate, OutputKind};
@@ -21,7 +21,7 @@ impl Inputs for To {
         Ok(if there { Step::Pause } else { Step::RunTo(self.0) })
     }
 
-    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+    fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
 

@@ -54,7 +54,7 @@ pub(super) enum Round {
 
 /// What the epochs so far have told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct SentSoFar {
     /// Outputs.
     pub(super) outputs: OutputSequence,
     /// Of each disk, completed writes.
@@ -68,7 +68,7 @@ pub(super) fn take(
     machine: &mut Machine,
     view: &WriteView,
     gate: &HeldOutputs,
-    told: &Told,
+    told: &SentSoFar,
     limit: usize,
     mut room: CopiedPages,
 ) -> Round {
@@ -80,7 +80,7 @@ pub(super) fn take(
     Round::Taken(taken(machine, gate, told, room))
 }
 
-fn taken(machine: &mut Machine, gate: &HeldOutputs, told: &Told, pages: CopiedPages) -> Taken {
+fn taken(machine: &mut Machine, gate: &HeldOutputs, told: &SentSoFar, pages: CopiedPages) -> Taken {
     let state = machine.state_after(&told.writes);
     let is_kept = |output: &Output| !matches!(output.kind, OutputKind::Disk { .. });
     Taken {
@@ -119,7 +119,7 @@ pub(super) struct EpochSender {
     /// was not sent whole.
     encoder: Option<PageEncoder>,
     last: EpochNumber,
-    told: Told,
+    told: SentSoFar,
 }
 
 impl EpochSender {
@@ -129,11 +129,11 @@ impl EpochSender {
         gate: Arc<HeldOutputs>,
         machine: &Machine,
     ) -> Self {
-        let told = Told { outputs: machine.outputs(), writes: machine.write_counts() };
+        let told = SentSoFar { outputs: machine.outputs(), writes: machine.write_counts() };
         Self { channel, gate, encoder: None, last: EpochNumber(0), told }
     }
 
-    pub(super) const fn told(&self) -> &Told {
+    pub(super) const fn told(&self) -> &SentSoFar {
         &self.told
     }
 
@@ -276,7 +276,7 @@ impl Epoch<'_> {
         if outputs > sender.told.outputs {
             sender.gate.mark(begun, end, outputs);
         }
-        sender.told = Told { outputs, writes };
+        sender.told = SentSoFar { outputs, writes };
         let sent = Sent {
             sending: began.elapsed(),
             pages: count,

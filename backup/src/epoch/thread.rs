@@ -1,7 +1,7 @@
 //! The thread that asks a running machine for its epochs.
 
 use super::pace::{Cost, Interval};
-use super::sender::{EpochSender, NoBackup, Round, Sent, Told, take};
+use super::sender::{EpochSender, NoBackup, Round, Sent, SentSoFar, take};
 use crate::checkpoint::RamPages;
 use crate::copied::{CopiedPages, MOST_COPIED};
 use crate::requests::{Requests, SideGone};
@@ -212,7 +212,7 @@ impl Pacer {
     /// Has the machine rest for a round.
     fn rest(
         &self,
-        told: &Told,
+        told: &SentSoFar,
         gate: &Arc<HeldOutputs>,
         limit: usize,
         room: CopiedPages,

@@ -16,8 +16,8 @@ use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
 use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
 use vmft_vmm::inputs::{
-    Asked, Boundary, ClockControl, HostTime, InputError, InputSource, Inputs, Live, Recording,
-    Room, Wish,
+    Asked, Boundary, ClockControl, DeviceRequest, HostTime, InputError, InputSource, Inputs, Live,
+    Recording, Room,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, RunEnd};
 use vmft_vmm::memory::MIN_MEMORY;
@@ -48,7 +48,7 @@ impl InputSource for Quiet {
     fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
         false
     }
-    fn start(&mut self, _: Wish) -> Result<(), InputError> {
+    fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
     fn take_boot(&mut self) -> Option<Result<BootSource, String>> {

@@ -4,7 +4,7 @@ use super::{Board, CLOCK_LINE, DiskOperation, Effect, SERIAL_LINE};
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::block::{Block, DiskStatus};
 use crate::devices::virtio::net::addresses::Addresses;
-use crate::devices::virtio::{DeviceName, Surroundings, VirtioPci};
+use crate::devices::virtio::{DeviceContext, DeviceName, VirtioPci};
 use vmft_log::entry::{Arrival, Packet, RequestId};
 use vmft_log::point::VirtualTime;
 
@@ -179,7 +179,7 @@ impl Board {
         check_length(device, request, wanted, data)?;
         self.advance(now);
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         functions.disks[index].with_queues(&mut around, |block, access| {
             block.complete(request, status, data, access)
         });
@@ -200,7 +200,7 @@ impl Board {
         }
         self.advance(now);
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         if let Some(net) = &mut functions.net {
             net.with_queues(&mut around, |net, access| net.receive(packets, access));
         }
@@ -221,7 +221,7 @@ impl Board {
         check_length(device, request, found.len as usize, data)?;
         self.advance(now);
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         if let Some(source) = &mut functions.entropy {
             source
                 .with_queues(&mut around, |source, access| source.complete(request, data, access));

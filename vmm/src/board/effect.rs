@@ -6,7 +6,7 @@ use vmft_log::entry::{Packet, RequestId};
 /// One thing a device asks of the world outside the machine, in the order asked.
 ///
 /// Outputs (console bytes, packets, disk writes and flushes) wait at the output gate; a disk read or a
-/// wish for entropy is no output, since nobody outside can see it.
+/// request for entropy is no output, since nobody outside can see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
     /// Bytes written to the serial console.

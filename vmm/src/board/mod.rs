@@ -42,7 +42,7 @@ use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::{ResetCause, ResetState};
 use crate::devices::serial::Serial;
-use crate::devices::virtio::{DeviceFault, Surroundings};
+use crate::devices::virtio::{DeviceContext, DeviceFault};
 use crate::engine::{PortWidth, Vector};
 use crate::memory::GuestRam;
 use functions::Functions;
@@ -161,7 +161,7 @@ impl Board {
     pub fn memory_read(&mut self, now: VirtualTime, address: u64, data: &mut [u8]) {
         self.advance(now);
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         match functions.claiming(address, data.len()) {
             Some((function, offset)) => function.window_read(offset, data, &mut around),
             None => data.fill(0xFF),
@@ -173,7 +173,7 @@ impl Board {
     pub fn memory_write(&mut self, now: VirtualTime, address: u64, data: &[u8]) {
         self.advance(now);
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         if let Some((function, offset)) = functions.claiming(address, data.len()) {
             function.window_write(offset, data, &mut around);
         }

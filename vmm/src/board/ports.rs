@@ -33,7 +33,7 @@ use crate::devices::interrupt_controller::{self as pic, Which};
 use crate::devices::interval_timer::{self as pit, Selected};
 use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management;
-use crate::devices::virtio::Surroundings;
+use crate::devices::virtio::DeviceContext;
 use crate::engine::PortWidth;
 use vmft_log::point::VirtualTime;
 
@@ -188,7 +188,7 @@ impl Board {
             return masked(u32::MAX, width);
         };
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         if let Some(function) = functions.in_slot(slot) {
             function.config_read(offset, &mut value[..width.bytes()], &mut around);
             self.update_pci_lines();
@@ -199,7 +199,7 @@ impl Board {
     fn write_config(&mut self, byte: u8, width: PortWidth, value: u32) {
         let Some((slot, offset)) = self.config_address.target(byte, width) else { return };
         let Self { ram, functions, effects, faults, .. } = self;
-        let mut around = Surroundings { memory: ram.memory(), effects, faults };
+        let mut around = DeviceContext { memory: ram.memory(), effects, faults };
         if let Some(function) = functions.in_slot(slot) {
             function.config_write(offset, &value.to_le_bytes()[..width.bytes()], &mut around);
             self.update_pci_lines();

@@ -23,7 +23,7 @@ pub use count::{CpuCount, CpuCountError, MAX_CPUS};
 pub use exit_stream::{Access, ExitLog, ExitReason, ExitRecord, WatchedBus};
 pub use group::{Cpus, KvmCpu};
 pub use kind::{EngineError, EngineKind};
-pub use kvm::{FreeEngine, Kicker, KvmEngine, KvmError, PointKind};
+pub use kvm::{FreeEngine, Kicker, KvmEngine, KvmError, PeriodicKicks, PointKind};
 pub use state::CpuState;
 
 /// How many bytes one port access moves.

@@ -4,7 +4,7 @@
 use super::*;
 use crate::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use crate::engine::{CpuCount, EngineKind, ExitRecord};
-use crate::inputs::{Boundary, InputError, Inputs, Step, Wish};
+use crate::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use crate::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use crate::memory::MIN_MEMORY;
 use crate::outputs::{KeptOutputs, OutputKind};
@@ -43,7 +43,7 @@ impl Inputs for Script {
         None
     }
 
-    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+    fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
 

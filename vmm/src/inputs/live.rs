@@ -2,7 +2,7 @@
 
 use super::booting::{OnReboot, asked_step};
 use super::clock::HostTime;
-use super::{Boundary, ClockControl, InputError, Inputs, PointScale, Room, Step, Wish};
+use super::{Boundary, ClockControl, DeviceRequest, InputError, Inputs, PointScale, Room, Step};
 use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub trait InputSource: std::fmt::Debug + Send {
     ///
     /// # Errors
     /// See [`InputError`].
-    fn start(&mut self, wish: Wish) -> Result<(), InputError>;
+    fn start(&mut self, request: DeviceRequest) -> Result<(), InputError>;
     /// Holds the guest back before it runs on, while too much of what it has put out waits. False if it
     /// may not run on yet: then this is asked again, after what else there is to do.
     fn hold_back(&mut self) -> bool {
@@ -311,8 +311,8 @@ impl<S: InputSource> Inputs for Live<S> {
         Ok(Step::RunTo(self.slice(boundary)))
     }
 
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
-        self.source.start(wish)
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        self.source.start(request)
     }
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
@@ -367,7 +367,7 @@ pub(super) mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             true
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
@@ -433,7 +433,7 @@ pub(super) mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn hold_back(&mut self) -> bool {
@@ -482,7 +482,7 @@ pub(super) mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
@@ -551,7 +551,7 @@ pub(super) mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn take_boot(&mut self) -> Option<Result<BootSource, String>> {

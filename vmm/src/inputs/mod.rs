@@ -114,9 +114,9 @@ pub enum Step {
     LogEnded,
 }
 
-/// A wish of a device that nobody outside can see.
+/// A request of a device that nobody outside can see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
+pub enum DeviceRequest {
     /// Disk data.
     DiskRead {
         /// Which disk.
@@ -168,7 +168,7 @@ pub trait Inputs {
     ///
     /// # Errors
     /// See [`InputError`].
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError>;
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError>;
 
     /// The digest asked for by [`Step::Digest`].
     ///

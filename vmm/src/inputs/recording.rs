@@ -3,7 +3,7 @@
 use super::deltas;
 use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
-use super::{Boundary, InputError, Inputs, Step, Wish};
+use super::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
@@ -298,8 +298,8 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         }
     }
 
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
-        self.live.wish(wish)
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        self.live.request(request)
     }
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
@@ -396,7 +396,7 @@ mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             false
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn take_boot(&mut self) -> Option<Result<BootSource, String>> {
@@ -503,7 +503,7 @@ mod tests {
         fn wait(&mut self, _: Option<HostTime>, _: Room) -> bool {
             self.0.is_some()
         }
-        fn start(&mut self, _: Wish) -> Result<(), InputError> {
+        fn start(&mut self, _: DeviceRequest) -> Result<(), InputError> {
             Ok(())
         }
         fn take_boot(&mut self) -> Option<Result<BootSource, String>> {

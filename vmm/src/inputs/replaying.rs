@@ -2,7 +2,7 @@
 
 use super::deltas::{Assembly, base_of};
 use super::exits::{self, ExitDifference};
-use super::{Boundary, InputError, Inputs, Step, Wish};
+use super::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use crate::engine::ExitRecord;
 use crate::machine::{Delta, differing_page};
 use crate::memory::PageNumber;
@@ -422,7 +422,7 @@ impl<L: LogSource> Inputs for Replaying<L> {
         }
     }
 
-    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+    fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         // The primary does it; its result is in the log.
         Ok(())
     }

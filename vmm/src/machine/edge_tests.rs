@@ -48,7 +48,7 @@ impl Inputs for RunTo {
         Ok(Step::RunTo(bound.min(ExecutionPoint::new(self.end))))
     }
 
-    fn wish(&mut self, _: Wish) -> Result<(), InputError> {
+    fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
 

@@ -43,7 +43,7 @@ use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::soft::CompilerGauge;
 use crate::engine::{Bus, Engine, EngineError, Exit, InvalidState, Kicker, PortWidth};
-use crate::inputs::{Boundary, Inputs, PointScale, Room, Step, Wish};
+use crate::inputs::{Boundary, DeviceRequest, Inputs, PointScale, Room, Step};
 use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use crate::world::Repeats;
@@ -578,7 +578,7 @@ impl Machine {
                     request,
                     operation: operation @ DiskOperation::Read { .. },
                 } => {
-                    inputs.wish(Wish::DiskRead { disk, request, operation })?;
+                    inputs.request(DeviceRequest::DiskRead { disk, request, operation })?;
                     continue;
                 }
                 Effect::Disk { disk, request, operation } => {
@@ -589,7 +589,7 @@ impl Machine {
                 }
                 Effect::Packet(packet) => OutputKind::Packet(packet),
                 Effect::Entropy { request, len } => {
-                    inputs.wish(Wish::Entropy { request, len })?;
+                    inputs.request(DeviceRequest::Entropy { request, len })?;
                     continue;
                 }
             };

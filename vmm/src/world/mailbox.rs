@@ -29,12 +29,12 @@ struct Mail {
     /// A stop was asked for, whether or not it was taken.
     stop_asked: bool,
     /// Makes the running machine look here.
-    bell: Option<Bell>,
+    wake_up: Option<WakeUp>,
 }
 
 /// How the running machine is made to look.
 #[derive(Debug)]
-struct Bell {
+struct WakeUp {
     kicker: Kicker,
     /// Also for arrivals.
     for_arrivals: bool,
@@ -88,8 +88,8 @@ impl Mailbox {
     }
 
     fn rouse(&self, mail: MutexGuard<'_, Mail>) {
-        let wanted = |bell: &&Bell| bell.for_arrivals || mail.asked.is_some();
-        let kicker = mail.bell.as_ref().filter(wanted).map(|bell| bell.kicker.clone());
+        let wanted = |wake_up: &&WakeUp| wake_up.for_arrivals || mail.asked.is_some();
+        let kicker = mail.wake_up.as_ref().filter(wanted).map(|wake_up| wake_up.kicker.clone());
         self.any.store(true, Ordering::Release);
         drop(mail);
         self.wake.notify_all();
@@ -101,7 +101,7 @@ impl Mailbox {
     /// From now on, the running machine is made to look here when something is asked of it, and
     /// `for_arrivals` also when something arrives. `None` for one that looks by itself.
     pub fn set_kicker(&self, kicker: Option<Kicker>, for_arrivals: bool) {
-        self.lock().bell = kicker.map(|kicker| Bell { kicker, for_arrivals });
+        self.lock().wake_up = kicker.map(|kicker| WakeUp { kicker, for_arrivals });
     }
 
     /// Leaves an arrival.

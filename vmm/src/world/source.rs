@@ -2,7 +2,7 @@
 
 use super::disk_boot::Booting;
 use super::{Mailbox, outside::HostOutside};
-use crate::inputs::{Asked, Boundary, HostTime, InputError, InputSource, Room, Wish};
+use crate::inputs::{Asked, Boundary, DeviceRequest, HostTime, InputError, InputSource, Room};
 use crate::machine::{BootSource, DiskBoot};
 use crate::outputs::HeldOutputs;
 use std::fs::File;
@@ -150,12 +150,12 @@ impl InputSource for HostSource {
         self.mailbox.wait(deadline, room)
     }
 
-    fn start(&mut self, wish: Wish) -> Result<(), InputError> {
-        match wish {
-            Wish::DiskRead { disk, request, operation } => {
+    fn start(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        match request {
+            DeviceRequest::DiskRead { disk, request, operation } => {
                 self.outside.start_disk(disk, request, operation);
             }
-            Wish::Entropy { request, len } => {
+            DeviceRequest::Entropy { request, len } => {
                 let mut data = vec![0; usize::try_from(len).expect("at most 4096")];
                 self.random.read_exact(&mut data).map_err(InputError::Entropy)?;
                 self.mailbox.push(Arrival::Entropy { request, data });

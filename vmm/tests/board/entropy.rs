@@ -8,7 +8,7 @@ use vmft_vmm::devices::virtio::DeviceName;
 
 const BUFFER: u64 = 0x20_0000;
 
-fn wish(request: u64, len: u32) -> Effect {
+fn entropy(request: u64, len: u32) -> Effect {
     Effect::Entropy { request: RequestId(request), len }
 }
 
@@ -21,9 +21,9 @@ fn a_buffer_is_filled_with_what_arrives() {
     let mut machine = Machine::new();
     let mut driver = Driver::start(&mut machine, ENTROPY, 0);
     let head = driver.submit(&mut machine, &[], &[(BUFFER, 40), (BUFFER + 0x100, 24)]);
-    assert_eq!(machine.effects(), [wish(1, 64)]);
+    assert_eq!(machine.effects(), [entropy(1, 64)]);
     machine.save_and_restore();
-    assert_eq!(machine.board.outstanding(), [wish(1, 64)]);
+    assert_eq!(machine.board.outstanding(), [entropy(1, 64)]);
     let data: Vec<u8> = (0..64).collect();
     machine.board.deliver(machine.now, &answer(1, &data)).unwrap();
     assert_eq!(machine.peek_bytes(BUFFER, 40), data[..40]);
@@ -37,7 +37,7 @@ fn a_large_buffer_is_filled_in_part() {
     let mut machine = Machine::new();
     let mut driver = Driver::start(&mut machine, ENTROPY, 0);
     driver.submit(&mut machine, &[], &[(BUFFER, 1 << 20)]);
-    assert_eq!(machine.effects(), [wish(1, 4096)]);
+    assert_eq!(machine.effects(), [entropy(1, 4096)]);
 }
 
 #[test]
@@ -83,5 +83,5 @@ fn wishes_are_bounded_and_go_on_when_answered() {
         assert_eq!(machine.effects().len(), [10, 6][round]);
     }
     machine.board.deliver(machine.now, &answer(1, &[0; 8])).unwrap();
-    assert_eq!(machine.effects(), [wish(17, 8)]);
+    assert_eq!(machine.effects(), [entropy(17, 8)]);
 }

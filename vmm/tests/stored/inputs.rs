@@ -6,7 +6,7 @@ use vmft_log::entry::{Arrival, Packet, StateDigest, StopReason};
 use vmft_log::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
 use vmft_vmm::board::DiskOperation;
 use vmft_vmm::engine::ExitRecord;
-use vmft_vmm::inputs::{Boundary, InputError, Inputs, Step, Wish};
+use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::Delta;
 use vmft_vmm::outputs::{Output, OutputGate};
 
@@ -14,7 +14,7 @@ use vmft_vmm::outputs::{Output, OutputGate};
 pub struct World {
     pub random: Random,
     steps: u32,
-    wishes: Vec<Wish>,
+    requests: Vec<DeviceRequest>,
     /// Boundaries at which the guest had got no further since the one before.
     standing: u32,
     last: ExecutionPoint,
@@ -27,7 +27,7 @@ const MOST_STANDING: u32 = 8;
 
 impl World {
     pub fn new(random: Random, steps: u32) -> Self {
-        Self { random, steps, wishes: Vec::new(), standing: 0, last: ExecutionPoint::NEVER }
+        Self { random, steps, requests: Vec::new(), standing: 0, last: ExecutionPoint::NEVER }
     }
 
     /// What is awaited, or what is not.
@@ -62,12 +62,12 @@ impl Inputs for World {
             return Ok(Step::Pause);
         }
         self.steps -= 1;
-        if let Some(wish) = self.wishes.pop().filter(|_| boundary.is_point) {
-            return Ok(Step::Deliver(match wish {
-                Wish::Entropy { request, len } => {
+        if let Some(request) = self.requests.pop().filter(|_| boundary.is_point) {
+            return Ok(Step::Deliver(match request {
+                DeviceRequest::Entropy { request, len } => {
                     Arrival::Entropy { request, data: vec![7; len as usize] }
                 }
-                Wish::DiskRead { disk, request, operation } => {
+                DeviceRequest::DiskRead { disk, request, operation } => {
                     let len = match operation {
                         DiskOperation::Read { len, .. } => len as usize,
                         _ => 0,
@@ -97,8 +97,8 @@ impl Inputs for World {
         None
     }
 
-    fn wish(&mut self, wish: Wish) -> Result<(), InputError> {
-        self.wishes.push(wish);
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        self.requests.push(request);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use super::config_space::{ConfigSpace, Identity};
 use super::{ConfigSpaceState, PciFunction};
 use crate::devices::InvalidState;
-use crate::devices::virtio::Surroundings;
+use crate::devices::virtio::DeviceContext;
 
 const IDENTITY: Identity = Identity {
     vendor: 0x8086,
@@ -55,19 +55,19 @@ impl PciFunction for HostBridge {
         &self.config
     }
 
-    fn config_read(&mut self, offset: u8, data: &mut [u8], _: &mut Surroundings<'_>) {
+    fn config_read(&mut self, offset: u8, data: &mut [u8], _: &mut DeviceContext<'_>) {
         self.config.read(offset, data);
     }
 
-    fn config_write(&mut self, offset: u8, data: &[u8], _: &mut Surroundings<'_>) {
+    fn config_write(&mut self, offset: u8, data: &[u8], _: &mut DeviceContext<'_>) {
         self.config.write(offset, data);
     }
 
-    fn window_read(&mut self, _: u64, data: &mut [u8], _: &mut Surroundings<'_>) {
+    fn window_read(&mut self, _: u64, data: &mut [u8], _: &mut DeviceContext<'_>) {
         data.fill(0xFF);
     }
 
-    fn window_write(&mut self, _: u64, _: &[u8], _: &mut Surroundings<'_>) {}
+    fn window_write(&mut self, _: u64, _: &[u8], _: &mut DeviceContext<'_>) {}
 
     fn interrupt(&self) -> bool {
         false

@@ -5,7 +5,7 @@
 pub mod config_space;
 pub mod host_bridge;
 
-use super::virtio::Surroundings;
+use super::virtio::DeviceContext;
 use crate::engine::PortWidth;
 
 pub use config_space::{BarWindow, ConfigSpace, ConfigSpaceState};
@@ -24,16 +24,16 @@ pub trait PciFunction {
     fn config(&self) -> &ConfigSpace;
 
     /// Reads configuration bytes; `offset + data.len()` is within one aligned double word.
-    fn config_read(&mut self, offset: u8, data: &mut [u8], around: &mut Surroundings<'_>);
+    fn config_read(&mut self, offset: u8, data: &mut [u8], around: &mut DeviceContext<'_>);
 
     /// Writes configuration bytes; `offset + data.len()` is within one aligned double word.
-    fn config_write(&mut self, offset: u8, data: &[u8], around: &mut Surroundings<'_>);
+    fn config_write(&mut self, offset: u8, data: &[u8], around: &mut DeviceContext<'_>);
 
     /// Reads at an offset in the memory window.
-    fn window_read(&mut self, offset: u64, data: &mut [u8], around: &mut Surroundings<'_>);
+    fn window_read(&mut self, offset: u64, data: &mut [u8], around: &mut DeviceContext<'_>);
 
     /// Writes at an offset in the memory window.
-    fn window_write(&mut self, offset: u64, data: &[u8], around: &mut Surroundings<'_>);
+    fn window_write(&mut self, offset: u64, data: &[u8], around: &mut DeviceContext<'_>);
 
     /// The level of its INTA# pin.
     fn interrupt(&self) -> bool;

@@ -71,10 +71,10 @@ pub struct DeviceFault {
 
 /// What an access to a device may reach beyond the device.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct DeviceContext<'a> {
     /// Guest memory.
     pub memory: &'a GuestMemoryMmap,
-    /// Where wishes to the outside world go.
+    /// Where requests to the outside world go.
     pub effects: &'a mut EffectQueue,
     /// Where broken queues are reported.
     pub faults: &'a mut Vec<DeviceFault>,

@@ -237,7 +237,7 @@ impl<'a> QueueAccess<'a> {
         self.interrupt
     }
 
-    /// Where wishes to the outside world go.
+    /// Where requests to the outside world go.
     pub fn effects(&mut self) -> &mut EffectQueue {
         self.effects
     }

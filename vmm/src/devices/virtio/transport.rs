@@ -13,7 +13,7 @@
 
 use super::common_config::{self as common, CommonConfig};
 use super::queue::{QueueState, queue_is_usable};
-use super::{DeviceFault, QueueAccess, QueueFault, Surroundings, VirtioDevice};
+use super::{DeviceContext, DeviceFault, QueueAccess, QueueFault, VirtioDevice};
 use crate::devices::pci::config_space::Identity;
 use crate::devices::pci::{ConfigSpace, ConfigSpaceState, PciFunction};
 use crate::devices::{InvalidState, IrqLine, require};
@@ -142,7 +142,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     /// Lets the device work on its queues, and deals with what comes of it.
     pub fn with_queues(
         &mut self,
-        around: &mut Surroundings<'_>,
+        around: &mut DeviceContext<'_>,
         work: impl FnOnce(&mut D, &mut QueueAccess<'_>) -> Result<(), QueueFault>,
     ) {
         let live = self.is_live();
@@ -193,7 +193,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.config.set_interrupt_condition(self.registers.interrupt_status != 0);
     }
 
-    fn notify(&mut self, queue: u64, around: &mut Surroundings<'_>) {
+    fn notify(&mut self, queue: u64, around: &mut DeviceContext<'_>) {
         let Ok(queue) = usize::try_from(queue) else { return };
         let ready = self.queues.get(queue).is_some_and(QueueT::ready);
         if ready && self.is_live() {
@@ -215,7 +215,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         }
     }
 
-    fn write_common(&mut self, offset: u64, data: &[u8], around: &mut Surroundings<'_>) {
+    fn write_common(&mut self, offset: u64, data: &[u8], around: &mut DeviceContext<'_>) {
         let mut value = [0; 4];
         if data.len() == 8 {
             // Queue addresses may be written whole.
@@ -288,7 +288,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.queues.get_mut(selected).filter(|queue| !queue.ready())
     }
 
-    fn enable_queue(&mut self, around: &mut Surroundings<'_>) {
+    fn enable_queue(&mut self, around: &mut DeviceContext<'_>) {
         let selected = usize::from(self.registers.queue_select);
         let Some(queue) = self.queue_in_set_up() else { return };
         queue.set_ready(true);
@@ -358,7 +358,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         &self.config
     }
 
-    fn config_read(&mut self, offset: u8, data: &mut [u8], around: &mut Surroundings<'_>) {
+    fn config_read(&mut self, offset: u8, data: &mut [u8], around: &mut DeviceContext<'_>) {
         self.config.read(offset, data);
         if offset == self.window_capability + WINDOW_DATA
             && let Some((target, len)) = self.indirect_target()
@@ -368,7 +368,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         }
     }
 
-    fn config_write(&mut self, offset: u8, data: &[u8], around: &mut Surroundings<'_>) {
+    fn config_write(&mut self, offset: u8, data: &[u8], around: &mut DeviceContext<'_>) {
         self.config.write(offset, data);
         if offset == self.window_capability + WINDOW_DATA
             && let Some((target, len)) = self.indirect_target()
@@ -378,7 +378,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         }
     }
 
-    fn window_read(&mut self, offset: u64, data: &mut [u8], _: &mut Surroundings<'_>) {
+    fn window_read(&mut self, offset: u64, data: &mut [u8], _: &mut DeviceContext<'_>) {
         data.fill(0);
         let copy = |from: &[u8], data: &mut [u8]| {
             let start = from.len().min((offset % PAGE) as usize);
@@ -400,7 +400,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         }
     }
 
-    fn window_write(&mut self, offset: u64, data: &[u8], around: &mut Surroundings<'_>) {
+    fn window_write(&mut self, offset: u64, data: &[u8], around: &mut DeviceContext<'_>) {
         match offset / PAGE {
             COMMON_PAGE => self.write_common(offset, data, around),
             NOTIFY_PAGE => self.notify(offset % PAGE / NOTIFY_STRIDE, around),

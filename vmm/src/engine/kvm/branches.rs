@@ -17,7 +17,7 @@ use super::counter::{BranchCounter, CounterLost};
 use super::landing::{Approached, Ground, Reached, approach};
 use super::run::FAULT_IS_DELIVERED;
 use super::step::Stepped;
-use super::vcpu::{Outcome, Surroundings};
+use super::vcpu::{ExitContext, Outcome};
 use super::{Halted, KvmEngine};
 use crate::doctor::probes::breakpoint::{self, Trusted as Breakpoints};
 use crate::engine::{Access, Bus, Exit, WatchedBus};
@@ -153,7 +153,7 @@ struct Watched {
 pub(super) type Ended = Option<Exit>;
 
 /// The engine on its way to a place.
-pub(super) struct Way<'a> {
+pub(super) struct Approach<'a> {
     pub(super) engine: &'a mut KvmEngine,
     pub(super) bus: &'a mut dyn Bus,
     pub(super) want: bool,
@@ -182,7 +182,7 @@ impl KvmEngine {
             let margin = counting.counter.margin();
             let hint = counting.hint_for(bound);
             let mut way =
-                Way { engine: &mut *self, bus: &mut *bus, want, kicked, overflowed: false };
+                Approach { engine: &mut *self, bus: &mut *bus, want, kicked, overflowed: false };
             let approached = approach(&mut way, target, margin, hint);
             kicked = way.kicked;
             if hint.is_some() && self.point > bound {
@@ -308,7 +308,7 @@ impl KvmEngine {
     }
 }
 
-impl Way<'_> {
+impl Approach<'_> {
     /// What must be looked at before the guest goes on.
     pub(super) fn before_moving(&mut self) -> Option<Ended> {
         let engine = &mut *self.engine;
@@ -377,7 +377,7 @@ impl Way<'_> {
         };
         let at = counting.moment(since);
         let mut bus = WatchedBus::new(&mut *self.bus);
-        let mut around = Surroundings {
+        let mut around = ExitContext {
             at,
             bus: &mut bus,
             registers: &mut engine.registers,
@@ -442,7 +442,7 @@ impl Way<'_> {
     }
 }
 
-impl Ground for Way<'_> {
+impl Ground for Approach<'_> {
     type Exit = Ended;
 
     fn since_exit(&mut self) -> Result<Branches, CounterLost> {

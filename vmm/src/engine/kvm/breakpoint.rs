@@ -6,7 +6,7 @@
 //! as well, and is passed on.
 
 use super::KvmEngine;
-use super::branches::{Ended, Way};
+use super::branches::{Approach, Ended};
 use super::landing::{Ground, Reached};
 use super::step::{TRAP_FLAG, is_conditional_branch};
 use crate::doctor::probes::breakpoint::Trusted as Breakpoints;
@@ -57,7 +57,7 @@ impl KvmEngine {
     }
 }
 
-impl Way<'_> {
+impl Approach<'_> {
     pub(super) fn run_to_breakpoint(&mut self, address: CodeAddress) -> Result<Reached, Ended> {
         if let Some(ended) = self.before_moving() {
             return Err(ended);

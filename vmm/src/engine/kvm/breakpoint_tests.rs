@@ -125,7 +125,7 @@ fn engine(state: &CpuState) -> KvmEngine {
 }
 
 /// The engine on its way, with a count that the registers give.
-struct ByRegisters<'a>(Way<'a>);
+struct ByRegisters<'a>(Approach<'a>);
 
 impl Ground for ByRegisters<'_> {
     type Exit = Ended;
@@ -165,7 +165,7 @@ const MARGIN: Branches = Branches(40);
 
 fn go(engine: &mut KvmEngine, target: Option<u64>, hint: Option<u64>) -> Approached<Ended> {
     let mut bus = NoBus;
-    let way = Way { engine, bus: &mut bus, want: false, kicked: false, overflowed: false };
+    let way = Approach { engine, bus: &mut bus, want: false, kicked: false, overflowed: false };
     let hint = hint.map(|hint| CodeAddress::try_from(hint).unwrap());
     approach(&mut ByRegisters(way), target.map(Branches), MARGIN, hint).unwrap()
 }

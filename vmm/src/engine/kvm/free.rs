@@ -6,11 +6,11 @@
 
 use super::carried::{self, TimeStamp};
 use super::error::KvmError;
-use super::kick::{Kicker, Ticker};
+use super::kick::{Kicker, PeriodicKicks};
 use super::open::Vm;
 use super::power_on::PowerOn;
 use super::registers::OwnRegisters;
-use super::vcpu::{Outcome, Surroundings, Vcpu};
+use super::vcpu::{ExitContext, Outcome, Vcpu};
 use super::{Halted, REGISTERS};
 use crate::engine::group::{Activity, Cpus};
 use crate::engine::{Bus, CpuState, Engine, Exit, InvalidState, Vector};
@@ -22,7 +22,7 @@ use vmft_log::point::ExecutionPoint;
 #[derive(Debug)]
 pub struct FreeEngine {
     /// From the first run on. Stops before the CPU it kicks is closed.
-    ticker: Option<Ticker>,
+    kicks: Option<PeriodicKicks>,
     vcpu: Vcpu,
     vm: Vm,
     power_on: PowerOn,
@@ -45,7 +45,7 @@ impl FreeEngine {
         let power_on =
             PowerOn::of(&mut vcpu).map_err(KvmError::refused("show the state of a CPU"))?;
         Ok(Self {
-            ticker: None,
+            kicks: None,
             vcpu,
             vm,
             power_on,
@@ -57,9 +57,9 @@ impl FreeEngine {
         })
     }
 
-    fn start_ticker(&mut self) -> Result<(), KvmError> {
-        if self.ticker.is_none() {
-            self.ticker = Some(self.vcpu.kicks.ticker()?);
+    fn start_kicks(&mut self) -> Result<(), KvmError> {
+        if self.kicks.is_none() {
+            self.kicks = Some(self.vcpu.kicks.periodically()?);
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl FreeEngine {
 
 impl Engine for FreeEngine {
     fn run(&mut self, bound: ExecutionPoint, want_interrupt: bool, bus: &mut dyn Bus) -> Exit {
-        if let Err(error) = self.start_ticker() {
+        if let Err(error) = self.start_kicks() {
             return self.fatal(format!("its timers would not fire: {error}"));
         }
         let _running = self.vcpu.kicks.enter();
@@ -135,7 +135,7 @@ impl Engine for FreeEngine {
                 return Exit::Bound;
             }
             self.vcpu.request_window(want_interrupt);
-            let mut around = Surroundings {
+            let mut around = ExitContext {
                 at: self.point,
                 bus: &mut *bus,
                 registers: &mut self.registers,

@@ -142,6 +142,16 @@ impl Kicker {
         self.0.kick();
     }
 
+    /// Kicks every `period`, until the result is dropped: for a machine that comes back at its guest's exits
+    /// only, so that what waits for the guest is seen.
+    ///
+    /// # Errors
+    /// The host's, without a thread for it.
+    pub fn periodically(&self, period: Duration) -> io::Result<PeriodicKicks> {
+        let kicked = self.clone();
+        PeriodicKicks::begin(period, move || kicked.kick())
+    }
+
     pub(super) fn of(kicked: Arc<dyn Kick>) -> Self {
         Self(kicked)
     }
@@ -194,33 +204,38 @@ impl Kicks {
         self.shared.page.immediate_exit().store(1, Ordering::SeqCst);
     }
 
-    /// Kicks whoever runs, every [`PERIOD`], until the ticker is dropped.
-    pub(super) fn ticker(&self) -> Result<Ticker, KvmError> {
-        let (stop, stopped) = mpsc::channel();
+    /// Kicks whoever runs, every [`PERIOD`], until the result is dropped.
+    pub(super) fn periodically(&self) -> Result<PeriodicKicks, KvmError> {
         let shared = Arc::clone(&self.shared);
-        let tick = move || {
-            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                shared.signal(false);
-            }
-        };
-        let thread =
-            vmft_sandbox::spawn(Task::Worker, "vmft-ticker", tick).map_err(KvmError::Kicks)?;
-        Ok(Ticker { stop: Some(stop), thread: Some(thread) })
+        PeriodicKicks::begin(PERIOD, move || shared.signal(false)).map_err(KvmError::Kicks)
     }
 }
 
-/// The periodic kicks of an engine that can stop the guest between two exits.
+/// Kicks at a steady pace, on a thread of their own, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Ticker {
+pub struct PeriodicKicks {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for Ticker {
+impl PeriodicKicks {
+    fn begin(period: Duration, kick: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let run = move || {
+            while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                kick();
+            }
+        };
+        let thread = vmft_sandbox::spawn(Task::Worker, "kicks", run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for PeriodicKicks {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A ticker that panicked has stopped as well.
+            // A thread that panicked has stopped as well.
             let _ = thread.join();
         }
     }

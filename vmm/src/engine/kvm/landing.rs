@@ -51,7 +51,7 @@ enum Move {
 
 /// What there is of a hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lead {
+enum HintState {
     /// Nothing: every instruction must be looked at.
     None,
     /// The branch that is said to be the target's.
@@ -60,7 +60,7 @@ enum Lead {
     Met(CodeAddress),
 }
 
-impl Lead {
+impl HintState {
     /// After a step that the count went up `by` with. A step from the branch that leaves it as it is was no
     /// branch's: it faulted, or the host wanted the thread. The rest is stepped then, so that the guest
     /// meets the branch at most once for each count.
@@ -79,7 +79,7 @@ fn next_move(
     target: Option<Branches>,
     margin: Branches,
     aligned: bool,
-    lead: Lead,
+    hint_state: HintState,
 ) -> Move {
     let Some(target) = target else { return Move::RunFree };
     match target.0.checked_sub(since.0) {
@@ -90,9 +90,9 @@ fn next_move(
             // because nobody would have seen that it was the last instruction.
             Move::RunFor(Branches(left - margin.0 - 1))
         }
-        Some(left) => match lead {
-            Lead::Ahead(branch) => Move::RunToBranch(branch, Branches(left.max(SHORTEST_RUN))),
-            Lead::None | Lead::Met(_) => Move::Step,
+        Some(left) => match hint_state {
+            HintState::Ahead(branch) => Move::RunToBranch(branch, Branches(left.max(SHORTEST_RUN))),
+            HintState::None | HintState::Met(_) => Move::Step,
         },
     }
 }
@@ -149,13 +149,13 @@ pub(super) fn approach<G: Ground>(
     hint: Option<CodeAddress>,
 ) -> Result<Approached<G::Exit>, CounterLost> {
     let mut target = target;
-    let mut lead = hint.map_or(Lead::None, Lead::Ahead);
+    let mut hint_state = hint.map_or(HintState::None, HintState::Ahead);
     let mut led = false;
     let mut overshot_by = None;
     let mut aligned = false;
     let mut since = ground.since_exit()?;
     loop {
-        let next = next_move(since, target, margin, aligned, lead);
+        let next = next_move(since, target, margin, aligned, hint_state);
         let ended = match next {
             Move::Landed => return Ok(Approached::Landed { at: since, overshot_by }),
             Move::Overshot { by } => {
@@ -165,7 +165,7 @@ pub(super) fn approach<G: Ground>(
                     ground.misled();
                 }
                 // It is not for the place that is looked for now.
-                lead = Lead::None;
+                hint_state = HintState::None;
                 continue;
             }
             Move::RunFree => ground.run(),
@@ -179,10 +179,10 @@ pub(super) fn approach<G: Ground>(
                 ground.arm(Some(after))?;
                 let reached = ground.run_to(branch);
                 ground.arm(None)?;
-                lead = match reached {
-                    Ok(Reached::Branch) => Lead::Met(branch),
-                    Ok(Reached::Nowhere) => Lead::None,
-                    Ok(Reached::Elsewhere) | Err(_) => lead,
+                hint_state = match reached {
+                    Ok(Reached::Branch) => HintState::Met(branch),
+                    Ok(Reached::Nowhere) => HintState::None,
+                    Ok(Reached::Elsewhere) | Err(_) => hint_state,
                 };
                 reached.err()
             }
@@ -197,7 +197,7 @@ pub(super) fn approach<G: Ground>(
         aligned = next == Move::Step && by == 1;
         led = matches!(next, Move::RunToBranch(..));
         if next == Move::Step {
-            lead = lead.after_step(by);
+            hint_state = hint_state.after_step(by);
         }
     }
 }

@@ -500,10 +500,10 @@ fn no_hint_makes_another_place_of_the_target() {
 #[test]
 fn a_step_that_retires_no_branch_ends_the_belief_in_the_hint() {
     let branch = address(0x1000);
-    assert_eq!(Lead::Met(branch).after_step(1), Lead::Ahead(branch));
-    assert_eq!(Lead::Met(branch).after_step(0), Lead::None);
-    assert_eq!(Lead::Ahead(branch).after_step(1), Lead::Ahead(branch));
-    assert_eq!(Lead::None.after_step(1), Lead::None);
+    assert_eq!(HintState::Met(branch).after_step(1), HintState::Ahead(branch));
+    assert_eq!(HintState::Met(branch).after_step(0), HintState::None);
+    assert_eq!(HintState::Ahead(branch).after_step(1), HintState::Ahead(branch));
+    assert_eq!(HintState::None.after_step(1), HintState::None);
 }
 
 /// As without a hint: what is wrong shows at the next exit at the latest.

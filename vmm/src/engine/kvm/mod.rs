@@ -51,7 +51,7 @@ pub use counter::{BranchCounter, CounterLost};
 pub use cpus::GroupEngine;
 pub use error::KvmError;
 pub use free::FreeEngine;
-pub use kick::Kicker;
+pub use kick::{Kicker, PeriodicKicks};
 pub use points::PointKind;
 
 use super::cpu_model::{self, TimeStamp};
@@ -61,7 +61,6 @@ use super::{Bus, CpuState, Engine, Exit, ExitLog, ExitRecord, InvalidState, Vect
 use crate::memory::GuestRam;
 use branches::Counting;
 use counter::HardwareCounter;
-use kick::Ticker;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use open::Vm;
 use registers::OwnRegisters;
@@ -83,7 +82,7 @@ pub fn cpu_model_digest() -> String {
 #[derive(Debug)]
 pub struct KvmEngine {
     /// Stops before the CPU it kicks is closed.
-    _ticker: Option<Ticker>,
+    _kicks: Option<PeriodicKicks>,
     vcpu: Vcpu,
     vm: Vm,
     points: PointKind,
@@ -130,7 +129,7 @@ impl KvmEngine {
                 let trusted = crate::doctor::counter::trusted().map_err(KvmError::Counter)?;
                 let counter = HardwareCounter::new(trusted);
                 let mut engine = Self::open_with(ram, points, Some(Box::new(counter)))?;
-                engine._ticker = Some(engine.vcpu.kicks.ticker()?);
+                engine._kicks = Some(engine.vcpu.kicks.periodically()?);
                 Ok(engine)
             }
             PointKind::Exit | PointKind::Step => Self::open_with(ram, points, None),
@@ -155,7 +154,7 @@ impl KvmEngine {
         let helper = SoftEngine::with_limits(ram.clone(), CacheLimits::default().compiled(0, 0));
         let (vm, vcpu) = Vm::open(ram)?;
         Ok(Self {
-            _ticker: None,
+            _kicks: None,
             vcpu,
             vm,
             points,

@@ -5,7 +5,7 @@
 //! instruction: where it emulates the guest, it looks only every so often. An interrupt that cannot
 //! be taken at a point waits for the next.
 
-use super::vcpu::{Outcome, Surroundings};
+use super::vcpu::{ExitContext, Outcome};
 use super::{Halted, KvmEngine, PointKind};
 use crate::engine::{Bus, Exit, WatchedBus};
 use vmft_log::point::{Branches, ExecutionPoint};
@@ -40,7 +40,7 @@ impl KvmEngine {
             self.vcpu.request_window(false);
             self.between = true;
             let mut watched = WatchedBus::new(&mut *bus);
-            let mut around = Surroundings {
+            let mut around = ExitContext {
                 at: self.point,
                 bus: &mut watched,
                 registers: &mut self.registers,

@@ -11,7 +11,7 @@
 //! * every other one is executed by `soft`, on the same memory and the same CPU state.
 
 use super::open::is_owned_by_kvm;
-use super::vcpu::{Outcome, Surroundings};
+use super::vcpu::{ExitContext, Outcome};
 use super::walk::LinearView;
 use super::watch::in_order;
 use super::{Halted, KvmEngine, PointKind};
@@ -42,7 +42,7 @@ const X87_MASKS: u16 = 0x3F;
 
 /// How an instruction is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
+enum Method {
     /// Stepped; it leads to one of these addresses.
     Step([u64; 2]),
     /// Without stepping: it exits by itself, and leads to this address.
@@ -78,7 +78,7 @@ pub(super) enum Stepped {
 
 /// How the next instruction is executed.
 struct Plan {
-    way: Way,
+    method: Method,
     /// It uses the vector units.
     units: bool,
     /// It is a conditional branch.
@@ -143,52 +143,52 @@ impl KvmEngine {
         }
         let all_exits = self.points == PointKind::Pmu;
         let view = self.view(sregs.cr3);
-        let Plan { way, units, branches } =
+        let Plan { method, units, branches } =
             Stepper { regs: &regs, sregs: &sregs, view }.plan(all_exits);
-        if way == Way::Soft || (units && self.units_may_fault(&sregs)) {
+        if method == Method::Soft || (units && self.units_may_fault(&sregs)) {
             return self.step_softly(at, &regs, branches, bus);
         }
-        if self.vcpu.stop().set_stepping(matches!(way, Way::Step(_))).is_err() {
+        if self.vcpu.stop().set_stepping(matches!(method, Method::Step(_))).is_err() {
             return Stepped::Ended(self.fatal("this host's KVM does not single-step"));
         }
         let mut around =
-            Surroundings { at, bus: &mut *bus, registers: &mut self.registers, ram: self.vm.ram() };
+            ExitContext { at, bus: &mut *bus, registers: &mut self.registers, ram: self.vm.ram() };
         let entered = self.vcpu.enter();
         let registers = entered.registers();
         let outcome = entered.settle(&mut around);
         let Ok(after) = self.vcpu.stop().regs() else {
             return Stepped::Ended(self.fatal("KVM does not tell the registers of a stopped CPU"));
         };
-        let led_to = match way {
-            Way::Step(targets) => targets,
-            Way::Exit(next) => [next; 2],
-            Way::Soft => unreachable!("handled above"),
+        let led_to = match method {
+            Method::Step(targets) => targets,
+            Method::Exit(next) => [next; 2],
+            Method::Soft => unreachable!("handled above"),
         };
-        match (outcome, &way) {
+        match (outcome, &method) {
             (Outcome::Interrupted, _) if after.rip == regs.rip => Stepped::Unfinished,
-            (Outcome::Stepped, Way::Step(_)) if led_to.contains(&after.rip) => {
+            (Outcome::Stepped, Method::Step(_)) if led_to.contains(&after.rip) => {
                 self.shadow = false;
                 Stepped::Retired { branched: branches, softly: false, address: regs.rip }
             }
             (
                 Outcome::Access | Outcome::Halted | Outcome::Register { faulted: false },
-                Way::Exit(next),
+                Method::Exit(next),
             ) if *next == after.rip => {
                 self.shadow = false;
                 Stepped::Exited { outcome, registers }
             }
-            (Outcome::Register { faulted: true }, Way::Exit(_)) => {
+            (Outcome::Register { faulted: true }, Method::Exit(_)) => {
                 Stepped::Exited { outcome, registers }
             }
             // Between two iterations.
-            (Outcome::Stepped, Way::Step(_)) if again(&regs, &after) => Stepped::Unfinished,
-            (Outcome::Access, Way::Exit(_)) if again(&regs, &after) && all_exits => {
+            (Outcome::Stepped, Method::Step(_)) if again(&regs, &after) => Stepped::Unfinished,
+            (Outcome::Access, Method::Exit(_)) if again(&regs, &after) && all_exits => {
                 Stepped::Exited { outcome, registers }
             }
-            (Outcome::Access, Way::Exit(_)) if again(&regs, &after) => Stepped::Unfinished,
+            (Outcome::Access, Method::Exit(_)) if again(&regs, &after) => Stepped::Unfinished,
             (Outcome::Failed(what), _) => Stepped::Ended(self.fatal(what)),
             _ => {
-                tracing::error!(?outcome, ?way, from = regs.rip, to = after.rip, "step lost");
+                tracing::error!(?outcome, ?method, from = regs.rip, to = after.rip, "step lost");
                 Stepped::Ended(self.fatal("the host lost a single step: the guest ran on"))
             }
         }
@@ -262,33 +262,33 @@ impl Stepper<'_> {
         self.sregs.cs.selector & 3 == 3
     }
 
-    /// The way the next instruction takes. With `all_exits`, whatever exits by itself does.
+    /// How the next instruction is executed. With `all_exits`, whatever exits by itself does.
     fn plan(&self, all_exits: bool) -> Plan {
         let bytes = self.view.instruction_bytes(self.regs.rip);
         let mut decoder = Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         let branches = instruction.flow_control() == FlowControl::ConditionalBranch;
-        let plan = |way, units| Plan { way, units, branches };
+        let plan = |method, units| Plan { method, units, branches };
         if self.regs.rflags & TRAP_FLAG != 0 || !self.can_fetch(&instruction) {
-            return plan(Way::Soft, false);
+            return plan(Method::Soft, false);
         }
         let next = instruction.next_ip();
         if all_exits && self.exits_by_itself(&instruction) {
-            return plan(Way::Exit(next), false);
+            return plan(Method::Exit(next), false);
         }
         if needs_care(&instruction)
             || (self.user() && (instruction.is_privileged() || is_port(&instruction)))
         {
-            return plan(Way::Soft, false);
+            return plan(Method::Soft, false);
         }
         let runs = !has_repeat(&instruction) || self.regs.rcx != 0;
-        let way = match self.operands(&instruction) {
-            Operands::Faulting => Way::Soft,
-            _ if runs && is_port(&instruction) => Way::Exit(next),
-            Operands::Device if runs => Way::Exit(next),
-            _ => self.targets(&instruction).map_or(Way::Soft, Way::Step),
+        let method = match self.operands(&instruction) {
+            Operands::Faulting => Method::Soft,
+            _ if runs && is_port(&instruction) => Method::Exit(next),
+            Operands::Device if runs => Method::Exit(next),
+            _ => self.targets(&instruction).map_or(Method::Soft, Method::Step),
         };
-        plan(way, uses_units(instruction.code()))
+        plan(method, uses_units(instruction.code()))
     }
 
     /// True for `HLT`, and for an access to a register that the engine answers.

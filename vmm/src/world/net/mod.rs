@@ -15,11 +15,11 @@
 //! first; everything behind it waits as well.
 
 mod announce;
-mod doubt;
 mod link;
 mod stream;
 mod tap;
 mod thread;
+mod unconfirmed;
 
 pub use announce::announcements;
 
@@ -27,13 +27,13 @@ use super::{Fence, Mailbox};
 use crate::board::NetConfig;
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::outputs::Assurance;
-use doubt::Doubt;
 use link::Link;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use thread::Announcer;
+use unconfirmed::UnconfirmedPackets;
 use vmft_log::entry::Packet;
 use vmft_sandbox::Task;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -171,7 +171,7 @@ impl Shared {
 pub struct NetPort {
     shared: Arc<Shared>,
     /// Packets that wait, of a port that is attached.
-    doubt: OnceLock<Arc<Doubt>>,
+    unconfirmed: OnceLock<Arc<UnconfirmedPackets>>,
 }
 
 impl NetPort {
@@ -187,7 +187,7 @@ impl NetPort {
             wake: EventFd::new(EFD_NONBLOCK).map_err(NetError::Thread)?,
             counters: Counters::default(),
         };
-        Ok(Self { shared: Arc::new(shared), doubt: OnceLock::new() })
+        Ok(Self { shared: Arc::new(shared), unconfirmed: OnceLock::new() })
     }
 
     /// Opens the link, of a side that is about to be live, for a machine whose device has `offloads`
@@ -227,23 +227,23 @@ impl NetPort {
             tracing::error!("the guest has no network yet: {error}; trying again");
         }
         announcer.announce(&self.shared);
-        let doubt = Arc::new(Doubt::default());
-        doubt::start(&doubt, Arc::clone(&self.shared), Arc::clone(fence))?;
+        let unconfirmed = Arc::new(UnconfirmedPackets::default());
+        unconfirmed::start(&unconfirmed, Arc::clone(&self.shared), Arc::clone(fence))?;
         thread::start(
             Arc::clone(&self.shared),
-            Arc::clone(&doubt),
+            Arc::clone(&unconfirmed),
             announcer,
             Arc::clone(mailbox),
         )?;
-        assert!(self.doubt.set(doubt).is_ok(), "a port is attached once");
+        assert!(self.unconfirmed.set(unconfirmed).is_ok(), "a port is attached once");
         Ok(())
     }
 
     /// Sends a packet of the guest. One that is let out on stale evidence, and every later one, waits
     /// until the fence was asked or fresh evidence has come.
     pub fn send(&self, packet: Packet, assurance: Assurance) {
-        if let Some(doubt) = self.doubt.get() {
-            doubt.send(packet, assurance, &*self.shared);
+        if let Some(unconfirmed) = self.unconfirmed.get() {
+            unconfirmed.send(packet, assurance, &*self.shared);
         }
     }
 
@@ -262,8 +262,8 @@ impl Drop for NetPort {
     fn drop(&mut self) {
         *self.shared.lock() = None;
         self.shared.wake();
-        if let Some(doubt) = self.doubt.get() {
-            doubt.close();
+        if let Some(unconfirmed) = self.unconfirmed.get() {
+            unconfirmed.close();
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The network's thread: receives, repeats announcements, sends what a socket did not take, and opens
 //! the link again when it is lost.
 
-use super::doubt::{Doubt, Way};
 use super::link::Link;
+use super::unconfirmed::{PacketSink, UnconfirmedPackets};
 use super::{NetError, Shared, spawn};
 use crate::outputs::Assurance;
 use crate::world::{Mailbox, Repeats};
@@ -51,8 +51,8 @@ impl Announcer {
     }
 
     /// Another one. By now another side may have won: it waits for the fence.
-    pub(super) fn repeat(&self, way: &impl Way, doubt: &Doubt) {
-        self.packets().for_each(|packet| doubt.send(packet, Assurance::Stale, way));
+    pub(super) fn repeat(&self, sink: &impl PacketSink, unconfirmed: &UnconfirmedPackets) {
+        self.packets().for_each(|packet| unconfirmed.send(packet, Assurance::Stale, sink));
     }
 
     /// Time to the next announcement, of those that are left.
@@ -60,38 +60,39 @@ impl Announcer {
         REPEATS.get(self.repeats).map(|due| due.saturating_sub(self.begun.elapsed()))
     }
 
-    fn repeat_if_due(&mut self, shared: &Shared, doubt: &Doubt) {
+    fn repeat_if_due(&mut self, shared: &Shared, unconfirmed: &UnconfirmedPackets) {
         if self.next_in().is_some_and(|left| left.is_zero()) {
             self.repeats += 1;
-            self.repeat(shared, doubt);
+            self.repeat(shared, unconfirmed);
         }
     }
 
     /// The link is a new one: everything is said again.
     #[expect(clippy::disallowed_methods, reason = "the rim repeats announcements in host time")]
-    fn begin_again(&mut self, shared: &Shared, doubt: &Doubt) {
+    fn begin_again(&mut self, shared: &Shared, unconfirmed: &UnconfirmedPackets) {
         (self.begun, self.repeats) = (Instant::now(), 0);
-        self.repeat(shared, doubt);
+        self.repeat(shared, unconfirmed);
     }
 }
 
 /// Starts the thread; it ends when the port is dropped.
 pub(super) fn start(
     shared: Arc<Shared>,
-    doubt: Arc<Doubt>,
+    unconfirmed: Arc<UnconfirmedPackets>,
     announcer: Announcer,
     mailbox: Arc<Mailbox>,
 ) -> Result<(), NetError> {
     let wake = shared.wake.try_clone().map_err(NetError::Thread)?;
     mailbox.set_packet_bell(shared.wake.try_clone().map_err(NetError::Thread)?);
     let shared = Arc::downgrade(&shared);
-    let receiver = Receiver { shared, doubt, announcer, mailbox, wake, told: false, tried: None };
+    let receiver =
+        Receiver { shared, unconfirmed, announcer, mailbox, wake, told: false, tried: None };
     spawn("net", move || receiver.run())
 }
 
 struct Receiver {
     shared: Weak<Shared>,
-    doubt: Arc<Doubt>,
+    unconfirmed: Arc<UnconfirmedPackets>,
     announcer: Announcer,
     mailbox: Arc<Mailbox>,
     wake: EventFd,
@@ -110,7 +111,7 @@ impl Receiver {
         loop {
             // Between two looks nothing here keeps the port alive.
             let Some(shared) = self.shared.upgrade() else { return };
-            self.announcer.repeat_if_due(&shared, &self.doubt);
+            self.announcer.repeat_if_due(&shared, &self.unconfirmed);
             if link.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= RETRY) {
                 link = self.open(&shared);
             }
@@ -147,7 +148,7 @@ impl Receiver {
             return None;
         }
         if is_new {
-            self.announcer.begin_again(shared, &self.doubt);
+            self.announcer.begin_again(shared, &self.unconfirmed);
         }
         if std::mem::take(&mut self.told) {
             tracing::info!("the guest's network is back");

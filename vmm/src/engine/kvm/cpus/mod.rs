@@ -31,13 +31,13 @@ use super::kick::{Kicker, PERIOD};
 use super::open::Vm;
 use super::power_on::PowerOn;
 use super::registers::OwnRegisters;
-use super::vcpu::{Exited, Outcome, Surroundings, Vcpu};
+use super::vcpu::{ExitContext, Exited, Outcome, Vcpu};
 use crate::engine::group::{Activity, Cpus};
 use crate::engine::{Bus, CpuCount, CpuState, Engine, Exit, InvalidState, Vector};
 use crate::memory::GuestRam;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use thread::{CpuThread, Event, GroupKick, Way};
+use thread::{CpuThread, Event, GroupKick, RunUntil};
 use vmft_log::point::ExecutionPoint;
 
 /// After so many periods without an access the CPUs are looked at: a quarter of a second.
@@ -75,7 +75,7 @@ impl Cpu {
     }
 
     /// Lets it run, if it is at home. `window`: until it can take an interrupt.
-    fn let_go(&mut self, window: bool, way: Way) {
+    fn let_go(&mut self, window: bool, until: RunUntil) {
         if let Some(mut vcpu) = self.home.take() {
             vcpu.request_window(window);
             vcpu.kicks.take();
@@ -83,7 +83,7 @@ impl Cpu {
             self.ready = false;
             self.offers = window;
             self.called = false;
-            self.thread.lend(vcpu, way);
+            self.thread.lend(vcpu, until);
         }
     }
 
@@ -154,7 +154,7 @@ impl GroupEngine {
     ) -> Outcome {
         let Self { cpus, vm, point, .. } = self;
         let cpu = &mut cpus[usize::from(number)];
-        let mut around = Surroundings { at: *point, bus, registers: &mut cpu.own, ram: vm.ram() };
+        let mut around = ExitContext { at: *point, bus, registers: &mut cpu.own, ram: vm.ram() };
         let outcome = vcpu.serve_one(exited, &mut around);
         cpu.unfinished = matches!(outcome, Outcome::Access | Outcome::Register { .. });
         cpu.ready = !cpu.unfinished && vcpu.was_ready();
@@ -223,11 +223,11 @@ impl Engine for GroupEngine {
             if want_interrupt && boot.ready {
                 return Exit::InterruptWindow;
             }
-            boot.let_go(want_interrupt, Way::On);
+            boot.let_go(want_interrupt, RunUntil::Stopped);
             if want_interrupt && !boot.offers {
                 boot.call();
             }
-            others.iter_mut().for_each(|cpu| cpu.let_go(false, Way::On));
+            others.iter_mut().for_each(|cpu| cpu.let_go(false, RunUntil::Stopped));
             let (number, vcpu, exited) = match self.events.recv_timeout(PERIOD) {
                 Ok(Event::Back { number, vcpu, exited }) => (number, vcpu, exited),
                 Ok(Event::Kicked) => {
@@ -278,7 +278,7 @@ impl Engine for GroupEngine {
             let mut under_way = false;
             for cpu in &mut self.cpus {
                 if cpu.unfinished {
-                    cpu.let_go(false, Way::ToTheEnd);
+                    cpu.let_go(false, RunUntil::InstructionEnd);
                     cpu.called = true;
                 }
                 cpu.call();

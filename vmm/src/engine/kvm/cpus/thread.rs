@@ -21,26 +21,26 @@ pub(super) enum Event {
 
 /// How far a CPU is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum RunUntil {
     /// Until it stops for something.
-    On,
+    Stopped,
     /// To the end of the instruction it is in.
-    ToTheEnd,
+    InstructionEnd,
 }
 
 /// A CPU's thread.
 #[derive(Debug)]
 pub(super) struct CpuThread {
-    orders: Option<Sender<(Box<Vcpu>, Way)>>,
+    orders: Option<Sender<(Box<Vcpu>, RunUntil)>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl CpuThread {
     pub(super) fn start(number: u8, events: Sender<Event>) -> Result<Self, KvmError> {
-        let (orders, taken) = mpsc::channel::<(Box<Vcpu>, Way)>();
+        let (orders, taken) = mpsc::channel::<(Box<Vcpu>, RunUntil)>();
         let work = move || {
-            while let Ok((mut vcpu, way)) = taken.recv() {
-                if way == Way::ToTheEnd {
+            while let Ok((mut vcpu, until)) = taken.recv() {
+                if until == RunUntil::InstructionEnd {
                     vcpu.kicks.set_immediate_exit();
                 }
                 let running = vcpu.kicks.enter();
@@ -57,9 +57,9 @@ impl CpuThread {
     }
 
     /// Lends the CPU to its thread.
-    pub(super) fn lend(&self, vcpu: Box<Vcpu>, way: Way) {
+    pub(super) fn lend(&self, vcpu: Box<Vcpu>, until: RunUntil) {
         let orders = self.orders.as_ref().expect("threads end with the engine");
-        orders.send((vcpu, way)).expect("a CPU's thread does not panic");
+        orders.send((vcpu, until)).expect("a CPU's thread does not panic");
     }
 
     /// Takes no more; a CPU that is under way has been kicked.

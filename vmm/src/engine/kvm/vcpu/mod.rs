@@ -79,8 +79,8 @@ pub(super) enum Outcome {
     Failed(&'static str),
 }
 
-/// What an exit may have to do with.
-pub(super) struct Surroundings<'a> {
+/// What serving an exit reads and changes beyond the vCPU.
+pub(super) struct ExitContext<'a> {
     pub(super) at: ExecutionPoint,
     pub(super) bus: &'a mut dyn Bus,
     pub(super) registers: &'a mut OwnRegisters,
@@ -177,7 +177,7 @@ impl Vcpu {
 
     /// Serves the access of an exit, which the next entry finishes, or goes on with: then it stops for the
     /// next access. What the exit was.
-    pub(super) fn serve_one(&mut self, exited: Exited, around: &mut Surroundings<'_>) -> Outcome {
+    pub(super) fn serve_one(&mut self, exited: Exited, around: &mut ExitContext<'_>) -> Outcome {
         match exited {
             Exited::Port => {
                 self.serve_port(around);
@@ -295,7 +295,7 @@ impl Vcpu {
     }
 
     /// Performs the port accesses KVM stopped for: several items for a string instruction.
-    fn serve_port(&mut self, around: &mut Surroundings<'_>) {
+    fn serve_port(&mut self, around: &mut ExitContext<'_>) {
         let run: *mut kvm_run = self.fd.get_kvm_run();
         // SAFETY: the exit reason says that this member of the union is the valid one.
         let io = unsafe { (*run).__bindgen_anon_1.io };
@@ -353,7 +353,7 @@ impl Vcpu {
         is_input
     }
 
-    fn serve_memory(&mut self, around: &mut Surroundings<'_>) {
+    fn serve_memory(&mut self, around: &mut ExitContext<'_>) {
         // SAFETY: the exit reason says that this member of the union is the valid one.
         let mmio = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.mmio };
         let data = &mut mmio.data[..mmio.len as usize];
@@ -365,7 +365,7 @@ impl Vcpu {
     }
 
     /// True if the access faults.
-    fn serve_register(&mut self, around: &mut Surroundings<'_>) -> bool {
+    fn serve_register(&mut self, around: &mut ExitContext<'_>) -> bool {
         let run = self.fd.get_kvm_run();
         let is_write = run.exit_reason == kvm_bindings::KVM_EXIT_X86_WRMSR;
         // SAFETY: the exit reason says that this member of the union is the valid one.
@@ -392,7 +392,7 @@ impl Entered<'_> {
     }
 
     /// Deals with the exit. What is left of the instruction may stay unfinished.
-    pub(super) fn serve(self, around: &mut Surroundings<'_>) -> Outcome {
+    pub(super) fn serve(self, around: &mut ExitContext<'_>) -> Outcome {
         match self.first {
             Exited::Port => {
                 let Self { vcpu, first } = self;
@@ -416,7 +416,7 @@ impl Entered<'_> {
     }
 
     /// Deals with the exit, and has KVM finish the instruction.
-    pub(super) fn settle(self, around: &mut Surroundings<'_>) -> Outcome {
+    pub(super) fn settle(self, around: &mut ExitContext<'_>) -> Outcome {
         let Self { vcpu, mut first } = self;
         let mut done = None;
         loop {

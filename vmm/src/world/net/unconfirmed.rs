@@ -8,11 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use vmft_log::entry::Packet;
 
 /// Where packets go once they may leave.
-pub(super) trait Way {
+pub(super) trait PacketSink {
     fn send_all(&self, packets: &mut VecDeque<Packet>);
 }
 
-impl Way for Shared {
+impl PacketSink for Shared {
     fn send_all(&self, packets: &mut VecDeque<Packet>) {
         self.send(packets.drain(..));
     }
@@ -29,29 +29,29 @@ struct Waiting {
 
 /// The packets that wait, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Doubt {
+pub(super) struct UnconfirmedPackets {
     waiting: Mutex<Waiting>,
     came: Condvar,
 }
 
 impl Waiting {
     /// Sends the oldest `count`.
-    fn send(&mut self, count: usize, way: &impl Way) {
+    fn send(&mut self, count: usize, sink: &impl PacketSink) {
         let later = self.packets.split_off(count);
         self.left += count as u64;
-        way.send_all(&mut self.packets);
+        sink.send_all(&mut self.packets);
         self.packets = later;
     }
 }
 
-impl Doubt {
+impl UnconfirmedPackets {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().expect("no holder of the doubtful packets' lock panics")
     }
 
     /// Sends a packet, or keeps it. Fresh evidence is evidence for all that wait: it shows that
     /// nobody had taken this side's place until now.
-    pub(super) fn send(&self, packet: Packet, assurance: Assurance, way: &impl Way) {
+    pub(super) fn send(&self, packet: Packet, assurance: Assurance, sink: &impl PacketSink) {
         let mut waiting = self.lock();
         if waiting.closed {
             return;
@@ -60,7 +60,7 @@ impl Doubt {
         match assurance {
             Assurance::Fresh => {
                 let all = waiting.packets.len();
-                waiting.send(all, way);
+                waiting.send(all, sink);
             }
             Assurance::Stale => self.came.notify_one(),
         }
@@ -75,7 +75,7 @@ impl Doubt {
     }
 
     /// Asks the fence whenever packets wait, until closed or fenced.
-    fn run(&self, fence: &dyn Fence, way: &impl Way) {
+    fn run(&self, fence: &dyn Fence, sink: &impl PacketSink) {
         loop {
             let mut waiting = self.lock();
             while waiting.packets.is_empty() && !waiting.closed {
@@ -96,19 +96,19 @@ impl Doubt {
             let sure = asked_for.saturating_sub(waiting.left);
             let sure = usize::try_from(sure)
                 .map_or(waiting.packets.len(), |sure| sure.min(waiting.packets.len()));
-            waiting.send(sure, way);
+            waiting.send(sure, sink);
         }
     }
 }
 
 /// Starts the thread that asks; it ends when the side is fenced or the port dropped.
 pub(super) fn start(
-    doubt: &Arc<Doubt>,
+    unconfirmed: &Arc<UnconfirmedPackets>,
     shared: Arc<Shared>,
     fence: Arc<dyn Fence>,
 ) -> Result<(), NetError> {
-    let doubt = Arc::clone(doubt);
-    spawn("net-fence", move || doubt.run(&*fence, &*shared))
+    let unconfirmed = Arc::clone(unconfirmed);
+    spawn("net-fence", move || unconfirmed.run(&*fence, &*shared))
 }
 
 #[cfg(test)]
@@ -121,7 +121,7 @@ mod tests {
     #[derive(Debug)]
     struct Wire(Mutex<Sender<u8>>);
 
-    impl Way for Wire {
+    impl PacketSink for Wire {
         fn send_all(&self, packets: &mut VecDeque<Packet>) {
             for packet in packets.drain(..) {
                 self.0.lock().unwrap().send(packet.frame[0]).unwrap();
@@ -149,10 +149,10 @@ mod tests {
         Packet { frame: vec![byte], ..Packet::default() }
     }
 
-    /// Runs `body` with the doubt, its wire's far end, the fence's questions and its answers.
+    /// Runs `body` with the packets that wait, their wire's far end, the fence's questions and its answers.
     fn with_fence(
         body: impl FnOnce(
-            &Doubt,
+            &UnconfirmedPackets,
             &Wire,
             &Receiver<u8>,
             &Receiver<()>,
@@ -163,11 +163,11 @@ mod tests {
         let (asked, questions) = channel();
         let (answer, answers) = channel();
         let fence = Asked { asked: Mutex::new(asked), answers: Mutex::new(answers) };
-        let (doubt, wire) = (Doubt::default(), Wire(Mutex::new(wire)));
+        let (unconfirmed, wire) = (UnconfirmedPackets::default(), Wire(Mutex::new(wire)));
         std::thread::scope(|scope| {
-            scope.spawn(|| doubt.run(&fence, &wire));
-            body(&doubt, &wire, &seen, &questions, &answer);
-            doubt.close();
+            scope.spawn(|| unconfirmed.run(&fence, &wire));
+            body(&unconfirmed, &wire, &seen, &questions, &answer);
+            unconfirmed.close();
             // Should it be asking.
             let _ = answer.send(Err(FenceError));
         });
@@ -175,12 +175,12 @@ mod tests {
 
     #[test]
     fn stale_packets_wait_for_the_fence_and_leave_in_order() {
-        with_fence(|doubt, wire, seen, questions, answer| {
-            doubt.send(packet(1), Assurance::Fresh, wire);
+        with_fence(|unconfirmed, wire, seen, questions, answer| {
+            unconfirmed.send(packet(1), Assurance::Fresh, wire);
             assert_eq!(seen.recv(), Ok(1));
-            doubt.send(packet(2), Assurance::Stale, wire);
+            unconfirmed.send(packet(2), Assurance::Stale, wire);
             questions.recv().unwrap();
-            doubt.send(packet(3), Assurance::Stale, wire);
+            unconfirmed.send(packet(3), Assurance::Stale, wire);
             assert!(seen.try_recv().is_err());
             answer.send(Ok(Permit(None))).unwrap();
             assert_eq!(seen.recv(), Ok(2));
@@ -193,12 +193,12 @@ mod tests {
 
     #[test]
     fn fresh_evidence_frees_what_waits_while_the_arbiter_is_away() {
-        with_fence(|doubt, wire, seen, questions, answer| {
-            doubt.send(packet(1), Assurance::Stale, wire);
+        with_fence(|unconfirmed, wire, seen, questions, answer| {
+            unconfirmed.send(packet(1), Assurance::Stale, wire);
             questions.recv().unwrap();
-            doubt.send(packet(2), Assurance::Fresh, wire);
+            unconfirmed.send(packet(2), Assurance::Fresh, wire);
             assert_eq!([seen.recv(), seen.recv()], [Ok(1), Ok(2)]);
-            doubt.send(packet(3), Assurance::Stale, wire);
+            unconfirmed.send(packet(3), Assurance::Stale, wire);
             answer.send(Ok(Permit(None))).unwrap();
             questions.recv().unwrap();
             assert!(seen.try_recv().is_err(), "the first question was not asked for 3");
@@ -207,30 +207,30 @@ mod tests {
 
     #[test]
     fn a_side_that_is_fenced_sends_nothing_more() {
-        with_fence(|doubt, wire, seen, questions, answer| {
-            doubt.send(packet(1), Assurance::Stale, wire);
+        with_fence(|unconfirmed, wire, seen, questions, answer| {
+            unconfirmed.send(packet(1), Assurance::Stale, wire);
             questions.recv().unwrap();
             answer.send(Err(FenceError)).unwrap();
-            while !doubt.lock().closed {
+            while !unconfirmed.lock().closed {
                 std::thread::yield_now();
             }
-            doubt.send(packet(2), Assurance::Fresh, wire);
+            unconfirmed.send(packet(2), Assurance::Fresh, wire);
             assert!(seen.try_recv().is_err());
         });
     }
 
     #[test]
     fn a_side_that_has_lost_its_generation_repeats_no_announcement() {
-        with_fence(|doubt, wire, seen, questions, answer| {
+        with_fence(|unconfirmed, wire, seen, questions, answer| {
             let announcer = Announcer::new(vec![vec![7]]);
-            announcer.repeat(wire, doubt);
+            announcer.repeat(wire, unconfirmed);
             questions.recv().unwrap();
             answer.send(Ok(Permit(None))).unwrap();
             assert_eq!(seen.recv(), Ok(7));
-            announcer.repeat(wire, doubt);
+            announcer.repeat(wire, unconfirmed);
             questions.recv().unwrap();
             answer.send(Err(FenceError)).unwrap();
-            while !doubt.lock().closed {
+            while !unconfirmed.lock().closed {
                 std::thread::yield_now();
             }
             assert!(seen.try_recv().is_err());
