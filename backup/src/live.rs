@@ -1,11 +1,13 @@
 //! A live side of a pair: runs the guest, admits backups, and goes on alone when one is lost.
 
+mod disks;
+
 use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
 use crate::disk_care::Standstill;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
-use crate::hand_over::{HandOver, HandOverError, NotRelieved};
+use crate::hand_over::{HandOver, HandOverError};
 use crate::handler::Handler;
 use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
@@ -13,8 +15,8 @@ use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
 use crate::requests::{Beginning, JoinHost};
 use crate::side::{OutputPath, Side, SideEnd, SideError};
-use crate::status::{DiskTroubleStatus, FailoverReport, Role, StatusBoard, ms};
-use crate::{storage, tell};
+use crate::status::{FailoverReport, Role, StatusBoard, ms};
+use crate::storage;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
@@ -27,7 +29,7 @@ use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::OutputGate;
 use vmft_vmm::world::error_text;
-use vmft_vmm::world::{DiskTrouble, Fence, HostSource, OnError, make_thread_urgent};
+use vmft_vmm::world::{Fence, HostSource, make_thread_urgent};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -91,15 +93,6 @@ impl Inputs {
         }
     }
 }
-
-/// Why the guest does not leave a side whose disks fail.
-struct WhyNot {
-    text: String,
-    /// It is not tried again before something else fails.
-    is_for_good: bool,
-}
-
-const NOBODY: &str = "no backup protects this side";
 
 struct LiveSide<'a> {
     side: &'a Side,
@@ -403,58 +396,6 @@ impl LiveSide<'_> {
             Standing::Fenced(why) => SideEnd::Halted(why),
             _ => SideEnd::Halted("asked to halt".to_owned()),
         }
-    }
-
-    /// Sees to disks whose storage fails, with the machine at rest: has a backup relieve this side, or the
-    /// guest stand still. True if another side has the guest.
-    fn mind_disks(&self, declined: &mut bool) -> bool {
-        let (side, desk) = (self.side, &self.side.disk_desk);
-        let heard = side.hear_of_disks();
-        *declined &= heard.failed.is_empty();
-        if desk.policy().on_error != OnError::Failover {
-            side.tell_of_disks(&heard, None);
-            return false;
-        }
-        let troubles = desk.troubles();
-        let Some(first) = troubles.first().filter(|_| !*declined) else {
-            side.tell_of_disks(&heard, None);
-            return false;
-        };
-        let is_news = !heard.failed.is_empty() || !heard.hanging.is_empty();
-        let why = DiskTroubleStatus::from(first).text();
-        let why_not = match self.relieve(&troubles, &why) {
-            Ok(()) => return true,
-            Err(why_not) => why_not,
-        };
-        *declined |= why_not.is_for_good;
-        desk.answer_final();
-        if is_news || why_not.is_for_good {
-            side.tell_of_disks(&heard, Some(&why_not.text));
-        }
-        false
-    }
-
-    /// Has a backup take the guest, because of these disks.
-    fn relieve(&self, troubles: &[DiskTrouble], why: &str) -> Result<(), WhyNot> {
-        let not_now = |text: String| WhyNot { text, is_for_good: false };
-        let channel = self.channel.as_ref().ok_or_else(|| not_now(NOBODY.to_owned()))?;
-        if channel.protected_by() == 0 {
-            return Err(not_now(NOBODY.to_owned()));
-        }
-        if self.side.disk_desk.is_unproved() {
-            let text = "the storage of the side before this one has failed at the same";
-            return Err(not_now(text.to_owned()));
-        }
-        if troubles.iter().any(|disk| disk.may_land_later) {
-            return Err(not_now(NotRelieved::UnderWay.to_string()));
-        }
-        tell!("{why}; a backup is to go on with its own way to the storage");
-        let (output_path, policy, protection) = (&self.output_path, &self.policy, self.protection);
-        let hand_over = HandOver { channel, output_path, policy, protection };
-        hand_over.relieve(&self.side.disk_desk, why).map_err(|error| WhyNot {
-            text: error.to_string(),
-            is_for_good: error != NotRelieved::Nobody,
-        })
     }
 
     /// Hands the guest over to a backup, with the machine at rest.

@@ -93,7 +93,16 @@ impl PackageManager {
         progress.step(&format!("installing {}", names.join(" ")));
         let mut get = command("apt-get");
         get.env("DEBIAN_FRONTEND", "noninteractive");
-        get.args(["-o", Self::PATIENCE, "-q", "-y", "--no-install-recommends", "install"]);
+        // What the host has stays: a package that would take another's place is its operator's to choose.
+        get.args([
+            "-o",
+            Self::PATIENCE,
+            "-q",
+            "-y",
+            "--no-remove",
+            "--no-install-recommends",
+            "install",
+        ]);
         get.args(names);
         command::succeed(get)?;
         Ok(())

@@ -5,9 +5,13 @@ use crate::session::{DivergenceNotice, HeartbeatEcho};
 use crate::time::MonotonicTime;
 use proptest::prelude::*;
 use vmft_log::checkpoint::{CheckpointEnd, CheckpointHeader, MemoryBase, PageNumber};
-use vmft_log::codec::{BATCH_COST_LIMIT, CostedEntry};
-use vmft_log::entry::{Entry, EntrySequence, Generation, LogPosition, OutputSequence};
+use vmft_log::codec::{BATCH_COST, BatchEncoder, CostedEntry};
+use vmft_log::entry::{
+    Arrival, Entry, EntrySequence, Generation, LogPosition, MAX_DISK_DATA, OutputSequence,
+    RequestId,
+};
 use vmft_log::point::ExecutionPoint;
+use vmft_log::wire::MAX_COUNT;
 
 const SESSION: SessionId = SessionId(0x0403_0201);
 
@@ -98,7 +102,18 @@ fn decode(session: SessionId, bytes: &[u8]) -> Result<Option<Frame>, FrameError>
 
 #[test]
 fn the_largest_batch_and_the_largest_piece_of_a_checkpoint_fit_their_frames() {
-    assert!(FrameKind::Entries.max_payload() as u64 >= BATCH_COST_LIMIT);
+    let data = vec![1; MAX_DISK_DATA];
+    let (request, point) = (RequestId(u64::MAX), ExecutionPoint::NEVER);
+    let arrival = Arrival::DiskCompletion { disk: 255, request, status: 255, data };
+    let room = vec![0; HEADER_LEN];
+    let mut batch =
+        BatchEncoder::new(room, EntrySequence(MAX_COUNT - 70_000), ExecutionPoint::START);
+    while batch.cost() < BATCH_COST {
+        batch.push(&Entry::Progress { point: ExecutionPoint::START }).expect("fits");
+    }
+    batch.push(&Entry::Arrival { point, arrival }).expect("fits");
+    UnsealedFrame::new(FrameKind::Entries, SESSION, batch.finish())
+        .expect("within the limit of its kind");
     let state = CheckpointPiece::State(vec![1; MAX_STATE_CHUNK]);
     let mut pages = vec![64];
     // Each the page after the one before it, and as it is.
