@@ -77,11 +77,15 @@ pub fn contains(text: &[u8], wanted: &str) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted.as_bytes())
 }
 
+/// Reads until that is there. How long a guest takes is its host's affair: what has a limit is its silence.
 pub fn read_until(console: &mut PairConsole, text: &mut Vec<u8>, wanted: impl Fn(&[u8]) -> bool) {
-    let deadline = Instant::now() + LIMIT;
+    let mut deadline = Instant::now() + LIMIT;
     while !wanted(text) {
         match console.look(Duration::from_secs(1)) {
-            Look::Bytes(bytes) => text.extend(bytes),
+            Look::Bytes(bytes) => {
+                text.extend(bytes);
+                deadline = Instant::now() + LIMIT;
+            }
             Look::Nothing => {}
             Look::Closed => panic!("the console closed:\n{}", String::from_utf8_lossy(text)),
         }
