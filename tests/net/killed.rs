@@ -137,6 +137,11 @@ fn every_session_goes_on_when_the_primary_is_killed_in_checkpoint_mode() {
 /// Seconds of each measurement.
 const SECONDS: u32 = 6;
 
+/// The lines that say what was moved in a second, of which a busy host makes a little more or less.
+fn intervals(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| line.contains(" sec "))
+}
+
 /// Runs iperf3 for [`SECONDS`] seconds, and kills a side after two.
 fn iperf_goes_on(reverse: bool, which: Which) {
     let mut pair = Pair::start(&Setup::default());
@@ -148,7 +153,7 @@ fn iperf_goes_on(reverse: bool, which: Which) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
-    while !text.contains("2.00   sec") && !text.contains("2.00-") {
+    while intervals(&text).count() < 2 {
         assert_ne!(output.read_line(&mut text).unwrap(), 0, "{text}");
     }
     pair.kill(which);
@@ -158,10 +163,10 @@ fn iperf_goes_on(reverse: bool, which: Which) {
     println!("{text}");
     let moved = text.lines().rev().find(|line| line.ends_with("receiver")).unwrap();
     assert!(!moved.contains(" 0.00 Bytes"), "{text}");
-    let last = format!("{}.00-{}.00", SECONDS - 1, SECONDS);
-    let line = text.lines().find(|line| line.contains(&last));
-    let alive = line.is_none_or(|line| !line.contains(" 0.00 "));
-    assert!(alive, "nothing moved in the end: {text}");
+    let (measured, _) = text.split_once("- - -").unwrap();
+    let after = intervals(measured).skip(3);
+    let moved = after.filter(|line| !line.contains(" 0.00 Bytes")).count();
+    assert!(moved >= 2, "nothing moved in the end: {text}");
 }
 
 #[test]
