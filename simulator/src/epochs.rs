@@ -5,7 +5,7 @@
 
 use crate::guest::Guest;
 use crate::plan::MS;
-use crate::side::{Following, Live, Process};
+use crate::side::{Following, Live};
 use crate::world::{Event, Plant, World};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -198,18 +198,7 @@ impl Copy {
 impl World {
     /// The epochs of a live side do their next step: one is taken, or a piece of one goes into the log.
     pub(crate) fn step_epochs(&mut self, side: usize) {
-        if self.is_frozen(side) {
-            return;
-        }
-        let mut process = std::mem::replace(&mut self.sides[side].process, Process::Off);
-        if let Process::Live(live) = &mut process
-            && !live.stopped
-            && !live.halted
-        {
-            self.step_epoch(side, live);
-        }
-        self.sides[side].process = process;
-        self.run_side(side);
+        self.with_running(side, |world, live| world.step_epoch(side, live));
     }
 
     fn step_epoch(&mut self, side: usize, live: &mut Live) {

@@ -308,6 +308,23 @@ impl World {
 
     /// The guest of a live side runs a little: logs begin, inputs arrive, outputs come.
     pub(crate) fn run_guest_of(&mut self, side: usize) {
+        self.with_running(side, |world, live| {
+            world.begin_logs(side, live);
+            live.guest.run_to(live.guest.point().after(1_000));
+            let mut arrivals = std::mem::take(&mut live.arrivals);
+            if world.random.chance(80) {
+                let bytes = world.random.next().to_le_bytes()[..3].to_vec();
+                arrivals.push_back(Arrival::ConsoleInput(bytes));
+            }
+            for arrival in arrivals {
+                world.arrive(side, live, arrival);
+            }
+        });
+    }
+
+    /// Does something with a live side whose guest runs, and looks at the side then; with another, only that;
+    /// nothing on a host that stands still.
+    pub(crate) fn with_running(&mut self, side: usize, step: impl FnOnce(&mut Self, &mut Live)) {
         if self.is_frozen(side) {
             return;
         }
@@ -316,16 +333,7 @@ impl World {
             && !live.stopped
             && !live.halted
         {
-            self.begin_logs(side, live);
-            live.guest.run_to(live.guest.point().after(1_000));
-            let mut arrivals = std::mem::take(&mut live.arrivals);
-            if self.random.chance(80) {
-                let bytes = self.random.next().to_le_bytes()[..3].to_vec();
-                arrivals.push_back(Arrival::ConsoleInput(bytes));
-            }
-            for arrival in arrivals {
-                self.arrive(side, live, arrival);
-            }
+            step(self, live);
         }
         self.sides[side].process = process;
         self.run_side(side);
