@@ -374,6 +374,10 @@ impl<I: Inputs> Inputs for Faulty<'_, I> {
         self.inputs.request(request)
     }
 
+    fn stood_still(&mut self, time: Duration) {
+        self.inputs.stood_still(time);
+    }
+
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {
         self.inputs.digest(point, digest)
     }

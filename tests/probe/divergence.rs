@@ -5,6 +5,7 @@ use crate::guest::WORK_AREA;
 use crate::recording::{open, record};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_backup::recorded::RecordedLog;
 use vmft_log::entry::{Arrival, Entry, StateDigest};
@@ -50,8 +51,12 @@ impl Inputs for Planted {
         self.inputs.next(boundary)
     }
 
-    fn request(&mut self, wish: DeviceRequest) -> Result<(), InputError> {
-        self.inputs.request(wish)
+    fn request(&mut self, request: DeviceRequest) -> Result<(), InputError> {
+        self.inputs.request(request)
+    }
+
+    fn stood_still(&mut self, time: Duration) {
+        self.inputs.stood_still(time);
     }
 
     fn digest(&mut self, point: ExecutionPoint, digest: StateDigest) -> Result<(), InputError> {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::checkpoint::RamPages;
 use std::collections::VecDeque;
+use std::time::Duration;
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_log::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_log::entry::{LogPosition, OutputSequence, StateDigest};
@@ -24,6 +25,8 @@ impl Inputs for To {
     fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
+
+    fn stood_still(&mut self, _: Duration) {}
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
         Ok(())

@@ -8,6 +8,7 @@ use crate::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use crate::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use crate::memory::MIN_MEMORY;
 use crate::outputs::{KeptOutputs, OutputKind};
+use std::time::Duration;
 use vmft_fuzzing::{Counting, Random, cases, change, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_log::entry::{OutputSequence, StateDigest, StopReason};
@@ -46,6 +47,8 @@ impl Inputs for Script {
     fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
+
+    fn stood_still(&mut self, _: Duration) {}
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
         Ok(())

@@ -145,14 +145,6 @@ impl<S: InputSource> Live<S> {
         self.clock.scale()
     }
 
-    /// The guest has stood still for so long, up to now. That is no part of its time; its real-time clock is
-    /// told the world's when it goes on.
-    pub(super) fn has_stood_still(&mut self, time: Duration) {
-        self.clock.stood_still(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        self.must_sync = true;
-        self.waits_since = None;
-    }
-
     /// The world.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
@@ -328,7 +320,10 @@ impl<S: InputSource> Inputs for Live<S> {
     }
 
     fn stood_still(&mut self, time: Duration) {
-        self.has_stood_still(time);
+        self.clock.stood_still(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        // The real-time clock is told the world's time when the guest goes on.
+        self.must_sync = true;
+        self.waits_since = None;
     }
 
     fn checkpoint(&mut self, _: Option<Delta>) -> Result<(), InputError> {

@@ -198,5 +198,5 @@ pub trait Inputs {
 
     /// The machine was not run for so long, up to now, because its side had it stand still: that is no part of
     /// the guest's time. Nothing to whoever takes time from a log.
-    fn stood_still(&mut self, _: Duration) {}
+    fn stood_still(&mut self, time: Duration);
 }

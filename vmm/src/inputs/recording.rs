@@ -318,7 +318,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
     }
 
     fn stood_still(&mut self, time: Duration) {
-        self.live.has_stood_still(time);
+        self.live.stood_still(time);
     }
 
     fn is_base(&self) -> bool {

@@ -9,6 +9,7 @@ use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use vmft_log::checkpoint::PieceKind;
 use vmft_log::entry::{Entry, OutputSequence, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
@@ -425,6 +426,10 @@ impl<L: LogSource> Inputs for Replaying<L> {
     fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         // The primary does it; its result is in the log.
         Ok(())
+    }
+
+    fn stood_still(&mut self, _: Duration) {
+        // The primary's time is in the log.
     }
 
     fn digest(&mut self, point: ExecutionPoint, replayed: StateDigest) -> Result<(), InputError> {

@@ -9,6 +9,7 @@ use crate::engine::{CpuCount, Cpus, EngineKind};
 use crate::inputs::InputError;
 use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 use vmft_log::entry::StateDigest;
 use vmft_log::point::CodeAddress;
 
@@ -51,6 +52,8 @@ impl Inputs for RunTo {
     fn request(&mut self, _: DeviceRequest) -> Result<(), InputError> {
         Ok(())
     }
+
+    fn stood_still(&mut self, _: Duration) {}
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
         Ok(())

@@ -1,6 +1,7 @@
 //! A world that does anything that a world can do, at random, for a while.
 
 use std::cell::Cell;
+use std::time::Duration;
 use vmft_fuzzing::Random;
 use vmft_log::entry::{Arrival, Packet, StateDigest, StopReason};
 use vmft_log::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
@@ -101,6 +102,8 @@ impl Inputs for World {
         self.requests.push(request);
         Ok(())
     }
+
+    fn stood_still(&mut self, _: Duration) {}
 
     fn digest(&mut self, _: ExecutionPoint, _: StateDigest) -> Result<(), InputError> {
         Ok(())
