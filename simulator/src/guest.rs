@@ -20,23 +20,37 @@ pub struct Write {
     pub value: u64,
 }
 
+/// A flush that the guest's disk has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flush {
+    /// Its number.
+    pub request: RequestId,
+    /// It covers the first so many of the writes that no flush has covered.
+    pub covers: usize,
+}
+
 /// The guest's whole state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
     point: ExecutionPoint,
     state: u64,
-    /// What each of its outputs said, by number, and whether it was a write.
+    /// What each of its outputs said, by number, and whether it was for the disk.
     history: Vec<(u64, bool)>,
     console: u64,
     requests: u64,
     outstanding: BTreeMap<RequestId, Write>,
     /// What the guest has been told is on its disk.
     completed: BTreeMap<u64, u64>,
+    /// Its disk asks for a flush when so many completed writes are covered by none; never, with 0.
+    flushes_after: usize,
+    /// Completed writes that no flush has covered, oldest first.
+    uncovered: Vec<Write>,
+    flushing: Option<Flush>,
 }
 
 impl Guest {
-    /// One that has just begun.
-    pub const fn new(seed: u64) -> Self {
+    /// One that has just begun, whose disk flushes after so many writes.
+    pub const fn new(seed: u64, flushes_after: usize) -> Self {
         Self {
             point: ExecutionPoint::START,
             state: mix(seed),
@@ -45,6 +59,9 @@ impl Guest {
             requests: 0,
             outstanding: BTreeMap::new(),
             completed: BTreeMap::new(),
+            flushes_after,
+            uncovered: Vec::new(),
+            flushing: None,
         }
     }
 
@@ -79,7 +96,7 @@ impl Guest {
         self.history.get(index).map(|(said, _)| *said)
     }
 
-    /// True if that output was a write, which the world sees on the disk only.
+    /// True if that output was for the disk, which the world sees on the disk only.
     pub fn is_write(&self, output: OutputSequence) -> bool {
         let index = usize::try_from(output.0).ok().and_then(|number| number.checked_sub(1));
         index.and_then(|index| self.history.get(index)).is_some_and(|(_, write)| *write)
@@ -95,15 +112,32 @@ impl Guest {
         &self.completed
     }
 
+    /// What it knows to be done, and no flush has covered, oldest first.
+    pub fn uncovered(&self) -> &[Write] {
+        &self.uncovered
+    }
+
+    /// The flush it waits for.
+    pub const fn flushing(&self) -> Option<Flush> {
+        self.flushing
+    }
+
     /// An input arrives; what the guest puts out for it.
     pub fn arrive(&mut self, arrival: &Arrival) -> Vec<Output> {
         match arrival {
             Arrival::DiskCompletion { request, .. } => {
                 if let Some(write) = self.outstanding.remove(request) {
                     self.completed.insert(write.sector, write.value);
+                    if self.flushes_after > 0 {
+                        self.uncovered.push(write);
+                    }
+                }
+                if let Some(flush) = self.flushing.take_if(|flush| flush.request == *request) {
+                    self.uncovered.drain(..flush.covers);
                 }
                 self.state = mix(self.state ^ request.0);
-                Vec::new()
+                let due = self.flushes_after > 0 && self.uncovered.len() >= self.flushes_after;
+                (due && self.flushing.is_none()).then(|| self.flush()).into_iter().collect()
             }
             Arrival::ConsoleInput(bytes) => {
                 for byte in bytes {
@@ -116,6 +150,15 @@ impl Guest {
             | Arrival::WallClock { .. }
             | Arrival::Packets(_) => Vec::new(),
         }
+    }
+
+    fn flush(&mut self) -> Output {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        self.flushing = Some(Flush { request, covers: self.uncovered.len() });
+        self.history.push((self.state, true));
+        let kind = OutputKind::Disk { disk: 0, request, operation: DiskOperation::Flush };
+        Output { sequence: self.outputs(), kind }
     }
 
     fn put_out(&mut self) -> Output {

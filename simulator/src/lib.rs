@@ -5,7 +5,7 @@
 //! [`FollowReign`](vmft_backup::reign::FollowReign), the primary's
 //! [`Backups`](vmft_logging_channel::backups::Backups) with a sender for each, the receiver, the detector,
 //! the handshake, the frames' bytes, the gates of both sides, the checkpoint streams of epochs. What is a model: the guest, the network, the
-//! hosts and their clocks, the arbiter's directory and the storage.
+//! hosts, their clocks and caches, the arbiter's directory and the storage.
 //!
 //! A schedule has a time in which things go wrong, then the world is healed, perhaps after one last fault
 //! that strikes a pair which says that it is protected, and somebody has to go on.
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod coverage;
+mod disk;
 mod epochs;
 mod follow;
 mod guest;

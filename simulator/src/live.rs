@@ -1,8 +1,9 @@
 //! The thin shell of a live side, as the simulator has it: executes what the judge says.
 
 use crate::coverage::GENERATION;
+use crate::disk::Job;
 use crate::epochs::Epochs;
-use crate::guest::{Guest, Write};
+use crate::guest::Guest;
 use crate::models::{End, JoinContent, Message};
 use crate::plan::{MS, Mode};
 use crate::side::{Answer, Live, Outbox, Phase, Process};
@@ -12,9 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::reign::{LiveAction, LiveEvent, LiveReign, Standing};
 use vmft_backup::status::Role;
-use vmft_log::entry::{
-    Arrival, Entry, EntrySequence, Generation, OutputSequence, RequestId, StopReason,
-};
+use vmft_log::entry::{Arrival, Entry, EntrySequence, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::backups::Backups;
 use vmft_logging_channel::detector::DetectorConfig;
 use vmft_logging_channel::fingerprint::Identity;
@@ -55,6 +54,7 @@ impl Live {
             epochs: None,
             marks: BTreeMap::new(),
             generation,
+            waiting: None,
             shut: false,
             halted: false,
             role: Role::Alone,
@@ -71,15 +71,11 @@ impl Live {
 
 impl World {
     /// A side is live from now on: lets out what its predecessor may have left, and its guest runs.
-    pub(crate) fn go_live(&mut self, side: usize, live: Live) {
+    pub(crate) fn go_live(&mut self, side: usize, mut live: Live) {
         self.oracle.goes_live(side, live.generation, &live.guest);
         let name = (side, self.sides[side].incarnation);
         self.storage.register(name);
-        if self.plant != Some(Plant::NoReissue) {
-            for (request, write) in live.guest.outstanding().clone() {
-                self.begin_write(side, request, write);
-            }
-        }
+        self.take_over_disk(side, &mut live);
         let incarnation = self.sides[side].incarnation;
         self.sides[side].process = Process::Live(Box::new(live));
         self.schedule(self.now + MS, Event::Guest(side, incarnation));
@@ -207,8 +203,8 @@ impl World {
             let said = live.guest.said(output.sequence);
             match output.kind {
                 OutputKind::Disk { request, .. } => {
-                    if let Some(write) = live.guest.outstanding().get(&request).copied() {
-                        self.begin_write(side, request, write);
+                    if let Some(job) = Job::of(&live.guest, request) {
+                        self.begin_job(side, live, request, job);
                     }
                 }
                 OutputKind::Console { .. } | OutputKind::Packet(_) => {
@@ -235,74 +231,6 @@ impl World {
             self.oracle.fail(format!(
                 "side {side} lets {output:?} out, marked by {mark:?}, with {acknowledged:?} acknowledged"
             ));
-        }
-    }
-
-    fn begin_write(&mut self, side: usize, request: RequestId, write: Write) {
-        let (incarnation, way) =
-            (self.sides[side].incarnation, self.random.between(1, 900) * 1_000);
-        self.schedule(self.now + way, Event::Write(side, incarnation, request, write));
-    }
-
-    /// A write is about to be sent: first the fence is asked.
-    pub(crate) fn write(
-        &mut self,
-        side: usize,
-        incarnation: u32,
-        request: RequestId,
-        write: Write,
-    ) {
-        if self.sides[side].incarnation != incarnation {
-            return;
-        }
-        let fenced = self.plant != Some(Plant::NoFence);
-        // While it is being decided who goes on, nothing is written.
-        let in_doubt = matches!(
-            &self.sides[side].process,
-            Process::Live(live) if *live.reign.standing() == Standing::Deciding
-        );
-        if self.is_frozen(side) || (fenced && (in_doubt || !self.reaches_arbiter(side))) {
-            let again = self.now + 5 * MS;
-            self.schedule(again, Event::Write(side, incarnation, request, write));
-            return;
-        }
-        let mut process = std::mem::replace(&mut self.sides[side].process, Process::Off);
-        if let Process::Live(live) = &mut process
-            && !live.shut
-        {
-            let next = Generation(live.generation.0 + 1);
-            let mine = self.sides[side].candidate(side).id;
-            match self.arbiter.winner(next).filter(|winner| fenced && winner.id != mine).cloned() {
-                Some(winner) => {
-                    let event = LiveEvent::Overtaken { generation: next, winner };
-                    self.judge(side, live, event);
-                }
-                None => {
-                    // What a host has sent arrives, whatever becomes of the host, and sometimes late.
-                    let late = if self.random.chance(8) { 200_000 } else { 2_000 };
-                    let at = self.now + self.random.between(100, late) * 1_000;
-                    self.schedule(at, Event::Land(side, incarnation, request, write));
-                }
-            }
-        }
-        self.sides[side].process = process;
-        self.run_side(side);
-    }
-
-    /// A write arrives at the storage.
-    pub(crate) fn land(&mut self, side: usize, incarnation: u32, request: RequestId, write: Write) {
-        let fenced = self.plant != Some(Plant::NoFence);
-        let taken = self.storage.write((side, incarnation), write, fenced);
-        if !taken {
-            self.note(|| format!("a late write of side {side} is refused"));
-        }
-        if taken
-            && self.sides[side].incarnation == incarnation
-            && let Process::Live(live) = &mut self.sides[side].process
-        {
-            let completion =
-                Arrival::DiskCompletion { disk: 0, request, status: 0, data: Vec::new() };
-            live.arrivals.push_back(completion);
         }
     }
 

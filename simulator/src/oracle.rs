@@ -100,12 +100,32 @@ impl Oracle {
         }
     }
 
-    /// What the guest has been told is on its disk must be there.
-    pub fn check_disk(&mut self, guest: &Guest, storage: &Storage) {
-        for (sector, value) in guest.completed() {
-            let busy = guest.outstanding().values().any(|write| write.sector == *sector);
-            if !busy && storage.sector(*sector) != Some(*value) {
-                self.fail(format!("sector {sector} does not hold what its write completed with"));
+    /// What the guest has been told is on its disk must be there, as the live side reads it: by `sector`.
+    pub fn check_disk(&mut self, guest: &Guest, sector: impl Fn(u64) -> Option<u64>) {
+        for (at, value) in guest.completed() {
+            let busy = guest.outstanding().values().any(|write| write.sector == *at);
+            if !busy && sector(*at) != Some(*value) {
+                self.fail(format!("sector {at} does not hold what its write completed with"));
+            }
+        }
+    }
+
+    /// A flush is answered: what it covers must be on the storage, or something newer.
+    pub fn check_flush(&mut self, guest: &Guest, covers: usize, storage: &Storage) {
+        let (covered, later) = guest.uncovered().split_at(covers);
+        for (index, write) in covered.iter().enumerate() {
+            let newer =
+                covered[index + 1..].iter().chain(later).chain(guest.outstanding().values());
+            let newer: Vec<_> = newer
+                .filter(|other| other.sector == write.sector)
+                .map(|other| other.value)
+                .collect();
+            let found = storage.sector(write.sector);
+            if found.is_none_or(|value| value != write.value && !newer.contains(&value)) {
+                let sector = write.sector;
+                self.fail(format!(
+                    "a flush is answered, and sector {sector} is not on the storage"
+                ));
             }
         }
     }

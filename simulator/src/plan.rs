@@ -92,6 +92,15 @@ pub enum Mode {
     Checkpoint,
 }
 
+/// Where a write is when it is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// On the storage.
+    None,
+    /// In a cache that dies with the host that wrote; on the storage some time later, or with a flush.
+    OfHost,
+}
+
 /// What happens when the time of faults is over and the world is healed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -114,6 +123,8 @@ pub struct Plan {
     pub backups: usize,
     /// How the guest is protected.
     pub mode: Mode,
+    /// What completed writes are worth.
+    pub cache: Cache,
     /// When the others begin, and whether each is a standby.
     pub begin: Vec<(u64, bool)>,
     /// What goes wrong, in order.
@@ -151,7 +162,11 @@ impl Plan {
             true => Mode::Checkpoint,
             false => Mode::Lockstep,
         };
-        Self { sides, backups, mode, begin, faults, chaos_end, ending }
+        let cache = match Random::new(seed ^ 0x6361_6368).chance(50) {
+            true => Cache::OfHost,
+            false => Cache::None,
+        };
+        Self { sides, backups, mode, cache, begin, faults, chaos_end, ending }
     }
 }
 
@@ -175,7 +190,8 @@ fn fault(random: &mut Random, sides: usize) -> Fault {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} sides, --backups {}, {:?}", self.sides, self.backups, self.mode)?;
+        let Self { sides, backups, mode, cache, .. } = self;
+        writeln!(f, "{sides} sides, --backups {backups}, {mode:?}, host's cache {cache:?}")?;
         for (side, (at, standby)) in (1..).zip(&self.begin) {
             let what = if *standby { "standby" } else { "backup" };
             writeln!(f, "{:7.3} ms  side {side} begins as a {what}", *at as f64 / MS as f64)?;

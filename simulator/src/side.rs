@@ -1,15 +1,16 @@
 //! One side: its process, its clock, its host.
 
+use crate::disk::{Cached, Job};
 use crate::epochs::{Copy, Epochs};
 use crate::guest::Guest;
-use crate::models::{End, JoinContent};
+use crate::models::{End, JoinContent, ProcessName};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use vmft_backup::arbiter::Candidate;
 use vmft_backup::reign::{FollowEvent, FollowReign, LiveEvent, LiveReign};
 use vmft_backup::status::Role;
 use vmft_log::entry::{
-    Arrival, EntrySequence, Generation, LogPosition, OutputSequence, StopReason,
+    Arrival, EntrySequence, Generation, LogPosition, OutputSequence, RequestId, StopReason,
 };
 use vmft_logging_channel::backups::{BackupKey, Backups};
 use vmft_logging_channel::detector::Detector;
@@ -67,6 +68,16 @@ impl Outside for Outbox {
     fn let_out(&self, output: Output, _: Assurance) {
         self.0.lock().expect("one thread only").push_back(output);
     }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 /// How far a live side is with one who has connected.
@@ -163,6 +174,8 @@ pub struct Live {
     pub marks: BTreeMap<OutputSequence, EntrySequence>,
     /// The generation disk writes are of.
     pub generation: Generation,
+    /// Requests of its guest that wait until what was completed before it is written again.
+    pub waiting: Option<Vec<(RequestId, Job)>>,
     /// No write is begun any more.
     pub shut: bool,
     /// The machine halts.
@@ -269,6 +282,12 @@ pub struct Side {
     pub incarnation: u32,
     /// What runs.
     pub process: Process,
+    /// Counts its host's deaths.
+    pub deaths: u32,
+    /// What its host's cache has for the storage, oldest first.
+    pub cache: Vec<Cached>,
+    /// The last process here of which the storage has refused a write.
+    pub refused: Option<ProcessName>,
     /// Its host's clock.
     pub clock: Clock,
     /// Its host stands still until then.

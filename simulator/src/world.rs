@@ -3,7 +3,7 @@
 mod healing;
 
 use crate::coverage::Coverage;
-use crate::guest::{Guest, Write};
+use crate::disk::{Job, Sent};
 use crate::models::{Arbiter, Connection, End, Message, Storage};
 use crate::oracle::Oracle;
 use crate::plan::{Fault, MS, Plan};
@@ -32,6 +32,8 @@ pub enum Plant {
     KeptDropped,
     /// A side that goes live does not ask again for the writes its predecessor may have left.
     NoReissue,
+    /// A side that goes live does not write again what its predecessor completed, and no flush covered.
+    NoRewrite,
     /// A backup that joins is not told of a generation won meanwhile.
     GenerationNotTold,
     /// A backup that joins does not get the outputs that wait for another.
@@ -61,10 +63,12 @@ pub(crate) enum Event {
     Ask(usize, u32, Question),
     /// Its answer comes back.
     Answer(usize, u32, Answer),
-    /// A write is about to be sent to the storage.
-    Write(usize, u32, RequestId, Write),
-    /// It arrives there.
-    Land(usize, u32, RequestId, Write),
+    /// A request is about to be sent to the storage.
+    Request(usize, u32, RequestId, Job),
+    /// It arrives there, or in its host's cache.
+    Land(Sent, RequestId, Job),
+    /// A host writes the oldest of its cache to the storage, unless it has died so often by now.
+    WriteBack(usize, u32),
     Begin(usize),
     Fault(usize),
     Thaw(usize),
@@ -151,6 +155,9 @@ impl World {
         let side = |_| Side {
             incarnation: 1,
             process: Process::Off,
+            deaths: 0,
+            cache: Vec::new(),
+            refused: None,
             clock: Clock::new(random.below(1_000) * MS),
             frozen_until: None,
             arbiter_cut_until: 0,
@@ -179,7 +186,7 @@ impl World {
         };
         let first = world.sides[0].candidate(0);
         world.arbiter.try_win(Generation(1), &first);
-        let live = Live::new(Generation(1), Guest::new(seed), &world.identity(Generation(1)));
+        let live = Live::new(Generation(1), world.new_guest(seed), &world.identity(Generation(1)));
         world.go_live(0, live);
         for (side, (at, standby)) in (1..).zip(world.plan.begin.clone()) {
             world.sides[side].standby = standby;
@@ -268,12 +275,11 @@ impl World {
                 self.sides[side].answers.push(answer);
                 self.run_side(side);
             }
-            Event::Write(side, incarnation, request, write) => {
-                self.write(side, incarnation, request, write);
+            Event::Request(side, incarnation, request, job) => {
+                self.request(side, incarnation, request, job);
             }
-            Event::Land(side, incarnation, request, write) => {
-                self.land(side, incarnation, request, write);
-            }
+            Event::Land(sent, request, job) => self.land(sent, request, &job),
+            Event::WriteBack(side, deaths) => self.write_back(side, deaths),
             Event::Begin(side) => self.begin_joining(side, Generation(0)),
             Event::Fault(index) => self.strike(self.plan.faults[index].fault),
             Event::Thaw(side) => {
@@ -410,7 +416,7 @@ impl World {
         }
         let now = self.now;
         match fault {
-            Fault::Crash(side) => self.end_process(side, "its host has died".to_owned(), false),
+            Fault::Crash(side) => self.crash(side),
             Fault::Kill(side) => self.end_process(side, "it was killed".to_owned(), true),
             Fault::Restart(side) => {
                 if matches!(self.sides[side].process, Process::Over) {
@@ -442,6 +448,13 @@ impl World {
             }
             Fault::Leave(side) => self.leave(side),
         }
+    }
+
+    /// A host dies, with its processes and its cache.
+    pub(crate) fn crash(&mut self, side: usize) {
+        self.end_process(side, "its host has died".to_owned(), false);
+        self.sides[side].deaths += 1;
+        self.sides[side].cache.clear();
     }
 
     fn cut(&mut self, from: usize, to: usize, until: u64) {

@@ -64,6 +64,11 @@ fn writes_that_a_new_live_side_forgets_are_found() {
 }
 
 #[test]
+fn completed_writes_that_a_new_live_side_does_not_write_again_are_found() {
+    finds(Plant::NoRewrite);
+}
+
+#[test]
 fn a_verdict_that_is_ignored_is_found() {
     finds(Plant::VerdictIgnored);
 }

@@ -96,7 +96,7 @@ impl World {
     fn has_gone_on(&self, from: usize) -> bool {
         let done = self.oracle.reigning.is_some_and(|(side, _)| {
             let Process::Live(live) = &self.sides[side].process else { return false };
-            self.oracle.is_all_done(&live.guest)
+            live.waiting.is_none() && self.oracle.is_all_done(&live.guest)
         });
         done && self.oracle.released() >= from + PROGRESS
     }
@@ -131,12 +131,12 @@ impl World {
         match self.plan.ending {
             Ending::LoseProtected => {
                 self.note(|| format!("LAST FAULT: side {live} is lost, {protecting:?} protect it"));
-                self.end_process(live, "its host has died".to_owned(), false);
+                self.crash(live);
             }
             Ending::LoseProtector => {
                 self.note(|| format!("LAST FAULT: {protecting:?} are lost, which protect {live}"));
                 for side in protecting {
-                    self.end_process(side, "its host has died".to_owned(), false);
+                    self.crash(side);
                 }
             }
             Ending::Stop if self.sides.iter().any(Side::is_racing) => return,
@@ -157,7 +157,7 @@ impl World {
         let Some((side, _)) = self.oracle.reigning else { return };
         if let Process::Live(live) = &self.sides[side].process {
             self.oracle.check_nothing_is_missing(&live.guest);
-            self.oracle.check_disk(&live.guest, &self.storage);
         }
+        self.check_disk(side);
     }
 }
