@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use vmft_vmm::world::image_format::{self, ImageFormat};
-use vmft_vmm::world::{DiskFile, DiskFileError, HostCache};
+use vmft_vmm::world::{DiskFile, DiskFileError, DiskPolicy, HostCache};
 
 /// Whose disks are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +34,12 @@ impl DisksOf {
     }
 }
 
-/// Opens the disks.
-pub fn open_disks(options: &[DiskOption], of: DisksOf) -> Result<Vec<DiskFile>> {
+/// Opens the disks. `policy`: how those deal with storage that fails of which nothing else is said.
+pub fn open_disks(
+    options: &[DiskOption],
+    of: DisksOf,
+    policy: DiskPolicy,
+) -> Result<Vec<DiskFile>> {
     let open = |disk: &DiskOption| match &disk.place {
         DiskPlace::Image(path) => {
             check_format(path, disk.read_only, disk.is_raw)?;
@@ -48,7 +52,8 @@ pub fn open_disks(options: &[DiskOption], of: DisksOf) -> Result<Vec<DiskFile>> 
         DiskPlace::Export(export) => nbd_disk::open(export, disk.read_only, of),
         DiskPlace::Seed(files) => files.open(),
     };
-    options.iter().map(open).collect()
+    let with_policy = |disk: &DiskOption| Ok(open(disk)?.with_policy(disk.policy(policy)));
+    options.iter().map(with_policy).collect()
 }
 
 /// Refuses a file that is no raw disk, before anything else is done with it. What cannot be read is left
@@ -172,11 +177,12 @@ mod tests {
     fn option(path: &Path, read_only: bool, is_raw: bool) -> DiskOption {
         // Temporary directories may be on any file system.
         let cache = Some(HostCache::WriteBack);
-        DiskOption { place: DiskPlace::Image(path.to_owned()), read_only, cache, is_raw }
+        DiskOption { read_only, cache, is_raw, ..DiskOption::at(DiskPlace::Image(path.to_owned())) }
     }
 
     fn refusal(path: &Path, read_only: bool) -> Option<String> {
-        let opened = open_disks(&[option(path, read_only, false)], DisksOf::Alone);
+        let opened =
+            open_disks(&[option(path, read_only, false)], DisksOf::Alone, DiskPolicy::default());
         opened.err().map(|error| format!("{error:#}"))
     }
 
@@ -199,7 +205,7 @@ mod tests {
         std::fs::write(&path, &image).expect("written");
         let tries = [(DisksOf::Alone, false), (DisksOf::NewPair, true), (DisksOf::Joining, false)];
         for (of, read_only) in tries {
-            let error = open_disks(&[option(&path, read_only, false)], of);
+            let error = open_disks(&[option(&path, read_only, false)], of, DiskPolicy::default());
             let error = format!("{:#}", error.expect_err("qcow2"));
             assert!(error.contains("qcow2"), "{error}");
             let command = proposed(&error);
@@ -207,7 +213,7 @@ mod tests {
             assert!(command.ends_with("/disk.img.raw"), "{command}");
         }
         assert_eq!(std::fs::read(&path).expect("there"), image, "nothing is changed");
-        open_disks(&[option(&path, false, true)], DisksOf::Alone)
+        open_disks(&[option(&path, false, true)], DisksOf::Alone, DiskPolicy::default())
             .expect("its guest has written that");
     }
 

@@ -3,8 +3,9 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use vmft_backup::epoch::Protection;
-use vmft_vmm::engine::soft::{self, CompilerMode};
-use vmft_vmm::engine::{EngineKind, PointKind};
+use vmft_cpu::soft::{self, CompilerMode};
+use vmft_kvm::PointKind;
+use vmft_vmm::engine::EngineKind;
 
 /// What executes the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,10 +6,11 @@
 use crate::engine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, Purpose};
 use anyhow::{Result, anyhow};
 use vmft_backup::tell;
+use vmft_kvm::PointKind;
 use vmft_vmm::boot;
 use vmft_vmm::doctor::verdict::{self, Choice, Verdict, Wanted};
 use vmft_vmm::doctor::{Counter, Examination};
-use vmft_vmm::engine::{EngineKind, PointKind};
+use vmft_vmm::engine::EngineKind;
 
 /// What is known of a guest before it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,10 +23,12 @@ use vmft_backup::side::Side;
 use vmft_backup::status::StatusBoard;
 use vmft_backup::tell;
 use vmft_boot_loader::cmdline as boot_loader;
+use vmft_cpu::CpuCount;
 use vmft_guest_images::{Cache, Workload, cmdline, default_guest, lockstep_guest};
+use vmft_kvm::PointKind;
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use vmft_vmm::boot::BootError;
-use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{OnReboot, WallClock};
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, SetupError};
 use vmft_vmm::snapshot;
@@ -63,10 +65,11 @@ pub struct MachineOptions {
     pub memory: MemoryOption,
     /// A raw disk image, or a block device; may be given several times. Both sides of a pair name the same
     /// image. A file that looks like anything else is refused, unless format=raw says that it is a raw disk.
-    /// A pair's is used without the host's cache, unless cache=writeback accepts what is lost with a host
+    /// A pair's is used without the host's cache, unless cache=writeback accepts what is lost with a host.
+    /// on-error= and timeout= say of this disk what --on-error and --disk-timeout say of all
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,on-error=…][,timeout=…]",
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
@@ -200,6 +203,13 @@ pub struct SideOptions {
     pub sandbox: SandboxOptions,
 }
 
+impl SideOptions {
+    /// How its disks deal with storage that fails, if nothing else is said of them.
+    pub fn disk_policy(&self) -> DiskPolicy {
+        DiskPolicy { on_error: self.on_error.into(), timeout: self.disk_timeout.0 }
+    }
+}
+
 /// The host's name, for people.
 pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -247,10 +257,7 @@ pub fn make_side(
         console: ConsoleHub::open(&options.serial.0, early)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
         disks,
-        disk_desk: Arc::new(DiskDesk::new(DiskPolicy {
-            on_error: options.on_error.into(),
-            timeout: options.disk_timeout.0,
-        })),
+        disk_desk: Arc::<DiskDesk>::default(),
         network,
         wall_clock: options.clock.into(),
         on_reboot: options.on_reboot.into(),

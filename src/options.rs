@@ -2,18 +2,21 @@
 //!
 //! Comma-separated `key=value`, `on|off`, sizes as `512M` or `4G`.
 
+use crate::machine_options::OnErrorChoice;
+use crate::protection_options::DiskTimeoutOption;
 use crate::seed::SeedFiles;
+use clap::ValueEnum;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use vmft_backup::epoch::IntervalError;
 use vmft_backup::lag::LagError;
+use vmft_cpu::memory::{MAX_MEMORY, MIN_MEMORY};
+use vmft_cpu::{CpuCount, CpuCountError};
 use vmft_logging_channel::transport::PeerAddress;
-use vmft_vmm::engine::{CpuCount, CpuCountError};
-use vmft_vmm::memory::{MAX_MEMORY, MIN_MEMORY};
-use vmft_vmm::world::HostCache;
 use vmft_vmm::world::console::ConsoleTarget;
+use vmft_vmm::world::{DiskPolicy, HostCache};
 
 /// Why an option's value is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,9 @@ pub enum OptionError {
     /// No way to protect a guest.
     #[error("`{0}` is none of lockstep, checkpoint, checkpoint,interval=25ms")]
     Protection(String),
+    /// No word for a disk whose storage fails.
+    #[error("`{0}` is none of failover, stop, report")]
+    OnError(String),
     /// No time for a disk's request.
     #[error("`{0}` is no time such as 30s that a disk may take: from 100ms to 3600s")]
     DiskTimeout(String),
@@ -262,10 +268,9 @@ impl DiskPlace {
 /// Disks as they are given, and behind them the one that is made of a seed.
 pub fn disks_and_seed(disks: &[DiskOption], seed: Option<&SeedFiles>) -> Vec<DiskOption> {
     let seed = seed.map(|files| DiskOption {
-        place: DiskPlace::Seed(files.clone()),
         read_only: true,
-        cache: None,
         is_raw: true,
+        ..DiskOption::at(DiskPlace::Seed(files.clone()))
     });
     disks.iter().cloned().chain(seed).collect()
 }
@@ -317,7 +322,7 @@ pub fn is_export_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 64 && !name.starts_with('-') && name.bytes().all(plain)
 }
 
-/// `--disk path=IMAGE,readonly=on,cache=none,format=raw` or `--disk
+/// `--disk path=IMAGE,readonly=on,cache=none,format=raw,on-error=stop,timeout=10s` or `--disk
 /// nbd=HOST:PORT/NAME,readonly=on,tls_dir=DIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOption {
@@ -329,13 +334,34 @@ pub struct DiskOption {
     pub cache: Option<HostCache>,
     /// The operator says that it is a raw disk, whatever it looks like.
     pub is_raw: bool,
+    /// What happens when its storage fails; else as the side has it.
+    pub on_error: Option<OnErrorChoice>,
+    /// A request that takes longer is said to hang; else as the side has it.
+    pub timeout: Option<DiskTimeoutOption>,
+}
+
+impl DiskOption {
+    /// The disk there, and nothing more said of it.
+    pub const fn at(place: DiskPlace) -> Self {
+        let (read_only, is_raw) = (false, false);
+        Self { place, read_only, cache: None, is_raw, on_error: None, timeout: None }
+    }
+
+    /// How it deals with storage that fails, on a side that deals with it so.
+    pub fn policy(&self, side: DiskPolicy) -> DiskPolicy {
+        DiskPolicy {
+            on_error: self.on_error.map_or(side.on_error, Into::into),
+            timeout: self.timeout.map_or(side.timeout, |timeout| timeout.0),
+        }
+    }
 }
 
 impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let known = ["path", "nbd", "readonly", "cache", "format", "tls_dir"];
+        let known =
+            ["path", "nbd", "readonly", "cache", "format", "tls_dir", "on-error", "timeout"];
         let pairs = Pairs::parse(text, &known)?;
         let is_raw = match pairs.get("format") {
             None => false,
@@ -347,8 +373,15 @@ impl FromStr for DiskOption {
             read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
             cache: pairs.get("cache").map(parse_cache).transpose()?,
             is_raw,
+            on_error: pairs.get("on-error").map(parse_on_error).transpose()?,
+            timeout: pairs.get("timeout").map(str::parse).transpose()?,
         })
     }
+}
+
+fn parse_on_error(text: &str) -> Result<OnErrorChoice, OptionError> {
+    let ignore_case = false;
+    OnErrorChoice::from_str(text, ignore_case).map_err(|_| OptionError::OnError(text.to_owned()))
 }
 
 /// `--serial tty|null|file=PATH|socket=PATH`.
@@ -413,6 +446,7 @@ impl FromStr for ArbiterOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmft_vmm::world::OnError;
 
     #[test]
     fn sizes_have_binary_suffixes_and_bounds() {
@@ -440,19 +474,25 @@ mod tests {
     fn a_disk_has_a_path_and_may_be_read_only() {
         let image = |path: &str| DiskPlace::Image(path.into());
         let disk = "path=a.img,readonly=on".parse::<DiskOption>();
-        let option =
-            DiskOption { place: image("a.img"), read_only: true, cache: None, is_raw: false };
+        let option = DiskOption { read_only: true, ..DiskOption::at(image("a.img")) };
         assert_eq!(disk, Ok(option));
         let cache = |text: &str| text.parse::<DiskOption>().map(|disk| disk.cache);
         assert_eq!(cache("path=a,cache=none"), Ok(Some(HostCache::None)));
         assert_eq!(cache("path=a,cache=writeback"), Ok(Some(HostCache::WriteBack)));
         assert_eq!(cache("path=a,cache=on"), Err(OptionError::Cache("on".to_owned())));
         let raw = "path=a.img,format=raw".parse::<DiskOption>();
-        let option =
-            DiskOption { place: image("a.img"), read_only: false, cache: None, is_raw: true };
+        let option = DiskOption { is_raw: true, ..DiskOption::at(image("a.img")) };
         assert_eq!(raw, Ok(option));
         let other = "path=a.img,format=qcow2".parse::<DiskOption>();
         assert_eq!(other, Err(OptionError::Format("qcow2".into())));
+        let own = "path=a.img,on-error=stop,timeout=10s".parse::<DiskOption>().expect("good");
+        let side = DiskPolicy::default();
+        let timeout = Duration::from_secs(10);
+        assert_eq!(own.policy(side), DiskPolicy { on_error: OnError::Stop, timeout });
+        assert_eq!(DiskOption::at(image("a.img")).policy(side), side);
+        let wrong = |text: &str| text.parse::<DiskOption>().map(|_| ());
+        assert_eq!(wrong("path=a,on-error=die"), Err(OptionError::OnError("die".into())));
+        assert_eq!(wrong("path=a,timeout=1ms"), Err(OptionError::DiskTimeout("1ms".into())));
         assert_eq!("readonly=on".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());

@@ -144,6 +144,14 @@ impl Storage for SeedStorage {
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
+
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use crate::tell;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vmft_cpu::PeriodicKicks;
 use vmft_log::entry::{Entry, EntrySequence};
 use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{
     BackupChannel, Delivery, PrimaryChannel, PrimaryPushError, Room,
 };
-use vmft_vmm::engine::PeriodicKicks;
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
 use vmft_vmm::machine::Machine;
 

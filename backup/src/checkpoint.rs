@@ -3,6 +3,7 @@
 use crate::join_content::JoinContent;
 use std::sync::{Arc, Mutex};
 use vm_memory::{Address, Bytes, GuestAddress};
+use vmft_cpu::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinSink, MemoryBase,
     PAGE_BYTES, Page, PageNumber, PageSource, SinkRefusal,
@@ -10,7 +11,6 @@ use vmft_log::checkpoint::{
 use vmft_log::entry::LogPosition;
 use vmft_log::point::ExecutionPoint;
 use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
-use vmft_vmm::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 
 const ZERO_PAGE: Page = [0; PAGE_BYTES];
 const _: () = assert!(PAGE_BYTES as u64 == PAGE_SIZE, "both sides speak of the same pages");
@@ -241,7 +241,7 @@ mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_vmm::memory::MIN_MEMORY;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     fn header(memory: u64) -> CheckpointHeader {
         let page_limit = PageNumber(memory / PAGE_SIZE);

@@ -2,6 +2,8 @@
 
 use super::*;
 use std::collections::VecDeque;
+use vmft_cpu::CpuCount;
+use vmft_cpu::memory::MIN_MEMORY;
 use vmft_fuzzing::{Random, change, damage, large_cases, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_log::checkpoint::{
@@ -10,9 +12,8 @@ use vmft_log::checkpoint::{
 use vmft_log::entry::OutputSequence;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, DiskConfig, NetConfig, UnixSeconds};
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
-use vmft_vmm::engine::{CpuCount, EngineKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::MachineConfig;
-use vmft_vmm::memory::MIN_MEMORY;
 use vmft_vmm::outputs::{Output, OutputKind};
 
 /// Cases of a quick run.

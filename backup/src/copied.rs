@@ -1,8 +1,8 @@
 //! Pages copied out of a machine at rest.
 
 use vm_memory::Bytes;
+use vmft_cpu::memory::{self, GuestRam};
 use vmft_log::checkpoint::{PAGE_BYTES, Page, PageNumber, PageSource};
-use vmft_vmm::memory::{self, GuestRam};
 
 /// Most pages that are copied in one rest: 128 MiB, which a host copies in some tens of
 /// milliseconds. A guest that has written more is sent what it has written while it runs, until no
@@ -53,7 +53,7 @@ impl PageSource for CopiedPages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_vmm::memory::{MIN_MEMORY, PAGE_SIZE};
+    use vmft_cpu::memory::{MIN_MEMORY, PAGE_SIZE};
 
     #[test]
     fn what_was_copied_is_read_as_it_was_and_a_second_copy_takes_its_place() {

@@ -17,13 +17,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::ExitRecord;
+use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::StateDigest;
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_logging_channel::transport::BackupChannel;
-use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::Delta;
-use vmft_vmm::memory::GuestRam;
 use vmft_vmm::world::Mailbox;
 
 /// How long a fault waits for the guest to come to a point: an idle one may take a while.
@@ -398,7 +398,7 @@ impl<I: Inputs> Inputs for Faulty<'_, I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmft_vmm::memory::MIN_MEMORY;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     fn desk(role: Role) -> FaultDesk {
         let status = Arc::new(StatusBoard::default());

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::{Generation, StopReason};
 use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::session::GoodbyeReason;
@@ -34,7 +35,6 @@ use vmft_logging_channel::transport::{
 use vmft_sandbox::Task;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
-use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
 use vmft_vmm::world::make_thread_urgent;
 use vmft_vmm::world::{DiskFile, error_text};
@@ -285,9 +285,9 @@ impl Side {
 
         let Following { policy, kept, gate, source } = following;
         not_out.into_iter().for_each(|output| gate.emit(output));
-        let source = Watched { source, gauges: Arc::clone(self.status.gauges()) };
         let memory = machine.ram().size();
-        let inputs = Replaying::new(source, Arc::clone(&kept), machine.point(), memory);
+        let inputs = Replaying::new(source, Arc::clone(&kept), machine.point(), memory)
+            .watched(Arc::clone(self.status.gauges()));
         let open = self.faults.lockstep();
         let mut faulty = Faulty::new(inputs, &self.faults, machine.ram().clone(), &channel);
         let end = machine.run(&mut faulty, &gate);
@@ -423,38 +423,6 @@ impl Side {
             _ => self.console.close(),
         }
         Ok(Followed::End(SideEnd::Stopped(reason)))
-    }
-}
-
-/// The channel, with the gauges of the guest that replays it.
-#[derive(Debug)]
-struct Watched {
-    source: ChannelSource,
-    gauges: Arc<vmft_vmm::world::Gauges>,
-}
-
-impl vmft_vmm::inputs::LogSource for Watched {
-    fn next(
-        &mut self,
-        at: vmft_log::point::ExecutionPoint,
-    ) -> Result<vmft_log::entry::Entry, vmft_vmm::inputs::LogEnd> {
-        self.gauges.set_point(at);
-        self.source.next(at)
-    }
-
-    fn skip_to_checkpoint(
-        &mut self,
-        may: &dyn Fn(&[u8]) -> bool,
-    ) -> Option<Vec<vmft_log::entry::Entry>> {
-        self.source.skip_to_checkpoint(may)
-    }
-
-    fn skipped(&mut self, points: u64) {
-        self.gauges.add_skipped(points);
-    }
-
-    fn agreed(&mut self, digests: u64, exits: u64) {
-        self.gauges.add_agreed(digests, exits);
     }
 }
 

@@ -8,12 +8,13 @@
 use crate::epoch::Protection;
 use std::fs::File;
 use std::io::{self, Read};
+use vmft_cpu::soft;
 use vmft_logging_channel::fingerprint::{ANY, Fingerprint, Mismatch};
 use vmft_logging_channel::handshake::Nonce;
 use vmft_vmm::board::{BoardConfig, DiskConfig};
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
 use vmft_vmm::doctor::kvm_of_this_host;
-use vmft_vmm::engine::{EngineKind, kvm, soft};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::STATE_VERSION;
 
 const VERSION: &str = "vmft version";
@@ -38,7 +39,7 @@ fn program() -> Fingerprint {
         .with(VERSION, env!("CARGO_PKG_VERSION"))
         .with(STATE, STATE_VERSION)
         .with(SOFT_CPU, soft::cpu_model_digest())
-        .with(KVM_CPU, kvm::cpu_model_digest())
+        .with(KVM_CPU, vmft_kvm::cpu_model_digest())
 }
 
 /// What `/proc/cpuinfo` says of the first CPU; a host whose CPUs differ is not known to Linux.
@@ -155,8 +156,9 @@ pub fn nonce() -> io::Result<Nonce> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmft_cpu::CpuCount;
+    use vmft_kvm::PointKind;
     use vmft_vmm::board::{Bytes, NetConfig, UnixSeconds};
-    use vmft_vmm::engine::{CpuCount, PointKind};
 
     fn board(net: Option<NetConfig>) -> BoardConfig {
         let (memory, clock_base) = (Bytes(64 << 20), UnixSeconds(0));

@@ -24,13 +24,13 @@ use crate::status::{JoinReport, StatusBoard, ms};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vmft_cpu::memory::{self, GuestRam, PAGE_SIZE, WriteView};
 use vmft_log::checkpoint::{
     CheckpointPiece, CheckpointWriter, MemoryBase, Page, PageEncoder, PageNumber, PageSource,
 };
 use vmft_log::entry::LogPosition;
 use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::{self, GuestRam, PAGE_SIZE, WriteView};
 use vmft_vmm::world::Mailbox;
 
 /// So many written pages may be left for the last round without another try: 8 MiB, which a host

@@ -2,7 +2,9 @@
 //! the guest is seen.
 
 use std::time::Duration;
-use vmft_vmm::engine::{EngineKind, PeriodicKicks, PointKind};
+use vmft_cpu::PeriodicKicks;
+use vmft_kvm::PointKind;
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::Machine;
 
 /// How often: half of what something waits before the guest's place is named by its state.

@@ -64,6 +64,22 @@ impl LogSink for FileLog {
             None => Ok(()),
         }
     }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+
+    fn is_far_behind(&self) -> bool {
+        false
+    }
+
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 /// Why a log file cannot be replayed at all.
@@ -98,7 +114,7 @@ impl<R: Read> RecordedLog<R> {
     ) -> Result<(LogHeader, Machine, Self), OpenLogError> {
         let reader = LogReader::open(input)?;
         let header = reader.header().clone();
-        let mut sink = MachineSink::within(vmft_vmm::memory::MAX_MEMORY);
+        let mut sink = MachineSink::within(vmft_cpu::memory::MAX_MEMORY);
         let (checkpoint, entries) = reader.read_checkpoint(&mut sink)?;
         let machine = sink.into_machine(&checkpoint)?;
         Ok((header, machine, Self { entries, entries_read: 0, end: None, until }))
@@ -147,5 +163,9 @@ impl<R: Read + Send + std::fmt::Debug> LogSource for RecordedLog<R> {
                 Err(LogEnd::Ended)
             }
         }
+    }
+
+    fn skip_to_checkpoint(&mut self, _: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        None
     }
 }

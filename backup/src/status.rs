@@ -5,15 +5,15 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use vmft_cpu::soft::{CompilerGauge, CompilerMode};
 use vmft_log::entry::Generation;
 use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::now;
-use vmft_vmm::engine::soft::{CompilerGauge, CompilerMode};
+use vmft_vmm::inputs::Gauges;
 use vmft_vmm::machine::Machine;
 use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
-use vmft_vmm::world::Gauges;
 use vmft_vmm::world::console::ConsoleHub;
 use vmft_vmm::world::net::{NetCounts, NetPort};
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::time::Duration;
+use vmft_fuzzing::Random;
 use vmft_log::entry::{Arrival, Entry, EntrySequence, LogPosition, OutputSequence};
 use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::frame::{Frame, FrameDecoder, FrameKind};
@@ -13,27 +14,6 @@ use vmft_logging_channel::receiver::{MIN_RECEIVER_CAPACITY, Receiver, ReceiverCo
 use vmft_logging_channel::sender::{PushError, Sender, SenderConfig};
 use vmft_logging_channel::session::SessionId;
 use vmft_logging_channel::time::MonotonicTime;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -153,7 +133,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, up: Fault, down: Fault) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let session = SessionId::derive(&seed.to_le_bytes());
         let (start, now) = (ExecutionPoint::START, MonotonicTime::ZERO);
         let acknowledge_delay = Duration::from_micros(if random.chance(30) { 700 } else { 0 });

@@ -147,7 +147,7 @@ fn follow(
     let listen = listen.map(used).transpose()?;
     let arbiter_place = options.pair.arbiter_place(&options.disk)?;
     let wanted = options.engine.wanted(options.pair.purpose())?;
-    let disks = open_disks(&disk_options, DisksOf::Joining)?;
+    let disks = open_disks(&disk_options, DisksOf::Joining, options.side.disk_policy())?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };

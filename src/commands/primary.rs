@@ -66,7 +66,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     options.side.sandbox.enter(files)?;
     let address = options.pair.address(&options.listen)?;
     let place = options.arbiter_place()?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::NewPair)?;
+    let disks = open_disks(&options.machine.disks(), DisksOf::NewPair, options.side.disk_policy())?;
     let listen_place = ListenPlace::take(&address)?;
     let machine = options.machine.machine(prepared, &disks)?;
     let MachineConfig { engine, board } = machine.config().clone();

@@ -39,7 +39,7 @@ pub struct RecordOptions {
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Lockstep)?;
     options.side.sandbox.enter(files_of(&[&options.machine, &options.side]))?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::Alone)?;
+    let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }

@@ -31,7 +31,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(Purpose::Alone)?;
     let files = files_of(&[&options.machine, &options.side]);
     options.side.sandbox.enter(files)?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::Alone)?;
+    let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
     let machine = options.machine.machine(prepared, &disks)?;
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "machine", EarlyInput::Waits)?;

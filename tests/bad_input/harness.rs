@@ -227,19 +227,6 @@ impl Drop for Running {
     }
 }
 
-/// Numbers that look random and are the same every time (splitmix64).
-pub struct Seeded(pub u64);
-
-impl Seeded {
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
-    }
-}
-
 /// A copy of a file with something done to its bytes.
 pub fn altered(original: &[u8], to: &Path, alter: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = original.to_vec();

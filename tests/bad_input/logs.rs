@@ -1,8 +1,9 @@
 //! Logs that were cut or damaged say where they stop being good.
 
-use crate::harness::{Place, Seeded, altered, assert_refused, run, strings};
+use crate::harness::{Place, altered, assert_refused, run, strings};
 use nix::sys::signal::Signal;
 use std::fs;
+use vmft_fuzzing::Random;
 
 /// Bytes of a frame's header, and of the field in it that says how many follow.
 const HEADER: usize = 20;
@@ -49,11 +50,11 @@ fn a_whole_log_replays_and_every_cut_or_damaged_one_says_where_it_stops_being_go
     let arguments = [strings(&["replay"]), vec![place.text("copy")]].concat();
     let boundaries = boundaries(&log);
     let frame_of = |offset: usize| boundaries.iter().rev().find(|begin| **begin <= offset).unwrap();
-    let mut seeded = Seeded(SEED);
+    let mut seeded = Random::new(SEED);
     let mut cuts: Vec<usize> = boundaries
         .iter()
         .flat_map(|&at| [at.saturating_sub(1), at, at + 1])
-        .chain((0..CUTS).map(|_| seeded.below(log.len())))
+        .chain((0..CUTS).map(|_| seeded.index(log.len())))
         .filter(|&cut| cut < log.len())
         .collect();
     cuts.sort_unstable();
@@ -64,7 +65,7 @@ fn a_whole_log_replays_and_every_cut_or_damaged_one_says_where_it_stops_being_go
         assert_refused(&run(&arguments), &[&good, "the file is cut", &place.text("copy")]);
     }
     for _ in 0..FLIPS {
-        let (at, bit) = (seeded.below(log.len()), seeded.below(8));
+        let (at, bit) = (seeded.index(log.len()), seeded.index(8));
         altered(&log, &copy, |bytes| bytes[at] ^= 1 << bit);
         let good = format!("good up to byte {}", frame_of(at));
         assert_refused(&run(&arguments), &[&good, &place.text("copy")]);

@@ -1,11 +1,12 @@
 //! Strangers at a primary's port, and backups that do not fit: the primary goes on.
 
-use crate::harness::{Place, Running, Seeded, assert_refused, run, strings};
+use crate::harness::{Place, Running, assert_refused, run, strings};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
+use vmft_fuzzing::Random;
 use vmft_log::entry::Generation;
 use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::frame::{Frame, PROTOCOL_VERSION};
@@ -56,13 +57,13 @@ fn strangers_of_every_kind_leave_the_primary_and_its_guest_alone() {
     stalled.write_all(&hello[..hello.len() / 2]).unwrap();
     let _silent = TcpStream::connect(&address).unwrap();
 
-    let mut seeded = Seeded(SEED);
+    let mut seeded = Random::new(SEED);
     for _ in 0..20 {
-        let garbage: Vec<u8> = (0..seeded.below(5000)).map(|_| seeded.below(256) as u8).collect();
+        let garbage: Vec<u8> = (0..seeded.index(5000)).map(|_| seeded.index(256) as u8).collect();
         knock(&address, &garbage);
-        knock(&address, &hello[..seeded.below(hello.len())]);
+        knock(&address, &hello[..seeded.index(hello.len())]);
         let mut damaged = hello.clone();
-        damaged[seeded.below(hello.len())] ^= 1 << seeded.below(8);
+        damaged[seeded.index(hello.len())] ^= 1 << seeded.index(8);
         knock(&address, &damaged);
     }
     primary.wait_says("does not speak this protocol");

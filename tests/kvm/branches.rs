@@ -5,17 +5,20 @@
 use crate::engines::{kvm_is_here, probe, take_turn};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use vmft_cpu::CpuCount;
+use vmft_cpu::Kicker;
+use vmft_cpu::memory::GuestRam;
+use vmft_kvm::{BranchCounter, CounterLost};
+use vmft_kvm::{KvmEngine, PointKind};
 use vmft_log::entry::{Arrival, Entry, EntrySequence, OutputSequence, StopReason};
 use vmft_log::point::{Branches, CodeAddress, ExecutionPoint};
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
-use vmft_vmm::engine::kvm::{BranchCounter, CounterLost};
-use vmft_vmm::engine::{CpuCount, EngineKind, Kicker, KvmEngine, PointKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, DeviceRequest, HostTime, InputError, InputSource, Live, LogEnd,
     LogSink, LogSource, PointScale, Recording, Replaying, Room,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
-use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::{Assurance, HeldOutputs, KeptOutputs, Output, OutputKind, Outside};
 
 const MEMORY: u64 = 64 << 20;
@@ -124,6 +127,14 @@ impl InputSource for Typist {
             self.kicker.kick();
         }
     }
+
+    fn wall_clock(&mut self) -> Option<vmft_log::point::WallTime> {
+        None
+    }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug, Default)]
@@ -135,6 +146,16 @@ impl Outside for Screen {
             self.0.lock().unwrap().extend(bytes);
         }
     }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 #[derive(Debug, Default, Clone)]
@@ -149,11 +170,31 @@ impl LogSink for Entries {
     fn flush(&mut self) -> Result<(), std::io::Error> {
         Ok(())
     }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+
+    fn is_far_behind(&self) -> bool {
+        false
+    }
+
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 impl LogSource for Entries {
     fn next(&mut self, _: ExecutionPoint) -> Result<Entry, LogEnd> {
         self.0.lock().unwrap().pop_front().ok_or(LogEnd::Ended)
+    }
+
+    fn skip_to_checkpoint(&mut self, _: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        None
     }
 }
 

@@ -14,12 +14,13 @@
 use crate::engines::{kvm_is_here, take_turn};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::{Bus, CpuState, Engine, Exit, PortWidth};
 use vmft_guest_images::{Cache, NoProgress, default_guest};
+use vmft_kvm::{KvmEngine, PointKind};
 use vmft_log::point::ExecutionPoint;
 use vmft_vmm::boot;
-use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 const DEFAULT_STEPS: u64 = 20_000;
 /// One instruction in so many may be a gap.

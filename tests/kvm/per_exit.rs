@@ -12,15 +12,16 @@
 use crate::engines::{kvm_is_here, probe, take_turn};
 use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress};
+use vmft_cpu::memory::GuestRam;
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::{Bus, CpuCount, CpuState, Engine, Exit, PortWidth};
 use vmft_guest_images::{Cache, cmdline, lockstep_guest};
+use vmft_kvm::{KvmEngine, PointKind};
 use vmft_log::entry::Arrival;
 use vmft_log::point::{ExecutionPoint, VirtualTime};
 use vmft_vmm::board::{Board, BoardConfig, Bytes, DiskOperation, Effect, UnixSeconds};
 use vmft_vmm::boot;
-use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::{Bus, CpuCount, CpuState, Engine, Exit, KvmEngine, PointKind, PortWidth};
 use vmft_vmm::machine::BootSource;
-use vmft_vmm::memory::GuestRam;
 
 /// Guest time of an exit.
 const EXIT_NS: u64 = 20_000;

@@ -139,6 +139,21 @@ fn vmft(words: &[&str], api: &Path) -> (Option<i32>, String) {
 }
 
 #[test]
+fn a_disk_has_a_word_of_its_own_for_storage_that_fails() {
+    let kit = Kit::start("EIO");
+    kit.wait_serves();
+    let mut disk = kit.disk();
+    disk.push(",on-error=stop");
+    let mut alone = Alone::start(kit.directory.path(), disk, &["--on-error", "report"]);
+    kit.set(true);
+    alone.go_on();
+    alone.wait_stopped();
+    kit.set(false);
+    alone.resume();
+    alone.check(&kit.directory.path().join("web.img"));
+}
+
+#[test]
 fn a_guest_whose_server_has_no_room_stands_still_until_it_is_resumed_and_hears_of_nothing() {
     let kit = Kit::start("ENOSPC");
     kit.wait_serves();

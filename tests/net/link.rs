@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmft::pair::Which;
+use vmft_fuzzing::Random;
 
 /// What the link does to frames, in thousandths.
 #[derive(Debug, Clone, Copy)]
@@ -24,18 +25,6 @@ struct Faults {
     overtaken: u64,
     /// Every frame is so late.
     late: Duration,
-}
-
-/// A generator of numbers that look random (SplitMix64).
-struct Dice(u64);
-
-impl Dice {
-    fn in_a_thousand(&mut self, chance: u64) -> bool {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ mixed >> 31) % 1_000 < chance
-    }
 }
 
 /// Carries frames until dropped.
@@ -73,7 +62,9 @@ impl BadLink {
         let (stop, spoiled): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let carry = |from: File, to: File, seed: u64| {
             let (stop, spoiled) = (Arc::clone(&stop), Arc::clone(&spoiled));
-            std::thread::spawn(move || carry(&from, &to, faults, Dice(seed), &stop, &spoiled))
+            std::thread::spawn(move || {
+                carry(&from, &to, faults, Random::new(seed), &stop, &spoiled)
+            })
         };
         let threads = vec![carry(a, b, seed), carry(b2, a2, !seed)];
         Self { stop, spoiled, threads }
@@ -93,7 +84,7 @@ fn carry(
     mut from: &File,
     mut to: &File,
     faults: Faults,
-    mut dice: Dice,
+    mut dice: Random,
     stop: &AtomicBool,
     spoiled: &AtomicU64,
 ) {
@@ -114,17 +105,17 @@ fn carry(
             continue;
         }
         let Ok(len) = from.read(&mut frame) else { continue };
-        if dice.in_a_thousand(faults.lost) {
+        if dice.below(1_000) < faults.lost {
             spoiled.fetch_add(1, Ordering::Relaxed);
             continue;
         }
         let due = Instant::now() + faults.late;
         queue.push_back((due, frame[..len].to_vec()));
-        if dice.in_a_thousand(faults.doubled) {
+        if dice.below(1_000) < faults.doubled {
             queue.push_back((due, frame[..len].to_vec()));
             spoiled.fetch_add(1, Ordering::Relaxed);
         }
-        if queue.len() > 1 && dice.in_a_thousand(faults.overtaken) {
+        if queue.len() > 1 && dice.below(1_000) < faults.overtaken {
             let last = queue.len() - 1;
             let (later, earlier) = (queue[last - 1].1.clone(), queue[last].1.clone());
             (queue[last - 1].1, queue[last].1) = (earlier, later);

@@ -56,6 +56,8 @@ pub fn nothing_is_seen_while_the_backup_is_stopped(more: &[&'static str]) {
     pair.primary
         .wait_status(LIMIT, |status| status.guest_idle && status.outputs_waiting == 0)
         .unwrap();
+    // A backup knows its guest's time, too.
+    pair.backup.wait_status(LIMIT, |status| status.guest_time_ms > 0).unwrap();
     let (shown, disk) = (pair.text.len(), disk_bytes(&pair));
 
     pair.signal(Which::Backup, Signal::SIGSTOP);

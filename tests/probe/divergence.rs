@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 use vmft_backup::recorded::RecordedLog;
+use vmft_cpu::ExitRecord;
+use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::{Arrival, Entry, StateDigest};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
-use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{
     Boundary, DeviceRequest, Divergence, InputError, Inputs, LogSource, Replaying, Step,
 };
 use vmft_vmm::machine::{Delta, MachineError};
-use vmft_vmm::memory::GuestRam;
 use vmft_vmm::outputs::KeptOutputs;
 
 /// Something that comes in beside the door.

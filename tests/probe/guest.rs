@@ -6,8 +6,9 @@
 //! and switches itself off.
 
 use std::sync::Arc;
+use vmft_cpu::CpuCount;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
-use vmft_vmm::engine::{CpuCount, EngineKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig};
 
 /// Timer ticks until it ends.

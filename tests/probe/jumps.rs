@@ -10,7 +10,7 @@ use vmft_backup::recorded::FileLog;
 use vmft_log::checkpoint::PieceKind;
 use vmft_log::entry::{Entry, EntrySequence, OutputSequence, StopReason};
 use vmft_log::point::ExecutionPoint;
-use vmft_vmm::inputs::{InputError, LogEnd, LogSink, LogSource, Replaying};
+use vmft_vmm::inputs::{Gauges, InputError, LogEnd, LogSink, LogSource, Replaying};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{KeptOutputs, OutputKind};
 
@@ -41,6 +41,14 @@ impl LogSink for Wanting {
     fn is_far_behind(&self) -> bool {
         self.far_behind
     }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
+
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 /// Records the probe guest with checkpoints in its log.
@@ -60,7 +68,6 @@ struct Backlog {
     heedless: bool,
     /// This word has come before anything else: up to here all is out.
     released: OutputSequence,
-    skipped: u64,
 }
 
 impl LogSource for Backlog {
@@ -87,10 +94,6 @@ impl LogSource for Backlog {
         skipped.push(Entry::Released { output: self.released });
         Some(skipped)
     }
-
-    fn skipped(&mut self, points: u64) {
-        self.skipped += points;
-    }
 }
 
 /// What a replay with jumps came to.
@@ -113,7 +116,7 @@ fn backlog(log: &Path) -> (Machine, Backlog) {
     }
     let (at, from, until) = (machine.point(), ExecutionPoint::NEVER, ExecutionPoint::NEVER);
     let released = OutputSequence(0);
-    let backlog = Backlog { entries, at, from, until, heedless: false, released, skipped: 0 };
+    let backlog = Backlog { entries, at, from, until, heedless: false, released };
     (machine, backlog)
 }
 
@@ -121,9 +124,10 @@ fn jump(log: &Path, from: ExecutionPoint, until: ExecutionPoint, released: u64) 
     let released = OutputSequence(released);
     let (mut machine, all) = backlog(log);
     let backlog = Backlog { from, until, released, ..all };
-    let kept = Arc::new(KeptOutputs::default());
+    let (kept, gauges) = (Arc::new(KeptOutputs::default()), Arc::new(Gauges::default()));
     let mut inputs =
-        Replaying::new(backlog, Arc::clone(&kept), machine.point(), machine.ram().size());
+        Replaying::new(backlog, Arc::clone(&kept), machine.point(), machine.ram().size())
+            .watched(Arc::clone(&gauges));
     let end = machine.run(&mut inputs, &*kept).unwrap();
     assert_eq!(end, RunEnd::Stopped(StopReason::GuestPowerOff));
     let (point, outputs) = (machine.point(), machine.outputs());
@@ -140,7 +144,7 @@ fn jump(log: &Path, from: ExecutionPoint, until: ExecutionPoint, released: u64) 
         let known = console.len() - at;
         console.extend_from_slice(bytes.get(known..).unwrap_or_default());
     }
-    let (skipped, digests) = (inputs.log().skipped, inputs.digests());
+    let (skipped, digests) = (gauges.points_skipped(), inputs.digests());
     Jumped { outcome, skipped, digests, console, first }
 }
 

@@ -83,6 +83,14 @@ impl InputSource for Script {
     fn at(&mut self, boundary: &Boundary) {
         self.point = boundary.point.get();
     }
+
+    fn wall_clock(&mut self) -> Option<vmft_log::point::WallTime> {
+        None
+    }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
 }
 
 /// The console's bytes.
@@ -96,6 +104,16 @@ impl Outside for Screen {
         };
         self.0.lock().unwrap().extend(bytes);
     }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 /// What a run came to.
@@ -192,6 +210,10 @@ impl LogSource for Chopped {
         self.at = point;
         Ok(entry)
     }
+
+    fn skip_to_checkpoint(&mut self, _: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        None
+    }
 }
 
 /// Opens a log that must be good.
@@ -262,6 +284,18 @@ impl LogSink for Lost {
 
     fn is_closed(&self) -> bool {
         self.taken > self.limit
+    }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+
+    fn is_far_behind(&self) -> bool {
+        false
     }
 }
 

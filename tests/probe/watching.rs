@@ -4,9 +4,10 @@
 use crate::guest;
 use crate::recording::{record, record_resting, replay};
 use vm_memory::{Address, Bytes};
-use vmft_vmm::engine::{EngineKind, PointKind};
+use vmft_cpu::memory::{PAGE_SIZE, PageNumber, WriteView};
+use vmft_kvm::PointKind;
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::{Machine, StateError};
-use vmft_vmm::memory::{PAGE_SIZE, PageNumber, WriteView};
 
 /// A copy of the machine's memory, kept by what its view says.
 #[derive(Default)]

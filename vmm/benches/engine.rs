@@ -6,11 +6,11 @@ use iced_x86::code_asm::{CodeAssembler, al, byte_ptr, eax, ecx, edi, qword_ptr, 
 use iced_x86::code_asm::{rcx, rdx, rsi, rsp};
 use std::hint::black_box;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::state::Segment;
+use vmft_cpu::{Bus, CpuState, Engine, Exit, PortWidth};
 use vmft_log::point::ExecutionPoint;
-use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::state::Segment;
-use vmft_vmm::engine::{Bus, CpuState, Engine, Exit, PortWidth};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 const TABLES: u64 = 0x1000;
 const CODE: u64 = 0x10_0000;

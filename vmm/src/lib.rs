@@ -1,4 +1,4 @@
-//! The machine: engines, board, devices and the run loop, the same code on both sides.
+//! The machine: board, devices and the run loop, the same code on both sides.
 
 pub mod board;
 pub mod boot;
@@ -8,7 +8,6 @@ pub mod engine;
 pub mod evidence;
 pub mod inputs;
 pub mod machine;
-pub mod memory;
 pub mod outputs;
 pub mod snapshot;
 pub mod world;

@@ -14,13 +14,13 @@
 
 use crate::engine::EngineKind;
 use crate::machine::{BootSource, DiskBoot, Machine, MachineConfig, MachineState, StateError};
-use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber};
 use vmft_log::foreign::ForeignText;
 use vmft_log::point::ExecutionPoint;
 use vmft_sandbox::outside_of_landlock;

@@ -2,14 +2,14 @@
 
 use super::content::{EpochContent, EpochNumber};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmft_cpu::memory::{GuestRam, PAGE_SIZE};
 use vmft_log::checkpoint::{
     CheckpointError, CheckpointPiece, CheckpointReader, CompleteCheckpoint, Page, PageBase,
     PageNumber, PieceKind, SinkRefusal, StagedPages,
 };
-use vmft_log::point::ExecutionPoint;
+use vmft_log::point::{ExecutionPoint, VirtualTime};
 use vmft_log::wire::DecodeError;
 use vmft_vmm::machine::{Machine, MachineState, StateError};
-use vmft_vmm::memory::{GuestRam, PAGE_SIZE};
 use vmft_vmm::outputs::{Output, are_a_guests};
 
 /// Why an epoch is refused. The copy is as it was after the one before.
@@ -103,6 +103,11 @@ impl EpochFollower {
 
     pub(super) fn point(&self) -> ExecutionPoint {
         self.state.point()
+    }
+
+    /// Guest time there.
+    pub(super) fn time(&self) -> VirtualTime {
+        self.state.time()
     }
 
     /// Epochs applied.

@@ -2,15 +2,16 @@ use super::*;
 use crate::checkpoint::RamPages;
 use std::collections::VecDeque;
 use std::time::Duration;
+use vmft_cpu::memory::{MIN_MEMORY, WriteView};
+use vmft_cpu::{CpuCount, ExitRecord};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_log::checkpoint::{CheckpointWriter, MemoryBase, PageEncoder};
 use vmft_log::entry::{LogPosition, OutputSequence, StateDigest};
 use vmft_log::point::CodeAddress;
 use vmft_vmm::board::{BoardConfig, Bytes as Size, UnixSeconds};
-use vmft_vmm::engine::{CpuCount, EngineKind, ExitRecord};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::{BootSource, Delta, MachineConfig, RunEnd};
-use vmft_vmm::memory::{MIN_MEMORY, WriteView};
 use vmft_vmm::outputs::{OutputGate, OutputKind};
 
 /// Runs a machine to a point, or to where it waits.
@@ -155,7 +156,7 @@ fn epoch_in_rounds(
     pieces.iter().map(|piece| (piece.kind(), piece.encode(Vec::new()))).collect()
 }
 
-fn machine_pages(machine: &mut Machine, view: &WriteView) -> Vec<vmft_vmm::memory::PageNumber> {
+fn machine_pages(machine: &mut Machine, view: &WriteView) -> Vec<vmft_cpu::memory::PageNumber> {
     let pages = machine.take_written(view);
     assert!(!pages.is_empty(), "the probe guest writes");
     pages

@@ -83,7 +83,7 @@ impl Side {
         kept: &KeptOutputs,
     ) -> LogOver {
         loop {
-            self.status.gauges().set_point(follower.point());
+            self.status.gauges().set(follower.point(), follower.time(), false);
             let entry = match source.next(follower.point()) {
                 Ok(entry) => entry,
                 Err(LogEnd::Ended) => return LogOver::Ended,

@@ -5,6 +5,7 @@ use crate::checkpoint::{RamPages, page_limit};
 use crate::copied::CopiedPages;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vmft_cpu::memory::{self, GuestRam, WriteView};
 use vmft_log::checkpoint::{
     CheckpointPiece, CheckpointWriter, MemoryBase, PAGE_BYTES, PageEncoder, PageSource,
 };
@@ -14,7 +15,6 @@ use vmft_logging_channel::sender::PushError;
 use vmft_logging_channel::transport::{PrimaryChannel, PrimaryPushError, Room};
 use vmft_vmm::devices::virtio::block::completed::WriteCount;
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::{self, GuestRam, WriteView};
 use vmft_vmm::outputs::{HeldOutputs, Output, OutputKind};
 
 /// Pages of which the sender keeps what the backup has, to send only what has changed: 128 MiB. The

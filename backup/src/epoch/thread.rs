@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use vmft_cpu::memory::{GuestRam, WriteView};
 use vmft_log::entry::StopReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_sandbox::Task;
 use vmft_vmm::machine::Machine;
-use vmft_vmm::memory::{GuestRam, WriteView};
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
 

@@ -22,12 +22,9 @@ impl LiveSide<'_> {
         let (side, desk) = (self.side, &self.side.disk_desk);
         let heard = side.hear_of_disks();
         *declined &= heard.failed.is_empty();
-        if desk.policy().on_error != OnError::Failover {
-            side.tell_of_disks(&heard, None);
-            return false;
-        }
         let troubles = desk.troubles();
-        let Some(first) = troubles.first().filter(|_| !*declined) else {
+        let moves = |disk: &&DiskTrouble| disk.on_error == OnError::Failover;
+        let Some(first) = troubles.iter().find(moves).filter(|_| !*declined) else {
             side.tell_of_disks(&heard, None);
             return false;
         };

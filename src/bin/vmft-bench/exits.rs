@@ -10,17 +10,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_backup::identity::{fingerprint, nonce};
 use vmft_backup::recorded::FileLog;
+use vmft_cpu::CpuCount;
+use vmft_cpu::memory::MIN_MEMORY;
+use vmft_kvm::PointKind;
 use vmft_log::entry::{Arrival, Generation, StopReason};
 use vmft_logging_channel::fingerprint::Identity;
 use vmft_logging_channel::log_file::LogHeader;
 use vmft_vmm::board::{BoardConfig, Bytes, UnixSeconds};
-use vmft_vmm::engine::{CpuCount, EngineKind, PointKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::inputs::{
     Asked, Boundary, ClockControl, DeviceRequest, HostTime, InputError, InputSource, Inputs, Live,
     Recording, Room,
 };
 use vmft_vmm::machine::{BootSource, Machine, MachineConfig, RunEnd};
-use vmft_vmm::memory::MIN_MEMORY;
 use vmft_vmm::outputs::{Assurance, HeldOutputs, Output, Outside};
 
 /// Exits of one run.
@@ -57,6 +59,14 @@ impl InputSource for Quiet {
     fn at(&mut self, boundary: &Boundary) {
         self.point = boundary.point.get();
     }
+
+    fn wall_clock(&mut self) -> Option<vmft_log::point::WallTime> {
+        None
+    }
+
+    fn hold_back(&mut self) -> bool {
+        true
+    }
 }
 
 /// Nobody sees what the guest puts out, which is nothing.
@@ -65,6 +75,16 @@ struct Nowhere;
 
 impl Outside for Nowhere {
     fn let_out(&self, _: Output, _: Assurance) {}
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 /// An ELF file of one segment: [`EXITS`].

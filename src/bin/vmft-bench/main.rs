@@ -78,7 +78,7 @@ impl Options {
         }
         if self.only.is_empty() {
             // What this host cannot do is left out, but never what was asked for by name.
-            let kvm = Path::new(vmft_vmm::doctor::DEVICE).exists();
+            let kvm = Path::new(vmft_kvm::trust::DEVICE).exists();
             let can = |name: &&str| {
                 let guest = !name.starts_with(KVM_LINUX) || self.kvm_guest.is_some();
                 guest && (kvm || !name.starts_with(KVM)) && !name.starts_with(QEMU)

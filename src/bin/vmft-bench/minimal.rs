@@ -7,7 +7,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
 
 /// Where the guest's code is, here and in [`super::kvm`].
 pub const CODE: u64 = 0x10_0000;

@@ -4,8 +4,8 @@ use super::MAX_DISKS;
 use crate::devices::InvalidState;
 use crate::devices::virtio::block::{SECTOR_SIZE, SERIAL_LEN};
 use crate::devices::virtio::net::addresses::MacAddress;
-use crate::engine::CpuCount;
 use serde::{Deserialize, Serialize};
+use vmft_cpu::CpuCount;
 
 /// Seconds since 1970-01-01 00:00 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]

@@ -19,8 +19,8 @@ use crate::devices::virtio::net::{Net, NetState};
 use crate::devices::virtio::transport::WINDOW_SIZE;
 use crate::devices::virtio::{VirtioPci, VirtioPciState};
 use crate::devices::{InvalidState, IrqLine, require};
-use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
+use vmft_cpu::memory::GuestMemoryMmap;
 
 /// Guest-physical address of slot 0's window, if it had one.
 const WINDOWS: u32 = 0xE000_0000;

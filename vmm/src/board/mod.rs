@@ -43,9 +43,9 @@ use crate::devices::power_management::PowerManagementState;
 use crate::devices::reset::{ResetCause, ResetState};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::{DeviceContext, DeviceFault};
-use crate::engine::{PortWidth, Vector};
-use crate::memory::GuestRam;
 use functions::Functions;
+use vmft_cpu::memory::GuestRam;
+use vmft_cpu::{PortWidth, Vector};
 use vmft_log::point::VirtualTime;
 
 pub use arrivals::DeliveryError;
@@ -68,8 +68,8 @@ const CLOCK_LINE: IrqLine = IrqLine::new(8);
 /// ```
 /// use vmft_log::point::VirtualTime;
 /// use vmft_vmm::board::{Board, BoardConfig, Bytes, Effect, UnixSeconds};
-/// use vmft_vmm::engine::{CpuCount, PortWidth};
-/// use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
+/// use vmft_cpu::{CpuCount, PortWidth};
+/// use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
 ///
 /// let ram = GuestRam::new(MIN_MEMORY)?;
 /// let config = BoardConfig {

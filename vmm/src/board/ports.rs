@@ -34,7 +34,7 @@ use crate::devices::interval_timer::{self as pit, Selected};
 use crate::devices::pci::ConfigAddress;
 use crate::devices::power_management;
 use crate::devices::virtio::DeviceContext;
-use crate::engine::PortWidth;
+use vmft_cpu::PortWidth;
 use vmft_log::point::VirtualTime;
 
 const ABSENT: u8 = 0xFF;

@@ -14,8 +14,8 @@ use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::completed::CompletedWrites;
 use crate::devices::virtio::net::is_good;
 use crate::devices::{IrqLine, require};
-use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
+use vmft_cpu::memory::GuestRam;
 
 use super::functions::Functions;
 

@@ -23,9 +23,9 @@ use super::aml;
 use crate::board::{PCI_WINDOWS, POWER_MANAGEMENT_PORT, interrupt_of_slot};
 use crate::devices::pci::SLOTS;
 use crate::devices::power_management::{CONTROL_OFFSET, OFF, TIMER_OFFSET};
-use crate::engine::CpuCount;
-use crate::memory::GuestRam;
 use vm_memory::GuestAddress;
+use vmft_cpu::CpuCount;
+use vmft_cpu::memory::GuestRam;
 
 /// Where the tables begin: in the memory that the memory map reserves, where kernels look for them.
 pub(super) const TABLES: GuestAddress = GuestAddress(0xE_0000);
@@ -215,8 +215,8 @@ pub(crate) fn publish(ram: &GuestRam, cpus: CpuCount) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::MIN_MEMORY;
     use vm_memory::Bytes;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))

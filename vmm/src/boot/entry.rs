@@ -1,10 +1,10 @@
 //! The CPU at a kernel's 64-bit entry.
 
 use super::{GDT, PAGE_TABLES, STACK_TOP, ZERO_PAGE, write};
-use crate::engine::CpuState;
-use crate::engine::state::{DescriptorTable, ModelSpecificRegisters, Segment, Segments};
-use crate::memory::{GuestRam, PAGE_SIZE};
 use vm_memory::GuestAddress;
+use vmft_cpu::CpuState;
+use vmft_cpu::memory::{GuestRam, PAGE_SIZE};
+use vmft_cpu::state::{DescriptorTable, ModelSpecificRegisters, Segment, Segments};
 
 /// Selector of the code segment: the protocol's `__BOOT_CS`.
 const BOOT_CS: u16 = 0x10;

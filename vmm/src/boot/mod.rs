@@ -26,9 +26,9 @@ mod symbols;
 mod unpack;
 mod xz;
 
-use crate::engine::CpuState;
-use crate::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::CpuState;
+use vmft_cpu::memory::{DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 
 pub(crate) use acpi::publish as publish_acpi;
 pub(crate) use symbols::Symbols;

@@ -5,8 +5,8 @@
 
 use super::image::{HEADER_START, SetupHeader};
 use super::{COMMAND_LINE, HIGH_MEMORY_START, LOW_MEMORY_END};
-use crate::memory::PAGE_SIZE;
 use vm_memory::GuestAddress;
+use vmft_cpu::memory::PAGE_SIZE;
 
 /// `e820_entries`: how many.
 const E820_ENTRIES: usize = 0x1E8;

@@ -12,8 +12,8 @@
 //! A guest's memory is as hostile as the guest: everything is looked up within bounds, and searching ends
 //! after a bounded number of steps.
 
-use crate::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::GuestRam;
 
 /// Where kernels are searched for: where Debian's and most others are linked to run, and behind it.
 const KERNEL_START: u64 = 16 << 20;
@@ -199,7 +199,7 @@ impl Symbols {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::memory::MIN_MEMORY;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     /// Names with their addresses, in the order of addresses, laid out as a kernel has them. Each letter is a token, and one
     /// token is a whole word.

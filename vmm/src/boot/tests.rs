@@ -5,8 +5,8 @@ use super::synthetic::{
     vmlinux, xz, zstd,
 };
 use super::*;
-use crate::memory::{DEVICE_HOLE_END, MAX_MEMORY, MIN_MEMORY};
 use proptest::prelude::*;
+use vmft_cpu::memory::{DEVICE_HOLE_END, MAX_MEMORY, MIN_MEMORY};
 
 /// Packs a payload.
 type Packer = fn(&[u8]) -> Vec<u8>;

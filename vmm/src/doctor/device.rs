@@ -1,6 +1,6 @@
 //! The device node of KVM, and what KVM says it can do.
 
-use super::facts::{API_VERSION, Access, CapabilityFact, Need};
+use super::facts::{CapabilityFact, Need};
 use kvm_bindings::{
     KVM_CAP_DEBUGREGS, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_EXT_CPUID, KVM_CAP_IMMEDIATE_EXIT,
     KVM_CAP_INTERNAL_ERROR_DATA, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_MP_STATE,
@@ -10,32 +10,6 @@ use kvm_bindings::{
     KVM_CAP_X86_ROBUST_SINGLESTEP, KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_XCRS, KVM_CAP_XSAVE,
 };
 use kvm_ioctls::Kvm;
-use std::ffi::CString;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
-/// Opens KVM; it is only given back if it speaks the version of the interface that we do.
-pub fn open(path: &Path) -> (Access, Option<Kvm>) {
-    let Ok(name) = CString::new(path.as_os_str().as_bytes()) else {
-        return (Access::Absent, None);
-    };
-    match Kvm::new_with_path(&name) {
-        Ok(kvm) => {
-            let api_version = kvm.get_api_version();
-            (Access::Open { api_version }, (api_version == API_VERSION).then_some(kvm))
-        }
-        Err(error) => (refused(error.errno()), None),
-    }
-}
-
-fn refused(errno: i32) -> Access {
-    match errno {
-        libc::ENOENT | libc::ENOTDIR => Access::Absent,
-        libc::EACCES | libc::EPERM => Access::Denied,
-        _ => Access::Failed(io::Error::from_raw_os_error(errno).to_string()),
-    }
-}
 
 /// Number, name, need, and what it is.
 const CAPABILITIES: &[(u32, &str, Need, &str)] = &[
@@ -97,23 +71,4 @@ pub fn capabilities(kvm: &Kvm) -> Vec<CapabilityFact> {
         what: (*what).to_owned(),
     };
     CAPABILITIES.iter().map(ask).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_way_of_not_opening_is_told_apart() {
-        assert_eq!(open(Path::new("/nonexistent/kvm")).0, Access::Absent);
-        assert_eq!(refused(libc::EACCES), Access::Denied);
-        assert!(matches!(refused(libc::ENODEV), Access::Failed(_)));
-    }
-
-    #[test]
-    fn a_device_that_is_not_kvm_is_not_used() {
-        let (access, kvm) = open(Path::new("/dev/null"));
-        assert_eq!(access, Access::Open { api_version: -1 });
-        assert!(kvm.is_none());
-    }
 }

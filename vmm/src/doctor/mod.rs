@@ -6,20 +6,14 @@
 //! ```
 //!
 //! Left of [`Facts`] everything touches the host and nothing judges; right of it everything is a
-//! pure function. The probes run on a minimal KVM loop of their own ([`lab`]), not on the engine,
+//! pure function. The probes run on a minimal KVM loop of their own ([`vmft_kvm::trust::lab`]), not on the engine,
 //! so that the doctor can say what is wrong with a KVM on which the engine would not even start.
 
-mod clock;
-pub(crate) mod counter;
 mod device;
 pub mod facts;
 pub mod findings;
-mod host;
-mod lab;
-mod layout;
-pub(crate) mod probes;
+mod probes;
 pub mod verdict;
-mod watchdog;
 
 #[cfg(test)]
 mod synthetic;
@@ -31,9 +25,9 @@ use findings::Finding;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use verdict::Verdict;
+use vmft_kvm::trust::device::open;
+use vmft_kvm::trust::{DEVICE, counter, host};
 
-/// Where KVM is.
-pub const DEVICE: &str = "/dev/kvm";
 /// Where the kernel lists its modules.
 const MODULES: &str = "/sys/module";
 
@@ -86,7 +80,7 @@ impl Examination {
     pub fn examine(&self, mut step: impl FnMut(&str)) -> Report {
         step("looking at the host");
         let host = host::examine();
-        let (access, kvm) = device::open(&self.device);
+        let (access, kvm) = open(&self.device);
         let device = DeviceFacts {
             path: self.device.clone(),
             access,

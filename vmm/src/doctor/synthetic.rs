@@ -6,7 +6,7 @@ use super::facts::{
     Execution, Facts, HiddenFact, HostFacts, InstructionFact, KvmKind, Landings, Level, MsrFilter,
     Nanoseconds, Need, Outcome, Overflows, ProbeFacts, StepFacts, Stepping, Syscall, TimeStamp,
 };
-use crate::engine::soft::CompilerMode;
+use vmft_cpu::soft::CompilerMode;
 
 const LEVELS: [Level; 2] = [Level::Kernel, Level::User];
 

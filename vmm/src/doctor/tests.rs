@@ -227,20 +227,3 @@ fn the_host_at_hand_is_examined_to_the_end() {
         assert_eq!(probes.syscall, Outcome::Measured(Syscall::Works));
     }
 }
-
-#[test]
-fn a_guest_that_never_ends_is_brought_back_and_counted_guests_end() {
-    if no_kvm() {
-        return;
-    }
-    let kvm = super::device::open(Path::new(DEVICE)).1.expect("KVM opens");
-    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
-    let mut lab = super::lab::Lab::open(&kvm, &cpuid).unwrap();
-    for level in [super::facts::Level::Kernel, super::facts::Level::User] {
-        // `jmp $`
-        lab.load(&super::lab::Program::new(level, &[0xEB, 0xFE])).unwrap();
-        assert_eq!(lab.run(), super::lab::Stop::TimeUp);
-    }
-    let software = super::host::kind(Path::new("/sys/module")) == KvmKind::Pvm;
-    super::counter::self_test::tests::guests_run_to_their_end(&mut lab, !software);
-}

@@ -7,6 +7,7 @@ use super::facts::{
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use vmft_kvm::trust::counter::distrust;
 
 /// What a guest is to be run for; what is asked of the engine differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,24 +304,6 @@ fn no_counter(facts: &Facts) -> Option<String> {
         }
     }
     distrust(&facts.counter)
-}
-
-/// Why points must not be named by a counter of which this is known; `None` if they may.
-pub fn distrust(counter: &CounterFacts) -> Option<String> {
-    match counter {
-        CounterFacts::Absent(why) => Some(format!("no counter of guest branches: {why}")),
-        CounterFacts::Tested { checks, .. } => {
-            let faults = checks.faults();
-            let first = faults.first()?;
-            Some(match faults.len() {
-                1 => format!("the counter of guest branches fails its test: {first}"),
-                all => format!(
-                    "the counter of guest branches fails its test: {first}, and {} more",
-                    all - 1
-                ),
-            })
-        }
-    }
 }
 
 fn no_stepping(facts: &Facts, purpose: Purpose, probes: &ProbeFacts) -> Option<String> {

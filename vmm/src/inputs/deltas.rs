@@ -1,10 +1,10 @@
 //! Checkpoints in the log: packed by who records, put together by who replays.
 
 use crate::machine::{Delta, DeltaBase, MachineState};
-use crate::memory::PAGE_SIZE;
 use crate::outputs::Output;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use vmft_cpu::memory::PAGE_SIZE;
 use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointPiece, CheckpointReader, CheckpointSink, CheckpointWriter,
     MemoryBase, Page, PageEncoder, PageNumber, PieceKind, SinkRefusal,

@@ -3,12 +3,13 @@
 
 use super::*;
 use crate::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
-use crate::engine::{CpuCount, EngineKind, ExitRecord};
+use crate::engine::EngineKind;
 use crate::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use crate::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
-use crate::memory::MIN_MEMORY;
 use crate::outputs::{KeptOutputs, OutputKind};
 use std::time::Duration;
+use vmft_cpu::memory::MIN_MEMORY;
+use vmft_cpu::{CpuCount, ExitRecord};
 use vmft_fuzzing::{Counting, Random, cases, change, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_log::entry::{OutputSequence, StateDigest, StopReason};

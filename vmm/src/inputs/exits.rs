@@ -8,8 +8,8 @@
 //! from the exit before (in the same entry; zeros before the first) are written, as the exclusive
 //! or of both. So an exit takes a few dozen bytes, and a comparison names every register.
 
-use crate::engine::{ExitReason, ExitRecord};
 use std::fmt;
+use vmft_cpu::{ExitReason, ExitRecord};
 use vmft_log::point::Branches;
 
 /// Words of a record: address, data, branches, registers.

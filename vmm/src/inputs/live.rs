@@ -3,9 +3,9 @@
 use super::booting::{OnReboot, asked_step};
 use super::clock::HostTime;
 use super::{Boundary, ClockControl, DeviceRequest, InputError, Inputs, PointScale, Room, Step};
-use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
 use vmft_log::entry::{Arrival, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint, WallTime};
 
@@ -47,9 +47,7 @@ pub trait InputSource: std::fmt::Debug + Send {
     /// Host time since this side went live.
     fn now(&mut self) -> HostTime;
     /// The world's time, which can be set to anything at any moment; `None` if this source knows none.
-    fn wall_clock(&mut self) -> Option<WallTime> {
-        None
-    }
+    fn wall_clock(&mut self) -> Option<WallTime>;
     /// Takes what the operator asks, if anything.
     fn take_asked(&mut self) -> Option<Asked>;
     /// Takes the next arrival that there is room for.
@@ -63,9 +61,7 @@ pub trait InputSource: std::fmt::Debug + Send {
     fn start(&mut self, request: DeviceRequest) -> Result<(), InputError>;
     /// Holds the guest back before it runs on, while too much of what it has put out waits. False if it
     /// may not run on yet: then this is asked again, after what else there is to do.
-    fn hold_back(&mut self) -> bool {
-        true
-    }
+    fn hold_back(&mut self) -> bool;
     /// Starts to read what the disks boot, and takes it when it is there; or why there is none.
     fn take_boot(&mut self) -> Option<Result<BootSource, String>>;
     /// Tells the world where the guest is, for status.
@@ -369,6 +365,14 @@ pub(super) mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn wall_clock(&mut self) -> Option<WallTime> {
+            None
+        }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
     }
 
     pub(in crate::inputs) fn boundary(is_point: bool) -> Boundary {
@@ -439,6 +443,10 @@ pub(super) mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn wall_clock(&mut self) -> Option<WallTime> {
+            None
+        }
     }
 
     #[test]
@@ -484,6 +492,14 @@ pub(super) mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn wall_clock(&mut self) -> Option<WallTime> {
+            None
+        }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
     }
 
     #[test]
@@ -553,6 +569,10 @@ pub(super) mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
     }
 
     /// What a guest at `point` is told of the world's time while the clocks pass through `moments`.

@@ -8,6 +8,7 @@ mod booting;
 mod clock;
 mod deltas;
 mod exits;
+mod gauges;
 mod live;
 mod recording;
 mod replaying;
@@ -16,15 +17,16 @@ mod scale;
 pub use booting::OnReboot;
 pub use clock::{ClockControl, HostTime};
 pub use exits::ExitDifference;
+pub use gauges::Gauges;
 pub use live::{Asked, InputSource, Live, WallClock};
 pub use recording::{LogSink, Recording};
 pub use replaying::{Difference, Divergence, LogEnd, LogSource, Replaying};
 pub use scale::{Pace, PointScale};
 
 use crate::board::DiskOperation;
-use crate::engine::ExitRecord;
 use crate::machine::{BootSource, Delta};
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
 use vmft_log::entry::{Arrival, OutputSequence, RequestId, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 

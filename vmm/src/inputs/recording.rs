@@ -4,11 +4,11 @@ use super::deltas;
 use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
 use super::{Boundary, DeviceRequest, InputError, Inputs, Step};
-use crate::engine::ExitRecord;
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
 use vmft_log::entry::{Entry, EntrySequence, OutputSequence, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 
@@ -36,21 +36,13 @@ pub trait LogSink: std::fmt::Debug + Send {
     /// Holds the guest back before it runs on, so that its backup can keep up; called once a slice.
     /// False if it may not run on yet: then this is asked again, after what else there is to do. A log
     /// that nobody follows never holds anybody back.
-    fn hold_back(&mut self) -> bool {
-        true
-    }
+    fn hold_back(&mut self) -> bool;
     /// True if the log wants a checkpoint here, for a reader that is far behind. Asked at every point.
-    fn wants_checkpoint(&mut self) -> bool {
-        false
-    }
+    fn wants_checkpoint(&mut self) -> bool;
     /// True if whoever reads the log is too far behind to have come to what is appended now.
-    fn is_far_behind(&self) -> bool {
-        false
-    }
+    fn is_far_behind(&self) -> bool;
     /// True once nobody reads the log any more and recording is over.
-    fn is_closed(&self) -> bool {
-        false
-    }
+    fn is_closed(&self) -> bool;
 }
 
 /// Live inputs that are written to the log before they are applied.
@@ -403,6 +395,14 @@ mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn wall_clock(&mut self) -> Option<vmft_log::point::WallTime> {
+            None
+        }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
     }
 
     /// A log whose reader is lost with entry `lost_at`.
@@ -423,6 +423,18 @@ mod tests {
         fn is_closed(&self) -> bool {
             self.appended >= self.lost_at
         }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
+
+        fn wants_checkpoint(&mut self) -> bool {
+            false
+        }
+
+        fn is_far_behind(&self) -> bool {
+            false
+        }
     }
 
     #[derive(Debug, Default)]
@@ -432,6 +444,16 @@ mod tests {
         fn let_out(&self, output: Output, _: Assurance) {
             self.0.lock().expect("not poisoned").push(output.sequence.0);
         }
+
+        fn backlog(&self) -> usize {
+            0
+        }
+
+        fn not_out(&self) -> Vec<Output> {
+            Vec::new()
+        }
+
+        fn all_let_out(&self) {}
     }
 
     fn boundary(outputs: u64) -> Boundary {
@@ -510,6 +532,14 @@ mod tests {
             None
         }
         fn at(&mut self, _: &Boundary) {}
+
+        fn wall_clock(&mut self) -> Option<vmft_log::point::WallTime> {
+            None
+        }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
     }
 
     /// What was appended.
@@ -523,6 +553,22 @@ mod tests {
         }
         fn flush(&mut self) -> Result<(), std::io::Error> {
             Ok(())
+        }
+
+        fn hold_back(&mut self) -> bool {
+            true
+        }
+
+        fn wants_checkpoint(&mut self) -> bool {
+            false
+        }
+
+        fn is_far_behind(&self) -> bool {
+            false
+        }
+
+        fn is_closed(&self) -> bool {
+            false
         }
     }
 

@@ -2,14 +2,14 @@
 
 use super::deltas::{Assembly, base_of};
 use super::exits::{self, ExitDifference};
-use super::{Boundary, DeviceRequest, InputError, Inputs, Step};
-use crate::engine::ExitRecord;
+use super::{Boundary, DeviceRequest, Gauges, InputError, Inputs, Step};
 use crate::machine::{Delta, differing_page};
-use crate::memory::PageNumber;
 use crate::outputs::KeptOutputs;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
+use vmft_cpu::memory::PageNumber;
 use vmft_log::checkpoint::PieceKind;
 use vmft_log::entry::{Entry, OutputSequence, StateDigest, StopReason};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
@@ -36,20 +36,7 @@ pub trait LogSource: std::fmt::Debug + Send {
     /// Goes on with the first whole checkpoint that has come, if `may` says so of its fixed part: the next
     /// entry is its first piece. What was passed over comes back. A log that is there for its own sake,
     /// such as a file, has nothing to pass over.
-    fn skip_to_checkpoint(&mut self, may: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
-        let _ = may;
-        None
-    }
-
-    /// This side has gone on from a checkpoint, `points` ahead of where it was.
-    fn skipped(&mut self, points: u64) {
-        let _ = points;
-    }
-
-    /// So many more digests and exits have agreed with the log's, for whoever watches.
-    fn agreed(&mut self, digests: u64, exits: u64) {
-        let _ = (digests, exits);
-    }
+    fn skip_to_checkpoint(&mut self, may: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>>;
 }
 
 /// The replaying side is in a state the log contradicts.
@@ -200,6 +187,7 @@ pub struct Replaying<L> {
     assembly: Assembly,
     /// The point of the last one.
     last_checkpoint: Option<ExecutionPoint>,
+    gauges: Arc<Gauges>,
 }
 
 impl<L: LogSource> Replaying<L> {
@@ -218,7 +206,14 @@ impl<L: LogSource> Replaying<L> {
             exits_agreed: 0,
             assembly: Assembly::new(memory),
             last_checkpoint: None,
+            gauges: Arc::default(),
         }
+    }
+
+    /// The same, with gauges that others see.
+    #[must_use]
+    pub fn watched(self, gauges: Arc<Gauges>) -> Self {
+        Self { gauges, ..self }
     }
 
     /// How many digests agreed.
@@ -243,7 +238,7 @@ impl<L: LogSource> Replaying<L> {
         }
         self.exits.drain(..here);
         self.exits_agreed += here as u64;
-        self.log.agreed(0, here as u64);
+        self.gauges.add_agreed(0, here as u64);
         Ok(())
     }
 
@@ -328,7 +323,7 @@ impl<L: LogSource> Replaying<L> {
                 let point = delta.state.point();
                 self.last_checkpoint = Some(point);
                 if point > boundary.point {
-                    self.log.skipped(point.since(boundary.point));
+                    self.gauges.add_skipped(point.since(boundary.point));
                 }
                 Ok(Some(Step::Adopt(Box::new(delta))))
             }
@@ -374,6 +369,7 @@ impl<L: LogSource> Replaying<L> {
 
 impl<L: LogSource> Inputs for Replaying<L> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
+        self.gauges.set_to(boundary);
         self.skip(boundary);
         loop {
             let entry = match self.next.take() {
@@ -442,7 +438,7 @@ impl<L: LogSource> Inputs for Replaying<L> {
         if logged == replayed {
             self.agreed = point;
             self.digests += 1;
-            self.log.agreed(1, 0);
+            self.gauges.add_agreed(1, 0);
             return Ok(());
         }
         let what = Difference::Digest { logged: Box::new(logged), replayed: Box::new(replayed) };

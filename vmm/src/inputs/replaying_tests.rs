@@ -1,10 +1,10 @@
 //! The exit stream, from a recording side to a replaying one.
 
 use super::*;
-use crate::engine::{Access, ExitReason};
 use crate::inputs::exits::ExitEncoder;
-use crate::memory::MIN_MEMORY;
 use std::collections::VecDeque;
+use vmft_cpu::memory::MIN_MEMORY;
+use vmft_cpu::{Access, ExitReason};
 
 #[derive(Debug)]
 struct Entries(VecDeque<Entry>);
@@ -12,6 +12,10 @@ struct Entries(VecDeque<Entry>);
 impl LogSource for Entries {
     fn next(&mut self, _: ExecutionPoint) -> Result<Entry, LogEnd> {
         self.0.pop_front().ok_or(LogEnd::Ended)
+    }
+
+    fn skip_to_checkpoint(&mut self, _: &dyn Fn(&[u8]) -> bool) -> Option<Vec<Entry>> {
+        None
     }
 }
 

@@ -3,7 +3,8 @@
 //! On `soft` a point is an instruction, of which a hundred million pass in a second; on `kvm` it is
 //! an exit, of which some ten thousand do, or none at all while the guest computes.
 
-use crate::engine::{EngineKind, PointKind};
+use crate::engine::EngineKind;
+use vmft_kvm::PointKind;
 use vmft_log::point::{ClockRate, ExecutionPoint};
 
 /// How the guest's speed is measured.

@@ -2,10 +2,10 @@
 
 use super::StateError;
 use crate::boot::{self, BootError};
-use crate::engine::{CpuCount, CpuState};
-use crate::memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use vmft_cpu::memory::GuestRam;
+use vmft_cpu::{CpuCount, CpuState};
 
 /// What the guest boots from; kept, because a reset boots from it again.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

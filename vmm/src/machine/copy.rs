@@ -14,8 +14,8 @@
 
 use super::Machine;
 use crate::boot::Symbols;
-use crate::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::GuestRam;
 
 /// Fresh random bytes: half for the generator's key, half for the pool.
 pub const FRESH_BYTES: usize = 64;
@@ -101,7 +101,7 @@ impl Machine {
 mod tests {
     use super::*;
     use crate::boot::symbol_tables::{kernel, tables};
-    use crate::memory::MIN_MEMORY;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     const MAP: u64 = 0xFFFF_FFFF_8000_0000;
     const CRNG: u64 = 40 << 20;

@@ -11,12 +11,13 @@
 
 use super::{Machine, MachineState, StateError};
 use crate::devices::virtio::block::completed::WriteCount;
-use crate::engine::{EngineKind, PointKind};
-use crate::memory::{PAGE_SIZE, PageNumber, WriteView};
+use crate::engine::EngineKind;
 use crate::outputs::{Output, are_a_guests};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use vm_memory::{Address, Bytes};
+use vmft_cpu::memory::{PAGE_SIZE, PageNumber, WriteView};
+use vmft_kvm::PointKind;
 use vmft_log::checkpoint::{self, PAGE_BYTES, Page, PageSource};
 use vmft_log::point::ExecutionPoint;
 

@@ -1,9 +1,9 @@
 //! Digests: what the two sides compare.
 
 use super::Machine;
-use crate::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::{GuestRam, PAGE_SIZE, PageNumber};
 use vmft_log::entry::StateDigest;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 

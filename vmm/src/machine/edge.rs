@@ -11,8 +11,6 @@
 //! ([`abort_on_panics`]), as a side that is lost: the other goes on.
 
 use super::{Machine, MachineError};
-use crate::engine::CpuState;
-use crate::engine::soft::Miscompiled;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
@@ -20,6 +18,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use vmft_cpu::CpuState;
+use vmft_cpu::soft::Miscompiled;
 use vmft_log::point::ExecutionPoint;
 use vmft_sandbox::outside_of_landlock;
 

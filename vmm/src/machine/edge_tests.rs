@@ -3,13 +3,14 @@
 use super::*;
 use crate::board::{BoardConfig, Bytes, UnixSeconds};
 use crate::boot::synthetic::{Part, TEXT, elf};
-use crate::engine::ExitRecord;
-use crate::engine::soft::SoftEngine;
-use crate::engine::{CpuCount, Cpus, EngineKind};
+use crate::engine::EngineKind;
 use crate::inputs::InputError;
-use crate::memory::MIN_MEMORY;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
+use vmft_cpu::memory::MIN_MEMORY;
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::{CpuCount, Cpus};
 use vmft_log::entry::StateDigest;
 use vmft_log::point::CodeAddress;
 
@@ -107,18 +108,39 @@ impl Engine for Faulty {
     fn point(&self) -> ExecutionPoint {
         self.soft.point()
     }
-    fn inject(&mut self, vector: crate::engine::Vector) {
+    fn inject(&mut self, vector: vmft_cpu::Vector) {
         self.soft.inject(vector);
     }
-    fn save(&mut self) -> crate::engine::CpuState {
+    fn save(&mut self) -> vmft_cpu::CpuState {
         self.soft.save()
     }
     fn restore(
         &mut self,
-        state: &crate::engine::CpuState,
+        state: &vmft_cpu::CpuState,
         point: ExecutionPoint,
     ) -> Result<(), InvalidState> {
         self.soft.restore(state, point)
+    }
+    fn save_cpus(&mut self) -> Cpus {
+        self.soft.save_cpus()
+    }
+    fn rest(&mut self, bus: &mut dyn Bus) -> bool {
+        self.soft.rest(bus)
+    }
+    fn collect_written(&mut self) {
+        self.soft.collect_written();
+    }
+    fn exit_stream(&mut self) -> Option<&mut dyn vmft_cpu::ExitStream> {
+        self.soft.exit_stream()
+    }
+    fn branch_points(&mut self) -> Option<&mut dyn vmft_cpu::BranchPoints> {
+        self.soft.branch_points()
+    }
+    fn kicker(&self) -> Option<vmft_cpu::Kicker> {
+        self.soft.kicker()
+    }
+    fn compiler(&self) -> Option<std::sync::Arc<vmft_cpu::soft::CompilerGauge>> {
+        self.soft.compiler()
     }
     fn restore_cpus(&mut self, cpus: &Cpus, point: ExecutionPoint) -> Result<(), InvalidState> {
         self.soft.restore_cpus(cpus, point)

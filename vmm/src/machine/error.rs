@@ -3,8 +3,9 @@
 use super::{FaultReport, SetupError, StateError};
 use crate::board::DeliveryError;
 use crate::boot::GateError;
-use crate::engine::{EngineFault, EngineKind};
+use crate::engine::EngineKind;
 use crate::inputs::InputError;
+use vmft_cpu::EngineFault;
 use vmft_log::point::ExecutionPoint;
 
 /// Why a machine's run cannot be recorded or followed.

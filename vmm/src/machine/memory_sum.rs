@@ -4,9 +4,9 @@
 //! also for a read, so two sides that wrote alike need not report alike. The sum depends on what
 //! memory holds alone: a page reported without need is hashed again and changes nothing.
 
-use crate::memory::{DEVICE_HOLE_END, GuestRam, MAX_MEMORY, PAGE_SIZE, PageNumber};
 use std::collections::BTreeMap;
 use vm_memory::Bytes;
+use vmft_cpu::memory::{DEVICE_HOLE_END, GuestRam, MAX_MEMORY, PAGE_SIZE, PageNumber};
 use vmft_log::entry::StateDigest;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -130,8 +130,8 @@ impl MemorySum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::MIN_MEMORY;
     use vm_memory::GuestAddress;
+    use vmft_cpu::memory::MIN_MEMORY;
 
     fn write(ram: &GuestRam, page: u64, value: u8) {
         ram.memory().write_obj(value, GuestAddress(page * PAGE_SIZE + 9)).expect("memory");

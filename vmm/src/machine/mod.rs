@@ -41,10 +41,8 @@ use crate::boot::BootError;
 use crate::devices::reset::ResetCause;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
-use crate::engine::soft::CompilerGauge;
-use crate::engine::{Bus, Engine, EngineError, Exit, InvalidState, Kicker, PortWidth};
+use crate::engine::EngineError;
 use crate::inputs::{Boundary, DeviceRequest, Inputs, PointScale, Room, Step};
-use crate::memory::{GuestRam, MemoryError};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use crate::world::Repeats;
 use delta::SinceBase;
@@ -52,6 +50,10 @@ use memory_sum::MemorySum;
 use reset::History;
 use std::path::PathBuf;
 use std::sync::Arc;
+use vmft_cpu::Kicker;
+use vmft_cpu::memory::{GuestRam, MemoryError};
+use vmft_cpu::soft::CompilerGauge;
+use vmft_cpu::{Bus, Engine, Exit, InvalidState, PortWidth};
 use vmft_log::entry::{Arrival, OutputSequence, StopReason};
 use vmft_log::point::{ExecutionPoint, VirtualClock, VirtualTime};
 
@@ -321,12 +323,17 @@ impl Machine {
         !self.awaits_boot && (self.board.is_off() || self.engine.is_off() || deaf)
     }
 
-    fn boundary(&self) -> Boundary {
+    fn boundary(&mut self) -> Boundary {
+        let (nearest, branch) = match self.engine.branch_points() {
+            Some(branches) if self.at_point => (None, branches.branch_before()),
+            Some(branches) => (branches.nearest_point(), None),
+            None => (None, None),
+        };
         Boundary {
             point: self.engine.point(),
             is_point: self.at_point,
-            nearest: if self.at_point { None } else { self.engine.nearest_point() },
-            branch: if self.at_point { self.engine.branch_before() } else { None },
+            nearest,
+            branch,
             time: self.time(),
             clock: self.clock,
             idle: self.is_idle(),
@@ -377,7 +384,9 @@ impl Machine {
         inputs: &mut dyn Inputs,
         gate: &dyn OutputGate,
     ) -> Result<RunEnd, MachineError> {
-        self.engine.watch_exits(inputs.watches_exits());
+        if let Some(exits) = self.engine.exit_stream() {
+            exits.watch_exits(inputs.watches_exits());
+        }
         let mut exits = Vec::new();
         loop {
             self.guarded(|machine| {
@@ -450,14 +459,18 @@ impl Machine {
                 Step::Halt => return Ok(RunEnd::Halted),
                 Step::LogEnded => return Ok(RunEnd::LogEnded),
             };
-            if let Some(branch) = inputs.branch_before(bound) {
-                self.engine.expect_branch(bound, branch);
+            if let Some(branch) = inputs.branch_before(bound)
+                && let Some(branches) = self.engine.branch_points()
+            {
+                branches.expect_branch(bound, branch);
             }
             let ran = self.guarded(|machine| machine.run_slice(bound));
             if let Err(broken @ MachineError::Broken(_)) = ran {
                 return Err(broken);
             }
-            self.engine.take_exits(&mut exits);
+            if let Some(stream) = self.engine.exit_stream() {
+                stream.take_exits(&mut exits);
+            }
             if !exits.is_empty() {
                 inputs.exits(self.engine.point(), &exits)?;
                 exits.clear();

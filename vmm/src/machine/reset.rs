@@ -25,7 +25,7 @@ pub(super) enum BootRefusal {
     Kernel(#[from] GateError),
     /// The engine.
     #[error(transparent)]
-    Engine(#[from] crate::engine::InvalidState),
+    Engine(#[from] vmft_cpu::InvalidState),
 }
 
 /// So long a reset counts, in nanoseconds of guest time.

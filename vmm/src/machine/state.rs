@@ -9,13 +9,15 @@ use super::{Machine, SetupError};
 use crate::board::{Board, BoardConfig, BoardError, BoardState};
 use crate::boot;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
-use crate::engine::{CpuCount, Cpus, EngineError, EngineKind, InvalidState, PointKind};
+use crate::engine::{EngineError, EngineKind};
 use crate::inputs::PointScale;
-use crate::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Address, Bytes};
+use vmft_cpu::memory::{GuestRam, MemoryError, PAGE_SIZE, PageNumber, WriteView};
+use vmft_cpu::{CpuCount, Cpus, InvalidState};
+use vmft_kvm::PointKind;
 use vmft_log::entry::OutputSequence;
-use vmft_log::point::{ExecutionPoint, VirtualClock};
+use vmft_log::point::{ExecutionPoint, VirtualClock, VirtualTime};
 use vmft_log::wire::MAX_COUNT;
 
 /// Version of the encoding of [`MachineState`]; another version is refused.
@@ -175,6 +177,11 @@ impl MachineState {
     /// Where the machine is.
     pub fn point(&self) -> ExecutionPoint {
         self.point
+    }
+
+    /// Guest time there.
+    pub fn time(&self) -> VirtualTime {
+        self.clock.time_at(self.point)
     }
 
     /// Console bytes written by the guest so far.

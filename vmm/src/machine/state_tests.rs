@@ -2,8 +2,8 @@ use super::*;
 use crate::board::{Bytes as Size, DiskConfig, UnixSeconds};
 use crate::boot::synthetic::vmlinux;
 use crate::devices::virtio::block::completed::{CompletedCounts, CompletedWrite};
-use crate::memory::MIN_MEMORY;
 use std::sync::Arc;
+use vmft_cpu::memory::MIN_MEMORY;
 
 /// A machine with a disk, before its first instruction.
 fn machine() -> Machine {

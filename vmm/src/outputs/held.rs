@@ -33,15 +33,11 @@ pub trait Outside: fmt::Debug + Send + Sync {
     /// The output may be seen from now on.
     fn let_out(&self, output: Output, assurance: Assurance);
     /// Everything that can be let out now was.
-    fn all_let_out(&self) {}
+    fn all_let_out(&self);
     /// Memory taken by what was let out and is not out yet, in bytes: nobody outside takes it.
-    fn backlog(&self) -> usize {
-        0
-    }
+    fn backlog(&self) -> usize;
     /// Copies of what was let out and is not known to be out, in order, where it must not be lost.
-    fn not_out(&self) -> Vec<Output> {
-        Vec::new()
-    }
+    fn not_out(&self) -> Vec<Output>;
 }
 
 /// What outputs wait for.

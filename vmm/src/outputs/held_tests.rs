@@ -8,6 +8,16 @@ impl Outside for Seen {
     fn let_out(&self, output: Output, _: Assurance) {
         self.0.lock().expect("not poisoned").push(output.sequence.0);
     }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 /// An outside that takes nothing.
@@ -24,6 +34,8 @@ impl Outside for Stuck {
     fn not_out(&self) -> Vec<Output> {
         self.0.lock().expect("not poisoned").clone()
     }
+
+    fn all_let_out(&self) {}
 }
 
 #[test]
@@ -131,6 +143,16 @@ impl Outside for Fresh {
     fn let_out(&self, _: Output, assurance: Assurance) {
         self.0.lock().expect("not poisoned").push(assurance == Assurance::Fresh);
     }
+
+    fn backlog(&self) -> usize {
+        0
+    }
+
+    fn not_out(&self) -> Vec<Output> {
+        Vec::new()
+    }
+
+    fn all_let_out(&self) {}
 }
 
 #[test]

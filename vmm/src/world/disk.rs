@@ -21,7 +21,7 @@ mod watch;
 pub use desk::{DiskDesk, DiskNews, DiskPolicy, DiskTrouble, OnError};
 
 pub use fence::{Fence, FenceError, NoFence, Permit};
-pub use image::{HostCache, Image, Storage, WriteError};
+pub use image::{HostCache, Image, Storage, WriteError, file_system};
 pub(super) use queue::DiskQueue;
 pub(super) use watch::Watch;
 
@@ -113,6 +113,7 @@ pub struct DiskFile {
     storage: Arc<dyn Storage>,
     size: u64,
     read_only: bool,
+    policy: DiskPolicy,
 }
 
 impl DiskFile {
@@ -145,11 +146,22 @@ impl DiskFile {
         new_machine: bool,
     ) -> Result<Self, DiskFileError> {
         check_size(&name, size)?;
-        let disk = Self { path: name, storage, size, read_only };
+        let disk = Self { path: name, storage, size, read_only, policy: DiskPolicy::default() };
         if new_machine {
             disk.join(!read_only)?;
         }
         Ok(disk)
+    }
+
+    /// The same, which deals with storage that fails so.
+    #[must_use]
+    pub fn with_policy(self, policy: DiskPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// How it deals with storage that fails.
+    pub fn policy(&self) -> DiskPolicy {
+        self.policy
     }
 
     /// Shares the image with the rest of the pair: from now on no new machine starts on it.
@@ -214,7 +226,7 @@ impl DiskFile {
     ) -> Result<DiskQueue, DiskFileError> {
         let storage = Arc::clone(&self.storage);
         let errors = DiskErrors::of(self.path.clone());
-        DiskQueue::start(disk, storage, fence, mailbox, errors, desk)
+        DiskQueue::start(disk, storage, fence, mailbox, errors, self.policy, desk)
             .map_err(|source| DiskFileError::Thread { path: self.path.clone(), source })
     }
 }

@@ -1,11 +1,11 @@
 //! Where the world leaves what it has for the guest.
 
-use crate::engine::Kicker;
 use crate::inputs::{Asked, Room};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use vmft_cpu::Kicker;
 use vmft_log::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
 use vmm_sys_util::eventfd::EventFd;
 

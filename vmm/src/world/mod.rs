@@ -18,14 +18,14 @@ mod watermark;
 
 pub use disk::{
     DiskDesk, DiskFile, DiskFileError, DiskNews, DiskPolicy, DiskReader, DiskTrouble, Fence,
-    FenceError, HostCache, Image, NoFence, OnError, Permit, Storage, WriteError,
+    FenceError, HostCache, Image, NoFence, OnError, Permit, Storage, WriteError, file_system,
 };
 pub use disk_boot::{DiskBootError, FromDisk, boot_from_disks, guests_name};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};
 pub use mailbox::Mailbox;
 pub use outside::{DisksDone, HostOutside};
 pub use repeats::{Repeats, Times};
-pub use source::{Gauges, HostSource};
+pub use source::HostSource;
 pub use urgent::make_thread_urgent;
 
 /// An error with its causes, in one line.

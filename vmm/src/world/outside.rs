@@ -69,12 +69,13 @@ impl HostOutside {
         mailbox: &Arc<Mailbox>,
         desk: &Arc<DiskDesk>,
     ) -> Result<Self, DiskFileError> {
-        let first = disks.first();
         let writable = disks.iter().map(|disk| !disk.read_only()).collect();
         let readers = disks.iter().map(DiskFile::reader).collect();
-        let watch = first.map(|disk| {
+        let shortest = disks.iter().min_by_key(|disk| disk.policy().timeout);
+        let watch = shortest.map(|disk| {
             let path = disk.path().to_owned();
-            Watch::begin(desk).map_err(|source| DiskFileError::Thread { path, source })
+            let timeout = disk.policy().timeout;
+            Watch::begin(desk, timeout).map_err(|source| DiskFileError::Thread { path, source })
         });
         let _watch = watch.transpose()?;
         let start = |(index, disk): (u8, &DiskFile)| {

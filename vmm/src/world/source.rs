@@ -2,89 +2,17 @@
 
 use super::disk_boot::Booting;
 use super::{Mailbox, outside::HostOutside};
-use crate::inputs::{Asked, Boundary, DeviceRequest, HostTime, InputError, InputSource, Room};
+use crate::inputs::{
+    Asked, Boundary, DeviceRequest, Gauges, HostTime, InputError, InputSource, Room,
+};
 use crate::machine::{BootSource, DiskBoot};
 use crate::outputs::HeldOutputs;
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmft_log::entry::Arrival;
-use vmft_log::point::{ExecutionPoint, WallTime};
-
-/// Where the guest is, for whoever asks from another thread.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    point: AtomicU64,
-    guest_time_ns: AtomicU64,
-    idle: AtomicBool,
-    digests_agreed: AtomicU64,
-    exits_agreed: AtomicU64,
-    skips: AtomicU64,
-    points_skipped: AtomicU64,
-}
-
-impl Gauges {
-    /// Sets the gauges.
-    pub fn set(&self, boundary: &Boundary) {
-        self.point.store(boundary.point.get(), Ordering::Relaxed);
-        self.guest_time_ns.store(boundary.time.as_ns(), Ordering::Relaxed);
-        self.idle.store(boundary.idle, Ordering::Relaxed);
-    }
-
-    /// Sets the point alone, on a replaying side.
-    pub fn set_point(&self, point: ExecutionPoint) {
-        self.point.store(point.get(), Ordering::Relaxed);
-    }
-
-    /// So many more digests and exits were compared with the log's, and agreed.
-    pub fn add_agreed(&self, digests: u64, exits: u64) {
-        self.digests_agreed.fetch_add(digests, Ordering::Relaxed);
-        self.exits_agreed.fetch_add(exits, Ordering::Relaxed);
-    }
-
-    /// A replaying side has gone on from a checkpoint, so many points ahead.
-    pub fn add_skipped(&self, points: u64) {
-        self.skips.fetch_add(1, Ordering::Relaxed);
-        self.points_skipped.fetch_add(points, Ordering::Relaxed);
-    }
-
-    /// How often that was.
-    pub fn skips(&self) -> u64 {
-        self.skips.load(Ordering::Relaxed)
-    }
-
-    /// The points it has not replayed.
-    pub fn points_skipped(&self) -> u64 {
-        self.points_skipped.load(Ordering::Relaxed)
-    }
-
-    /// Digests that agreed with the log's.
-    pub fn digests_agreed(&self) -> u64 {
-        self.digests_agreed.load(Ordering::Relaxed)
-    }
-
-    /// Exits that agreed with the log's.
-    pub fn exits_agreed(&self) -> u64 {
-        self.exits_agreed.load(Ordering::Relaxed)
-    }
-
-    /// The last point reached: on `soft`, instructions retired.
-    pub fn point(&self) -> u64 {
-        self.point.load(Ordering::Relaxed)
-    }
-
-    /// Guest time in nanoseconds.
-    pub fn guest_time_ns(&self) -> u64 {
-        self.guest_time_ns.load(Ordering::Relaxed)
-    }
-
-    /// True if the guest waits for an interrupt.
-    pub fn is_idle(&self) -> bool {
-        self.idle.load(Ordering::Relaxed)
-    }
-}
+use vmft_log::point::WallTime;
 
 /// How long one wait for outputs to leave may take before an operator is looked for again. A sink outside
 /// has far more to write than it can in that time.
@@ -174,6 +102,6 @@ impl InputSource for HostSource {
     }
 
     fn at(&mut self, boundary: &Boundary) {
-        self.gauges.set(boundary);
+        self.gauges.set_to(boundary);
     }
 }

@@ -5,10 +5,10 @@ use crate::driver::{
     SECOND_DISK, WRITE,
 };
 use crate::machine::{DISK_BYTES, Machine, completion, config, disk_effect};
+use vmft_cpu::PortWidth;
 use vmft_log::entry::RequestId;
 use vmft_vmm::board::{Board, DeliveryError, DiskOperation, Effect};
 use vmft_vmm::devices::virtio::DeviceName;
-use vmft_vmm::engine::PortWidth;
 
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;

@@ -2,7 +2,7 @@
 //! chains and collects what was used, as Linux's `virtio_pci_modern_dev.c` and `virtio_ring.c`.
 
 use crate::machine::Machine;
-use vmft_vmm::engine::PortWidth;
+use vmft_cpu::PortWidth;
 
 pub const FIRST_DISK: u8 = 1;
 pub const SECOND_DISK: u8 = 2;

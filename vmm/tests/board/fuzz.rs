@@ -8,12 +8,12 @@ use crate::driver::{Driver, ENTROPY, EVENT_INDEX, FIRST_DISK, INDIRECT, NETWORK,
 use crate::machine::{Machine, completion};
 use std::ops::{Deref, DerefMut};
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::PortWidth;
+use vmft_cpu::memory::MIN_MEMORY;
 use vmft_fuzzing::{Random, cases};
 use vmft_log::entry::{Arrival, Packet, PacketOffload, RequestId};
 use vmft_log::point::VirtualTime;
 use vmft_vmm::board::{DiskOperation, Effect};
-use vmft_vmm::engine::PortWidth;
-use vmft_vmm::memory::MIN_MEMORY;
 
 /// Cases of a quick run, and steps of a case.
 const CASES: u64 = 400;

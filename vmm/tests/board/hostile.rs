@@ -8,10 +8,10 @@ use crate::driver::{
 use crate::machine::{Machine, completion};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::MIN_MEMORY;
 use vmft_log::entry::Arrival;
 use vmft_vmm::board::{DiskOperation, Effect};
 use vmft_vmm::devices::virtio::{DeviceFault, DeviceName, QueueFault};
-use vmft_vmm::memory::MIN_MEMORY;
 
 fn started() -> (Machine, Driver) {
     let mut machine = Machine::new();

@@ -1,14 +1,14 @@
 //! A board with memory, driven as a CPU would.
 
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::{CpuCount, PortWidth};
 use vmft_log::entry::{Arrival, RequestId};
 use vmft_log::point::VirtualTime;
 use vmft_vmm::board::{
     Board, BoardConfig, Bytes, DiskConfig, DiskOperation, Effect, NetConfig, UnixSeconds,
 };
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
-use vmft_vmm::engine::{CpuCount, PortWidth};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 /// Bytes of each test disk.
 pub const DISK_BYTES: u64 = 16 << 20;

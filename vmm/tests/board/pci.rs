@@ -2,7 +2,7 @@
 
 use crate::driver::{Driver, ENTROPY, FIRST_DISK, NETWORK, SECOND_DISK};
 use crate::machine::{DISK_BYTES, Machine};
-use vmft_vmm::engine::PortWidth::{Byte, Long, Word};
+use vmft_cpu::PortWidth::{Byte, Long, Word};
 
 #[test]
 fn configuration_mechanism_one_is_recognised() {

@@ -3,9 +3,9 @@
 use crate::block::{self, Place};
 use crate::driver::{Driver, ENTROPY, EVENT_INDEX, FIRST_DISK};
 use crate::machine::{Machine, config};
+use vmft_cpu::memory::MIN_MEMORY;
 use vmft_log::entry::{Arrival, RequestId};
 use vmft_vmm::board::{Board, BoardConfig, BoardError, BoardState, Bytes, DiskOperation};
-use vmft_vmm::memory::MIN_MEMORY;
 
 /// A board with something on its way in every device.
 fn busy() -> Machine {

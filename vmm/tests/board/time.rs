@@ -2,9 +2,9 @@
 
 use crate::machine::{Machine, config};
 use proptest::prelude::*;
+use vmft_cpu::PortWidth;
 use vmft_log::point::VirtualTime;
 use vmft_vmm::board::Board;
-use vmft_vmm::engine::PortWidth;
 
 /// A tick of 250 Hz, as Linux programs it (`PIT_LATCH` for HZ=250).
 const LATCH: u16 = 4773;

@@ -3,10 +3,11 @@
 use crate::guest::{DATA, Guest, assemble, has_kvm};
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, Instruction, RflagsBits};
+use vmft_cpu::Exit;
+use vmft_cpu::state::CpuState;
+use vmft_kvm::PointKind;
 use vmft_vmm::doctor::Examination;
 use vmft_vmm::doctor::facts::KvmKind;
-use vmft_vmm::engine::state::CpuState;
-use vmft_vmm::engine::{Exit, PointKind};
 
 /// Computes, and tells the bus now and then.
 pub fn busy_program() -> Vec<u8> {

@@ -7,10 +7,11 @@ use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::state::CpuState;
+use vmft_cpu::{BranchPoints, Engine, Exit, ExitRecord, Vector};
+use vmft_kvm::KvmEngine;
+use vmft_kvm::{BranchCounter, CounterLost, LandingStats};
 use vmft_log::point::{Branches, CodeAddress, ExecutionPoint};
-use vmft_vmm::engine::kvm::{BranchCounter, CounterLost, LandingStats};
-use vmft_vmm::engine::state::CpuState;
-use vmft_vmm::engine::{Engine, Exit, ExitRecord, KvmEngine, Vector};
 
 /// Counts what the engine steps, and is as wrong as it is told to be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -267,7 +268,7 @@ fn a_kicked_guest_can_be_stopped_at_the_nearest_number() {
             Exit::Halted { .. } => break,
             other => panic!("{other:?}"),
         }
-        let nearest = guest.engine.nearest_point().expect("branches are counted");
+        let nearest = guest.branches().nearest_point().expect("a point ahead");
         assert!(nearest > guest.engine.point());
         if run_to(&mut guest, nearest, false) == Exit::Bound {
             stopped += 1;
@@ -283,10 +284,10 @@ fn a_kicked_guest_can_be_stopped_at_the_nearest_number() {
 /// The exits of a run, up to its end.
 fn exits(counter: Stepped, code: &[u8]) -> Vec<ExitRecord> {
     let mut guest = Guest::counting(counter, code);
-    guest.engine.watch_exits(true);
+    guest.exits().watch_exits(true);
     while !matches!(run_to(&mut guest, ExecutionPoint::NEVER, false), Exit::Halted { .. }) {}
     let mut exits = Vec::new();
-    guest.engine.take_exits(&mut exits);
+    guest.exits().take_exits(&mut exits);
     exits
 }
 
@@ -320,14 +321,14 @@ fn a_guest_restored_at_a_number_goes_on_identically() {
     let mut second = Guest::counting(Stepped::late_by(0, 16), &code);
     second.engine.restore(&state, middle).unwrap();
     for guest in [&mut first, &mut second] {
-        guest.engine.watch_exits(true);
+        guest.exits().watch_exits(true);
         while !matches!(run_to(guest, ExecutionPoint::NEVER, false), Exit::Halted { .. }) {}
     }
     assert_eq!(first.engine.point(), second.engine.point());
     assert_eq!(first.engine.save(), second.engine.save());
     let (mut there, mut here) = (Vec::new(), Vec::new());
-    first.engine.take_exits(&mut there);
-    second.engine.take_exits(&mut here);
+    first.exits().take_exits(&mut there);
+    second.exits().take_exits(&mut here);
     assert_eq!(there, here);
     assert_eq!(here.len(), 25);
     assert!(here[0].registers[16] > CODE);
@@ -340,7 +341,7 @@ fn branches_before(code: &[u8], numbers: &[ExecutionPoint]) -> Vec<Option<CodeAd
         while guest.engine.point() < *number {
             run_to(&mut guest, *number, false);
         }
-        guest.engine.branch_before()
+        guest.branches().branch_before()
     };
     numbers.iter().map(stop).collect()
 }
@@ -436,7 +437,7 @@ fn only_a_place_between_two_exits_lies_behind_a_branch() {
         let is_exit = number.get().is_multiple_of(ExecutionPoint::EXIT_STRIDE);
         assert!(!is_exit || branch.is_none(), "{number}: {branch:?}");
     }
-    assert_eq!(Guest::soft(&code).engine.branch_before(), None);
+    assert!(Guest::soft(&code).engine.branch_points().is_none());
 }
 
 #[test]

@@ -6,11 +6,12 @@ use crate::guest::{
 };
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::group::Activity;
+use vmft_cpu::memory::GuestRam;
+use vmft_cpu::{Bus, CpuCount, Cpus, Engine, Exit, KvmCpu};
+use vmft_kvm::FreeEngine;
+use vmft_kvm::GroupEngine;
 use vmft_log::point::ExecutionPoint;
-use vmft_vmm::engine::group::Activity;
-use vmft_vmm::engine::kvm::GroupEngine;
-use vmft_vmm::engine::{Bus, CpuCount, Cpus, Engine, Exit, FreeEngine, KvmCpu};
-use vmft_vmm::memory::GuestRam;
 
 /// Where each CPU counts, and the second finds its program: beside each other's, in memory nobody else uses.
 const COUNTERS: [u64; 2] = [0x7_0000, 0x7_1000];

@@ -3,20 +3,21 @@
 use crate::agreement::busy_program;
 use crate::guest::{Guest, assemble, has_kvm};
 use iced_x86::code_asm::*;
-use vmft_vmm::engine::{Exit, ExitReason, ExitRecord, PointKind};
+use vmft_cpu::{Exit, ExitReason, ExitRecord};
+use vmft_kvm::PointKind;
 
 const BOTH: [PointKind; 2] = [PointKind::Exit, PointKind::Step];
 
 /// Runs to the end, with `plant` before exit number `at`.
 fn exits(guest: &mut Guest, at: usize, plant: impl Fn(&mut Guest)) -> Vec<ExitRecord> {
-    guest.engine.watch_exits(true);
+    guest.exits().watch_exits(true);
     let mut exits = Vec::new();
     loop {
         if exits.len() == at {
             plant(guest);
         }
         let exit = guest.run();
-        guest.engine.take_exits(&mut exits);
+        guest.exits().take_exits(&mut exits);
         if exit != Exit::BusAccess {
             return exits;
         }
@@ -89,6 +90,6 @@ fn nothing_is_kept_for_nobody() {
     let mut guest = Guest::kvm(PointKind::Exit, &busy_program());
     guest.states_at_exits();
     let mut exits = Vec::new();
-    guest.engine.take_exits(&mut exits);
+    guest.exits().take_exits(&mut exits);
     assert_eq!(exits, []);
 }

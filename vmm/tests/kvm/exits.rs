@@ -2,7 +2,8 @@
 
 use crate::guest::{CODE, DEVICE, DEVICE_FRAME, Guest, Seen, assemble, has_kvm};
 use iced_x86::code_asm::*;
-use vmft_vmm::engine::{Exit, PointKind};
+use vmft_cpu::Exit;
+use vmft_kvm::PointKind;
 
 const BOTH: [PointKind; 2] = [PointKind::Exit, PointKind::Step];
 

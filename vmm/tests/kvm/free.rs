@@ -7,12 +7,14 @@ use crate::guest::{
 };
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::GuestRam;
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::{Bus, CpuState, Cpus, Engine, Exit, KvmCpu, Vector};
+use vmft_kvm::PointKind;
 use vmft_log::point::ExecutionPoint;
 use vmft_vmm::doctor::facts::KvmKind;
 use vmft_vmm::doctor::kvm_of_this_host;
-use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::{Bus, CpuState, Cpus, Engine, EngineKind, Exit, KvmCpu, PointKind, Vector};
-use vmft_vmm::memory::GuestRam;
+use vmft_vmm::engine::EngineKind;
 
 const FREE: EngineKind = EngineKind::Kvm { points: PointKind::Free };
 const EXITS: EngineKind = EngineKind::Kvm { points: PointKind::Exit };

@@ -2,12 +2,14 @@
 
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::soft::SoftEngine;
+use vmft_cpu::state::{CpuState, DescriptorTable, Segment};
+use vmft_cpu::{BranchPoints, Bus, CpuCount, Engine, Exit, ExitStream, PortWidth};
+use vmft_kvm::BranchCounter;
+use vmft_kvm::{KvmEngine, PointKind};
 use vmft_log::point::ExecutionPoint;
-use vmft_vmm::engine::kvm::BranchCounter;
-use vmft_vmm::engine::soft::SoftEngine;
-use vmft_vmm::engine::state::{CpuState, DescriptorTable, Segment};
-use vmft_vmm::engine::{Bus, CpuCount, Engine, EngineKind, Exit, KvmEngine, PointKind, PortWidth};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
+use vmft_vmm::engine::EngineKind;
 
 pub const CODE: u64 = 0x10_0000;
 pub const STACK: u64 = 0x20_0000;
@@ -211,6 +213,16 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// The records of its engine's exits.
+    pub fn exits(&mut self) -> &mut dyn ExitStream {
+        self.engine.exit_stream().expect("an engine whose points are exits")
+    }
+
+    /// How its engine's points lie behind branches.
+    pub fn branches(&mut self) -> &mut dyn BranchPoints {
+        self.engine.branch_points().expect("branches are counted")
+    }
+
     pub fn kvm(points: PointKind, code: &[u8]) -> Self {
         Self::on(open(EngineKind::Kvm { points }, prepared_ram(code)))
     }

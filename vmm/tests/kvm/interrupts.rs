@@ -2,7 +2,8 @@
 
 use crate::guest::{CODE, DATA, Guest, assemble, has_kvm};
 use iced_x86::code_asm::*;
-use vmft_vmm::engine::{Exit, PointKind, Vector};
+use vmft_cpu::{Exit, Vector};
+use vmft_kvm::PointKind;
 
 /// `STI`, three instructions, `HLT`, an output, `CLI`, `HLT`.
 fn program() -> Vec<u8> {

@@ -2,7 +2,8 @@
 
 use crate::guest::{Guest, assemble, has_kvm};
 use iced_x86::code_asm::*;
-use vmft_vmm::engine::{Exit, PointKind};
+use vmft_cpu::Exit;
+use vmft_kvm::PointKind;
 
 /// An output, then a loop without end.
 fn endless() -> Vec<u8> {

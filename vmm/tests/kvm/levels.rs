@@ -9,9 +9,11 @@ use crate::agreement::{careful_program, essence};
 use crate::guest::{CODE, DATA, Guest, STACK, USER_STACK, assemble, has_kvm};
 use iced_x86::code_asm::*;
 use std::sync::OnceLock;
+use vmft_cpu::{CpuState, Exit, Vector};
+use vmft_kvm::PointKind;
 use vmft_vmm::doctor::Examination;
 use vmft_vmm::doctor::facts::{KvmKind, Stepping, Syscall};
-use vmft_vmm::engine::{CpuState, EngineKind, Exit, PointKind, Vector};
+use vmft_vmm::engine::EngineKind;
 
 const STEPS: EngineKind = EngineKind::Kvm { points: PointKind::Step };
 /// Where `SYSCALL` leads.

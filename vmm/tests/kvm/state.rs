@@ -2,9 +2,10 @@
 
 use crate::guest::{DATA, Guest, assemble, has_kvm, initial_state};
 use iced_x86::code_asm::*;
+use vmft_cpu::Exit;
+use vmft_cpu::memory::PageNumber;
+use vmft_kvm::PointKind;
 use vmft_log::point::ExecutionPoint;
-use vmft_vmm::engine::{Exit, PointKind};
-use vmft_vmm::memory::PageNumber;
 
 #[test]
 fn what_is_saved_is_restored() {

@@ -10,7 +10,7 @@ use crate::rng::Rng;
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions};
 use std::io;
-use vmft_vmm::engine::soft::CacheLimits;
+use vmft_cpu::soft::CacheLimits;
 
 /// A stop: the address, and B0 to B3.
 pub type Hit = (u64, u64);

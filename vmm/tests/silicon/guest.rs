@@ -13,13 +13,13 @@ use crate::layout::{
 };
 use crate::native::has_error_code;
 use vm_memory::{Bytes, GuestAddress};
-use vmft_log::point::ExecutionPoint;
-use vmft_vmm::engine::soft::{CacheLimits, SoftEngine};
-use vmft_vmm::engine::state::{
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::soft::{CacheLimits, SoftEngine};
+use vmft_cpu::state::{
     CpuState, DescriptorTable, ModelSpecificRegisters, Segment, Segments, SseState, X87State,
 };
-use vmft_vmm::engine::{Bus, Engine, Exit, PortWidth};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
+use vmft_cpu::{Bus, Engine, Exit, PortWidth};
+use vmft_log::point::ExecutionPoint;
 
 // Physical addresses.
 const TABLES: u64 = 0x10_0000;

@@ -45,7 +45,7 @@ use native::{BATCH, Lost, Native};
 use report::Failure;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vmft_vmm::engine::soft::{self, CacheLimits};
+use vmft_cpu::soft::{self, CacheLimits};
 
 /// Cases of an ordinary test run.
 const DEFAULT_CASES: u64 = 150_000;

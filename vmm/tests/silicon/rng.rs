@@ -1,24 +1,21 @@
 //! Seeded randomness: every case is a pure function of the seed and its number.
 
-/// SplitMix64.
+/// Numbers for one case.
 #[derive(Debug, Clone)]
-pub struct Rng(u64);
+pub struct Rng(vmft_fuzzing::Random);
 
 impl Rng {
     /// The stream of case `index` under `seed`.
     pub fn new(seed: u64, index: u64) -> Self {
-        let mut rng = Self(seed ^ index.wrapping_mul(0xD129_0D3B_3B2B_9D4D));
+        let seed = seed ^ index.wrapping_mul(0xD129_0D3B_3B2B_9D4D);
+        let mut rng = Self(vmft_fuzzing::Random::new(seed));
         rng.next();
         rng
     }
 
     /// 64 random bits.
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0.next()
     }
 
     /// A number below `bound`, which is not zero.

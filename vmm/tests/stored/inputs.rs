@@ -2,11 +2,11 @@
 
 use std::cell::Cell;
 use std::time::Duration;
+use vmft_cpu::ExitRecord;
 use vmft_fuzzing::Random;
 use vmft_log::entry::{Arrival, Packet, StateDigest, StopReason};
 use vmft_log::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
 use vmft_vmm::board::DiskOperation;
-use vmft_vmm::engine::ExitRecord;
 use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::Delta;
 use vmft_vmm::outputs::{Output, OutputGate};

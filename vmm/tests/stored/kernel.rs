@@ -3,10 +3,10 @@
 use flate2::{Compression, write::GzEncoder};
 use lzma_rust2::{LzmaOptions, LzmaWriter, XzOptions, XzWriter};
 use std::io::Write;
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
 use vmft_fuzzing::{Random, cases, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_vmm::boot::{examine, is_vouched_for, load, stays_at_level_zero};
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 /// Cases of a quick run.
 const CASES: u64 = 500;

@@ -4,15 +4,16 @@ use crate::inputs::{Gate, World, is_over};
 use std::error::Error;
 use std::num::NonZeroU32;
 use vm_memory::{Bytes as _, GuestAddress};
+use vmft_cpu::CpuCount;
+use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
 use vmft_fuzzing::{Random, cases, change, damage, peak_of};
 use vmft_guest_images::probe::ProbeGuest;
 use vmft_vmm::board::{BoardConfig, Bytes, DiskConfig, NetConfig, UnixSeconds};
 use vmft_vmm::devices::virtio::net::addresses::MacAddress;
-use vmft_vmm::engine::{CpuCount, EngineKind};
+use vmft_vmm::engine::EngineKind;
 use vmft_vmm::machine::{
     BootSource, Machine, MachineConfig, MachineError, MachineState, RunEnd, StateError,
 };
-use vmft_vmm::memory::{GuestRam, MIN_MEMORY};
 
 /// Cases of a quick run.
 const CASES: u64 = 800;

@@ -7,8 +7,8 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use vmft_cpu::memory::{MIN_MEMORY, PAGE_SIZE};
 use vmft_fuzzing::{Random, change, damage, large_cases, peak_of};
-use vmft_vmm::memory::{MIN_MEMORY, PAGE_SIZE};
 use vmft_vmm::snapshot::{self, SnapshotError};
 
 /// Cases of a quick run.

@@ -6,7 +6,7 @@ pub mod config_space;
 pub mod host_bridge;
 
 use super::virtio::DeviceContext;
-use crate::engine::PortWidth;
+use vmft_cpu::PortWidth;
 
 pub use config_space::{BarWindow, ConfigSpace, ConfigSpaceState};
 pub use host_bridge::HostBridge;

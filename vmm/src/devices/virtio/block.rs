@@ -15,7 +15,6 @@ use super::queue::{Chain, QueueAccess, QueueFault, Segment, total_len};
 use super::{DeviceKind, DeviceName, VirtioDevice};
 use crate::board::{DiskOperation, Effect};
 use crate::devices::InvalidState;
-use crate::memory::GuestMemoryMmap;
 use completed::{CompletedWrite, CompletedWrites, KeepLimit};
 use requests::{Request, Requests, RequestsState};
 use virtio_bindings::virtio_blk::{
@@ -25,6 +24,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmft_cpu::memory::GuestMemoryMmap;
 use vmft_log::entry::RequestId;
 
 /// The unit in which the guest addresses the disk, in bytes.

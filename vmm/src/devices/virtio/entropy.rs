@@ -5,10 +5,10 @@ use super::queue::{MAX_CHAIN_DESCRIPTORS, QueueAccess, QueueFault, Segment, tota
 use super::{DeviceKind, DeviceName, VirtioDevice};
 use crate::board::Effect;
 use crate::devices::{InvalidState, require};
-use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vmft_cpu::memory::GuestMemoryMmap;
 use vmft_log::entry::RequestId;
 use vmft_log::wire::MAX_COUNT;
 

@@ -20,10 +20,10 @@ mod common_config;
 
 use super::InvalidState;
 use crate::board::EffectQueue;
-use crate::memory::GuestMemoryMmap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
+use vmft_cpu::memory::GuestMemoryMmap;
 
 pub use queue::{Chain, QueueAccess, QueueFault, Segment};
 pub use transport::{VirtioPci, VirtioPciState};

@@ -19,7 +19,6 @@ use super::queue::{Chain, QueueAccess, QueueFault, total_len};
 use super::{DeviceKind, DeviceName, VirtioDevice};
 use crate::board::Effect;
 use crate::devices::{InvalidState, require};
-use crate::memory::GuestMemoryMmap;
 use addresses::{Addresses, MacAddress};
 use offload::Work;
 use serde::{Deserialize, Serialize};
@@ -31,6 +30,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
+use vmft_cpu::memory::GuestMemoryMmap;
 use vmft_log::entry::{MAX_PACKET, MAX_PACKET_BYTES, MAX_PACKETS, Packet, PacketOffload};
 
 const RECEIVE: usize = 0;

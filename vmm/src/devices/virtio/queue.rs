@@ -7,12 +7,12 @@
 
 use crate::board::EffectQueue;
 use crate::devices::{InvalidState, require};
-use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vmft_cpu::memory::GuestMemoryMmap;
 
 /// Descriptors a chain may have; every queue announces limits below it.
 pub const MAX_CHAIN_DESCRIPTORS: usize = 256;

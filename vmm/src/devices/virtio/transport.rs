@@ -17,7 +17,6 @@ use super::{DeviceContext, DeviceFault, QueueAccess, QueueFault, VirtioDevice};
 use crate::devices::pci::config_space::Identity;
 use crate::devices::pci::{ConfigSpace, ConfigSpaceState, PciFunction};
 use crate::devices::{InvalidState, IrqLine, require};
-use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
@@ -25,6 +24,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
+use vmft_cpu::memory::GuestMemoryMmap;
 
 /// Length of a device's memory window.
 pub const WINDOW_SIZE: u32 = 0x4000;

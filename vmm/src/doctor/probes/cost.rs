@@ -1,11 +1,10 @@
 //! What a round trip costs, as the median of some hundred.
 
-use super::outcome;
-use crate::doctor::clock;
 use crate::doctor::facts::{Costs, Level, Nanoseconds, Outcome};
-use crate::doctor::lab::{Lab, LabError, Program, Stop};
-use crate::doctor::watchdog::Limit;
 use std::time::Duration;
+use vmft_kvm::trust::clock;
+use vmft_kvm::trust::lab::{Lab, LabError, Program, Stop};
+use vmft_kvm::trust::watchdog::Limit;
 
 /// Round trips that are measured.
 const ROUNDS: usize = 300;
@@ -25,14 +24,14 @@ pub fn run(lab: &mut Lab) -> Costs {
     let out = Program::new(Level::Kernel, &OUT_LOOP);
     let nop = Program::new(Level::Kernel, &NOP_LOOP);
     Costs {
-        port_exit_kernel: outcome(median(lab, &out, Lab::run_under, is_out)),
-        port_exit_user: outcome(median(
+        port_exit_kernel: Outcome::of(median(lab, &out, Lab::run_under, is_out)),
+        port_exit_user: Outcome::of(median(
             lab,
             &Program::new(Level::User, &OUT_LOOP),
             Lab::run_under,
             is_out,
         )),
-        step_kernel: outcome(median(lab, &nop, Lab::step_under, is_trap)),
+        step_kernel: Outcome::of(median(lab, &nop, Lab::step_under, is_trap)),
     }
 }
 

@@ -1,9 +1,8 @@
 //! Whether the guest sees the CPUID it was given.
 
-use super::outcome;
 use crate::doctor::facts::{CpuidFact, Level, Outcome};
-use crate::doctor::lab::{END, END_PORT, Lab, LabError, Program, Stop};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs};
+use vmft_kvm::trust::lab::{END, END_PORT, Lab, LabError, Program, Stop};
 
 /// One of the registers `CPUID` fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +72,7 @@ pub fn obeyed(lab: &mut Lab, set: &CpuId) -> Vec<CpuidFact> {
                 .iter()
                 .find(|entry| entry.function == *leaf && entry.index == 0)
                 .map_or(0, |entry| *word_mut(&mut entry.clone(), *register) & mask);
-            let seen = match outcome(ask(lab, level, *leaf)) {
+            let seen = match Outcome::of(ask(lab, level, *leaf)) {
                 Outcome::Measured(mut entry) => {
                     Outcome::Measured(*word_mut(&mut entry, *register) & mask)
                 }

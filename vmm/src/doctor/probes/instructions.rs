@@ -3,9 +3,9 @@
 
 use super::{BREAKPOINT, execution};
 use crate::doctor::facts::{Execution, HiddenFact, HostFacts, InstructionFact, Level};
-use crate::doctor::lab::{CR4_OSXSAVE, END, END_PORT, Lab, Program, Stop};
-use crate::doctor::layout;
 use kvm_bindings::kvm_regs;
+use vmft_kvm::trust::lab::{CR4_OSXSAVE, END, END_PORT, Lab, Program, Stop};
+use vmft_kvm::trust::layout;
 
 /// Name, bytes, and the CPU feature without which it is undefined (`/proc/cpuinfo`'s name).
 type Instruction = (&'static str, &'static [u8], Option<&'static str>);

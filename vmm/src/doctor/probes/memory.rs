@@ -1,10 +1,9 @@
 //! The dirty log: exactly the pages the guest wrote.
 
-use super::outcome;
 use crate::doctor::facts::{DirtyLog, Level, Outcome};
-use crate::doctor::lab::{END, END_PORT, Lab, LabError, Program, Stop};
-use crate::doctor::layout::{DATA, PAGE};
 use kvm_bindings::kvm_regs;
+use vmft_kvm::trust::lab::{END, END_PORT, Lab, LabError, Program, Stop};
+use vmft_kvm::trust::layout::{DATA, PAGE};
 
 /// Pages to write, in order.
 const PAGES: [u32; 3] = [1, 5, 30];
@@ -13,7 +12,7 @@ const WRITES: [u8; 7] = [0x88, 0x06, 0x88, 0x07, 0x41, 0x88, 0x00];
 
 /// Writes chosen pages and compares.
 pub fn dirty_log(lab: &mut Lab) -> Outcome<DirtyLog> {
-    outcome(compare(lab))
+    Outcome::of(compare(lab))
 }
 
 fn compare(lab: &mut Lab) -> Result<Outcome<DirtyLog>, LabError> {

@@ -1,7 +1,6 @@
 //! The probes: each loads a few dozen bytes into a [`Lab`], runs them, and says what became of
 //! them. None judges.
 
-pub mod breakpoint;
 pub mod cost;
 pub mod cpuid;
 pub mod instructions;
@@ -12,10 +11,11 @@ pub mod step;
 pub mod time_stamp;
 
 use super::facts::{Execution, HostFacts, Outcome, ProbeFacts, StepFacts};
-use super::lab::{Lab, LabError, Stop};
-use super::layout::CODE;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
+use vmft_kvm::trust::breakpoint;
+use vmft_kvm::trust::lab::{Lab, LabError, Stop};
+use vmft_kvm::trust::layout::CODE;
 
 /// The exception of `INT3`.
 const BREAKPOINT: u8 = 3;
@@ -55,11 +55,6 @@ pub fn run(kvm: &Kvm, host: &HostFacts) -> Result<ProbeFacts, LabError> {
             |mut filtered| msr::filter(&mut filtered),
         ),
     })
-}
-
-/// An outcome from a probe that may have been refused something.
-fn outcome<T>(result: Result<Outcome<T>, LabError>) -> Outcome<T> {
-    result.unwrap_or_else(|error| Outcome::Odd(error.to_string()))
 }
 
 /// What `stop` says of the first instruction of a guest that stops with `end` if it executes.

@@ -1,12 +1,11 @@
 //! The MSR filter: what is denied comes to us, what is allowed does not.
 
-use super::outcome;
 use crate::doctor::facts::{Level, MsrFilter, Outcome};
-use crate::doctor::lab::{END, END_PORT, Lab, LabError, MSR_ANSWER, Program, Stop};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_VALID_MASK, kvm_enable_cap, kvm_regs,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags};
+use vmft_kvm::trust::lab::{END, END_PORT, Lab, LabError, MSR_ANSWER, Program, Stop};
 
 const TIME_STAMP_COUNTER: u32 = 0x10;
 const EFER: u32 = 0xC000_0080;
@@ -17,7 +16,7 @@ const WRITE: [u8; 2] = [0x0F, 0x30];
 
 /// Denies every MSR but a few, and tries one of each.
 pub fn filter(lab: &mut Lab) -> Outcome<MsrFilter> {
-    outcome(try_filter(lab))
+    Outcome::of(try_filter(lab))
 }
 
 fn try_filter(lab: &mut Lab) -> Result<Outcome<MsrFilter>, LabError> {

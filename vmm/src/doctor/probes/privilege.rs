@@ -1,9 +1,8 @@
 //! `SYSCALL`, and the delivery of exceptions.
 
-use super::outcome;
 use crate::doctor::facts::{ExceptionFact, Level, Outcome, Syscall};
-use crate::doctor::lab::{Lab, LabError, Program, Stop};
-use crate::doctor::layout;
+use vmft_kvm::trust::lab::{Lab, LabError, Program, Stop};
+use vmft_kvm::trust::layout;
 
 /// `syscall`
 pub const SYSCALL: [u8; 2] = [0x0F, 0x05];
@@ -18,7 +17,7 @@ const PF: u8 = 14;
 
 /// Where `SYSCALL` leads from CPL 3.
 pub fn syscall(lab: &mut Lab) -> Outcome<Syscall> {
-    outcome(syscall_once(lab))
+    Outcome::of(syscall_once(lab))
 }
 
 fn syscall_once(lab: &mut Lab) -> Result<Outcome<Syscall>, LabError> {
@@ -50,7 +49,7 @@ pub fn exceptions(lab: &mut Lab) -> Vec<ExceptionFact> {
     let mut facts = Vec::new();
     for level in [Level::Kernel, Level::User] {
         for (name, code, vector) in [("#UD", &UNDEFINED[..], UD), ("#PF", &UNMAPPED_LOAD[..], PF)] {
-            let delivered = outcome(exception(lab, level, code, vector));
+            let delivered = Outcome::of(exception(lab, level, code, vector));
             facts.push(ExceptionFact { name: name.to_owned(), level, delivered });
         }
     }

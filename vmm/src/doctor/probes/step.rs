@@ -1,10 +1,9 @@
 //! Single-stepping with the trap flag, and what the guest can see of it.
 
-use super::outcome;
 use super::privilege::SYSCALL;
 use crate::doctor::facts::{Level, Outcome, Stepping, Syscall};
-use crate::doctor::lab::{Lab, LabError, PATIENCE, Program, RFLAGS_TF, Stop};
-use crate::doctor::layout;
+use vmft_kvm::trust::lab::{Lab, LabError, PATIENCE, Program, RFLAGS_TF, Stop};
+use vmft_kvm::trust::layout;
 
 /// `nop`, `inc eax`, `nop`, `jmp +0`, `lea rdx, [rdx+1]`, `nop`, `jmp $`
 const MIXED: [u8; 13] =
@@ -17,7 +16,7 @@ const DB: u8 = 1;
 
 /// A few instructions without surprises.
 pub fn plain(lab: &mut Lab, level: Level) -> Outcome<Stepping> {
-    outcome(plain_steps(lab, level))
+    Outcome::of(plain_steps(lab, level))
 }
 
 fn plain_steps(lab: &mut Lab, level: Level) -> Result<Outcome<Stepping>, LabError> {
@@ -45,7 +44,7 @@ fn plain_steps(lab: &mut Lab, level: Level) -> Result<Outcome<Stepping>, LabErro
 
 /// Whether the guest sees the debugger's trap flag in the flags it pushes.
 pub fn pushf(lab: &mut Lab) -> Outcome<bool> {
-    outcome(pushf_step(lab))
+    Outcome::of(pushf_step(lab))
 }
 
 fn pushf_step(lab: &mut Lab) -> Result<Outcome<bool>, LabError> {
@@ -65,7 +64,7 @@ pub fn syscall(lab: &mut Lab, works: &Outcome<Syscall>) -> Outcome<bool> {
     if !works.is(|syscall| *syscall == Syscall::Works) {
         return Outcome::Odd("SYSCALL itself does not work".to_owned());
     }
-    outcome(syscall_step(lab))
+    Outcome::of(syscall_step(lab))
 }
 
 fn syscall_step(lab: &mut Lab) -> Result<Outcome<bool>, LabError> {

@@ -1,21 +1,20 @@
 //! `RDTSC`: whether anybody can stand between the guest and the real counter.
 
-use super::outcome;
 use crate::doctor::facts::{Level, Outcome, TimeStamp};
-use crate::doctor::lab::{CR4_TSD, END, END_PORT, Lab, LabError, Program, Stop};
-use crate::doctor::layout::CODE;
+use vmft_kvm::trust::lab::{CR4_TSD, END, END_PORT, Lab, LabError, Program, Stop};
+use vmft_kvm::trust::layout::CODE;
 
 /// `rdtsc`, `mov r8, rax`, `rdtsc`
 const TWICE: [u8; 7] = [0x0F, 0x31, 0x49, 0x89, 0xC0, 0x0F, 0x31];
 
 /// At CPL 0.
 pub fn read(lab: &mut Lab) -> Outcome<TimeStamp> {
-    outcome(twice(lab, Level::Kernel, 0))
+    Outcome::of(twice(lab, Level::Kernel, 0))
 }
 
 /// At CPL 3, with CR4.TSD set.
 pub fn disabled(lab: &mut Lab) -> Outcome<TimeStamp> {
-    outcome(twice(lab, Level::User, CR4_TSD))
+    Outcome::of(twice(lab, Level::User, CR4_TSD))
 }
 
 fn twice(lab: &mut Lab, level: Level, cr4: u64) -> Result<Outcome<TimeStamp>, LabError> {

@@ -25,7 +25,7 @@ pub enum OnError {
     Report,
 }
 
-/// How a side's disks deal with storage that fails.
+/// How a disk deals with storage that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskPolicy {
     /// When a request fails.
@@ -58,6 +58,8 @@ pub struct DiskTrouble {
     pub since: Instant,
     /// Requests of the disk that are kept, or hang.
     pub requests: usize,
+    /// What is done about it.
+    pub on_error: OnError,
     /// The request hangs where its storage would let it land later, over what another side has written.
     pub may_land_later: bool,
 }
@@ -79,23 +81,12 @@ const MAX_NEWS: usize = 64;
 /// A side's disks, as far as their storage fails.
 #[derive(Debug, Default)]
 pub struct DiskDesk {
-    policy: DiskPolicy,
     /// Of the side that is live in this process.
     queues: Mutex<Vec<Weak<Shared>>>,
     news: Mutex<VecDeque<DiskNews>>,
 }
 
 impl DiskDesk {
-    /// For a side whose disks deal with failures so.
-    pub fn new(policy: DiskPolicy) -> Self {
-        Self { policy, ..Self::default() }
-    }
-
-    /// How failures are dealt with.
-    pub fn policy(&self) -> DiskPolicy {
-        self.policy
-    }
-
     fn lock_queues(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }

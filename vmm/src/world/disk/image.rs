@@ -84,15 +84,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// True if another flush, after one that has failed for this reason, is about the same writes. A host
     /// takes pages of its cache for written when writing them has failed (fsync(2), NOTES): the next flush
     /// succeeds, and they are lost.
-    fn repeats_flush(&self, _: &io::Error) -> bool {
-        self.cache() == HostCache::None
-    }
+    fn repeats_flush(&self, _: &io::Error) -> bool;
 
     /// True if the storage itself refuses what is written in a generation that is over, however late that
     /// arrives.
-    fn fences(&self) -> bool {
-        false
-    }
+    fn fences(&self) -> bool;
 }
 
 /// What the host asks of transfers past its cache.
@@ -297,6 +293,14 @@ impl Storage for Image {
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
+
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 /// What the host says of transfers past its cache: `None` if it says nothing, `Some(None)` if it cannot do
@@ -338,7 +342,7 @@ fn probed_alignment(file: &File) -> io::Result<Option<Alignment>> {
 }
 
 /// The type of the file system that a file is on, for people.
-pub(super) fn file_system(path: &Path) -> String {
+pub fn file_system(path: &Path) -> String {
     let name = || -> Option<String> {
         let path = path.canonicalize().ok()?;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;

@@ -1,6 +1,6 @@
 //! The threads that do a disk's jobs, several at a time.
 
-use super::desk::{DiskDesk, DiskNews, DiskTrouble, OnError};
+use super::desk::{DiskDesk, DiskNews, DiskPolicy, DiskTrouble, OnError};
 use super::errors::{DiskError, DiskErrors};
 use super::fence::Fence;
 use super::image::{Storage, WriteError};
@@ -124,6 +124,7 @@ pub(super) struct Shared {
     fence: Arc<dyn Fence>,
     mailbox: Arc<Mailbox>,
     errors: DiskErrors,
+    policy: DiskPolicy,
     desk: Arc<DiskDesk>,
     state: Mutex<State>,
     work: Condvar,
@@ -145,11 +146,22 @@ impl DiskQueue {
         fence: Arc<dyn Fence>,
         mailbox: Arc<Mailbox>,
         errors: DiskErrors,
+        policy: DiskPolicy,
         desk: Arc<DiskDesk>,
     ) -> io::Result<Self> {
         let (state, work, ended) = Default::default();
-        let shared = Shared { disk, storage, fence, mailbox, errors, desk, state, work, ended };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            disk,
+            storage,
+            fence,
+            mailbox,
+            errors,
+            policy,
+            desk,
+            state,
+            work,
+            ended,
+        });
         shared.start_thread(&mut shared.lock())?;
         Ok(Self { shared })
     }
@@ -313,7 +325,7 @@ impl Shared {
     }
 
     fn is_kept(&self, failure: &Failure) -> bool {
-        match self.desk.policy().on_error {
+        match self.policy.on_error {
             OnError::Report => false,
             OnError::Stop => !failure.is_final,
             // Another side makes everything again that the flush is about.
@@ -404,8 +416,14 @@ impl Shared {
             is_full: false,
             since: under_way.since,
             requests,
+            on_error: self.policy.on_error,
             may_land_later: under_way.may_land_later,
         }
+    }
+
+    /// A request that takes longer is said to hang.
+    pub(super) fn timeout(&self) -> Duration {
+        self.policy.timeout
     }
 
     /// What is wrong with the disk: the first of what is kept, or else of what hangs.
@@ -420,6 +438,7 @@ impl Shared {
                 is_full: is_full(&failure.error),
                 since: *since,
                 requests: state.kept.len(),
+                on_error: self.policy.on_error,
                 may_land_later: false,
             });
         }

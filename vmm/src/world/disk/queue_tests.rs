@@ -90,12 +90,14 @@ impl Storage for Cached {
         contents.log.push("flush".to_owned());
         Ok(())
     }
-}
 
-/// Whatever fails, the guest is told.
-fn reporting() -> Arc<DiskDesk> {
-    let on_error = OnError::Report;
-    Arc::new(DiskDesk::new(crate::world::DiskPolicy { on_error, ..Default::default() }))
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
+
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 struct Stage {
@@ -113,7 +115,9 @@ impl Stage {
             Arc::new(fence),
             Arc::clone(&mailbox),
             DiskErrors::of("disk".into()),
-            reporting(),
+            // Whatever fails, the guest is told.
+            DiskPolicy { on_error: OnError::Report, ..DiskPolicy::default() },
+            Arc::default(),
         );
         Self { queue: queue.expect("a thread"), mailbox }
     }
@@ -282,6 +286,14 @@ impl Storage for OfGenerations {
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
+
+    fn fences(&self) -> bool {
+        false
+    }
 }
 
 /// A fence that gives a permit of the first generation, and looks again once that is refused.
@@ -316,7 +328,8 @@ fn a_write_that_its_storage_refuses_is_made_again_by_a_winner_and_never_answered
             Arc::new(fence),
             Arc::clone(&mailbox),
             DiskErrors::of("disk".into()),
-            reporting(),
+            DiskPolicy::default(),
+            Arc::default(),
         )
         .expect("a thread");
         queue.request(RequestId(7), DiskOperation::Write { offset: 0, data: vec![1] });

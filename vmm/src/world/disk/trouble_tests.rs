@@ -87,6 +87,10 @@ impl Storage for Moody {
     fn fences(&self) -> bool {
         self.fences
     }
+
+    fn repeats_flush(&self, _: &io::Error) -> bool {
+        self.cache() == HostCache::None
+    }
 }
 
 struct Stage {
@@ -99,13 +103,14 @@ struct Stage {
 impl Stage {
     fn new(on_error: OnError, storage: Moody) -> Self {
         let (storage, mailbox) = (Arc::new(storage), Arc::new(Mailbox::default()));
-        let desk = Arc::new(DiskDesk::new(DiskPolicy { on_error, timeout: LONG }));
+        let desk = Arc::<DiskDesk>::default();
         let queue = DiskQueue::start(
             0,
             Arc::clone(&storage) as Arc<dyn Storage>,
             Arc::new(NoFence),
             Arc::clone(&mailbox),
             DiskErrors::of("/a.img".into()),
+            DiskPolicy { on_error, timeout: LONG },
             Arc::clone(&desk),
         )
         .expect("a thread");

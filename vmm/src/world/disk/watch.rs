@@ -20,21 +20,20 @@ struct Over {
 pub(in crate::world) struct Watch(Arc<Over>);
 
 impl Watch {
-    /// Begins.
+    /// Begins. `shortest`: the shortest time after which a request of one of them is said to hang.
     ///
     /// # Errors
     /// The host's, without a thread for it.
-    pub(in crate::world) fn begin(desk: &Arc<DiskDesk>) -> io::Result<Self> {
+    pub(in crate::world) fn begin(desk: &Arc<DiskDesk>, shortest: Duration) -> io::Result<Self> {
         let (desk, over) = (Arc::clone(desk), Arc::<Over>::default());
-        let limit = desk.policy().timeout;
-        let step = LOOK.min(limit / 4);
+        let step = LOOK.min(shortest / 4);
         let watched = Arc::clone(&over);
         let watch = move || {
             let mut is_over = watched.is_over.lock().unwrap_or_else(PoisonError::into_inner);
             while !*is_over {
                 let waited = watched.changed.wait_timeout(is_over, step);
                 is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
-                desk.queues().iter().for_each(|queue| queue.look(limit));
+                desk.queues().iter().for_each(|queue| queue.look(queue.timeout()));
             }
         };
         vmft_sandbox::spawn(Task::Disk, "disk-watch", watch)?;

@@ -12,9 +12,9 @@ use super::completed::{
 use crate::board::DiskOperation;
 use crate::devices::virtio::queue::{MAX_CHAIN_DESCRIPTORS, Segment, total_len};
 use crate::devices::{InvalidState, require};
-use crate::memory::GuestMemoryMmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use vmft_cpu::memory::GuestMemoryMmap;
 use vmft_log::entry::RequestId;
 use vmft_log::wire::MAX_COUNT;
 
