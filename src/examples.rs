@@ -224,6 +224,7 @@ pub const DOCTOR: &str = "\
 Examples:
   vmft doctor                     a table: measured, expected, what follows
   vmft doctor --json              the same, and every fact, for programs
+  vmft doctor --disk path=a.img   what a disk can do for a machine or a pair
 
 It runs small probe guests on /dev/kvm, for a few seconds. Exit code 0 whatever it finds.";
 

@@ -5,6 +5,7 @@ pub mod api_client;
 pub mod check;
 pub mod commands;
 pub mod disk_boot;
+mod disk_doctor;
 pub mod disk_images;
 pub mod disk_server;
 pub mod engine_options;

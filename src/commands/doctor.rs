@@ -1,6 +1,8 @@
 //! `vmft doctor`.
 
+use crate::disk_doctor::{self, DiskReport};
 use crate::engine_options::CompilerOptions;
+use crate::options::DiskOption;
 use crate::progress::TerminalProgress;
 use crate::terminal::say;
 use anyhow::Result;
@@ -16,6 +18,10 @@ pub struct DoctorOptions {
     /// The report as JSON
     #[arg(long)]
     json: bool,
+    /// Examine this disk instead of the host: what it can do for a machine or a pair, and what follows. May be
+    /// given several times. Nothing on it is changed
+    #[arg(long, value_name = "path=FILE|nbd=HOST:PORT/NAME")]
+    disk: Vec<DiskOption>,
     #[command(flatten)]
     compiler: CompilerOptions,
 }
@@ -25,8 +31,18 @@ const WIDTH: usize = 120;
 /// Columns of `fact`, `measured` and `expected`; the rest is for what follows.
 const COLUMNS: [usize; 3] = [38, 24, 18];
 
-/// Examines this host and says what it can do. Whatever it finds, the report is a success.
+/// Examines this host, or disks, and says what they can do. Whatever it finds, the report is a success.
 pub fn doctor(options: &DoctorOptions) -> Result<ExitCode> {
+    if !options.disk.is_empty() {
+        let reports: Vec<_> = options.disk.iter().map(disk_doctor::examine).collect();
+        if options.json {
+            say(&serde_json::to_string_pretty(&reports)?)?;
+        }
+        for line in reports.iter().filter(|_| !options.json).flat_map(disk_lines) {
+            say(&line)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     options.compiler.apply()?;
     let mut progress = crate::progress::terminal();
     let report = examine(&mut progress);
@@ -61,6 +77,14 @@ fn lines(report: &Report) -> Vec<String> {
             lines.extend(wrapped("    ", "      ", &text));
         }
     }
+    lines
+}
+
+/// The report on a disk for people.
+fn disk_lines(report: &DiskReport) -> Vec<String> {
+    let mut lines = vec![format!("disk {}", report.disk)];
+    lines.extend(row("", ["fact", "measured", "expected"], "what follows"));
+    report.findings.iter().for_each(|finding| lines.extend(finding_lines(finding)));
     lines
 }
 
