@@ -1,7 +1,7 @@
 //! Asking a running side over its API socket.
 
 use crate::remedy::Remedy;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
@@ -25,6 +25,14 @@ const ANSWER_LIMIT: usize = 1 << 20;
 pub fn status(socket: &Path) -> Result<SideStatus> {
     let answer = ask(socket, Method::GET, "/api/v1/vm.info", Vec::new(), STATUS_TIMEOUT)?;
     serde_json::from_slice(&answer).context("the side's answer is no status")
+}
+
+/// The same, for whoever asks again and again and knows why: an error says only what is wrong.
+pub(crate) fn look(socket: &Path) -> Result<SideStatus> {
+    let (status, body) =
+        exchange(socket, Method::GET, "/api/v1/vm.info", Vec::new(), STATUS_TIMEOUT)?;
+    ensure!(status == StatusCode::OK, "the side answers {status}");
+    serde_json::from_slice(&body).context("the side's answer is no status")
 }
 
 /// The metrics of the side at `socket`.
@@ -69,6 +77,22 @@ fn ask(
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Vec<u8>> {
+    let (status, body) = exchange(socket, method, path, body, timeout)
+        .with_context(|| format!("asking the side at {}", socket.display()))
+        .remedy(|| "is a side running with --api-socket and this path?")?;
+    if status != StatusCode::OK && status != StatusCode::NO_CONTENT {
+        bail!("{}", ForeignText::from(String::from_utf8_lossy(&body).into_owned()));
+    }
+    Ok(body)
+}
+
+fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> Result<(StatusCode, Vec<u8>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exchange = async {
         let stream = UnixStream::connect(socket).await?;
@@ -87,14 +111,8 @@ fn ask(
         let body = body.collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes().to_vec();
         anyhow::Ok((status, body))
     };
-    let (status, body) = runtime
+    runtime
         .block_on(async { tokio::time::timeout(timeout, exchange).await })
         .context("the side does not answer")
         .and_then(|answer| answer)
-        .with_context(|| format!("asking the side at {}", socket.display()))
-        .remedy(|| "is a side running with --api-socket and this path?")?;
-    if status != StatusCode::OK && status != StatusCode::NO_CONTENT {
-        bail!("{}", ForeignText::from(String::from_utf8_lossy(&body).into_owned()));
-    }
-    Ok(body)
 }

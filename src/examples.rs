@@ -166,7 +166,8 @@ pub const STATUS: &str = "\
 Example:
   vmft primary ... --api-socket primary.sock
   vmft status --api-socket primary.sock
-  vmft status --api-socket primary.sock --json";
+  vmft status --api-socket primary.sock --json
+  vmft status --watch --api-socket primary.sock --api-socket backup.sock";
 
 /// For `vmft stop`.
 pub const STOP: &str = "\

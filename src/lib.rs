@@ -33,3 +33,4 @@ pub mod remedy;
 pub mod sandbox_options;
 pub mod seed;
 pub mod terminal;
+pub mod watch;

@@ -112,6 +112,8 @@ fn guest(metrics: &mut Metrics, status: &SideStatus) {
     metrics.gauge("vmft_guest_idle", help, flag(status.guest_idle));
     let help = "1 while the guest is stopped: until outputs have left, or a disk is resumed.";
     metrics.gauge("vmft_guest_stopped", help, flag(status.guest_waits_for.is_some()));
+    let help = "1 while the guest is slowed, because its backup is behind.";
+    metrics.gauge("vmft_guest_slowed", help, flag(status.guest_slowed));
     let states = [
         ("stopped", DiskState::Stopped),
         ("hangs", DiskState::Hangs),

@@ -68,6 +68,9 @@ pub enum OptionError {
     /// No time for a disk's request.
     #[error("`{0}` is no time such as 30s that a disk may take: from 100ms to 3600s")]
     DiskTimeout(String),
+    /// No time between two questions.
+    #[error("`{0}` is no time such as 500ms between two looks at a side: from 100ms to 60s")]
+    WatchInterval(String),
     /// No bound for a lag.
     #[error("`{0}` is no bound such as 200ms, 200ms,then=slow, 1s,then=unprotect, 1s,then=stop")]
     Lag(String),

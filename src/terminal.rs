@@ -27,6 +27,11 @@ pub fn say(line: &str) -> io::Result<()> {
     }
 }
 
+/// Text of whatever origin as it may be shown: nothing in it that a terminal obeys.
+pub fn printable(text: &str) -> String {
+    Printable(text).to_string()
+}
+
 /// Ctrl-A, then x: leave. Ctrl-A twice types one Ctrl-A.
 const ESCAPE: u8 = 0x01;
 

@@ -4,7 +4,7 @@ use crate::events::{self, Event};
 use crate::lag::{GRACE, LagBound, LagPolicy, Slowness};
 use crate::periodic_kicks;
 use crate::reign::Ruling;
-use crate::status::ms;
+use crate::status::{StatusBoard, ms};
 use crate::succession::FollowPolicy;
 use crate::tell;
 use std::io;
@@ -40,6 +40,7 @@ pub struct ChannelLog {
     last_check: Instant,
     bound: LagBound,
     slowness: Slowness,
+    status: Arc<StatusBoard>,
     /// Since when the backup has been beyond the bound.
     beyond: Option<Instant>,
     /// It was so far behind, when that was last looked at, that checkpoints are to help it.
@@ -51,7 +52,12 @@ pub struct ChannelLog {
 
 impl ChannelLog {
     /// The log of the session that has just begun.
-    pub fn new(channel: Arc<PrimaryChannel>, bound: LagBound, machine: &Machine) -> Self {
+    pub fn new(
+        channel: Arc<PrimaryChannel>,
+        bound: LagBound,
+        machine: &Machine,
+        status: Arc<StatusBoard>,
+    ) -> Self {
         let _kicks = periodic_kicks::begin(machine);
         Self {
             channel,
@@ -59,11 +65,18 @@ impl ChannelLog {
             last_check: Instant::now(),
             bound,
             slowness: Slowness::default(),
+            status,
             beyond: None,
             far_behind: false,
             last_checkpoint: None,
             _kicks,
         }
+    }
+
+    /// Nobody reads it any more, and so nobody is behind.
+    fn close(&mut self) {
+        self.closed = true;
+        self.status.update(|status| status.guest_slowed = false);
     }
 
     /// The backup is behind by `lag`: what is to be done beyond slowing. True if the guest may run on.
@@ -101,6 +114,12 @@ impl ChannelLog {
     }
 }
 
+impl Drop for ChannelLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl LogSink for ChannelLog {
     fn append(&mut self, entry: &Entry) -> io::Result<Option<EntrySequence>> {
         while !self.closed {
@@ -109,11 +128,11 @@ impl LogSink for ChannelLog {
                 Err(PrimaryPushError::Push(PushError::Full { .. })) => {
                     // A full buffer stops the guest (§2.4 of the paper).
                     if self.channel.wait_room(ROOM_WAIT) == Room::NoBackup {
-                        self.closed = true;
+                        self.close();
                     }
                 }
                 Err(PrimaryPushError::NoBackup | PrimaryPushError::Push(PushError::Ended)) => {
-                    self.closed = true;
+                    self.close();
                 }
                 Err(error @ PrimaryPushError::Push(PushError::Encode(_))) => {
                     return Err(io::Error::other(error));
@@ -141,8 +160,14 @@ impl LogSink for ChannelLog {
         self.far_behind = self.bound.replay_bound().is_some_and(|bound| lag > bound);
         let percent = self.bound.held_back_percent(lag);
         match self.slowness.look(percent > 0, self.last_check) {
-            Some(true) => events::note(|| Event::Slowed { lag_ms: ms(lag) }),
-            Some(false) => events::note(|| Event::FullSpeed),
+            Some(true) => {
+                self.status.update(|status| status.guest_slowed = true);
+                events::note(|| Event::Slowed { lag_ms: ms(lag) });
+            }
+            Some(false) => {
+                self.status.update(|status| status.guest_slowed = false);
+                events::note(|| Event::FullSpeed);
+            }
             None => {}
         }
         if percent > 0 {

@@ -202,6 +202,10 @@ impl Side {
                 self.listen(config, followers, &output_path, &policy, protection)
             })
             .transpose()?;
+        if protection == Protection::Lockstep {
+            let bound = u64::try_from(max_lag.limit().as_millis()).expect("at most a minute");
+            self.status.update(|status| status.lag_bound_ms = Some(bound));
+        }
         let epochs = Mutex::default();
         Ok(LiveSide {
             side: self,
@@ -456,7 +460,12 @@ impl LiveSide<'_> {
 
     fn record(&self, live: Live<HostSource>, machine: &Machine) -> Inputs {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
-        let log = ChannelLog::new(Arc::clone(channel), self.max_lag, machine);
+        let log = ChannelLog::new(
+            Arc::clone(channel),
+            self.max_lag,
+            machine,
+            Arc::clone(&self.side.status),
+        );
         let gate = Arc::clone(&self.output_path.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
         let recording = match self.max_lag.replay_bound() {

@@ -232,6 +232,12 @@ pub struct SideStatus {
     /// What the guest is stopped for, if it is: until outputs have left, or a disk is resumed.
     #[serde(default)]
     pub guest_waits_for: Option<String>,
+    /// True while a live side slows its guest, because its backup is behind.
+    #[serde(default)]
+    pub guest_slowed: bool,
+    /// How far a backup that replays may be behind, in milliseconds, on a live side of a pair.
+    #[serde(default)]
+    pub lag_bound_ms: Option<u64>,
     /// Disks with which something is wrong now.
     #[serde(default)]
     pub disk_troubles: Vec<DiskTroubleStatus>,

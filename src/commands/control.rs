@@ -5,22 +5,29 @@ use crate::check::{Level, Limits, check};
 use crate::protection_options::TimeOption;
 use crate::remedy::one_line;
 use crate::terminal::say;
-use anyhow::Result;
+use crate::watch::{IntervalOption, watch};
+use anyhow::{Result, bail};
 use clap::Args;
 use std::fmt::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vmft_backup::status::{CompilerStatus, EpochReport, SideStatus};
 
 /// Options of `vmft status`.
 #[derive(Debug, Args)]
 pub struct StatusOptions {
-    /// The side's --api-socket
-    #[arg(long, value_name = "PATH")]
-    api_socket: PathBuf,
+    /// The side's --api-socket; with --watch, several may be given
+    #[arg(long, value_name = "PATH", required = true)]
+    api_socket: Vec<PathBuf>,
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Live in the terminal, with what was in the last minutes; q ends it, ? shows the keys
+    #[arg(long, conflicts_with_all = ["json", "check"])]
+    watch: bool,
+    /// With --watch: how often the sides are asked, 100ms to 60s
+    #[arg(long, value_name = "TIME", default_value = "500ms", requires = "watch")]
+    interval: IntervalOption,
     /// One line, and an exit code as monitoring plugins have: 0 OK, 1 warning, 2 critical, 3 unknown
     #[arg(long, conflicts_with = "json")]
     check: bool,
@@ -30,6 +37,16 @@ pub struct StatusOptions {
     /// With --check: a live side without a backup is a warning, and critical after so long
     #[arg(long, value_name = "TIME", default_value = "60s", requires = "check")]
     max_unprotected: TimeOption,
+}
+
+impl StatusOptions {
+    /// The one socket.
+    fn socket(&self) -> Result<&Path> {
+        match &self.api_socket[..] {
+            [socket] => Ok(socket),
+            _ => bail!("several sides are shown with --watch; without it, name one --api-socket"),
+        }
+    }
 }
 
 /// Options of `vmft stop`.
@@ -81,10 +98,13 @@ pub fn switch(options: &SwitchOptions) -> Result<ExitCode> {
 
 /// Shows a side's status.
 pub fn status(options: &StatusOptions) -> Result<ExitCode> {
+    if options.watch {
+        return watch(&options.api_socket, options.interval.0);
+    }
     if options.check {
         return check_side(options);
     }
-    let status = api_client::status(&options.api_socket)?;
+    let status = api_client::status(options.socket()?)?;
     if options.json {
         say(&serde_json::to_string_pretty(&status)?)?;
     } else {
@@ -96,7 +116,7 @@ pub fn status(options: &StatusOptions) -> Result<ExitCode> {
 /// Says in one line how a side is.
 fn check_side(options: &StatusOptions) -> Result<ExitCode> {
     let limits = Limits { max_lag: options.max_lag.0, max_unprotected: options.max_unprotected.0 };
-    let (level, text) = match api_client::status(&options.api_socket) {
+    let (level, text) = match options.socket().and_then(api_client::status) {
         Ok(status) => check(&status, limits),
         Err(error) => {
             (Level::Unknown, format!("VMFT UNKNOWN - {}", one_line(&format!("{error:#}"))))

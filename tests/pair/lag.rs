@@ -71,6 +71,8 @@ fn a_guest_that_is_only_slowed_runs_on_slowly() {
     let mut pair = outrun("100ms,then=slow");
     assert!(instructions(&mut pair) > 0, "the guest was stopped; {}", pair.report());
     assert_eq!(pair.generation(), 1);
+    let slowed = pair.status(Which::Primary);
+    assert!(slowed.guest_slowed && slowed.lag_bound_ms == Some(100), "{slowed:?}");
     pair.signal(Which::Backup, Signal::SIGCONT);
     end(&mut pair, &[Which::Primary, Which::Backup]);
 }
@@ -80,6 +82,8 @@ fn a_primary_that_may_go_on_unprotected_does_and_says_so_and_the_backup_joins_ag
     let mut pair = outrun("100ms,then=unprotect");
     let status = pair.wait_role(Which::Primary, Role::Alone);
     assert_eq!(status.generation, 2, "{}", pair.report());
+    // It had been slowed for the sake of the one that it has given up.
+    pair.primary.wait_status(LIMIT, |status| !status.guest_slowed).unwrap();
     let words = ["more than 100 ms behind", "running unprotected in generation 2"];
     pair.primary.wait_says(LIMIT, |said| words.iter().all(|word| said.contains(word))).unwrap();
     assert!(instructions(&mut pair) > 0, "the guest was stopped; {}", pair.report());

@@ -24,5 +24,7 @@ mod several;
 mod snapshot;
 mod stage;
 mod switch;
+mod terminal;
 mod up;
+mod watching;
 mod witness;

@@ -3,7 +3,7 @@
 use crate::stage::{LIMIT, TURN, program};
 use std::ffi::OsString;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::PoisonError;
 use vmft::pair::{SideProcess, Which};
@@ -11,14 +11,14 @@ use vmft_backup::status::{Role, SideStatus};
 use vmft_guest_images::ProbeGuest;
 
 /// The hosts of a pair: directories with sockets.
-struct Hosts {
+pub struct Hosts {
     directory: tempfile::TempDir,
     started: u32,
 }
 
 impl Hosts {
     /// With a guest that does not end before somebody types, which nobody does.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let hold = [NonZeroU32::new(2), None];
         let guest =
@@ -35,12 +35,18 @@ impl Hosts {
         Self { directory, started: 0 }
     }
 
-    fn file(&self) -> PathBuf {
+    /// Where everything of theirs is.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The pair's file.
+    pub fn file(&self) -> PathBuf {
         self.directory.path().join("vmft.toml")
     }
 
     /// `vmft up` on the host of a side.
-    fn up(&mut self, side: &str) -> SideProcess {
+    pub fn up(&mut self, side: &str) -> SideProcess {
         self.started += 1;
         let name = format!("{side}{}", self.started);
         let arguments: Vec<OsString> =
@@ -51,7 +57,8 @@ impl Hosts {
     }
 }
 
-fn wait(side: &mut SideProcess, role: Role, generation: u64) -> SideStatus {
+/// Waits until a side has a role in a generation.
+pub fn wait(side: &mut SideProcess, role: Role, generation: u64) -> SideStatus {
     let wanted = |status: &SideStatus| status.role == role && status.generation == generation;
     side.wait_status(LIMIT, wanted).unwrap()
 }
