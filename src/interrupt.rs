@@ -3,6 +3,7 @@
 use crate::api::{self, Api, ShutdownHook};
 use crate::machine_options::SideOptions;
 use crate::metrics_server;
+use crate::service;
 use anyhow::Result;
 use std::process;
 use std::sync::Arc;
@@ -27,8 +28,9 @@ impl ShutdownHook for NoHook {
     fn shutdown(&self) {}
 }
 
-/// Serves the API and the metrics, and stops the side's machine cleanly on SIGINT, SIGTERM or
-/// SIGHUP. If that takes too long for the operator, another signal ends the process at once.
+/// Serves the API and the metrics, tells a service manager how the side is, and stops the side's machine
+/// cleanly on SIGINT, SIGTERM or SIGHUP. If that takes too long for the operator, another signal ends the
+/// process at once.
 pub fn serve_side(side: &Side, options: &SideOptions) -> Result<()> {
     serve_side_with(side, options, Arc::new(NoHook))
 }
@@ -54,6 +56,7 @@ pub fn serve_side_with(
         };
         api::serve(path, api)?;
     }
+    service::serve(side)?;
     let mailbox = Arc::clone(&side.mailbox);
     let mut asked: Option<Instant> = None;
     ctrlc::set_handler(move || match asked {

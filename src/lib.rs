@@ -32,5 +32,6 @@ pub mod protection_options;
 pub mod remedy;
 pub mod sandbox_options;
 pub mod seed;
+pub mod service;
 pub mod terminal;
 pub mod watch;

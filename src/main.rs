@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use vmft::event_log::Troubles;
 use vmft::remedy::{Remedy, one_line};
-use vmft::{commands, examples, process};
+use vmft::{commands, examples, process, service};
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::tell;
 
@@ -230,7 +230,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn main() -> ExitCode {
     tell::say_panics(LAST_WORDS);
     vmft_vmm::machine::abort_on_panics();
-    let code = match Cli::try_parse() {
+    let cli = Cli::try_parse();
+    // A side that `vmft up` has started is no service of its own.
+    let is_part = cli.as_ref().is_ok_and(|cli| cli.end_with.is_some());
+    let code = match cli {
         Err(error) => refuse(&error),
         Ok(cli) => run(cli).unwrap_or_else(|error| {
             // What went wrong, then why.
@@ -241,6 +244,9 @@ fn main() -> ExitCode {
         }),
     };
     events::finish(LAST_WORDS);
+    if !is_part {
+        service::tell_end();
+    }
     // Whoever does not read it sees the exit code.
     tell::finish(LAST_WORDS);
     code

@@ -4,6 +4,7 @@ use crate::machine_options::{MachineOptions, SideOptions};
 use crate::options::{ArbiterPlace, DiskOption, DiskPlace};
 use crate::pair_options::PairOptions;
 use crate::remedy::Remedy;
+use crate::service;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::Path;
@@ -35,11 +36,21 @@ pub struct SandboxOptions {
 }
 
 impl SandboxOptions {
-    /// Confines this process to `files`, before it has another thread.
+    /// Confines this process to `files`, before it has another thread. Whoever manages it as a service is
+    /// found before that.
     ///
     /// # Errors
     /// The kernel refuses it, or this user cannot become another.
     pub fn enter(&self, files: Files) -> Result<()> {
+        let untold = service::open();
+        let entered = self.enter_sandbox(files);
+        if let Some(why) = untold {
+            tell!("{why}");
+        }
+        entered
+    }
+
+    fn enter_sandbox(&self, files: Files) -> Result<()> {
         if self.sandbox == SandboxChoice::Off {
             anyhow::ensure!(self.user.is_none(), "--user is a part of the sandbox, which is off");
             return Ok(());

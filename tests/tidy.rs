@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the project's text is.
-const FOLDERS: [&str; 14] = [
+const FOLDERS: [&str; 15] = [
     "boot-loader",
     "fuzzing",
     "sandbox",
@@ -17,6 +17,7 @@ const FOLDERS: [&str; 14] = [
     "guest-images",
     "kernel-gate",
     "logging-channel",
+    "packaging",
     "scripts",
     "src",
     "stock-kvm",

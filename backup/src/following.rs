@@ -290,7 +290,9 @@ impl Side {
             .watched(Arc::clone(self.status.gauges()));
         let open = self.faults.lockstep();
         let mut faulty = Faulty::new(inputs, &self.faults, machine.ram().clone(), &channel);
+        let watched = self.status.liveness().begin();
         let end = machine.run(&mut faulty, &gate);
+        drop(watched);
         drop(open);
         let inputs = faulty.inputs();
         let end = match end {

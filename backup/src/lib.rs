@@ -17,6 +17,7 @@ mod join;
 mod join_content;
 pub mod lag;
 pub mod live;
+pub mod liveness;
 mod mending;
 mod periodic_kicks;
 mod policy;

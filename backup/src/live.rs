@@ -482,18 +482,19 @@ impl LiveSide<'_> {
         mut inputs: Inputs,
     ) -> Result<(SideEnd, Inputs), SideError> {
         let (mut standstill, mut declined) = (Standstill::default(), false);
+        let watched = self.side.status.liveness().begin();
         loop {
             let (gate, standstill) = (&*self.output_path.gate, &mut standstill);
             match self.side.run_or_stand(machine, inputs.as_dyn(), gate, standstill)? {
                 RunEnd::Paused => {
                     let mut host = LiveHost::of(self);
-                    self.side.requests.serve(machine, &mut host);
+                    watched.aside(|| self.side.requests.serve(machine, &mut host));
                     let hand_over = host.hand_over.take();
                     if host.first {
                         inputs = self.follow(inputs.into_live(), machine);
                     }
                     if let Some(reply) = hand_over {
-                        let handed = self.hand_over(machine);
+                        let handed = watched.aside(|| self.hand_over(machine));
                         // Whoever asked may have gone.
                         let _ = reply.send(handed);
                         if handed.is_ok() {
@@ -502,7 +503,7 @@ impl LiveSide<'_> {
                             return Ok((self.halted(), inputs));
                         }
                     }
-                    if self.mind_disks(&mut declined) {
+                    if watched.aside(|| self.mind_disks(&mut declined)) {
                         return Ok((self.halted(), inputs));
                     }
                 }

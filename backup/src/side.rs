@@ -267,10 +267,11 @@ impl Side {
         gate: &dyn OutputGate,
     ) -> Result<SideEnd, SideError> {
         let mut standstill = Standstill::default();
+        let watched = self.status.liveness().begin();
         loop {
             match self.run_or_stand(machine, inputs, gate, &mut standstill)? {
                 RunEnd::Paused => {
-                    self.requests.serve(machine, &mut NoBackups);
+                    watched.aside(|| self.requests.serve(machine, &mut NoBackups));
                     self.disk_desk.answer_final();
                     self.tell_of_disks(&self.hear_of_disks(), None);
                 }

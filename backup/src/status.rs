@@ -1,9 +1,10 @@
 //! What a running side says of itself.
 
 use crate::events::{self, Event};
+use crate::liveness::Liveness;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_cpu::soft::{CompilerGauge, CompilerMode};
 use vmft_log::entry::Generation;
@@ -336,7 +337,9 @@ struct Board {
 #[derive(Default)]
 pub struct StatusBoard {
     board: Mutex<Board>,
+    changed: Condvar,
     gauges: Arc<Gauges>,
+    liveness: Liveness,
 }
 
 impl std::fmt::Debug for StatusBoard {
@@ -360,9 +363,24 @@ impl StatusBoard {
         &self.gauges
     }
 
+    /// Whether the thread that runs the guest comes by.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
     /// Changes what the side says of itself.
     pub fn update(&self, change: impl FnOnce(&mut SideStatus)) {
         change(&mut self.lock().status);
+        self.changed.notify_all();
+    }
+
+    /// Waits, for at most `limit`, until the side has another role, generation or number of backups than in
+    /// `known`.
+    pub fn wait_changed(&self, known: &SideStatus, limit: Duration) {
+        let place = |status: &SideStatus| (status.role, status.generation, status.followers);
+        let is_same = |board: &mut Board| place(&board.status) == place(known);
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, is_same);
+        drop(waited.expect("no holder of the status board's lock panics"));
     }
 
     /// Sets the role and the generation, and says so in the log.
@@ -384,6 +402,7 @@ impl StatusBoard {
             | Role::Stopped => board.unprotected_since = None,
         }
         drop(board);
+        self.changed.notify_all();
         events::note_role(role, generation);
         tracing::info!(?role, generation = generation.0, "role");
     }

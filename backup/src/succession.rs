@@ -127,6 +127,7 @@ impl FollowPolicy {
 
     /// Tells the judge how the session ended, if it has.
     pub(crate) fn look(self: &Arc<Self>, channel: &BackupChannel) {
+        self.parts.status.liveness().pass();
         if self.lock().over {
             return;
         }

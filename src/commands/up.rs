@@ -9,6 +9,7 @@ use crate::options::ArbiterPlace;
 use crate::pair_file::{self, PairFile};
 use crate::pair_state::{PairState, look};
 use crate::process;
+use crate::service;
 use crate::terminal::say;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -115,6 +116,9 @@ struct Up {
 
 /// Brings a side up, and stays with it. `globals`: options of every command that it is given, too.
 pub fn up(options: &UpOptions, globals: Vec<OsString>) -> Result<ExitCode> {
+    if let Some(why) = service::open() {
+        tell!("{why}");
+    }
     let file = PairFile::read(&options.file)?;
     let begins = pair_file::primary(&file, &options.side, &options.more)?;
     let follows = pair_file::standby(&file, &options.side, &options.more)?;
@@ -146,6 +150,7 @@ impl Up {
     /// Says what this side does.
     fn say(&self, what: &str) {
         tell!("side {}: {what}", self.side);
+        service::tell_alone(what);
     }
 
     /// What the side is to be, by the arbiter's state. `None` if an operator stops it meanwhile.
@@ -179,6 +184,7 @@ impl Up {
                     self.begin_after.as_secs()
                 ));
             }
+            service::tell_alive();
             std::thread::sleep(STEP * 10);
         }
         Ok(None)
@@ -191,6 +197,8 @@ impl Up {
             Part::Follow => ("standby", &self.follow),
         };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // From here on the side speaks for itself.
+        service::tell_alive();
         let child = Command::new(program)
             .arg(command)
             .args(words)

@@ -20,6 +20,7 @@ mod random;
 mod rejoin;
 mod relay;
 mod rounds;
+mod service;
 mod several;
 mod snapshot;
 mod stage;

@@ -82,6 +82,7 @@ impl Side {
         gate: &ReplayGate,
         kept: &KeptOutputs,
     ) -> LogOver {
+        let _watched = self.status.liveness().begin();
         loop {
             self.status.gauges().set(follower.point(), follower.time(), false);
             let entry = match source.next(follower.point()) {
