@@ -61,17 +61,16 @@ pub(crate) fn protection(status: &SideStatus) -> String {
     }
 }
 
-/// The same, with for how long, and where backups join.
+/// The same, with for how long.
 pub(super) fn protection_now(status: &SideStatus) -> String {
-    let mut text = protection(status);
-    if let Some(ms) = status.unprotected_ms {
-        text.push_str(&format!(", for {}", seconds(ms)));
-    }
-    if let (Role::WaitingForBackup | Role::Alone, Some(address)) = (status.role, &status.listening)
-    {
-        text.push_str(&format!("; backups join at {}", shown(address)));
-    }
-    text
+    let so_long = status.unprotected_ms.map(seconds);
+    so_long.map_or_else(|| protection(status), |time| format!("{}, for {time}", protection(status)))
+}
+
+/// Where backups join a side that has none.
+pub(super) fn joined_at(status: &SideStatus) -> Option<String> {
+    let waits = matches!(status.role, Role::WaitingForBackup | Role::Alone);
+    status.listening.as_deref().filter(|_| waits).map(|address| format!("at {}", shown(address)))
 }
 
 /// What the guest does, seen from a side.

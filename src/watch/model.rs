@@ -178,6 +178,8 @@ pub(super) struct EventLine {
     pub(super) side: String,
     pub(super) level: Level,
     pub(super) text: String,
+    /// Of what comes and goes: how often it has come. Only the last time is told.
+    pub(super) times: u32,
 }
 
 /// Everything that is shown.
@@ -233,21 +235,41 @@ impl Model {
     /// A side was asked.
     pub(super) fn handle_sample(&mut self, sample: Sample) -> Flow {
         let Sample { side, at, answer } = sample;
-        let events = self.sides[side].learn(at, answer, span(self.interval));
-        let name = self.sides[side].name.clone();
-        for (level, text) in events {
-            let time = at.time_of_day();
-            self.events.push_back(EventLine { time, side: name.clone(), level, text });
-            if self.newer > 0 {
-                // Whoever reads older ones goes on with them.
-                self.newer += 1;
-            }
+        let changes = self.sides[side].learn(at, answer, span(self.interval));
+        for change in changes {
+            self.add_event(side, at, change);
         }
         while self.events.len() > EVENTS {
             self.events.pop_front();
         }
         self.scroll_to(self.newer);
         Flow::GoOn
+    }
+
+    fn add_event(&mut self, side: usize, at: Stamp, change: changes::Change) {
+        let changes::Change { level, text, swings } = change;
+        let (side, time) = (self.sides[side].name.clone(), at.time_of_day());
+        let (mut times, reads_older) = (0, self.newer > 0);
+        if swings {
+            let mut last: Vec<usize> = (0..self.events.len()).rev().collect();
+            last.retain(|place| self.events[*place].side == side);
+            let of = |nth: usize| last.get(nth).map_or(0, |place| self.events[*place].times);
+            times = of(0).max(1);
+            if of(0) > 0 && of(1) > 0 {
+                // It has come and gone, and comes again.
+                times += 1;
+                for place in &last[..2] {
+                    self.events.remove(*place);
+                    self.newer -= usize::from(self.newer > self.events.len() - place);
+                }
+            }
+        }
+        let text = if times > 1 { format!("{text} ({times} times)") } else { text };
+        self.events.push_back(EventLine { time, side, level, text, times });
+        if reads_older {
+            // Whoever reads older ones goes on with them.
+            self.newer += 1;
+        }
     }
 
     /// A key was pressed.
@@ -328,14 +350,13 @@ impl Known {
         let away = self.away.take();
         match &self.status {
             None => told.push(changes::first(&status)),
-            Some((_, before)) => {
-                if let Some((since, _)) = away {
+            Some((_, before)) => match away {
+                Some((since, _)) => {
                     let time = time_between(since, at);
-                    let (level, text) = changes::first(&status);
-                    told.push((level, format!("answers again after {time}: {text}")));
+                    told.extend(changes::again(before, &status, &time));
                 }
-                told.extend(changes::between(before, &status));
-            }
+                None => told.extend(changes::between(before, &status)),
+            },
         }
         self.status = Some((at, status));
         told
@@ -351,7 +372,7 @@ impl Known {
             None => {
                 let text = format!("does not answer: {why}");
                 self.away = Some((at, why));
-                vec![(Level::Critical, text)]
+                vec![changes::Change { level: Level::Critical, text, swings: false }]
             }
         }
     }
@@ -427,6 +448,9 @@ impl Known {
         if let Some(epochs) = &status.epochs {
             let pause = format!("pause {:.1} ms", epochs.pause_ms);
             lines.push(text("epochs", Level::Ok, format!("{}, {pause}", epochs.epochs)));
+        }
+        if let Some(address) = facts::joined_at(status) {
+            lines.push(text("joins", Level::Ok, address));
         }
         SideView { name, level, head: facts::role_and_generation(status), lines }
     }

@@ -425,6 +425,43 @@ fn what_happened_between_two_answers_is_told_once() {
 }
 
 #[test]
+fn a_guest_that_is_slowed_now_and_then_is_told_of_once_with_how_often() {
+    let mut model = Model::new(vec!["a".to_owned(), "b".to_owned()], INTERVAL);
+    let told = |model: &Model, ms| -> Vec<String> {
+        let view = model.view(at(ms));
+        view.events.iter().map(|event| format!("{} {}", event.side, event.text)).collect()
+    };
+    tell(&mut model, 1, 0, Ok(backup(0)));
+    for step in 0..10 {
+        let status = SideStatus { guest_slowed: step % 2 == 1, ..primary(0, 0.0) };
+        tell(&mut model, 0, step * 500, Ok(status));
+    }
+    let wanted = [
+        "b backup, generation 1; protects its primary",
+        "a primary, generation 1; protected by 1 backup",
+        "a the guest is slowed, because its backup is behind (5 times)",
+    ];
+    assert_eq!(told(&model, 5000), wanted);
+    assert_eq!(model.handle_key(Key::Up, at(5000)), Flow::GoOn);
+    tell(&mut model, 0, 5000, Ok(primary(0, 0.0)));
+    assert_eq!(model.view(at(5000)).newer, 2);
+    assert_eq!(told(&model, 5000)[3], "a the guest is not slowed any more (5 times)");
+    // Whoever reads what was before all that still does.
+    tell(&mut model, 0, 5500, Ok(SideStatus { guest_slowed: true, ..primary(0, 0.0) }));
+    assert_eq!(model.view(at(5500)).newer, 1);
+    assert_eq!(
+        told(&model, 5500)[2..],
+        ["a the guest is slowed, because its backup is behind (6 times)"]
+    );
+    // After something else it counts anew.
+    tell(&mut model, 0, 6000, Err("gone"));
+    tell(&mut model, 0, 6500, Ok(primary(0, 0.0)));
+    tell(&mut model, 0, 7000, Ok(SideStatus { guest_slowed: true, ..primary(0, 0.0) }));
+    let last = told(&model, 7000).pop().expect("an event");
+    assert_eq!(last, "a the guest is slowed, because its backup is behind");
+}
+
+#[test]
 fn a_paused_view_stands_still_and_events_are_read_in_it() {
     let mut model = pair();
     assert_eq!(model.handle_key(Key::Pause, at(10_000)), Flow::GoOn);
