@@ -69,7 +69,7 @@ pub struct MachineOptions {
     /// on-error= and timeout= say of this disk what --on-error and --disk-timeout say of all
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,on-error=…][,timeout=…]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,…]",
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
