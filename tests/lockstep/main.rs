@@ -256,7 +256,7 @@ fn on_kvm_a_shell_loop_and_an_idle_guest_are_followed() {
     let mut pair = Pair::start(&setup(boot, &KVM));
     read_time_stamps(&mut pair);
     pair.type_in(
-        "n=0; while [ $n -lt 40 ]; do n=$((n+1)); $bb true; done; echo lo''oped; \
+        "n=0; while [ $n -lt 40 ]; do n=$((n+1)); $bb true; echo $n; done; echo lo''oped; \
          read -r -t 2 -u 9 _; echo wo''ken; poweroff\n",
     );
     pair.read_text("looped");
