@@ -381,15 +381,17 @@ pub struct DemoConsole {
 }
 
 impl DemoConsole {
-    /// Reads until `wanted` is shown, or to the console's end, for at most `limit`.
+    /// Reads until `wanted` is shown, or to the console's end, unless the console is silent for longer than
+    /// `limit`: how long all of it takes is the host's affair.
     ///
     /// # Errors
-    /// It was not shown in time, or the console closed before; with what was shown.
+    /// It was not shown, and nothing else in time; or the console closed before; with what was shown.
     pub fn read(&mut self, limit: Duration, wanted: Option<DemoLine>) -> Result<()> {
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         while wanted.as_ref().is_none_or(|wanted| !self.shown.contains(wanted)) {
             match self.console.look(Duration::from_secs(1)) {
                 Look::Bytes(bytes) => {
+                    deadline = Instant::now() + limit;
                     let lines = self.lines.add(&bytes);
                     self.shown.extend(lines.iter().filter_map(|line| DemoLine::parse(line)));
                 }
