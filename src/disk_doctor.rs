@@ -1,6 +1,8 @@
-//! `vmft doctor --disk`: what a disk can do for a machine or a pair, and what follows. Nothing on it is changed.
+//! `vmft doctor --disk`: what a disk can do for a machine or a pair, and what follows. Nothing on it
+//! is changed.
 
 use crate::disk_images::{DisksOf, check_format, disk_remedy};
+use crate::image_import::directory_of;
 use crate::nbd_disk;
 use crate::options::{DiskOption, DiskPlace, NbdExport};
 use serde::Serialize;
@@ -71,8 +73,7 @@ pub fn examine(option: &DiskOption) -> DiskReport {
 fn look_at_image(path: &Path, option: &DiskOption) -> ImageFacts {
     let read_only = option.read_only;
     let arbiter = DirectoryArbiter::beside(path);
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    let above = above.unwrap_or(Path::new("."));
+    let above = directory_of(path);
     let open = |cache, alone| DiskFile::open(path, read_only, cache, alone);
     let why = |error: &DiskFileError| format!("{error}{}", disk_remedy(error, true));
     let kind = path.metadata().map(|data| data.file_type());
@@ -88,19 +89,9 @@ fn look_at_image(path: &Path, option: &DiskOption) -> ImageFacts {
             Err(error) => Err(why(&error)),
         },
         in_use: matches!(open(HostCache::WriteBack, true), Err(DiskFileError::InUse { .. })),
-        has_arbiter: arbiter.join("pair").exists(),
+        has_arbiter: DirectoryArbiter::open(&arbiter).is_ok(),
         arbiter_can_be_made: nix::unistd::access(above, nix::unistd::AccessFlags::W_OK).is_ok(),
         arbiter,
-    }
-}
-
-fn finding(fact: &str, grade: Grade, measured: &str, expected: &str, follows: &str) -> Finding {
-    Finding {
-        fact: fact.to_owned(),
-        grade,
-        measured: measured.to_owned(),
-        expected: expected.to_owned(),
-        follows: follows.to_owned(),
     }
 }
 
@@ -109,11 +100,11 @@ fn image_findings(facts: &ImageFacts) -> Vec<Finding> {
     use Grade::{Bad, Good, Note};
     let mut all = Vec::new();
     if let Some(format) = &facts.other_format {
-        all.push(finding("format", Bad, "not raw", "raw", format));
+        all.push(Finding::new("format", Bad, "not raw", "raw", format));
     }
     let size = match &facts.size {
-        Ok(size) => finding("size", Good, &format!("{size} bytes"), "whole sectors", ""),
-        Err(why) => finding("size", Bad, "cannot be used", "whole sectors", why),
+        Ok(size) => Finding::new("size", Good, &format!("{size} bytes"), "whole sectors", ""),
+        Err(why) => Finding::new("size", Bad, "cannot be used", "whole sectors", why),
     };
     let is_usable = facts.size.is_ok();
     all.push(size);
@@ -128,40 +119,40 @@ fn image_findings(facts: &ImageFacts) -> Vec<Finding> {
                 "{name} takes O_DIRECT and may cache all the same: what a host had not written is lost \
                  with it, and a frozen host may write it later"
             );
-            finding(fact, Note, "perhaps", expected, &follows)
+            Finding::new(fact, Note, "perhaps", expected, &follows)
         }
-        Ok(()) => finding(fact, Good, "yes", expected, ""),
-        Err(why) => finding(fact, Bad, "no", expected, why),
+        Ok(()) => Finding::new(fact, Good, "yes", expected, ""),
+        Err(why) => Finding::new(fact, Bad, "no", expected, why),
     });
     let shared = SHARED.contains(&facts.file_system.as_str());
     let fact = "seen by other hosts";
     all.push(if facts.is_device {
         let follows = "a pair on two hosts needs the same device on both: SAN, iSCSI, DRBD, …";
-        finding(fact, Note, "a block device", "", follows)
+        Finding::new(fact, Note, "a block device", "", follows)
     } else if shared {
-        finding(fact, Good, name, "shared storage", "")
+        Finding::new(fact, Good, name, "shared storage", "")
     } else {
         let follows = "a pair on this host can use it; one on two hosts needs NFS, a disk of `vmft disk \
                        serve`, or another storage that both see";
-        finding(fact, Note, name, "shared storage", follows)
+        Finding::new(fact, Note, name, "shared storage", follows)
     });
     let follows = "a write that a frozen host had sent can land after a failover: each side looks at the \
                    arbiter before it sends one, and `vmft disk serve` refuses it";
-    all.push(finding("late writes are refused", Note, "no", "", follows));
+    all.push(Finding::new("late writes are refused", Note, "no", "", follows));
     let arbiter = facts.arbiter.display().to_string();
     let fact = "arbiter beside it";
     all.push(if facts.has_arbiter {
-        finding(fact, Good, "there", "", &arbiter)
+        Finding::new(fact, Good, "there", "", &arbiter)
     } else if facts.arbiter_can_be_made {
         let follows = format!("`vmft primary` makes {arbiter}");
-        finding(fact, Good, "can be made", "", &follows)
+        Finding::new(fact, Good, "can be made", "", &follows)
     } else {
         let follows = "say --arbiter dir=PATH on storage that both sides share and may write to";
-        finding(fact, Bad, "cannot be made", "", follows)
+        Finding::new(fact, Bad, "cannot be made", "", follows)
     });
     if facts.in_use {
         let follows = "a new machine is refused; a backup joins the one there is";
-        all.push(finding("in use", Note, "yes", "", follows));
+        all.push(Finding::new("in use", Note, "yes", "", follows));
     }
     all
 }
@@ -171,24 +162,24 @@ fn export_findings(export: &NbdExport) -> Vec<Finding> {
     let disk = match nbd_disk::open(export, true, DisksOf::Alone) {
         Ok(disk) => disk,
         Err(error) => {
-            return vec![finding("server", Bad, "cannot be used", "", &format!("{error:#}"))];
+            return vec![Finding::new("server", Bad, "cannot be used", "", &format!("{error:#}"))];
         }
     };
     let size = format!("{} bytes", disk.size());
     let mut all = vec![
-        finding("server", Good, "answers", "", ""),
-        finding("size", Good, &size, "whole sectors", ""),
-        finding("past the host's cache", Good, "yes", "yes, for a pair", ""),
-        finding("seen by other hosts", Good, "a server", "shared storage", ""),
+        Finding::new("server", Good, "answers", "", ""),
+        Finding::new("size", Good, &size, "whole sectors", ""),
+        Finding::new("past the host's cache", Good, "yes", "yes, for a pair", ""),
+        Finding::new("seen by other hosts", Good, "a server", "shared storage", ""),
     ];
     let (late, arbiter) = ("late writes are refused", "arbiter of its own");
     if disk.identity().is_some() {
-        all.push(finding(late, Good, "yes", "yes, for a pair", ""));
-        all.push(finding(arbiter, Good, "yes", "", ""));
+        all.push(Finding::new(late, Good, "yes", "yes, for a pair", ""));
+        all.push(Finding::new(arbiter, Good, "yes", "", ""));
     } else {
         let follows = "a pair is refused: serve it with `vmft disk serve`; `vmft run` can use it";
-        all.push(finding(late, Bad, "no", "yes, for a pair", follows));
-        all.push(finding(arbiter, Note, "no", "", ""));
+        all.push(Finding::new(late, Bad, "no", "yes, for a pair", follows));
+        all.push(Finding::new(arbiter, Note, "no", "", ""));
     }
     all
 }

@@ -89,6 +89,14 @@ impl Sparse<'_> {
     }
 }
 
+/// The directory that a file is in, or would be.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes a raw disk at `target`, where nothing may be, of the image at `source`; its size in bytes.
 ///
 /// # Errors
@@ -97,10 +105,7 @@ pub fn import(source: &Path, target: &Path, progress: &mut dyn Progress) -> Resu
     if target.symlink_metadata().is_ok() {
         bail!("{} exists; images are not overwritten, name another", target.display());
     }
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(target);
     let mut made: Option<NamedTempFile> = None;
     for _ in 0..MAX_STEPS {
         let from = made.as_ref().map_or(source, NamedTempFile::path);

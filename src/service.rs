@@ -1,9 +1,10 @@
-//! What a side tells the service manager that has started it: that it is ready, how it is, and that it is
-//! alive (sd_notify(3)).
+//! What a side tells the service manager that has started it: that it is ready, how it is, and that
+//! it is alive (sd_notify(3)).
 //!
-//! Words on a datagram socket, of which the environment has the name. The socket is opened before the sandbox
-//! is entered, and written to from inside: what the sandbox leaves a thread opens none. `vmft up` and the side
-//! that it has started both speak: `up` while there is no side, the side of itself.
+//! Words on a datagram socket, of which the environment has the name. The socket is opened before
+//! the sandbox is entered, and written to from inside: what the sandbox leaves a thread opens none.
+//! `vmft up` and the side that it has started both speak: `up` while there is no side, the side of
+//! itself.
 //!
 //! What is said when is [`Speaker`]'s, which has no clock and no socket.
 

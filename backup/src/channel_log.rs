@@ -159,16 +159,12 @@ impl LogSink for ChannelLog {
         let lag = self.channel.execution_lag();
         self.far_behind = self.bound.replay_bound().is_some_and(|bound| lag > bound);
         let percent = self.bound.held_back_percent(lag);
-        match self.slowness.look(percent > 0, self.last_check) {
-            Some(true) => {
-                self.status.update(|status| status.guest_slowed = true);
-                events::note(|| Event::Slowed { lag_ms: ms(lag) });
-            }
-            Some(false) => {
-                self.status.update(|status| status.guest_slowed = false);
-                events::note(|| Event::FullSpeed);
-            }
-            None => {}
+        if let Some(is_slowed) = self.slowness.look(percent > 0, self.last_check) {
+            self.status.update(|status| status.guest_slowed = is_slowed);
+            events::note(|| match is_slowed {
+                true => Event::Slowed { lag_ms: ms(lag) },
+                false => Event::FullSpeed,
+            });
         }
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));

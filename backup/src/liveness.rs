@@ -1,10 +1,11 @@
 //! Whether the thread that runs a side's guest still comes by: what a watchdog is answered from.
 //!
-//! A guest may be idle for minutes, and a thread that hangs looks like that from outside. So it is not looked
-//! at what the guest does. A live side's thread comes by whenever it is asked to
-//! ([`Asked::Pause`](vmft_vmm::inputs::Asked)), whatever the guest does meanwhile; one that follows does so at
-//! every entry, and again and again while there is none. What a thread does before and behind that (joining,
-//! waiting for the arbiter, letting the last outputs out) may take as long as others take, and is not watched.
+//! A guest may be idle for minutes, and a thread that hangs looks like that from outside. So it is
+//! not looked at what the guest does. A live side's thread comes by whenever it is asked to
+//! ([`Asked::Pause`](vmft_vmm::inputs::Asked)), whatever the guest does meanwhile; one that follows
+//! does so at every entry, and again and again while there is none. What a thread does before and
+//! behind that (joining, waiting for the arbiter, letting the last outputs out) may take as long as
+//! others take, and is not watched.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

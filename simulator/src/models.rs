@@ -63,16 +63,11 @@ impl Storage {
 
     /// A write arrives. False if it is refused. `fenced`: whether the storage looks at who sends it.
     pub fn write(&mut self, side: ProcessName, write: Write, fenced: bool) -> bool {
-        if !self.takes(side, fenced) {
+        if fenced && self.registered != Some(side) {
             return false;
         }
         self.sectors.insert(write.sector, write.value);
         true
-    }
-
-    /// True if a write of this side would be taken.
-    pub fn takes(&self, side: ProcessName, fenced: bool) -> bool {
-        !fenced || self.registered == Some(side)
     }
 
     /// What a sector holds.

@@ -37,9 +37,10 @@ pub fn doctor(options: &DoctorOptions) -> Result<ExitCode> {
         let reports: Vec<_> = options.disk.iter().map(disk_doctor::examine).collect();
         if options.json {
             say(&serde_json::to_string_pretty(&reports)?)?;
-        }
-        for line in reports.iter().filter(|_| !options.json).flat_map(disk_lines) {
-            say(&line)?;
+        } else {
+            for line in reports.iter().flat_map(disk_lines) {
+                say(&line)?;
+            }
         }
         return Ok(ExitCode::SUCCESS);
     }

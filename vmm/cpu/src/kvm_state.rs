@@ -1,9 +1,10 @@
-//! A CPU as KVM keeps it: its structures, what is carried of them ([`KvmCpu`]), and the same as plain values of the
-//! CPU model. All of it is data; the `kvm` engine asks for it and sets it.
+//! A CPU as KVM keeps it: its structures, what is carried of them ([`KvmCpu`]), and the same as
+//! plain values of the CPU model. All of it is data; the `kvm` engine asks for it and sets it.
 //!
-//! What KVM does not keep (that the CPU is halted, [`OwnRegisters`]) is the engine's. Of a guest that runs freely,
-//! nothing is looked at here. Only an engine that is given such a CPU and is not KVM's, or that must know where the
-//! guest is, asks for its values in the CPU model ([`in_the_model`]), and is told what does not fit.
+//! What KVM does not keep (that the CPU is halted, [`OwnRegisters`]) is the engine's. Of a guest
+//! that runs freely, nothing is looked at here. Only an engine that is given such a CPU and is not
+//! KVM's, or that must know where the guest is, asks for its values in the CPU model
+//! ([`in_the_model`]), and is told what does not fit.
 
 use crate::group::{Activity, CpuidLeaf, KvmCpu, Opaque, Pending};
 use crate::msr;

@@ -1,4 +1,5 @@
-//! The CPU: what executes guest instructions, the guest's memory, and `soft`, the engine that needs nothing of the host.
+//! The CPU: what executes guest instructions, the guest's memory, and `soft`, the engine that needs
+//! nothing of the host.
 //!
 //! [`Engine`] is the narrow trait that joins the engines; nothing above it knows which one
 //! runs. An engine knows the CPU and memory. Everything else is behind [`Bus`].

@@ -1,5 +1,6 @@
-//! Numbers of the model-specific registers that the CPU model has, where every other one faults; and of
-//! those that a host's CPU may have for a kernel to defend itself with (SDM volume 4, chapter 2; APM volume 2, appendix A).
+//! Numbers of the model-specific registers that the CPU model has, where every other one faults;
+//! and of those that a host's CPU may have for a kernel to defend itself with (SDM volume 4,
+//! chapter 2; APM volume 2, appendix A).
 
 /// `IA32_TSC`, the time-stamp counter.
 pub const TSC: u32 = 0x10;

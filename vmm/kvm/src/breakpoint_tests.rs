@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::landing::{Approached, approach};
+use crate::tests::has_kvm;
 use crate::trust::breakpoint;
 use crate::{BranchCounter, CounterLost};
 use vm_memory::{Bytes, GuestAddress};
@@ -114,15 +115,6 @@ fn start() -> CpuState {
     s.tr = Segment { selector: 0x18, base: 0x8000, limit: 0x67, attributes: 0x8B };
     s.ldtr = Segment { selector: 0, base: 0, limit: 0xFFFF, attributes: 0x82 };
     state
-}
-
-/// False, with a word to the reader, where the environment says that there is no `/dev/kvm`.
-fn has_kvm() -> bool {
-    let without = std::env::var("VMFT_NO_KVM").is_ok_and(|value| value == "1");
-    if without {
-        println!("VMFT_NO_KVM=1: this host has no /dev/kvm, nothing is tested");
-    }
-    !without
 }
 
 fn engine(state: &CpuState) -> KvmEngine {

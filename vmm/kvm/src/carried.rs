@@ -1,4 +1,5 @@
-//! CPUs as KVM gives them, on their way from one KVM to another. Of a guest that runs freely, nothing is looked at.
+//! CPUs as KVM gives them, on their way from one KVM to another. Of a guest that runs freely,
+//! nothing is looked at.
 
 use super::host_cpu;
 use super::power_on::PowerOn;

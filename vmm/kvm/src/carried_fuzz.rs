@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::FreeEngine;
+use crate::tests::has_kvm;
 use vmft_cpu::group::Cpus;
 use vmft_cpu::kvm_state::in_the_model;
 use vmft_cpu::memory::{GuestRam, MIN_MEMORY};
@@ -129,8 +130,7 @@ fn restore(engine: &mut FreeEngine, cpu: &KvmCpu) {
 
 #[test]
 fn whatever_a_user_can_do_to_a_cpu_is_carried_from_one_machine_to_another() {
-    if std::env::var("VMFT_NO_KVM").is_ok_and(|value| value == "1") {
-        println!("VMFT_NO_KVM=1: this host has no /dev/kvm, nothing is tested");
+    if !has_kvm() {
         return;
     }
     let count = std::env::var("VMFT_CPU_STATES")

@@ -465,3 +465,15 @@ impl BranchPoints for KvmEngine {
         self.set_hint(point, branch);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// False, with a word to the reader, where the environment says that there is no `/dev/kvm`.
+    pub(crate) fn has_kvm() -> bool {
+        let without = std::env::var("VMFT_NO_KVM").is_ok_and(|value| value == "1");
+        if without {
+            println!("VMFT_NO_KVM=1: this host has no /dev/kvm, nothing is tested");
+        }
+        !without
+    }
+}

@@ -36,14 +36,20 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// A line.
+    pub fn new(
+        fact: impl Into<String>,
+        grade: Grade,
+        measured: &str,
+        expected: &str,
+        follows: &str,
+    ) -> Self {
+        let [measured, expected, follows] = [measured, expected, follows].map(str::to_owned);
+        Self { fact: fact.into(), grade, measured, expected, follows }
+    }
+
     fn note(fact: impl Into<String>, measured: impl fmt::Display) -> Self {
-        Self {
-            fact: fact.into(),
-            grade: Grade::Note,
-            measured: measured.to_string(),
-            expected: String::new(),
-            follows: String::new(),
-        }
+        Self::new(fact, Grade::Note, &measured.to_string(), "", "")
     }
 
     fn judged(
@@ -53,13 +59,8 @@ impl Finding {
         good: bool,
         follows: &str,
     ) -> Self {
-        Self {
-            fact: fact.into(),
-            grade: if good { Grade::Good } else { Grade::Bad },
-            measured: measured.to_string(),
-            expected: expected.to_owned(),
-            follows: if good { String::new() } else { follows.to_owned() },
-        }
+        let (grade, follows) = if good { (Grade::Good, "") } else { (Grade::Bad, follows) };
+        Self::new(fact, grade, &measured.to_string(), expected, follows)
     }
 
     /// The same, as something that only is good to know.

@@ -4,6 +4,7 @@ use super::*;
 use crate::board::{BoardConfig, Bytes, UnixSeconds};
 use crate::boot::synthetic::{Part, TEXT, elf};
 use crate::engine::EngineKind;
+use crate::inputs::Boundary;
 use crate::inputs::InputError;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;

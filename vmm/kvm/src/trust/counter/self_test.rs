@@ -274,6 +274,7 @@ fn disturbed<T>(disturbance: Disturbance, work: impl FnOnce() -> T) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::has_kvm;
     use crate::trust::facts::KvmKind;
     use crate::trust::lab::Program;
     use crate::trust::{DEVICE, device, host};
@@ -299,17 +300,9 @@ mod tests {
         }
     }
 
-    fn no_kvm() -> bool {
-        let without = std::env::var_os("VMFT_NO_KVM").is_some_and(|value| value == "1");
-        if without {
-            eprintln!("VMFT_NO_KVM=1: not run on {DEVICE}");
-        }
-        without
-    }
-
     #[test]
     fn a_guest_that_never_ends_is_brought_back_and_counted_guests_end() {
-        if no_kvm() {
+        if !has_kvm() {
             return;
         }
         let kvm = device::open(Path::new(DEVICE)).1.expect("KVM opens");
