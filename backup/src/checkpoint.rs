@@ -1,7 +1,7 @@
 //! A machine as a checkpoint stream, and back.
 
 use crate::join_content::JoinContent;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmft_cpu::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
 use vmft_log::checkpoint::{
@@ -10,6 +10,7 @@ use vmft_log::checkpoint::{
 };
 use vmft_log::entry::LogPosition;
 use vmft_log::point::ExecutionPoint;
+use vmft_threads::Mutex;
 use vmft_vmm::machine::{BootSource, Machine, MachineState, StateError};
 
 const ZERO_PAGE: Page = [0; PAGE_BYTES];
@@ -227,7 +228,7 @@ impl JoinSink for MachineSink {
             }
             Err(error) => {
                 let refusal = SinkRefusal(error.to_string());
-                *not_ready.lock().expect("no holder of this lock panics") = Some(error);
+                *not_ready.lock() = Some(error);
                 Err(refusal)
             }
         }

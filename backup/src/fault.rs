@@ -12,9 +12,9 @@ use crate::tell;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmft_cpu::ExitRecord;
@@ -22,6 +22,7 @@ use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::StateDigest;
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_logging_channel::transport::BackupChannel;
+use vmft_threads::{Mutex, MutexGuard};
 use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
 use vmft_vmm::machine::Delta;
 use vmft_vmm::world::Mailbox;
@@ -179,7 +180,7 @@ pub struct Faults {
 
 impl Faults {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().expect("no holder of this lock panics")
+        self.waiting.lock()
     }
 
     /// A machine replays in lockstep until the guard is dropped.

@@ -21,9 +21,9 @@ use crate::succession::FollowPolicy;
 use crate::tell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::{Generation, StopReason};
@@ -33,10 +33,11 @@ use vmft_logging_channel::transport::{
     BackupChannel, BackupConfig, Joined, PeerAddress, PrimaryConfig, TransportError,
 };
 use vmft_sandbox::Task;
+use vmft_threads::Mutex;
+use vmft_threads::make_thread_urgent;
 use vmft_vmm::inputs::Replaying;
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::{KeptOutputs, OutputGate};
-use vmft_vmm::world::make_thread_urgent;
 use vmft_vmm::world::{DiskFile, error_text};
 
 /// How long an orderly goodbye may take.
@@ -85,7 +86,7 @@ impl BackupControl {
     /// The operator stops this side: it leaves the pair, and the primary goes on alone.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
-        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let channel = self.channel.lock().clone();
         if let Some(channel) = channel {
             channel.leave(GoodbyeReason::Leaving, LEAVE_PATIENCE);
         }
@@ -105,7 +106,7 @@ impl BackupControl {
     }
 
     pub(crate) fn set(&self, channel: Option<Arc<BackupChannel>>) {
-        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        *self.channel.lock() = channel;
     }
 }
 
@@ -224,7 +225,9 @@ impl Side {
             let round_is_over = next.is_multiple_of(duties.primaries.len());
             let on_session = make_thread_urgent;
             let with = primary.to_string();
-            let config = BackupConfig { primary, identity, on_session, ..duties.channel.clone() };
+            let on_late = events::note_late_heartbeat;
+            let config =
+                BackupConfig { primary, identity, on_session, on_late, ..duties.channel.clone() };
             let attempt = Instant::now();
             let joined = join_once(&config, duties.memory, duties.protection, control)?;
             if attempt.elapsed() > config.setup_timeout {
@@ -487,7 +490,7 @@ fn join_once(
         }
         match outcome.recv_timeout(RETRY) {
             Ok(outcome) => {
-                let why = not_ready.lock().expect("no holder of this lock panics").take();
+                let why = not_ready.lock().take();
                 return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
             }
             Err(RecvTimeoutError::Timeout) => {}

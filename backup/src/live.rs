@@ -18,18 +18,20 @@ use crate::side::{OutputPath, Side, SideEnd, SideError};
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::storage;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, Instant};
 use vmft_log::entry::{Entry, Generation, OutputSequence, StopReason};
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{
     AdmissionCheck, Followers, JoinTicket, PrimaryChannel, PrimaryConfig,
 };
+use vmft_threads::make_thread_urgent;
+use vmft_threads::{Mutex, MutexGuard};
 use vmft_vmm::inputs::{Asked, Live, Recording};
 use vmft_vmm::machine::{Machine, MachineError, RunEnd};
 use vmft_vmm::outputs::OutputGate;
 use vmft_vmm::world::error_text;
-use vmft_vmm::world::{Fence, HostSource, make_thread_urgent};
+use vmft_vmm::world::{Fence, HostSource};
 
 /// How long the goodbye may take at a stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -194,6 +196,7 @@ impl Side {
         let listen = duties.listen.map(|config| PrimaryConfig {
             check: Some(check),
             on_session: make_thread_urgent,
+            on_late: events::note_late_heartbeat,
             ..config
         });
         let channel = listen
@@ -414,7 +417,7 @@ impl LiveSide<'_> {
     }
 
     fn epochs(&self) -> MutexGuard<'_, Option<Epochs>> {
-        self.epochs.lock().expect("no holder of this lock panics")
+        self.epochs.lock()
     }
 
     /// True if another log may begin here, for the sake of the epochs under way.

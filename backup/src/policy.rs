@@ -10,13 +10,14 @@ use crate::reign::{LiveAction, LiveEvent, LiveReign, Standing};
 use crate::status::StatusBoard;
 use crate::tell;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_log::entry::Generation;
 use vmft_logging_channel::backups::BackupKey;
 use vmft_logging_channel::transport::{Followers, now};
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
@@ -53,7 +54,7 @@ impl LossPolicy {
     }
 
     fn lock(&self) -> MutexGuard<'_, LiveReign> {
-        self.reign.lock().expect("no holder of the policy's lock panics")
+        self.reign.lock()
     }
 
     /// Where the side stands.
@@ -66,7 +67,6 @@ impl LossPolicy {
         let reign = self.lock();
         self.changed
             .wait_timeout_while(reign, limit, |reign| *reign.standing() == Standing::Deciding)
-            .expect("no holder of the policy's lock panics")
             .0
             .standing()
             .clone()

@@ -1,9 +1,9 @@
 //! What a live side's channel says of itself: its counters, and the log's rate.
 
 use crate::status::{ChannelStatus, ms};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use vmft_logging_channel::transport::PrimaryChannel;
+use vmft_threads::Mutex;
 
 /// Turns counters into a rate.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ impl RateProbe {
 
     /// Megabits a second since the last look, if that was long enough ago to tell.
     fn rate(&self, bytes: u64) -> f64 {
-        let mut last = self.0.lock().expect("no holder of this lock panics");
+        let mut last = self.0.lock();
         let now = Instant::now();
         let rate = match *last {
             Some((then, before, rate)) if now - then < Duration::from_millis(500) => {

@@ -3,11 +3,12 @@
 use crate::checkpoint::{MachineCheckpoint, MachineSink};
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use vmft_log::entry::{Entry, EntrySequence};
 use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::log_file::{LogDamage, LogEntries, LogHeader, LogReader, LogWriter};
 use vmft_logging_channel::session::GoodbyeReason;
+use vmft_threads::{Mutex, MutexGuard};
 use vmft_vmm::inputs::{LogEnd, LogSink, LogSource};
 use vmft_vmm::machine::{Machine, StateError};
 
@@ -29,7 +30,7 @@ impl FileLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<LogWriter<File>>> {
-        self.writer.lock().expect("no holder of the log's lock panics")
+        self.writer.lock()
     }
 
     /// Bytes written so far.

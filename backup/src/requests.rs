@@ -7,12 +7,13 @@ use crate::join_content::JoinContent;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use vmft_cpu::memory::WriteView;
 use vmft_log::entry::LogPosition;
 use vmft_logging_channel::transport::JoinTicket;
+use vmft_threads::{Mutex, MutexGuard};
 use vmft_vmm::inputs::Asked;
 use vmft_vmm::machine::{Machine, MachineState};
 use vmft_vmm::outputs::Output;
@@ -110,7 +111,7 @@ impl Default for Requests {
 
 impl Requests {
     fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
-        self.queue.lock().expect("no holder of this lock panics")
+        self.queue.lock()
     }
 
     fn take(&self) -> Option<Request> {

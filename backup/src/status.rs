@@ -4,7 +4,7 @@ use crate::events::{self, Event};
 use crate::liveness::Liveness;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use vmft_cpu::soft::{CompilerGauge, CompilerMode};
 use vmft_log::entry::Generation;
@@ -12,6 +12,7 @@ use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::session::DivergenceNotice;
 use vmft_logging_channel::time::MonotonicTime;
 use vmft_logging_channel::transport::now;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmft_vmm::inputs::Gauges;
 use vmft_vmm::machine::Machine;
 use vmft_vmm::outputs::{HeldOutputs, WaitingBytes, WaitsFor};
@@ -355,7 +356,7 @@ pub(crate) fn ms(duration: Duration) -> f64 {
 
 impl StatusBoard {
     fn lock(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().expect("no holder of the status board's lock panics")
+        self.board.lock()
     }
 
     /// Where the guest is.
@@ -379,8 +380,7 @@ impl StatusBoard {
     pub fn wait_changed(&self, known: &SideStatus, limit: Duration) {
         let place = |status: &SideStatus| (status.role, status.generation, status.followers);
         let is_same = |board: &mut Board| place(&board.status) == place(known);
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, is_same);
-        drop(waited.expect("no holder of the status board's lock panics"));
+        drop(self.changed.wait_timeout_while(self.lock(), limit, is_same));
     }
 
     /// Sets the role and the generation, and says so in the log.

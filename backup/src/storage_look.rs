@@ -3,9 +3,10 @@
 use crate::status::{DiskState, DiskTroubleStatus, StatusBoard};
 use crate::tell;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmft_vmm::world::DiskReader;
 
 /// How often it looks.
@@ -42,7 +43,7 @@ pub(crate) struct StorageLook(Arc<Shared>);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn failing(&self) -> Option<Failing> {
@@ -86,8 +87,8 @@ impl Shared {
                 failing.since = since;
             }
             let on = |state: &mut State| !state.is_over;
-            let waited = self.changed.wait_timeout_while(state, EVERY, on);
-            if waited.unwrap_or_else(PoisonError::into_inner).0.is_over {
+            let (state, _) = self.changed.wait_timeout_while(state, EVERY, on);
+            if state.is_over {
                 return;
             }
         }

@@ -12,12 +12,13 @@ use crate::status::{FailoverReport, StatusBoard, ms};
 use crate::storage_look::StorageLook;
 use crate::tell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_log::entry::Generation;
 use vmft_logging_channel::session::GoodbyeReason;
 use vmft_logging_channel::transport::{BackupChannel, EndCause, SessionEnd, now};
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// What was found out while the peer was being lost.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +93,7 @@ impl FollowPolicy {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of the policy's lock panics")
+        self.state.lock()
     }
 
     /// What the machine that replays is to do.
@@ -108,11 +109,7 @@ impl FollowPolicy {
     /// Waits while the arbiter is being asked, for at most `limit`.
     pub(crate) fn wait_ruled(&self, limit: Duration) {
         let waiting = |state: &mut State| state.reign.ruling() == Ruling::Wait;
-        drop(
-            self.changed
-                .wait_timeout_while(self.lock(), limit, waiting)
-                .expect("no holder of the policy's lock panics"),
-        );
+        drop(self.changed.wait_timeout_while(self.lock(), limit, waiting));
     }
 
     /// How the peer was lost, as far as is known.
@@ -160,11 +157,7 @@ impl FollowPolicy {
         self.handle(event);
         loop {
             let undecided = |state: &mut State| state.fate.is_none();
-            let mut state = self
-                .changed
-                .wait_timeout_while(self.lock(), RETRY, undecided)
-                .expect("no holder of the policy's lock panics")
-                .0;
+            let mut state = self.changed.wait_timeout_while(self.lock(), RETRY, undecided).0;
             if let Some(fate) = state.fate.take() {
                 return fate;
             }

@@ -13,10 +13,11 @@ use std::fmt::Arguments;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 use vmft_log::foreign::Printable;
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Bytes of lines that wait to be written. More are dropped and counted.
 const QUEUE_BYTES: usize = 256 << 10;
@@ -106,7 +107,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Lines> {
         // A panic is said here, too.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 
     fn add(&'static self, line: Vec<u8>) {
@@ -157,7 +158,7 @@ impl Queue {
         let mut lines = self.lock();
         loop {
             let Some(line) = Self::take(&mut lines) else {
-                lines = self.changed.wait(lines).unwrap_or_else(PoisonError::into_inner);
+                lines = self.changed.wait(lines);
                 continue;
             };
             lines.is_writing = true;

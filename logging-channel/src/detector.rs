@@ -147,6 +147,13 @@ impl Detector {
         &self.verdict
     }
 
+    /// How late this side is at `now` with what was due at `due`, heartbeats among it: if by so much that with
+    /// as much again the other side suspects it.
+    pub fn own_lateness(&self, due: MonotonicTime, now: MonotonicTime) -> Option<Duration> {
+        let late = now.since(due);
+        (late >= self.config.suspect_after / 2).then_some(late)
+    }
+
     /// True once the other side has been silent for as long as it takes to suspect it. One that
     /// departs is still owed the time to say goodbye, but not for ever.
     pub fn is_silent(&self) -> bool {
@@ -204,6 +211,15 @@ mod tests {
         let mut detector = Detector::new(DetectorConfig::default(), at_ms(0));
         assert_eq!(*detector.handle_timeout(at_ms(5_000)), Verdict::Alive);
         assert_eq!(look_every_tick(&mut detector, at_ms(10_000)), Some(at_ms(5_060)));
+    }
+
+    #[test]
+    fn a_side_knows_when_it_is_half_as_late_as_others_wait() {
+        let detector = Detector::new(DetectorConfig::default(), at_ms(0));
+        assert_eq!(detector.own_lateness(at_ms(20), at_ms(69)), None);
+        let late = Some(Duration::from_millis(50));
+        assert_eq!(detector.own_lateness(at_ms(20), at_ms(70)), late);
+        assert_eq!(detector.own_lateness(at_ms(20), at_ms(10)), None, "early");
     }
 
     #[test]

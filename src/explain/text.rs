@@ -188,6 +188,9 @@ pub fn describe(record: &Record) -> Option<String> {
         Event::Mended => "the divergence is mended".to_owned(),
         Event::Slowed { lag_ms } => format!("slowed: the backup is {lag_ms:.1} ms behind"),
         Event::FullSpeed => "at full speed again".to_owned(),
+        Event::HeartbeatLate { late_ms } => {
+            format!("this side's heartbeat was {late_ms:.1} ms late: its host did not let it run")
+        }
         Event::DiskFailed { disk, what, error } => format!("disk {disk}: {what} fails: {error}"),
         Event::DiskHangs { disk, what } => format!("disk {disk}: {what} hangs"),
         Event::DiskAnswers { disk, after_ms } => {

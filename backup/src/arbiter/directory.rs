@@ -16,9 +16,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use vmft_log::entry::{EntrySequence, Generation};
 use vmft_log::wire::MAX_COUNT;
+use vmft_threads::Mutex;
 use vmft_vmm::world::try_join_file;
 
 const PREFIX: &str = "generation-";
@@ -254,7 +255,7 @@ impl DirectoryArbiter {
             return fs::metadata(self.path.join("lock")).map(|_| true);
         };
         let found = file_id(&fs::metadata(self.path.join("lock"))?);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if *known == Some(found) {
             return Ok(true);
         }

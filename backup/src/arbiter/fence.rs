@@ -2,10 +2,11 @@
 
 use super::{Arbiter, ArbiterError, Candidate};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_log::entry::Generation;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmft_vmm::evidence::time_with_suspension;
 use vmft_vmm::world::{Fence, FenceError, Permit};
 
@@ -47,7 +48,7 @@ impl FenceState {
     }
 
     fn look(&self) -> MutexGuard<'_, Look> {
-        self.look.lock().expect("no holder of this lock panics")
+        self.look.lock()
     }
 
     /// A backup is lost and may be going live: until [`Self::advance`] or [`Self::shut`], writes wait.
@@ -117,7 +118,7 @@ impl GenerationFence {
     }
 
     fn take_on_fenced(&self) -> Option<OnFenced> {
-        self.on_fenced.lock().expect("no holder of this lock panics").take()
+        self.on_fenced.lock().take()
     }
 
     /// Who has won `next`, by evidence that is fresh enough.

@@ -3,9 +3,10 @@
 use super::calls::{Answer, Call, PairCall};
 use super::{Arbiter, ArbiterError, Candidate, Verdict};
 use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use vmft_log::entry::{EntrySequence, Generation};
 use vmft_nbd::{CallError, Control, NegotiationError};
+use vmft_threads::Mutex;
 
 /// Why the arbiter of an export cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +134,7 @@ impl RemoteArbiter {
     }
 
     fn note(&self, generation: Generation, winner: &Candidate) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.lost.lock();
         *lost = Some((generation, winner.clone()));
     }
 }
@@ -225,7 +226,7 @@ impl Arbiter for RemoteArbiter {
     }
 
     fn known_winner(&self, generation: Generation) -> Result<Option<Candidate>, ArbiterError> {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = self.lost.lock();
         Ok(lost.as_ref().filter(|(known, _)| *known == generation).map(|(_, who)| who.clone()))
     }
 }

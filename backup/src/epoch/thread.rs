@@ -7,14 +7,15 @@ use crate::copied::{CopiedPages, MOST_COPIED};
 use crate::requests::{Requests, SideGone};
 use crate::rounds::{Brake, Rounds};
 use crate::status::{EpochReport, StatusBoard, ms};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmft_cpu::memory::{GuestRam, WriteView};
 use vmft_log::entry::StopReason;
 use vmft_logging_channel::transport::PrimaryChannel;
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmft_vmm::machine::Machine;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
@@ -38,7 +39,7 @@ struct Turn {
 
 impl Turn {
     fn wanted(&self) -> MutexGuard<'_, bool> {
-        self.wanted.lock().expect("no holder of this lock panics")
+        self.wanted.lock()
     }
 
     fn want(&self, wanted: bool) {
@@ -53,15 +54,13 @@ impl Turn {
     /// Waits for `time`, unless it is over.
     fn wait(&self, time: Duration) {
         let on = |_: &mut bool| !self.is_over();
-        let waited = self.changed.wait_timeout_while(self.wanted(), time, on);
-        drop(waited.expect("no holder of this lock panics"));
+        drop(self.changed.wait_timeout_while(self.wanted(), time, on));
     }
 
     /// Lets a backup that waits join first.
     fn give_way(&self) {
         let wanted = |wanted: &mut bool| *wanted && !self.is_over();
-        let waited = self.changed.wait_timeout_while(self.wanted(), JOIN_PATIENCE, wanted);
-        drop(waited.expect("no holder of this lock panics"));
+        drop(self.changed.wait_timeout_while(self.wanted(), JOIN_PATIENCE, wanted));
     }
 
     fn end(&self) {

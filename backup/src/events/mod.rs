@@ -21,18 +21,19 @@ pub use schema::{
     RecordError, VERSION,
 };
 
-use crate::status::Role;
+use crate::status::{Role, ms};
 use crate::tell;
 use queue::Queue;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vmft_log::entry::Generation;
 use vmft_log::foreign::ForeignText;
 use vmft_logging_channel::transport::now;
 use vmft_sandbox::Task;
+use vmft_threads::{Mutex, MutexGuard};
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
@@ -78,7 +79,7 @@ impl Place {
 impl Log {
     fn lock(&self) -> MutexGuard<'_, Place> {
         // A panic is noted here, too.
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock()
     }
 
     /// Numbers and queues a record; counts it where there is no room.
@@ -138,6 +139,11 @@ pub fn note(event: impl FnOnce() -> Event) {
         let event = event();
         log.add(&mut log.lock(), event);
     }
+}
+
+/// The channel's thread was late, by so much.
+pub(crate) fn note_late_heartbeat(late: Duration) {
+    note(|| Event::HeartbeatLate { late_ms: ms(late) });
 }
 
 /// The side has another role, or generation.

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Bytes of lines that wait to be written: some thousand events.
 const QUEUE_BYTES: usize = 1 << 20;
@@ -28,7 +28,7 @@ pub(super) struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 
     /// True if a line of ordinary length would be taken.
@@ -62,7 +62,7 @@ impl Queue {
                 if let Some(line) = lines.waiting.pop_front() {
                     break line;
                 }
-                lines = self.changed.wait(lines).unwrap_or_else(PoisonError::into_inner);
+                lines = self.changed.wait(lines);
             };
             lines.is_writing = true;
             drop(lines);
@@ -103,11 +103,7 @@ impl Queue {
     pub(super) fn wait_written(&self, limit: Duration) -> u64 {
         let waits =
             |lines: &mut Lines| !lines.is_stuck && (!lines.waiting.is_empty() || lines.is_writing);
-        let lines = self
-            .changed
-            .wait_timeout_while(self.lock(), limit, waits)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
+        let lines = self.changed.wait_timeout_while(self.lock(), limit, waits).0;
         lines.waiting.len() as u64 + u64::from(lines.is_writing)
     }
 }

@@ -214,6 +214,12 @@ pub enum Event {
     },
     /// It is not any more.
     FullSpeed,
+    /// The channel's thread was late with what was due, heartbeats among it: with as much again, the other side
+    /// suspects this one.
+    HeartbeatLate {
+        /// By how much, in milliseconds.
+        late_ms: f64,
+    },
     /// A request of a disk has failed at its storage, and is kept: the guest is not told.
     DiskFailed {
         /// The disk, as its operator knows it.

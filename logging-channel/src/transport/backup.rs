@@ -3,6 +3,7 @@
 use super::clock::Wait;
 use super::connection::Connection;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
+use super::waker::{ThreadWaker, WakeUps};
 use super::{
     DEFAULT_SETUP_TIMEOUT, PROGRESS_EVERY, PeerAddress, SessionEnd, TransportError, Violation,
     clock, fresh_nonce, join_thread, spawn_thread, tls,
@@ -14,13 +15,14 @@ use crate::handshake::{HandshakeError, Offered, SessionTerms};
 use crate::receiver::{ReceiveError, Receiver, ReceiverConfig, ReceiverEvent, ReceiverStats};
 use crate::session::{GoodbyeReason, Progress, SessionId};
 use crate::time::MonotonicTime;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
 use vmft_log::checkpoint::{CheckpointError, CheckpointReader, CompleteCheckpoint, JoinSink};
 use vmft_log::entry::{Entry, EntrySequence, Generation};
 use vmft_log::point::ExecutionPoint;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// What a backup's channel is to be.
 #[derive(Debug, Clone)]
@@ -37,6 +39,9 @@ pub struct BackupConfig {
     pub setup_timeout: Duration,
     /// Called on the channel's thread when the session begins: it may give the thread priority.
     pub on_session: fn(),
+    /// Called on the channel's thread when it was so late with what was due, heartbeats among it, that with as
+    /// much again the other side would suspect this one.
+    pub on_late: fn(Duration),
 }
 
 impl BackupConfig {
@@ -49,6 +54,7 @@ impl BackupConfig {
             detector: DetectorConfig::default(),
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
             on_session: || (),
+            on_late: |_| (),
         }
     }
 }
@@ -94,12 +100,12 @@ struct Shared {
     /// Entries came, or the end.
     changed: Condvar,
     /// There is something to send.
-    wake: Notify,
+    waker: Arc<ThreadWaker>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the channel's lock")
+        self.state.lock()
     }
 }
 
@@ -145,15 +151,11 @@ impl BackupChannel {
         let nothing = |state: &mut State| {
             state.end.is_none() && state.receiver.delivered() == state.receiver.received()
         };
-        let (mut state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, nothing)
-            .expect("no thread panics while it holds the channel's lock");
+        let (mut state, _) = self.shared.changed.wait_timeout_while(state, limit, nothing);
         let was_due = state.receiver.has_due_acknowledgement();
         if let Some((sequence, entry)) = state.receiver.poll_entry() {
             if !was_due && state.receiver.has_due_acknowledgement() {
-                self.shared.wake.notify_one();
+                self.shared.waker.wake();
             }
             return Delivery::Entry(sequence, entry);
         }
@@ -170,7 +172,7 @@ impl BackupChannel {
         let was_due = state.receiver.has_due_acknowledgement();
         let skipped = state.receiver.skip_to_checkpoint(may)?;
         if !was_due && state.receiver.has_due_acknowledgement() {
-            self.shared.wake.notify_one();
+            self.shared.waker.wake();
         }
         Some((state.receiver.delivered(), skipped))
     }
@@ -191,11 +193,8 @@ impl BackupChannel {
     /// Waits until the session has ended, for at most `limit`; says whether it has.
     pub fn wait_end(&self, limit: Duration) -> bool {
         let state = self.shared.lock();
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, |state| state.end.is_none())
-            .expect("no thread panics while it holds the channel's lock");
+        let (state, _) =
+            self.shared.changed.wait_timeout_while(state, limit, |state| state.end.is_none());
         state.end.is_some()
     }
 
@@ -224,7 +223,7 @@ impl BackupChannel {
     /// True if it is over.
     pub fn leave(&self, reason: GoodbyeReason, limit: Duration) -> bool {
         self.shared.lock().receiver.leave(reason);
-        self.shared.wake.notify_one();
+        self.shared.waker.wake();
         self.wait_end(limit)
     }
 
@@ -238,7 +237,7 @@ impl Drop for BackupChannel {
     /// Closes the channel. A primary that was not told goodbye takes this for a failure.
     fn drop(&mut self) {
         self.shared.lock().closing = true;
-        self.shared.wake.notify_one();
+        self.shared.waker.wake();
         join_thread(self.thread.take());
     }
 }
@@ -249,8 +248,12 @@ async fn follow<S: JoinSink>(
     mut sink: S,
     tell: mpsc::SyncSender<JoinResult<S>>,
 ) {
-    let joined = join(&config, &mut sink).await;
-    let (connection, terms, checkpoint) = match joined {
+    let joined = join(&config, &mut sink).await.and_then(|joined| {
+        let waker = ThreadWaker::new().map_err(TransportError::Thread)?;
+        let wake_ups = waker.wake_ups().map_err(TransportError::Thread)?;
+        Ok((joined, waker, wake_ups))
+    });
+    let ((connection, terms, checkpoint), waker, wake_ups) = match joined {
         Ok(joined) => joined,
         Err(error) => {
             // If nobody listens any more, nobody needs it.
@@ -263,16 +266,16 @@ async fn follow<S: JoinSink>(
     let shared = Arc::new(Shared {
         state: Mutex::new(State { receiver, generation, heard: false, end: None, closing: false }),
         changed: Condvar::new(),
-        wake: Notify::new(),
+        waker,
     });
     if tell.send(Ok((Arc::clone(&shared), terms, checkpoint, sink))).is_err() {
         return;
     }
-    let side = BackupSide { shared: &shared };
+    let side = BackupSide { shared: &shared, wake_ups, again: Notify::new() };
     (config.on_session)();
     let detector = Detector::new(config.detector, begun);
     let session_loop::Ended { cause, last_contact } =
-        session_loop::run(connection, &side, detector).await;
+        session_loop::run(connection, &side, detector, config.on_late).await;
     let ended_at = clock::now();
     let end =
         SessionEnd { cause, last_contact, ended_at, protected: true, backup: None, others: 0 };
@@ -383,6 +386,10 @@ async fn connect(config: &BackupConfig) -> Result<Connection, TransportError> {
 /// The backup's session, for the loop.
 struct BackupSide<'a> {
     shared: &'a Shared,
+    /// What other threads have for it.
+    wake_ups: WakeUps,
+    /// What this thread has for it.
+    again: Notify,
 }
 
 impl SessionSide for BackupSide<'_> {
@@ -394,7 +401,7 @@ impl SessionSide for BackupSide<'_> {
         Ok(match event {
             ReceiverEvent::Heartbeat => Effect::Continue,
             ReceiverEvent::Entries { stop, .. } => {
-                self.shared.wake.notify_one();
+                self.again.notify_one();
                 if stop.is_some() { Effect::Stopped } else { Effect::Continue }
             }
             ReceiverEvent::Reign(generation) => {
@@ -428,7 +435,10 @@ impl SessionSide for BackupSide<'_> {
         false
     }
 
-    fn wake(&self) -> &Notify {
-        &self.shared.wake
+    async fn woken(&self) {
+        tokio::select! {
+            () = self.wake_ups.next() => {}
+            () = self.again.notified() => {}
+        }
     }
 }

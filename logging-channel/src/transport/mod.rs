@@ -21,6 +21,7 @@ mod session_loop;
 mod set_up;
 pub mod streams;
 mod tls;
+mod waker;
 
 pub use address::{DEFAULT_TLS_DIR, InvalidAddress, PeerAddress, Place};
 pub use admission::AdmissionCheck;

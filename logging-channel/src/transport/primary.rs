@@ -5,6 +5,7 @@
 
 use super::admission::AdmissionCheck;
 use super::primary_session::serve;
+use super::waker::ThreadWaker;
 use super::{
     DEFAULT_SETUP_TIMEOUT, Listener, LocalAddress, Origin, PeerAddress, SessionEnd, TransportError,
     clock, join_thread, spawn_thread,
@@ -15,13 +16,14 @@ use crate::fingerprint::Identity;
 use crate::handshake::SessionTerms;
 use crate::sender::{SenderConfig, SenderStats};
 use crate::session::GoodbyeReason;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
 use vmft_log::checkpoint::CheckpointPiece;
 use vmft_log::entry::{Entry, EntrySequence, Generation};
 use vmft_log::point::ExecutionPoint;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// What a primary's channel is to be.
 #[derive(Debug, Clone)]
@@ -42,6 +44,9 @@ pub struct PrimaryConfig {
     pub backups: usize,
     /// Called on the channel's thread when a session begins: it may give the thread priority.
     pub on_session: fn(),
+    /// Called on the channel's thread when it was so late with what was due, heartbeats among it, that with as
+    /// much again the other side would suspect this one.
+    pub on_late: fn(Duration),
     /// What one must show besides.
     pub check: Option<AdmissionCheck>,
     /// The last entry of the log that this one goes on from.
@@ -60,6 +65,7 @@ impl PrimaryConfig {
             setup_timeout: DEFAULT_SETUP_TIMEOUT,
             backups: 1,
             on_session: || (),
+            on_late: |_| (),
             check: None,
             log_start: EntrySequence(0),
         }
@@ -139,16 +145,16 @@ pub enum Room {
     NoBackup,
 }
 
-impl Wake for Arc<Notify> {
+impl Wake for Arc<ThreadWaker> {
     fn wake(&self) {
-        self.notify_one();
+        ThreadWaker::wake(self);
     }
 }
 
 /// How far the primary is with its backups.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) backups: Backups<Arc<Notify>>,
+    pub(super) backups: Backups<Arc<ThreadWaker>>,
     /// The last entry whose acknowledgement by all the handler has been told of.
     pub(super) told: EntrySequence,
     pub(super) closing: bool,
@@ -177,7 +183,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the channel's lock")
+        self.state.lock()
     }
 }
 
@@ -309,11 +315,7 @@ impl PrimaryChannel {
         result: impl FnOnce(&mut State) -> T,
     ) -> T {
         let state = self.shared.lock();
-        let (mut state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, waiting)
-            .expect("no thread panics while it holds the channel's lock");
+        let (mut state, _) = self.shared.changed.wait_timeout_while(state, limit, waiting);
         result(&mut state)
     }
 

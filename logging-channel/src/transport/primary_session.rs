@@ -9,6 +9,7 @@ use super::refusals::Refusals;
 use super::session_loop::{self, Effect, SessionSide, Transmit};
 use super::set_up;
 use super::tls::ServerIdentity;
+use super::waker::{ThreadWaker, WakeUps};
 use super::{EndCause, SessionEnd, TransportError, Violation, clock};
 use crate::backups::{BackupKey, BackupSession, Finished};
 use crate::detector::Detector;
@@ -17,6 +18,7 @@ use crate::handshake::SessionTerms;
 use crate::sender::SenderEvent;
 use crate::time::MonotonicTime;
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -109,7 +111,7 @@ pub(super) async fn serve_backup(
     mut connection: Connection,
     terms: &SessionTerms,
 ) -> Result<(), TransportError> {
-    let side = PrimarySide::enter(context, terms);
+    let side = PrimarySide::enter(context, terms).map_err(TransportError::Thread)?;
     let stream = context.handler.borrow_mut().checkpoint(terms, side.ticket());
     let stream = match stream {
         Ok(stream) => stream,
@@ -123,7 +125,8 @@ pub(super) async fn serve_backup(
         Ok(now) => {
             (context.config.on_session)();
             let detector = Detector::new(context.config.detector, now);
-            let ended = session_loop::run(connection, &side, detector).await;
+            let ended =
+                session_loop::run(connection, &side, detector, context.config.on_late).await;
             let _ = side.finish(ended.cause, ended.last_contact);
             Ok(())
         }
@@ -144,16 +147,19 @@ pub(super) async fn serve_backup(
 pub(super) struct PrimarySide<'a> {
     context: &'a Context,
     key: BackupKey,
-    wake: Arc<Notify>,
+    /// What the guest's thread has for it.
+    wake_ups: WakeUps,
+    /// What this thread has for it.
+    again: Notify,
 }
 
 impl<'a> PrimarySide<'a> {
     /// A backup begins to join.
-    fn enter(context: &'a Context, terms: &SessionTerms) -> Self {
-        let wake = Arc::new(Notify::new());
-        let key =
-            context.shared.lock().backups.enter(terms.session, terms.generation, Arc::clone(&wake));
-        Self { context, key, wake }
+    fn enter(context: &'a Context, terms: &SessionTerms) -> io::Result<Self> {
+        let waker = ThreadWaker::new()?;
+        let wake_ups = waker.wake_ups()?;
+        let key = context.shared.lock().backups.enter(terms.session, terms.generation, waker);
+        Ok(Self { context, key, wake_ups, again: Notify::new() })
     }
 
     fn ticket(&self) -> JoinTicket {
@@ -162,7 +168,7 @@ impl<'a> PrimarySide<'a> {
     }
 
     /// Does something with the session, which has begun.
-    pub(super) fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<Notify>>) -> T) -> T {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut BackupSession<Arc<ThreadWaker>>) -> T) -> T {
         let mut state = self.context.shared.lock();
         f(state.backups.session(self.key).expect("begun, and not yet finished"))
     }
@@ -197,7 +203,7 @@ impl<'a> PrimarySide<'a> {
         let mut state = self.context.shared.lock();
         state.told = state.told.max(received);
         drop(state);
-        self.wake.notify_one();
+        self.again.notify_one();
     }
 }
 
@@ -247,7 +253,10 @@ impl SessionSide for PrimarySide<'_> {
         true
     }
 
-    fn wake(&self) -> &Notify {
-        &self.wake
+    async fn woken(&self) {
+        tokio::select! {
+            () = self.wake_ups.next() => {}
+            () = self.again.notified() => {}
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::session::GoodbyeReason;
 use crate::time::MonotonicTime;
 use std::cell::RefCell;
 use std::io;
-use tokio::sync::Notify;
+use std::time::Duration;
 
 /// What a frame means for the session as a whole.
 #[derive(Debug)]
@@ -46,8 +46,8 @@ pub(super) trait SessionSide {
     fn frame_sent(&self, bytes: Vec<u8>);
     /// True for the side that the other one replaces when it takes it for dead.
     fn is_watched(&self) -> bool;
-    /// Notified when [`Self::poll_transmit`] should be asked again.
-    fn wake(&self) -> &Notify;
+    /// Waits until [`Self::poll_transmit`] should be asked again.
+    async fn woken(&self);
 }
 
 /// How a session ended.
@@ -62,6 +62,7 @@ pub(super) async fn run(
     connection: Connection,
     side: &impl SessionSide,
     detector: Detector,
+    on_late: fn(Duration),
 ) -> Ended {
     let Connection { mut reader, mut writer } = connection;
     let detector = RefCell::new(detector);
@@ -70,7 +71,7 @@ pub(super) async fn run(
     let cause = tokio::select! {
         biased;
         cause = read(&mut reader, side, &detector) => cause,
-        cause = write(&mut writer, side) => cause,
+        cause = write(&mut writer, side, &detector, on_late) => cause,
         cause = watch(side, &detector) => cause,
     };
     Ended { cause, last_contact: detector.borrow().last_contact() }
@@ -149,7 +150,12 @@ fn handle_buffered(
     cause
 }
 
-async fn write(writer: &mut FrameWriter, side: &impl SessionSide) -> EndCause {
+async fn write(
+    writer: &mut FrameWriter,
+    side: &impl SessionSide,
+    detector: &RefCell<Detector>,
+    on_late: fn(Duration),
+) -> EndCause {
     loop {
         let sent = match side.poll_transmit(clock::now()) {
             Err(violation) => return EndCause::Violation(violation),
@@ -164,8 +170,13 @@ async fn write(writer: &mut FrameWriter, side: &impl SessionSide) -> EndCause {
             Ok(Transmit::Wait(until)) => {
                 let flushed = writer.flush().await;
                 tokio::select! {
-                    () = side.wake().notified() => {}
+                    () = side.woken() => {}
                     () = clock::sleep_until(until) => {}
+                }
+                if let Some(late) =
+                    until.and_then(|due| detector.borrow().own_lateness(due, clock::now()))
+                {
+                    on_late(late);
                 }
                 flushed
             }

@@ -25,7 +25,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use vmft_threads::Mutex;
 
 /// The name in every certificate.
 pub(super) const SIDE_NAME: &str = "vmft-side";
@@ -300,7 +301,7 @@ impl ServerIdentity {
     /// If another thread has panicked in here.
     pub fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let now = stamp(&self.dir)?;
-        let mut read = self.read.lock().expect("no holder of this lock panics");
+        let mut read = self.read.lock();
         if read.0 != now {
             *read = (now, server_config(&self.dir)?);
         }

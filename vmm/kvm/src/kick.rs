@@ -15,9 +15,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use vmft_cpu::kick::{Kick, Kicker, PeriodicKicks};
+use vmft_threads::{Mutex, MutexGuard};
 
 /// Offset of `immediate_exit` in `struct kvm_run`.
 const IMMEDIATE_EXIT: usize = std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit);
@@ -100,7 +101,7 @@ struct Shared {
 
 impl Shared {
     fn runner(&self) -> MutexGuard<'_, Option<libc::pthread_t>> {
-        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.runner.lock()
     }
 
     fn signal(&self, idle_too: bool) {

@@ -4,9 +4,9 @@ use super::*;
 use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
 use crate::machine::BootSource;
 use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
-use std::sync::Mutex;
 use vmft_log::entry::{Arrival, Packet};
 use vmft_log::point::{VirtualClock, VirtualTime};
+use vmft_threads::Mutex;
 
 /// A world that the guest is stopped in, so that it need not be waited for.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ struct Seen(Mutex<Vec<u64>>);
 
 impl Outside for Seen {
     fn let_out(&self, output: Output, _: Assurance) {
-        self.0.lock().expect("not poisoned").push(output.sequence.0);
+        self.0.lock().push(output.sequence.0);
     }
 
     fn backlog(&self) -> usize {
@@ -133,9 +133,9 @@ fn let_out(lost_at: u64) -> (Vec<u64>, Vec<u64>) {
         assert_eq!(inputs.next(&boundary(sequence)).expect("the log swallows"), Step::Pause);
         gate.acknowledged(EntrySequence(1));
     }
-    let before = seen.0.lock().expect("not poisoned").clone();
+    let before = seen.0.lock().clone();
     gate.unprotect();
-    let after = seen.0.lock().expect("not poisoned").clone();
+    let after = seen.0.lock().clone();
     (before, after)
 }
 

@@ -5,10 +5,11 @@ use super::{OUTPUT_BYTES_LIMIT, OVERHEAD, Output, OutputGate, OutputKind, Recent
 use crate::evidence::time_with_suspension;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use vmft_log::entry::{EntrySequence, OutputSequence};
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// How old the evidence is that this side may still speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl HeldOutputs {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().expect("no holder of the gate's lock panics")
+        self.held.lock()
     }
 
     /// What was put out since the last checkpoint in the log, where that is remembered.
@@ -318,8 +319,7 @@ impl HeldOutputs {
     pub fn wait_room(&self, limit: Duration) -> bool {
         let held = self.lock();
         let full = |held: &mut Held| self.is_full_with(held);
-        let waited = self.left.wait_timeout_while(held, limit, full);
-        let (held, _) = waited.expect("no holder of the gate's lock panics");
+        let (held, _) = self.left.wait_timeout_while(held, limit, full);
         // What leaves outside, nobody tells here.
         !self.is_full_with(&held)
     }
@@ -339,8 +339,8 @@ impl HeldOutputs {
     /// Waits until an output after `after` waits, for at most `limit`; says whether one does.
     pub fn wait_after(&self, after: OutputSequence, limit: Duration) -> bool {
         let none = |held: &mut Held| held.waiting.last().is_none_or(|last| last <= after);
-        let waited = self.arrived.wait_timeout_while(self.lock(), limit, none);
-        !waited.expect("no holder of the gate's lock panics").1.timed_out()
+        let (_, waits_on) = self.arrived.wait_timeout_while(self.lock(), limit, none);
+        !waits_on
     }
 
     /// Marks whose acknowledgement is still to come.

@@ -3,8 +3,8 @@
 use super::queue::OutputQueue;
 use super::{OVERHEAD, Output, OutputGate, OutputKind};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
 use vmft_log::entry::OutputSequence;
+use vmft_threads::{Mutex, MutexGuard};
 
 /// Bytes of packets kept; beyond it the oldest are forgotten, which are most likely out. More than a
 /// primary holds.
@@ -38,7 +38,7 @@ pub struct KeptOutputs {
 
 impl KeptOutputs {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().expect("no holder of this lock panics")
+        self.kept.lock()
     }
 
     /// Every output up to `output` is out.

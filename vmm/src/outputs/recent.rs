@@ -6,8 +6,8 @@
 
 use super::{OVERHEAD, Output, OutputKind};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
 use vmft_log::entry::OutputSequence;
+use vmft_threads::{Mutex, MutexGuard};
 
 /// Console bytes that one output may hold: a guest writes them one by one.
 const RUN: usize = 256;
@@ -38,7 +38,7 @@ pub struct RecentOutputs {
 
 impl RecentOutputs {
     fn lock(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().expect("no holder of this lock panics")
+        self.recent.lock()
     }
 
     /// From now on outputs are remembered.

@@ -3,10 +3,10 @@
 use crate::inputs::{Asked, Room};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmft_cpu::Kicker;
 use vmft_log::entry::{Arrival, MAX_PACKET_BYTES, MAX_PACKETS, Packet};
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Console input kept for a guest that does not read it, in bytes. More waits where it comes from.
@@ -84,7 +84,7 @@ pub struct Mailbox {
 
 impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, Mail> {
-        self.mail.lock().expect("no holder of the mailbox's lock panics")
+        self.mail.lock()
     }
 
     fn rouse(&self, mail: MutexGuard<'_, Mail>) {
@@ -142,8 +142,7 @@ impl Mailbox {
     /// Waits until there is room for console input, for at most `limit`.
     pub fn wait_console_room(&self, limit: Duration) {
         let full = |mail: &mut Mail| mail.console_input.len() >= CONSOLE_INPUT_LIMIT;
-        let waited = self.console_room.wait_timeout_while(self.lock(), limit, full);
-        drop(waited.expect("no holder of the mailbox's lock panics"));
+        drop(self.console_room.wait_timeout_while(self.lock(), limit, full));
     }
 
     /// Asks the machine to pause, stop or halt. What is asked replaces only what is weaker.
@@ -186,7 +185,7 @@ impl Mailbox {
             if let Some(asked) = mail.asked.take() {
                 return asked;
             }
-            mail = self.wake.wait(mail).expect("no holder of the mailbox's lock panics");
+            mail = self.wake.wait(mail);
         }
     }
 
@@ -219,15 +218,14 @@ impl Mailbox {
         let mut mail = self.lock();
         while !mail.something_to_take(room) {
             let Some(deadline) = deadline else {
-                mail = self.wake.wait(mail).expect("no holder of the mailbox's lock panics");
+                mail = self.wake.wait(mail);
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            let waited = self.wake.wait_timeout(mail, left);
-            mail = waited.expect("no holder of the mailbox's lock panics").0;
+            mail = self.wake.wait_timeout(mail, left);
         }
         true
     }

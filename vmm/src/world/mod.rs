@@ -13,7 +13,6 @@ pub mod net;
 mod outside;
 mod repeats;
 mod source;
-mod urgent;
 mod watermark;
 
 pub use disk::{
@@ -26,7 +25,6 @@ pub use mailbox::Mailbox;
 pub use outside::{DisksDone, HostOutside};
 pub use repeats::{Repeats, Times};
 pub use source::HostSource;
-pub use urgent::make_thread_urgent;
 
 /// An error with its causes, in one line.
 pub fn error_text(error: &dyn std::error::Error) -> String {

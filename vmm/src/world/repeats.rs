@@ -16,8 +16,8 @@
 //! prints four lines: the first time, and the 10th, 100th and 1000th, with their count.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use vmft_threads::Mutex;
 
 /// After so long without it, what happens is news again.
 const QUIET: Duration = Duration::from_secs(60);
@@ -100,7 +100,7 @@ impl Repeats {
     }
 
     fn note_at(&self, kind: &str, now: Instant) -> Option<Times> {
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = self.runs.lock();
         let known = runs.iter().position(|run| run.kind.as_deref() == Some(kind));
         let index = known.unwrap_or_else(|| {
             let run = |kind| Run { kind, count: 0, said: 0, last: now };
@@ -173,6 +173,6 @@ mod tests {
         // A known kind is not lost among them, and one that is over makes room.
         assert_eq!(repeats.note_at("3", now), None);
         assert_eq!(said(repeats.note_at("new", now + QUIET)), Some(String::new()));
-        assert_eq!(repeats.runs.lock().unwrap().len(), MAX_KINDS + 1);
+        assert_eq!(repeats.runs.lock().len(), MAX_KINDS + 1);
     }
 }

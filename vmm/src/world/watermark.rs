@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::OnceLock;
 use vmft_log::entry::OutputSequence;
+use vmft_threads::{Mutex, MutexGuard};
 
 type Report = Box<dyn Fn(OutputSequence) + Send + Sync>;
 
@@ -42,7 +43,7 @@ impl fmt::Debug for Watermark {
 
 impl Watermark {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of the watermark's lock panics")
+        self.state.lock()
     }
 
     /// From now on `report` is told. Before, nothing is kept account of.
@@ -105,7 +106,7 @@ mod tests {
         let told: Arc<Mutex<Vec<u64>>> = Arc::default();
         let heard = Arc::clone(&told);
         let watermark = Watermark::default();
-        let report = move |output: OutputSequence| heard.lock().unwrap().push(output.0);
+        let report = move |output: OutputSequence| heard.lock().push(output.0);
         watermark.report_to(Box::new(report));
         let output = OutputSequence;
         watermark.let_out(output(1), false);
@@ -116,11 +117,11 @@ mod tests {
         watermark.tell();
         watermark.let_out(output(5), true);
         watermark.tell();
-        assert_eq!(*told.lock().unwrap(), [1, 2]);
+        assert_eq!(*told.lock(), [1, 2]);
         watermark.written(output(3));
         watermark.written(output(5));
         watermark.tell();
-        assert_eq!(*told.lock().unwrap(), [1, 2, 4, 5]);
+        assert_eq!(*told.lock(), [1, 2, 4, 5]);
     }
 
     #[test]
@@ -128,7 +129,7 @@ mod tests {
         let told: Arc<Mutex<Vec<u64>>> = Arc::default();
         let heard = Arc::clone(&told);
         let watermark = Watermark::default();
-        let report = move |output: OutputSequence| heard.lock().unwrap().push(output.0);
+        let report = move |output: OutputSequence| heard.lock().push(output.0);
         watermark.report_to(Box::new(report));
         watermark.let_out(OutputSequence(7), false);
         // Some are let out several at a time.
@@ -140,6 +141,6 @@ mod tests {
         watermark.written(OutputSequence(9));
         watermark.written(OutputSequence(20));
         watermark.written(OutputSequence(21));
-        assert_eq!(*told.lock().unwrap(), [7, 9, 20, 21]);
+        assert_eq!(*told.lock(), [7, 9, 20, 21]);
     }
 }

@@ -10,8 +10,9 @@
 
 use super::{PAGE_SIZE, PageNumber};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
+use vmft_threads::{Mutex, MutexGuard};
 
 #[derive(Debug)]
 struct PageBits(Box<[AtomicU64]>);
@@ -83,7 +84,7 @@ struct Tracked {
 
 impl Tracked {
     fn views(&self) -> MutexGuard<'_, Vec<Weak<PageBits>>> {
-        self.views.lock().expect("no holder of this lock panics")
+        self.views.lock()
     }
 
     /// Shares what is recent out among all readers.

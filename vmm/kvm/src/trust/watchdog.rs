@@ -7,9 +7,10 @@
 use super::clock;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Interrupts `KVM_RUN`. Its handler does nothing, and nothing else in this program uses it.
 pub const KICK: Signal = Signal::SIGURG;
@@ -33,7 +34,7 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watch> {
         // A watch is a few plain values: whole at every moment.
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watch.lock()
     }
 }
 
@@ -139,11 +140,8 @@ fn watch(shared: &Shared) {
             }
         };
         watch = match wait {
-            None => shared.changed.wait(watch).unwrap_or_else(PoisonError::into_inner),
-            Some(time) => {
-                let woken = shared.changed.wait_timeout(watch, time);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
+            None => shared.changed.wait(watch),
+            Some(time) => shared.changed.wait_timeout(watch, time),
         };
     }
 }

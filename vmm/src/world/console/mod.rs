@@ -18,9 +18,10 @@ use hub::{Hub, Input, OnOut};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use vmft_log::entry::OutputSequence;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Bytes handed to a sink at a time.
 const CHUNK: usize = 64 << 10;
@@ -139,7 +140,7 @@ impl ConsoleHub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Hub> {
-        self.hub.lock().expect("no holder of the console's lock panics")
+        self.hub.lock()
     }
 
     /// This side is live: input goes to `mailbox` from now on, and `on_out` is told which
@@ -183,8 +184,8 @@ impl ConsoleHub {
     /// `limit`; says whether it has.
     pub fn drain(&self, limit: Duration) -> bool {
         let waits = |hub: &mut Hub| !hub.is_drained();
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, waits);
-        !waited.expect("no holder of the console's lock panics").1.timed_out()
+        let (_, waits_on) = self.changed.wait_timeout_while(self.lock(), limit, waits);
+        !waits_on
     }
 
     /// Ends all sinks, with what they have not written, and gives readers of the socket
@@ -196,8 +197,7 @@ impl ConsoleHub {
         for _ in 0..LAST_WORDS_ROUNDS {
             let sent = hub.sent;
             let waits = |hub: &mut Hub| hub.readers > 0;
-            let waited = self.changed.wait_timeout_while(hub, LAST_WORDS, waits);
-            hub = waited.expect("no holder of the console's lock panics").0;
+            (hub, _) = self.changed.wait_timeout_while(hub, LAST_WORDS, waits);
             if hub.readers == 0 || hub.sent == sent {
                 break;
             }
@@ -255,7 +255,6 @@ impl ConsoleHub {
         loop {
             let too_early = |hub: &mut Hub| !hub.is_closed && matches!(hub.input, Input::Later);
             let hub = self.changed.wait_while(self.lock(), too_early);
-            let hub = hub.expect("no holder of the console's lock panics");
             if hub.is_closed {
                 return Typed::Over;
             }
@@ -282,7 +281,7 @@ impl ConsoleHub {
             if hub.is_closed {
                 return None;
             }
-            hub = self.changed.wait(hub).expect("no holder of the console's lock panics");
+            hub = self.changed.wait(hub);
         }
     }
 
@@ -296,7 +295,7 @@ impl ConsoleHub {
             if let Some(next) = hub.next_for_sink() {
                 return Some(next);
             }
-            hub = self.changed.wait(hub).expect("no holder of the console's lock panics");
+            hub = self.changed.wait(hub);
         }
     }
 
@@ -335,8 +334,7 @@ impl ConsoleHub {
     /// Leaves the sink alone for `time`, unless the console is closed meanwhile.
     fn wait_retry(&self, time: Duration) {
         let waits = |hub: &mut Hub| !hub.is_closed;
-        let waited = self.changed.wait_timeout_while(self.lock(), time, waits);
-        drop(waited.expect("no holder of the console's lock panics"));
+        drop(self.changed.wait_timeout_while(self.lock(), time, waits));
     }
 }
 

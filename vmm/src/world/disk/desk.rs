@@ -11,8 +11,9 @@
 use super::queue::{DiskQueue, Shared};
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use vmft_threads::{Mutex, MutexGuard};
 
 /// What is done when a disk's storage fails for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,11 +89,11 @@ pub struct DiskDesk {
 
 impl DiskDesk {
     fn lock_queues(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 
     fn lock_news(&self) -> MutexGuard<'_, VecDeque<DiskNews>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+        self.news.lock()
     }
 
     /// From now on these are the side's disks.

@@ -14,10 +14,11 @@ use crate::world::Mailbox;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use vmft_log::entry::{Arrival, RequestId};
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Most threads of one disk: so many requests are under way at the storage. They are started as they are
 /// needed, and a guest that asks for one thing after the other has one.
@@ -211,7 +212,7 @@ fn now() -> Instant {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of a disk's lock panics")
+        self.state.lock()
     }
 
     fn start_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
@@ -251,7 +252,7 @@ impl Shared {
                 return;
             } else {
                 state.idle += 1;
-                state = self.work.wait(state).expect("no holder of a disk's lock panics");
+                state = self.work.wait(state);
                 state.idle -= 1;
             }
         }
@@ -501,8 +502,8 @@ impl Shared {
 
     pub(super) fn wait_quiet(&self, limit: Duration) -> bool {
         let busy = |state: &mut State| state.under_way.iter().any(|job| job.may_land_later);
-        let waited = self.ended.wait_timeout_while(self.lock(), limit, busy);
-        !waited.expect("no holder of a disk's lock panics").1.timed_out()
+        let (_, waits_on) = self.ended.wait_timeout_while(self.lock(), limit, busy);
+        !waits_on
     }
 
     pub(super) fn thaw(self: &Arc<Self>) {

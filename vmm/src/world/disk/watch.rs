@@ -2,9 +2,10 @@
 
 use super::desk::DiskDesk;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use vmft_sandbox::Task;
+use vmft_threads::{Condvar, Mutex};
 
 /// How often it is looked at most: an operator is in no greater hurry.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,10 +30,9 @@ impl Watch {
         let step = LOOK.min(shortest / 4);
         let watched = Arc::clone(&over);
         let watch = move || {
-            let mut is_over = watched.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut is_over = watched.is_over.lock();
             while !*is_over {
-                let waited = watched.changed.wait_timeout(is_over, step);
-                is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
+                is_over = watched.changed.wait_timeout(is_over, step);
                 desk.queues().iter().for_each(|queue| queue.look(queue.timeout()));
             }
         };
@@ -43,7 +43,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        *self.0.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.0.is_over.lock() = true;
         self.0.changed.notify_all();
     }
 }

@@ -31,11 +31,12 @@ use link::Link;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use thread::Announcer;
 use unconfirmed::UnconfirmedPackets;
 use vmft_log::entry::Packet;
 use vmft_sandbox::Task;
+use vmft_threads::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where the guest's network device is connected.
@@ -120,7 +121,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Option<Link>> {
-        self.link.lock().expect("no holder of the link's lock panics")
+        self.link.lock()
     }
 
     /// Opens the link if it is not open.

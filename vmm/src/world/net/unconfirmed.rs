@@ -4,8 +4,9 @@ use super::{NetError, Shared, spawn};
 use crate::outputs::Assurance;
 use crate::world::Fence;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use vmft_log::entry::Packet;
+use vmft_threads::{Condvar, Mutex, MutexGuard};
 
 /// Where packets go once they may leave.
 pub(super) trait PacketSink {
@@ -46,7 +47,7 @@ impl Waiting {
 
 impl UnconfirmedPackets {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().expect("no holder of the doubtful packets' lock panics")
+        self.waiting.lock()
     }
 
     /// Sends a packet, or keeps it. Fresh evidence is evidence for all that wait: it shows that
@@ -79,7 +80,7 @@ impl UnconfirmedPackets {
         loop {
             let mut waiting = self.lock();
             while waiting.packets.is_empty() && !waiting.closed {
-                waiting = self.came.wait(waiting).expect("nobody panics with this lock");
+                waiting = self.came.wait(waiting);
             }
             let closed = waiting.closed;
             let asked_for = waiting.left + waiting.packets.len() as u64;
@@ -124,7 +125,7 @@ mod tests {
     impl PacketSink for Wire {
         fn send_all(&self, packets: &mut VecDeque<Packet>) {
             for packet in packets.drain(..) {
-                self.0.lock().unwrap().send(packet.frame[0]).unwrap();
+                self.0.lock().send(packet.frame[0]).unwrap();
             }
         }
     }
@@ -138,8 +139,8 @@ mod tests {
 
     impl Fence for Asked {
         fn check(&self) -> Result<Permit, FenceError> {
-            self.asked.lock().unwrap().send(()).unwrap();
-            self.answers.lock().unwrap().recv().unwrap()
+            self.asked.lock().send(()).unwrap();
+            self.answers.lock().recv().unwrap()
         }
 
         fn refused(&self) {}
