@@ -8,7 +8,8 @@
 //! | `PUT /api/v1/vm.shutdown` | stops the guest and its pair, cleanly |
 //! | `PUT /api/v1/vm.snapshot` | body `{"directory": PATH}`: writes a snapshot |
 //! | `PUT /api/v1/vm.switch` | hands the guest over to a backup |
-//! | `PUT /api/v1/vm.resume` | tries again what disks have failed at; the guest goes on |
+//! | `PUT /api/v1/vm.pause` | the guest stands still |
+//! | `PUT /api/v1/vm.resume` | it goes on; what disks have failed at is tried again |
 //! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
 use crate::metrics;
@@ -84,6 +85,7 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
         .route("/api/v1/vm.shutdown", put(shutdown))
         .route("/api/v1/vm.snapshot", put(snapshot))
         .route("/api/v1/vm.switch", put(switch))
+        .route("/api/v1/vm.pause", put(pause))
         .route("/api/v1/vm.resume", put(resume))
         .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
@@ -123,12 +125,13 @@ async fn shutdown(State(api): State<Api>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+/// What a side says that follows, or is about to.
+const NOT_THE_GUEST: &str = "this side does not run the guest; ask the one that does";
+
 /// Why a side whose role this is writes no snapshot; `None` if it may.
 fn no_snapshot(role: Role, faults: &Faults) -> Option<&'static str> {
     match role {
-        Role::Starting | Role::Joining | Role::Backup => {
-            Some("this side does not run the guest; ask the one that does")
-        }
+        Role::Starting | Role::Joining | Role::Backup => Some(NOT_THE_GUEST),
         Role::Deciding if faults.has_replay() => Some(
             "the primary is lost, and this side is about to take over; ask again once it is live",
         ),
@@ -165,9 +168,7 @@ async fn snapshot(
 fn no_switch(role: Role) -> Option<String> {
     match role {
         Role::Primary => None,
-        Role::Starting | Role::Joining | Role::Backup => {
-            Some("this side does not run the guest; ask the one that does".to_owned())
-        }
+        Role::Starting | Role::Joining | Role::Backup => Some(NOT_THE_GUEST.to_owned()),
         Role::Unprotected
         | Role::WaitingForBackup
         | Role::Deciding
@@ -202,18 +203,41 @@ async fn switch(State(api): State<Api>) -> Result<StatusCode, (StatusCode, Strin
     }
 }
 
+/// Why a side whose role this is has no guest to pause; `None` if it has one.
+fn no_pause(role: Role) -> Option<&'static str> {
+    match role {
+        Role::Starting | Role::Joining | Role::Backup => Some(NOT_THE_GUEST),
+        Role::WaitingForBackup => Some("the guest has not begun: this side waits for its backup"),
+        Role::Halted | Role::Stopped => Some("the guest is over"),
+        Role::Unprotected | Role::Primary | Role::Deciding | Role::Alone => None,
+    }
+}
+
+async fn pause(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String)> {
+    if let Some(why) = no_pause(api.status.status().role) {
+        return Err((StatusCode::CONFLICT, why.to_owned()));
+    }
+    let stands = api.requests.pause(&api.mailbox);
+    match tokio::task::spawn_blocking(move || stands.recv()).await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        _ => Err((StatusCode::GONE, "the guest is over".to_owned())),
+    }
+}
+
 async fn resume(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String)> {
-    if api.disk_desk.resume() == 0 {
+    let tried_again = api.disk_desk.resume();
+    // The machine's thread waits for something to be asked: this is, too.
+    let was_paused = api.requests.resume(&api.mailbox);
+    if tried_again == 0 && !was_paused {
         let why = match api.status.status().role {
-            Role::Starting | Role::Joining | Role::Backup => {
-                "this side does not run the guest; ask the one that does"
+            Role::Starting | Role::Joining | Role::Backup => NOT_THE_GUEST,
+            _ => {
+                "the guest is not paused, and no disk of this side has failed at anything, so nothing is \
+                 to be resumed"
             }
-            _ => "no disk of this side has failed at anything, so nothing is to be resumed",
         };
         return Err((StatusCode::CONFLICT, why.to_owned()));
     }
-    // The machine's thread waits for something to be asked.
-    api.mailbox.ask(Asked::Pause);
     Ok(StatusCode::NO_CONTENT)
 }
 

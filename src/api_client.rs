@@ -53,7 +53,12 @@ pub fn snapshot(socket: &Path, directory: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.snapshot", body, SNAPSHOT_TIMEOUT).map(|_| ())
 }
 
-/// Has the side at `socket` try again what its disks have failed at.
+/// Has the guest of the side at `socket` stand still: it does when this returns.
+pub fn pause(socket: &Path) -> Result<()> {
+    ask(socket, Method::PUT, "/api/v1/vm.pause", Vec::new(), FAULT_TIMEOUT).map(|_| ())
+}
+
+/// Has the guest of the side at `socket` go on, and what its disks have failed at tried again.
 pub fn resume(socket: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.resume", Vec::new(), STATUS_TIMEOUT).map(|_| ())
 }

@@ -71,15 +71,27 @@ backup does not take it within a second, it runs on here.
 
 Exit code 0 if another side runs the guest now.";
 
+/// For `vmft pause`.
+pub const PAUSE: &str = "\
+Example:
+  vmft pause --api-socket /run/vmft/web.api
+  vmft resume --api-socket /run/vmft/web.api
+
+The guest stands still, protected as before, and its time with it; its real-time clock is told of the
+rest. That is a word to this side: if it is lost, or hands the guest over, the guest runs on elsewhere.
+
+Exit code 0 once the guest stands still.";
+
 /// For `vmft resume`.
 pub const RESUME: &str = "\
 Example:
   vmft status --api-socket /run/vmft/web.api     says which disk has failed, at what, since when
   vmft resume --api-socket /run/vmft/web.api     once there is room, or the storage is mended
 
-The requests that failed are tried again. If they fail again, the guest stands still again.
+A guest that was paused goes on. The requests that failed are tried again; if they fail again, the
+guest stands still again.
 
-Exit code 0 if there was something to try again.";
+Exit code 0 if it was paused, or there was something to try again.";
 
 /// For `vmft completions`.
 pub const COMPLETIONS: &str = "\

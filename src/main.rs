@@ -79,7 +79,10 @@ enum Command {
     /// Hand the guest over to its backup on purpose, with everything out: for maintenance
     #[command(after_help = examples::SWITCH)]
     Switch(commands::control::SwitchOptions),
-    /// Try again what a disk's storage has failed at: a guest that stands still because of it goes on
+    /// Have the guest stand still, protected as before, until `vmft resume`
+    #[command(after_help = examples::PAUSE)]
+    Pause(commands::control::PauseOptions),
+    /// Have a paused guest go on, and try again what a disk's storage has failed at
     #[command(after_help = examples::RESUME)]
     Resume(commands::control::ResumeOptions),
     /// Write a snapshot of a running guest
@@ -181,6 +184,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(options) => commands::control::status(&options),
         Command::Stop(options) => commands::control::stop(&options),
         Command::Switch(options) => commands::control::switch(&options),
+        Command::Pause(options) => commands::control::pause(&options),
         Command::Resume(options) => commands::control::resume(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Explain(options) => commands::explain::explain(&options),

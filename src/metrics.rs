@@ -110,7 +110,7 @@ fn guest(metrics: &mut Metrics, status: &SideStatus) {
     metrics.gauge("vmft_guest_time_seconds", help, of_ms(status.guest_time_ms as f64));
     let help = "1 while the guest waits for an interrupt.";
     metrics.gauge("vmft_guest_idle", help, flag(status.guest_idle));
-    let help = "1 while the guest is stopped: until outputs have left, or a disk is resumed.";
+    let help = "1 while the guest is stopped: until outputs have left, or it is resumed.";
     metrics.gauge("vmft_guest_stopped", help, flag(status.guest_waits_for.is_some()));
     let help = "1 while the guest is slowed, because its backup is behind.";
     metrics.gauge("vmft_guest_slowed", help, flag(status.guest_slowed));

@@ -65,6 +65,7 @@ fn good() -> Vec<Vec<u8>> {
         request("GET", "/api/v1/vm.info", ""),
         request("PUT", "/api/v1/vm.shutdown", ""),
         request("PUT", "/api/v1/vm.snapshot", r#"{"directory": "/nonexistent/snapshot"}"#),
+        request("PUT", "/api/v1/vm.pause", ""),
         request("PUT", "/api/v1/vm.resume", ""),
         request("PUT", "/api/v1/vm.fault", r#"{"fault": "fail"}"#),
         request(

@@ -4,10 +4,6 @@ use crate::events::{self, Event};
 use crate::side::Side;
 use crate::status::{DiskState, DiskTroubleStatus, ms};
 use crate::tell;
-use std::time::Instant;
-use vmft_vmm::inputs::{Asked, Inputs};
-use vmft_vmm::machine::{Machine, MachineError, RunEnd};
-use vmft_vmm::outputs::OutputGate;
 use vmft_vmm::world::{DiskDesk, DiskNews, DiskTrouble};
 
 /// What operators see of a disk with which something is wrong.
@@ -22,12 +18,6 @@ pub(crate) struct Heard {
     pub(crate) failed: Vec<DiskTrouble>,
     /// Of those that hang.
     pub(crate) hanging: Vec<DiskTrouble>,
-}
-
-/// A guest that stands still because of a disk.
-#[derive(Debug, Default)]
-pub(crate) struct Standstill {
-    since: Option<Instant>,
 }
 
 impl Side {
@@ -88,32 +78,6 @@ impl Side {
             let why = DiskTroubleStatus::from(first).text().into();
             events::note(|| Event::GuestStopped { why });
         }
-    }
-
-    /// Runs the machine; or leaves it at rest, and waits until something is asked, while a request of a disk is
-    /// kept.
-    pub(crate) fn run_or_stand(
-        &self,
-        machine: &mut Machine,
-        inputs: &mut dyn Inputs,
-        gate: &dyn OutputGate,
-        standstill: &mut Standstill,
-    ) -> Result<RunEnd, MachineError> {
-        if self.disk_desk.stands_still() {
-            standstill.since.get_or_insert_with(Instant::now);
-            return Ok(match self.mailbox.wait_asked() {
-                Asked::Pause => RunEnd::Paused,
-                Asked::Stop(reason) => RunEnd::Stopped(reason),
-                Asked::Halt => RunEnd::Halted,
-            });
-        }
-        if let Some(since) = standstill.since.take() {
-            let time = since.elapsed();
-            inputs.stood_still(time);
-            tell!("the guest goes on, after {:.1} s", time.as_secs_f64());
-            events::note(|| Event::GuestResumed { after_ms: ms(time) });
-        }
-        machine.run(inputs, gate)
     }
 }
 

@@ -1,14 +1,15 @@
 //! A planned switch: the guest is handed over to a backup on purpose.
 //!
 //! ```text
-//!  at a point ──▶ everything marked, acknowledged, out; disks done ──▶ gate held ──▶ goodbye: handed over
+//!  at a point, in checkpoint mode where an epoch is made to end
+//!   ──▶ everything marked, acknowledged, out; then disks done ──▶ gate held ──▶ goodbye: handed over
 //!     the backup: asks for the next generation at once, replays the rest, goes live
 //!     this side, still at rest: asks for it, too, when a second is over. Lost: it halts. Won: it runs on.
 //! ```
 //! So nothing new decides who runs the guest: this side has left its backup as if it had been lost, but lets
 //! it ask first. The guest rests from the first step on, and a side that runs on has lost nothing.
 
-use crate::epoch::Protection;
+use crate::epoch::{Epochs, NoBackup};
 use crate::policy::LossPolicy;
 use crate::reign::{LiveEvent, Standing};
 use crate::side::OutputPath;
@@ -33,14 +34,9 @@ pub enum HandOverError {
     /// Nobody could take it.
     #[error("no backup protects this side, so none can take the guest; see `vmft status`")]
     Nobody,
-    /// The guest is between two points, where no log can end.
-    #[error("the guest is between two points; ask again")]
+    /// The guest is between two points, where no log can end, or an epoch is under way.
+    #[error("the guest is between two points, or an epoch is under way; ask again")]
     NotNow,
-    /// Its backup is kept by checkpoints.
-    #[error(
-        "a guest that is protected by checkpoints cannot be handed over; stop the primary's process instead"
-    )]
-    Checkpoints,
     /// What is to be out first is not.
     #[error(
         "the backup has not acknowledged everything, or a disk has not done everything, within 2 s"
@@ -71,35 +67,33 @@ pub(crate) struct HandOver<'a> {
     pub(crate) channel: &'a PrimaryChannel,
     pub(crate) output_path: &'a OutputPath,
     pub(crate) policy: &'a Arc<LossPolicy>,
-    pub(crate) protection: Protection,
 }
 
 impl HandOver<'_> {
-    /// Hands over the guest of `machine`, which is at rest, and stays so until this returns. `Ok` if another
-    /// side has it.
-    pub(crate) fn run(self, machine: &Machine) -> Result<(), HandOverError> {
-        let Self { channel, output_path, policy, protection } = self;
-        if protection != Protection::Lockstep {
-            return Err(HandOverError::Checkpoints);
-        }
+    /// Hands over the guest of `machine`, which is at rest, and stays so until this returns; in checkpoint
+    /// mode, with its `epochs`. `Ok` if another side has it.
+    pub(crate) fn run(
+        self,
+        machine: &mut Machine,
+        epochs: Option<&Epochs>,
+    ) -> Result<(), HandOverError> {
+        let Self { channel, output_path, policy } = self;
         if policy.standing() != Standing::Protected || channel.protected_by() == 0 {
             return Err(HandOverError::Nobody);
         }
-        if !machine.is_at_point() {
-            return Err(HandOverError::NotNow);
+        match epochs {
+            Some(epochs) => match epochs.end_here(machine, &output_path.gate) {
+                Ok(true) => {}
+                Ok(false) => return Err(HandOverError::NotNow),
+                Err(NoBackup) => return Err(HandOverError::Nobody),
+            },
+            None => Self::mark_here(channel, output_path, machine)?,
         }
-        let (begun, output) = (output_path.gate.begin_mark(), machine.outputs());
-        let mark = Entry::OutputMark { point: machine.point(), output };
-        if let Ok(entry) = channel.push(&mark) {
-            output_path.gate.mark(begun, entry, output);
-        }
-        // Those who follow come to this point; one that is lost meanwhile need not.
-        let _ = channel.push(&Entry::Flush { point: machine.point() });
         let began = Instant::now();
-        let mut disks = output_path.outside.drain();
         let left = || DRAIN_PATIENCE.saturating_sub(began.elapsed());
-        // A write of this side that is still on its way would come after those of the next one.
-        if !channel.wait_acknowledged(left()) || !disks.wait(left()) {
+        // A write of this side that is still on its way would come after those of the next one. What waited
+        // for an acknowledgement is on its way from there on, so the disks are asked after that.
+        if !channel.wait_acknowledged(left()) || !output_path.outside.drain().wait(left()) {
             return Err(HandOverError::NotOut);
         }
         policy.handle(LiveEvent::HandOver);
@@ -111,6 +105,25 @@ impl HandOver<'_> {
         } else {
             Err(HandOverError::NotTaken)
         }
+    }
+
+    /// In lockstep: has those who follow come to this point, and outputs wait for no more than that.
+    fn mark_here(
+        channel: &PrimaryChannel,
+        output_path: &OutputPath,
+        machine: &Machine,
+    ) -> Result<(), HandOverError> {
+        if !machine.is_at_point() {
+            return Err(HandOverError::NotNow);
+        }
+        let (begun, output) = (output_path.gate.begin_mark(), machine.outputs());
+        let mark = Entry::OutputMark { point: machine.point(), output };
+        if let Ok(entry) = channel.push(&mark) {
+            output_path.gate.mark(begun, entry, output);
+        }
+        // One that is lost meanwhile need not.
+        let _ = channel.push(&Entry::Flush { point: machine.point() });
+        Ok(())
     }
 
     /// Gives up the reign of a side whose storage fails, with the machine at rest. `Ok` if another side has

@@ -27,6 +27,7 @@ pub mod reign;
 pub mod requests;
 mod rounds;
 pub mod side;
+mod standstill;
 pub mod status;
 pub mod storage;
 mod storage_look;

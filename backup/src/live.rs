@@ -4,7 +4,6 @@ mod disks;
 
 use crate::arbiter::{Arbiter, FenceState, GenerationFence};
 use crate::channel_log::ChannelLog;
-use crate::disk_care::Standstill;
 use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
 use crate::hand_over::{HandOver, HandOverError};
@@ -15,6 +14,7 @@ use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
 use crate::requests::{Beginning, JoinHost};
 use crate::side::{OutputPath, Side, SideEnd, SideError};
+use crate::standstill::Standstill;
 use crate::status::{FailoverReport, Role, StatusBoard, ms};
 use crate::storage;
 use std::sync::mpsc;
@@ -406,10 +406,14 @@ impl LiveSide<'_> {
     }
 
     /// Hands the guest over to a backup, with the machine at rest.
-    fn hand_over(&self, machine: &Machine) -> Result<(), HandOverError> {
+    fn hand_over(&self, machine: &mut Machine) -> Result<(), HandOverError> {
         let channel = self.channel.as_ref().ok_or(HandOverError::Nobody)?;
-        let (output_path, policy, protection) = (&self.output_path, &self.policy, self.protection);
-        HandOver { channel, output_path, policy, protection }.run(machine)
+        let (output_path, policy, epochs) = (&self.output_path, &self.policy, self.epochs());
+        let epochs = match self.protection {
+            Protection::Lockstep => None,
+            Protection::Checkpoint(_) => Some(epochs.as_ref().ok_or(HandOverError::Nobody)?),
+        };
+        HandOver { channel, output_path, policy }.run(machine, epochs)
     }
 
     fn is_lockstep(&self) -> bool {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 use vmft_cpu::memory::WriteView;
@@ -101,11 +102,13 @@ impl JoinHost for NoBackups {
 pub struct Requests {
     /// `None` once the machine is over.
     queue: Mutex<Option<VecDeque<Request>>>,
+    /// An operator wants the guest to stand still.
+    is_paused: AtomicBool,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { queue: Mutex::new(Some(VecDeque::new())) }
+        Self { queue: Mutex::new(Some(VecDeque::new())), is_paused: AtomicBool::new(false) }
     }
 }
 
@@ -142,6 +145,30 @@ impl Requests {
         let (reply, result) = channel();
         self.put(Request::HandOver { reply }, mailbox);
         result
+    }
+
+    /// Has the guest stand still until [`Self::resume`]; the receiver hears when it does.
+    pub fn pause(&self, mailbox: &Mailbox) -> Receiver<()> {
+        let (reply, stands) = channel();
+        let tell = move |_: &mut Machine| {
+            // Whoever asked may have gone.
+            let _ = reply.send(());
+        };
+        self.is_paused.store(true, Ordering::Release);
+        self.put(Request::AtRest(AtRest(Box::new(tell))), mailbox);
+        stands
+    }
+
+    /// Has it go on; false if nobody had paused it.
+    pub fn resume(&self, mailbox: &Mailbox) -> bool {
+        let was_paused = self.is_paused.swap(false, Ordering::AcqRel);
+        mailbox.ask(Asked::Pause);
+        was_paused
+    }
+
+    /// An operator wants the guest to stand still.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Acquire)
     }
 
     /// Begins to watch what the machine writes. Waits for the machine.

@@ -1,10 +1,11 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFence};
-use crate::disk_care::{self, Standstill};
+use crate::disk_care;
 use crate::fault::Faults;
 use crate::periodic_kicks;
 use crate::requests::{NoBackups, Requests};
+use crate::standstill::Standstill;
 use crate::status::{Role, StatusBoard};
 use crate::tell;
 use std::io;

@@ -231,9 +231,12 @@ pub struct SideStatus {
     /// Memory taken by outputs that are not out: those that wait, and those that nobody outside takes.
     #[serde(default)]
     pub outputs_waiting_bytes: u64,
-    /// What the guest is stopped for, if it is: until outputs have left, or a disk is resumed.
+    /// What the guest is stopped for, if it is: until outputs have left, or it is resumed.
     #[serde(default)]
     pub guest_waits_for: Option<String>,
+    /// True while an operator has paused it.
+    #[serde(default)]
+    pub is_paused: bool,
     /// True while a live side slows its guest, because its backup is behind.
     #[serde(default)]
     pub guest_slowed: bool,
@@ -522,6 +525,10 @@ impl StatusBoard {
             status.outputs_marked = delays.marks;
         }
         status.disk_troubles = disks.map_or_else(Vec::new, |disks| disks());
+        if status.is_paused {
+            let why = "it is resumed: an operator has paused it; `vmft resume`";
+            status.guest_waits_for = Some(why.to_owned());
+        }
         let stopped = status.disk_troubles.iter().find(|disk| disk.state == DiskState::Stopped);
         if let Some(disk) = stopped {
             let why = format!("it is resumed: {}; {}", disk.text(), disk.remedy());

@@ -76,6 +76,14 @@ pub struct SwitchOptions {
     api_socket: PathBuf,
 }
 
+/// Options of `vmft pause`.
+#[derive(Debug, Args)]
+pub struct PauseOptions {
+    /// The --api-socket of the side that runs the guest
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
 /// Options of `vmft resume`.
 #[derive(Debug, Args)]
 pub struct ResumeOptions {
@@ -84,7 +92,13 @@ pub struct ResumeOptions {
     api_socket: PathBuf,
 }
 
-/// Has a side try again what its disks have failed at.
+/// Has the guest stand still.
+pub fn pause(options: &PauseOptions) -> Result<ExitCode> {
+    api_client::pause(&options.api_socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has it go on, and what its disks have failed at tried again.
 pub fn resume(options: &ResumeOptions) -> Result<ExitCode> {
     api_client::resume(&options.api_socket)?;
     Ok(ExitCode::SUCCESS)

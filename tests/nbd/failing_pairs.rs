@@ -199,10 +199,24 @@ fn a_disk_that_hangs_is_told_and_its_guest_goes_on_at_a_backup_since_its_server_
 
 #[test]
 fn a_disk_that_hangs_where_the_guest_is_to_stop_is_told_and_waited_for() {
-    let mut pair = Pair::start(&["--disk-timeout", "500ms", "--on-error", "stop"]);
+    is_waited_for(&[]);
+}
+
+#[test]
+fn so_it_is_by_a_guest_that_is_protected_by_checkpoints() {
+    is_waited_for(&["--protect", "checkpoint"]);
+}
+
+fn is_waited_for(more: &[&str]) {
+    let stop = ["--disk-timeout", "500ms", "--on-error", "stop"];
+    let mut pair = Pair::start(&[&stop, more].concat());
     pair.server.kill();
     pair.go_on();
     pair.primary.wait_status(LIMIT, has(DiskState::Hangs)).unwrap();
+    // A write that is under way could land after those of whoever takes the guest.
+    let refused = api_client::switch(&pair.primary.api()).unwrap_err().to_string();
+    assert!(refused.contains("a disk has not done everything"), "{refused}");
+    pair.primary.wait_status(LIMIT, |status| status.role == Role::Primary).unwrap();
     pair.server.start_again();
     pair.primary.wait_says(LIMIT, |said| said.contains(" has ended, after ")).unwrap();
     pair.check();

@@ -15,6 +15,7 @@ mod kill;
 mod lag;
 mod output_rule;
 mod partition;
+mod pause;
 mod proxy;
 mod random;
 mod rejoin;

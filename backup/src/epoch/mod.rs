@@ -33,6 +33,7 @@ mod sender;
 mod thread;
 
 pub use pace::{Interval, IntervalError, MAX_INTERVAL, MIN_INTERVAL};
+pub(crate) use sender::NoBackup;
 pub(crate) use thread::{EpochSide, Epochs};
 
 use std::fmt;

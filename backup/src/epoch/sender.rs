@@ -108,7 +108,7 @@ pub(super) struct Sent {
 
 /// Nobody is there to take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoBackup;
+pub(crate) struct NoBackup;
 
 /// Puts epochs into the log, one after the other.
 #[derive(Debug)]
@@ -135,10 +135,6 @@ impl EpochSender {
 
     pub(super) const fn told(&self) -> &SentSoFar {
         &self.told
-    }
-
-    pub(super) fn gate(&self) -> &Arc<HeldOutputs> {
-        &self.gate
     }
 
     /// Another backup has joined, with pages of its own: from here on, nothing is sent as a change of
@@ -190,6 +186,22 @@ impl EpochSender {
         }
     }
 
+    /// An epoch that ends with the machine as it is, at rest until this returns. Where.
+    pub(super) fn end_at_rest(
+        &mut self,
+        machine: &mut Machine,
+        view: &WriteView,
+    ) -> Result<ExecutionPoint, NoBackup> {
+        let written = machine.take_written(view);
+        let taken = taken(machine, &self.gate, &self.told, CopiedPages::default());
+        let point = taken.point;
+        let mut epoch = self.begin(machine.ram())?;
+        // At rest, its memory is as good as a copy.
+        epoch.send_running(RamPages::some(machine.ram(), written))?;
+        epoch.finish(taken)?;
+        Ok(point)
+    }
+
     /// The machine has stopped for good: its last epoch, and the stop.
     pub(super) fn finish(
         &mut self,
@@ -197,13 +209,7 @@ impl EpochSender {
         view: &WriteView,
         reason: StopReason,
     ) -> Result<(), NoBackup> {
-        let written = machine.take_written(view);
-        let taken = taken(machine, &self.gate, &self.told, CopiedPages::default());
-        let point = taken.point;
-        let mut epoch = self.begin(machine.ram())?;
-        // It runs no more: its memory is as good as a copy.
-        epoch.send_running(RamPages::some(machine.ram(), written))?;
-        epoch.finish(taken)?;
+        let point = self.end_at_rest(machine, view)?;
         self.push(&Entry::Stop { point, reason })?;
         self.channel.flush();
         Ok(())

@@ -75,7 +75,9 @@ impl Turn {
 pub(crate) struct Epochs {
     turn: Arc<Turn>,
     view: Arc<WriteView>,
-    thread: Option<JoinHandle<EpochSender>>,
+    /// Locked while an epoch is taken and sent. The machine's thread, which that may wait for, only tries.
+    sender: Arc<Mutex<EpochSender>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What epochs need of their side.
@@ -94,29 +96,53 @@ impl Epochs {
         let view = Arc::new(machine.watch_writes());
         let turn = Arc::new(Turn::default());
         let EpochSide { channel, gate, requests, mailbox, status } = side;
-        let sender = EpochSender::new(channel, gate, machine);
+        let sender = Arc::new(Mutex::new(EpochSender::new(channel, Arc::clone(&gate), machine)));
         let pacer = Pacer {
             turn: Arc::clone(&turn),
             view: Arc::clone(&view),
+            sender: Arc::clone(&sender),
+            gate,
             requests,
             mailbox,
             status,
             interval,
         };
-        let thread = vmft_sandbox::spawn(Task::Worker, "epochs", move || pacer.run(sender));
+        let thread = vmft_sandbox::spawn(Task::Worker, "epochs", move || pacer.run());
         let thread = thread.expect("a host that cannot start a thread cannot run a machine");
-        Self { turn, view, thread: Some(thread) }
+        Self { turn, view, sender, thread: Some(thread) }
     }
 
     /// Another backup wants the machine as it is here: true if that is between two epochs, of which
     /// nothing is under way. If it is not, epochs stand back for a moment.
     pub(crate) fn make_room(&self, gate: &HeldOutputs) -> bool {
-        let clear = !self.turn.under_way.load(Ordering::Acquire) && gate.marks_waiting() == 0;
+        let clear = self.is_between(gate);
         if clear {
             self.turn.joined.store(true, Ordering::Release);
         }
         self.turn.want(!clear);
         clear
+    }
+
+    /// Between two epochs: of none is anything under way.
+    fn is_between(&self, gate: &HeldOutputs) -> bool {
+        !self.turn.under_way.load(Ordering::Acquire) && gate.marks_waiting() == 0
+    }
+
+    /// Ends an epoch with the machine as it is here, at rest, and puts it into the log. False while another
+    /// is under way, with nothing done; epochs stand back for a moment then.
+    pub(crate) fn end_here(
+        &self,
+        machine: &mut Machine,
+        gate: &HeldOutputs,
+    ) -> Result<bool, NoBackup> {
+        let sender = self.sender.try_lock().filter(|_| self.is_between(gate));
+        self.turn.want(sender.is_none());
+        let Some(mut sender) = sender else { return Ok(false) };
+        if self.turn.joined.swap(false, Ordering::AcqRel) {
+            sender.forget();
+        }
+        sender.end_at_rest(machine, &self.view)?;
+        Ok(true)
     }
 
     /// Nobody follows any more: true when the thread has noticed.
@@ -129,9 +155,10 @@ impl Epochs {
     /// to whoever follows.
     pub(crate) fn finish(mut self, machine: &mut Machine, reason: StopReason) {
         let Some(thread) = self.thread.take() else { return };
-        let Ok(mut sender) = thread.join() else { return };
-        // Without a backup there is nobody who must know.
-        let _ = sender.finish(machine, &self.view, reason);
+        if thread.join().is_ok() {
+            // Without a backup there is nobody who must know.
+            let _ = self.sender.lock().finish(machine, &self.view, reason);
+        }
     }
 }
 
@@ -145,6 +172,8 @@ impl Drop for Epochs {
 struct Pacer {
     turn: Arc<Turn>,
     view: Arc<WriteView>,
+    sender: Arc<Mutex<EpochSender>>,
+    gate: Arc<HeldOutputs>,
     requests: Arc<Requests>,
     mailbox: Arc<Mailbox>,
     status: Arc<StatusBoard>,
@@ -152,17 +181,17 @@ struct Pacer {
 }
 
 impl Pacer {
-    /// Until the machine stops, or nobody follows. Gives the sender back for a last word.
-    fn run(self, mut sender: EpochSender) -> EpochSender {
+    /// Until the machine stops, or nobody follows.
+    fn run(self) {
         let mut cost = Cost::default();
         let mut began = Instant::now();
         let mut report = EpochReport::default();
         let mut room = CopiedPages::default();
-        while self.wait_due(&sender, began, cost) {
+        while self.wait_due(began, cost) {
             self.turn.give_way();
             let interval = began.elapsed();
             began = Instant::now();
-            let epoch = self.epoch(&mut sender, room);
+            let epoch = self.epoch(&mut self.sender.lock(), room);
             self.turn.under_way.store(false, Ordering::Release);
             let Ok((done, sent, left)) = epoch else { break };
             room = left;
@@ -171,7 +200,6 @@ impl Pacer {
             let now = report.clone();
             self.status.update(|status| status.epochs = Some(now));
         }
-        sender
     }
 
     /// Takes an epoch and sends it. What the guest has written is copied in one rest, if it is not too
@@ -181,11 +209,11 @@ impl Pacer {
         sender: &mut EpochSender,
         room: CopiedPages,
     ) -> Result<(Rests, Sent, CopiedPages), Over> {
-        let (told, gate) = (sender.told().clone(), Arc::clone(sender.gate()));
+        let told = sender.told().clone();
         let mut rounds = Rounds::new(MOST_COPIED, 0);
         let (mut brake, mut rests) = (None, Rests::default());
         let Rested { mut round, joined, ram } =
-            self.rest(&told, &gate, rounds.limit(), room, &mut rests)?;
+            self.rest(&told, rounds.limit(), room, &mut rests)?;
         if joined {
             sender.forget();
         }
@@ -196,7 +224,7 @@ impl Pacer {
                     let slowing = rounds.next(pages.len());
                     Brake::apply(&mut brake, slowing, &self.requests, &self.mailbox);
                     epoch.send_running(RamPages::some(&ram, pages))?;
-                    round = self.rest(&told, &gate, rounds.limit(), room, &mut rests)?.round;
+                    round = self.rest(&told, rounds.limit(), room, &mut rests)?.round;
                 }
                 Round::Taken(taken) => {
                     rests.slowed = brake.take().map_or(Duration::ZERO, |brake| brake.slowed());
@@ -212,13 +240,12 @@ impl Pacer {
     fn rest(
         &self,
         told: &SentSoFar,
-        gate: &Arc<HeldOutputs>,
         limit: usize,
         room: CopiedPages,
         rests: &mut Rests,
     ) -> Result<Rested, Over> {
         let (turn, view) = (Arc::clone(&self.turn), Arc::clone(&self.view));
-        let (told, gate) = (told.clone(), Arc::clone(gate));
+        let (told, gate) = (told.clone(), Arc::clone(&self.gate));
         let (rested, rest) = self.requests.at_rest(&self.mailbox, move |machine| {
             let began = Instant::now();
             turn.under_way.store(true, Ordering::Release);
@@ -231,13 +258,14 @@ impl Pacer {
     }
 
     /// Waits until the next epoch is due; false when there is none.
-    fn wait_due(&self, sender: &EpochSender, began: Instant, cost: Cost) -> bool {
+    fn wait_due(&self, began: Instant, cost: Cost) -> bool {
         let due = self.interval.after(cost);
+        let told = self.sender.lock().told().outputs;
         self.turn.wait(due.with_outputs.saturating_sub(began.elapsed()));
         // An output's thread cannot tell this one that it is over; so that is looked at now and then.
         while !self.turn.is_over() {
             let left = due.without.saturating_sub(began.elapsed());
-            if left.is_zero() || sender.gate().wait_after(sender.told().outputs, left.min(LOOK)) {
+            if left.is_zero() || self.gate.wait_after(told, left.min(LOOK)) {
                 return true;
             }
         }

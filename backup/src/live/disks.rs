@@ -57,8 +57,8 @@ impl LiveSide<'_> {
             return Err(not_now(NotRelieved::UnderWay.to_string()));
         }
         tell!("{why}; a backup is to go on with its own way to the storage");
-        let (output_path, policy, protection) = (&self.output_path, &self.policy, self.protection);
-        let hand_over = HandOver { channel, output_path, policy, protection };
+        let (output_path, policy) = (&self.output_path, &self.policy);
+        let hand_over = HandOver { channel, output_path, policy };
         hand_over.relieve(&self.side.disk_desk, why).map_err(|error| WhyNot {
             text: error.to_string(),
             is_for_good: error != NotRelieved::Nobody,
