@@ -547,7 +547,7 @@ mod tests {
         let board = Arc::new(StatusBoard::default());
         let asked = Arc::clone(&board);
         board.set_channel(Some(Arc::new(move || {
-            if asked.board.try_lock().is_ok() {
+            if asked.board.try_lock().is_some() {
                 asked.update(|status| status.followers += 1);
             }
             None

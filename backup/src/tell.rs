@@ -173,7 +173,7 @@ impl Queue {
     fn wait_written(&self, limit: Duration) {
         let waits = |lines: &mut Lines| !lines.waiting.is_empty() || lines.is_writing;
         // Written or not, the process ends.
-        let _ = self.changed.wait_timeout_while(self.lock(), limit, waits);
+        drop(self.changed.wait_timeout_while(self.lock(), limit, waits));
     }
 }
 

@@ -38,7 +38,6 @@ fn own_number() -> u32 {
 // SAFETY: the word is set from zero to the number of a thread by that thread only, here or by the kernel
 // in its name, and only then is the lock taken; so no two threads hold it.
 unsafe impl lock_api::RawMutex for RawMutex {
-    #[expect(clippy::declare_interior_mutable_const, reason = "where a lock begins")]
     const INIT: Self = Self { owner: AtomicU32::new(0) };
 
     // Whoever waits does so for the thread that holds it.

@@ -43,7 +43,7 @@ impl Sink for Scripted {
             Some(Answer::Stuck(until)) => drop(until.recv()),
             None => {}
         }
-        let mut taken = self.taken.lock().expect("not poisoned");
+        let mut taken = self.taken.lock();
         let place = usize::try_from(offset).expect("small");
         assert_eq!(place, taken.len(), "bytes come in order, each once");
         taken.extend(&bytes[..most]);
@@ -68,18 +68,18 @@ fn stage(answers: impl Into<VecDeque<Answer>>) -> Stage {
     let sink = Scripted { answers: answers.into(), taken: Arc::clone(&taken) };
     sink::start(&hub, Box::new(sink)).expect("a thread");
     let heard = Arc::clone(&out);
-    let on_out = move |output: OutputSequence| heard.lock().expect("not poisoned").push(output.0);
+    let on_out = move |output: OutputSequence| heard.lock().push(output.0);
     hub.go_live(Arc::new(Mailbox::default()), Some(Arc::new(on_out)));
     Stage { hub, taken, out }
 }
 
 impl Stage {
     fn taken(&self) -> Vec<u8> {
-        self.taken.lock().expect("not poisoned").clone()
+        self.taken.lock().clone()
     }
 
     fn out(&self) -> Vec<u64> {
-        self.out.lock().expect("not poisoned").clone()
+        self.out.lock().clone()
     }
 }
 
@@ -302,13 +302,13 @@ fn outputs_are_reported_out_only_after_they_are_written() {
     let seen = Arc::clone(&out);
     let report = move |sequence: OutputSequence| {
         let len = std::fs::metadata(&path).expect("exists").len();
-        seen.lock().expect("not poisoned").push((sequence.0, len));
+        seen.lock().push((sequence.0, len));
     };
     hub.go_live(Arc::new(Mailbox::default()), Some(Arc::new(report)));
     write(&hub, 1, 0, b"abc");
     write(&hub, 2, 3, b"def");
     assert!(hub.drain(LONG));
-    let out = out.lock().expect("not poisoned");
+    let out = out.lock();
     let (last, len) = *out.last().expect("reported");
     assert_eq!((last, len), (2, 6));
     assert!(out.iter().all(|(sequence, len)| *len >= sequence * 3));

@@ -31,21 +31,21 @@ impl Cached {
     }
 
     fn log(&self) -> Vec<String> {
-        self.contents.lock().expect("not poisoned").log.clone()
+        self.contents.lock().log.clone()
     }
 
     /// The first byte of each sector, as it is after a crash.
     fn durable(&self) -> String {
-        let contents = self.contents.lock().expect("not poisoned");
+        let contents = self.contents.lock();
         contents.durable.chunks(SECTOR).map(|sector| char::from(sector[0])).collect()
     }
 
     fn fail_next(&self) {
-        *self.fails.lock().expect("not poisoned") = true;
+        *self.fails.lock() = true;
     }
 
     fn check(&self) -> io::Result<()> {
-        let fails = std::mem::take(&mut *self.fails.lock().expect("not poisoned"));
+        let fails = std::mem::take(&mut *self.fails.lock());
         if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
@@ -68,7 +68,7 @@ impl Storage for Cached {
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let contents = self.contents.lock().expect("not poisoned");
+        let contents = self.contents.lock();
         let start = offset as usize;
         data.copy_from_slice(&contents.cache[start..start + data.len()]);
         Ok(())
@@ -76,7 +76,7 @@ impl Storage for Cached {
 
     fn write(&self, _: Permit, offset: u64, data: &[u8]) -> Result<(), WriteError> {
         self.check()?;
-        let mut contents = self.contents.lock().expect("not poisoned");
+        let mut contents = self.contents.lock();
         let start = offset as usize;
         contents.cache[start..start + data.len()].copy_from_slice(data);
         contents.log.push(format!("{} at {}", char::from(data[0]), start / SECTOR));
@@ -85,7 +85,7 @@ impl Storage for Cached {
 
     fn flush(&self) -> io::Result<()> {
         self.check()?;
-        let mut contents = self.contents.lock().expect("not poisoned");
+        let mut contents = self.contents.lock();
         contents.durable = contents.cache.clone();
         contents.log.push("flush".to_owned());
         Ok(())
@@ -279,7 +279,7 @@ impl Storage for OfGenerations {
     }
 
     fn write(&self, permit: Permit, _: u64, _: &[u8]) -> Result<(), WriteError> {
-        self.0.lock().expect("not poisoned").push(permit);
+        self.0.lock().push(permit);
         if permit == Permit(Some(2)) { Ok(()) } else { Err(WriteError::Fenced) }
     }
 
@@ -305,11 +305,11 @@ struct Behind {
 
 impl Fence for Behind {
     fn check(&self) -> Result<Permit, FenceError> {
-        if *self.refused.lock().expect("not poisoned") { self.then } else { Ok(Permit(Some(1))) }
+        if *self.refused.lock() { self.then } else { Ok(Permit(Some(1))) }
     }
 
     fn refused(&self) {
-        *self.refused.lock().expect("not poisoned") = true;
+        *self.refused.lock() = true;
     }
 }
 
@@ -336,7 +336,7 @@ fn a_write_that_its_storage_refuses_is_made_again_by_a_winner_and_never_answered
         let (done, settled) = channel();
         queue.settle(done);
         settled.recv().expect("the disk's threads live as long as the queue");
-        assert_eq!(*storage.0.lock().expect("not poisoned"), asked);
+        assert_eq!(*storage.0.lock(), asked);
         assert_eq!(mailbox.take_arrival(Room::default()).is_some(), answered);
     }
 }

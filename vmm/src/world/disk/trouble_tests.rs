@@ -32,19 +32,19 @@ enum Mood {
 
 impl Moody {
     fn set(&self, mood: Mood) {
-        *self.mood.lock().expect("not poisoned") = mood;
+        *self.mood.lock() = mood;
         self.changed.notify_all();
     }
 
     fn check(&self, fails: Mood, kind: io::ErrorKind) -> io::Result<()> {
-        let mood = self.mood.lock().expect("not poisoned");
+        let mood = self.mood.lock();
         let silent = |mood: &mut Mood| *mood == Mood::Silent;
-        let mood = self.changed.wait_while(mood, silent).expect("not poisoned");
+        let mood = self.changed.wait_while(mood, silent);
         if *mood == fails { Err(kind.into()) } else { Ok(()) }
     }
 
     fn log(&self) -> String {
-        self.log.lock().expect("not poisoned").clone()
+        self.log.lock().clone()
     }
 }
 
@@ -67,20 +67,20 @@ impl Storage for Moody {
 
     fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.check(Mood::ReadFails, io::ErrorKind::Other)?;
-        data.fill(self.sectors.lock().expect("not poisoned")[offset as usize / SECTOR]);
+        data.fill(self.sectors.lock()[offset as usize / SECTOR]);
         Ok(())
     }
 
     fn write(&self, _: Permit, offset: u64, data: &[u8]) -> Result<(), WriteError> {
         self.check(Mood::Full, io::ErrorKind::StorageFull)?;
-        self.sectors.lock().expect("not poisoned")[offset as usize / SECTOR] = data[0];
-        self.log.lock().expect("not poisoned").push(char::from(data[0]));
+        self.sectors.lock()[offset as usize / SECTOR] = data[0];
+        self.log.lock().push(char::from(data[0]));
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
         self.check(Mood::FlushFails, io::ErrorKind::Other)?;
-        self.log.lock().expect("not poisoned").push('|');
+        self.log.lock().push('|');
         Ok(())
     }
 
@@ -208,7 +208,7 @@ fn what_fails_is_kept_with_all_that_must_not_overtake_it_until_it_is_resumed() {
     assert_eq!(answers[0], (1, STATUS_OK));
     answers.sort();
     assert_eq!(answers, [(1, STATUS_OK), (2, STATUS_OK), (3, STATUS_OK)]);
-    assert_eq!(stage.storage.sectors.lock().expect("not poisoned")[3], b'b');
+    assert_eq!(stage.storage.sectors.lock()[3], b'b');
     assert!(!stage.desk.stands_still() && stage.desk.troubles().is_empty());
     assert_eq!(stage.desk.resume(), 0);
 }
