@@ -185,7 +185,7 @@ async fn take_all(connection: &mut Connection, session: SessionId) {
 
 fn by_a_clock_of_its_own<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
+        .enable_all()
         .start_paused(true)
         .build()
         .expect("a runtime");
