@@ -357,7 +357,7 @@ impl<'a, I: Inputs> Faulty<'a, I> {
 
 impl<I: Inputs> Inputs for Faulty<'_, I> {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
-        if boundary.is_point {
+        if boundary.here().is_some() {
             self.plant(boundary.point);
         }
         self.inputs.next(boundary)

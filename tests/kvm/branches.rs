@@ -121,7 +121,7 @@ impl InputSource for Typist {
     }
     fn at(&mut self, boundary: &Boundary) {
         // The next run ends at its start; then the machine is let go.
-        if boundary.is_point && boundary.point > self.at {
+        if boundary.here().is_some() && boundary.point > self.at {
             self.at = boundary.point;
             self.ns += POINT_NS;
             self.kicker.kick();

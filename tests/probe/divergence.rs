@@ -13,7 +13,7 @@ use vmft_cpu::memory::GuestRam;
 use vmft_log::entry::{Arrival, Entry, StateDigest};
 use vmft_log::point::{CodeAddress, ExecutionPoint};
 use vmft_vmm::inputs::{
-    Boundary, DeviceRequest, Divergence, InputError, Inputs, LogSource, Replaying, Step,
+    Boundary, DeviceRequest, Divergence, InputError, Inputs, LogSource, PointStep, Replaying, Step,
 };
 use vmft_vmm::machine::{Delta, MachineError};
 use vmft_vmm::outputs::KeptOutputs;
@@ -40,7 +40,11 @@ impl Inputs for Planted {
         if boundary.point >= self.from {
             match self.plant.take() {
                 None => {}
-                Some(Plant::Key) => return Ok(Step::Deliver(Arrival::ConsoleInput(b"?".to_vec()))),
+                Some(Plant::Key) => {
+                    let here = boundary.here().expect("`soft` stops at points only");
+                    let key = Arrival::ConsoleInput(b"?".to_vec());
+                    return Ok(Step::Here(here, PointStep::Deliver(key)));
+                }
                 Some(Plant::FlipBit { address }) => {
                     let address = GuestAddress(address);
                     let byte: u8 = self.ram.memory().read_obj(address).unwrap();

@@ -19,7 +19,7 @@ struct To(ExecutionPoint);
 
 impl Inputs for To {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
-        let there = boundary.idle || boundary.point >= self.0;
+        let there = boundary.is_idle() || boundary.point >= self.0;
         Ok(if there { Step::Pause } else { Step::RunTo(self.0) })
     }
 

@@ -4,7 +4,7 @@
 use super::*;
 use crate::board::{BoardConfig, Bytes, DiskConfig, UnixSeconds};
 use crate::engine::EngineKind;
-use crate::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
+use crate::inputs::{AtPoint, Boundary, DeviceRequest, InputError, Inputs, PointStep, Step};
 use crate::machine::{BootSource, Machine, MachineConfig, MachineError, RunEnd};
 use crate::outputs::{KeptOutputs, OutputKind};
 use std::time::Duration;
@@ -23,6 +23,9 @@ const CASES: u64 = 500;
 /// How many bad checkpoints are made of each good one.
 const EACH: usize = 6;
 
+/// Where all of these machines are, on `soft`, which stops at points only.
+const HERE: AtPoint = AtPoint { branch: None, idle: false };
+
 /// Does these steps, and keeps the checkpoint it is given.
 struct Script {
     steps: VecDeque<Step>,
@@ -32,7 +35,9 @@ struct Script {
 impl Inputs for Script {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         match self.steps.front() {
-            Some(Step::RunTo(to)) if boundary.point < *to && !boundary.idle => Ok(Step::RunTo(*to)),
+            Some(Step::RunTo(to)) if boundary.point < *to && !boundary.is_idle() => {
+                Ok(Step::RunTo(*to))
+            }
             Some(Step::RunTo(_)) => {
                 self.steps.pop_front();
                 self.next(boundary)
@@ -105,7 +110,7 @@ fn run(machine: &mut Machine, steps: Vec<Step>) -> Result<Option<Delta>, Machine
 fn primary(random: &mut Random) -> Delta {
     let mut machine = machine();
     let to = ExecutionPoint::new(1 + random.below(20_000));
-    let steps = vec![Step::Digest, Step::RunTo(to), Step::Checkpoint];
+    let steps = vec![Step::Here(HERE, PointStep::Digest), Step::RunTo(to), Step::Checkpoint];
     run(&mut machine, steps).expect("the guest runs").expect("they have agreed")
 }
 
@@ -156,7 +161,8 @@ fn a_checkpoint_in_the_log_gone_bad_is_refused_or_is_a_machine() {
         let good = primary(&mut random);
         let mut backup = machine();
         let to = ExecutionPoint::new(1 + random.below(10_000));
-        run(&mut backup, vec![Step::Digest, Step::RunTo(to)]).expect("the guest runs");
+        run(&mut backup, vec![Step::Here(HERE, PointStep::Digest), Step::RunTo(to)])
+            .expect("the guest runs");
         for _ in 0..EACH {
             let Some(delta) = gone_bad(&mut random, &good) else { continue };
             let mut entries = pack(delta);
@@ -179,7 +185,10 @@ fn a_checkpoint_in_the_log_gone_bad_is_refused_or_is_a_machine() {
                 Ok(_) => {
                     adopted += 1;
                     let to = backup.point().after(2_000);
-                    match run(&mut backup, vec![Step::RunTo(to), Step::Digest]) {
+                    match run(
+                        &mut backup,
+                        vec![Step::RunTo(to), Step::Here(HERE, PointStep::Digest)],
+                    ) {
                         Err(MachineError::Broken(report)) => panic!("{report}"),
                         // The guest of other registers may do anything, and this machine is done with.
                         Ok(_) | Err(_) => return,

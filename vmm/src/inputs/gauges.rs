@@ -25,7 +25,7 @@ impl Gauges {
     }
 
     pub(crate) fn set_to(&self, boundary: &Boundary) {
-        self.set(boundary.point, boundary.time, boundary.idle);
+        self.set(boundary.point, boundary.time, boundary.is_idle());
     }
 
     /// So many more digests and exits were compared with the log's, and agreed.

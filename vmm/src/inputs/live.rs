@@ -2,7 +2,10 @@
 
 use super::booting::{OnReboot, asked_step};
 use super::clock::HostTime;
-use super::{Boundary, ClockControl, DeviceRequest, InputError, Inputs, PointScale, Room, Step};
+use super::{
+    AtPoint, Boundary, ClockControl, DeviceRequest, InputError, Inputs, Place, PointScale,
+    PointStep, Room, Step,
+};
 use crate::machine::{BootSource, Delta};
 use std::time::Duration;
 use vmft_cpu::ExitRecord;
@@ -149,7 +152,7 @@ impl<S: InputSource> Live<S> {
     /// True if something has waited for too long, at a place without a name that the engine cannot stop
     /// near: the caller names it by its state, and says when that is done ([`Self::named_by_state`]).
     pub(super) fn is_overdue(&mut self, boundary: &Boundary) -> bool {
-        if boundary.is_point || boundary.nearest.is_some() || boundary.idle {
+        if boundary.place != (Place::Between { nearest: None }) {
             self.waits_since = None;
             return false;
         }
@@ -177,11 +180,11 @@ impl<S: InputSource> Live<S> {
         }
     }
 
-    fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Step {
+    fn sync(&mut self, host: HostTime, boundary: &Boundary) -> Arrival {
         self.must_sync = false;
         self.look_at_wall_clock = true;
         let (time, rate) = self.clock.sync(host, boundary.point, boundary.time);
-        Step::Deliver(Arrival::ClockSync { time, rate })
+        Arrival::ClockSync { time, rate }
     }
 
     /// The world's time, if the guest has to be told: asked where guest time has just been corrected.
@@ -216,10 +219,11 @@ impl<S: InputSource> Live<S> {
     fn bound_between(
         &mut self,
         boundary: &Boundary,
+        nearest: Option<ExecutionPoint>,
         host: HostTime,
         timer: Option<HostTime>,
     ) -> ExecutionPoint {
-        let Some(nearest) = boundary.nearest else { return self.slice(boundary) };
+        let Some(nearest) = nearest else { return self.slice(boundary) };
         if self.stop_at.is_none() {
             let due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
             if due || self.source.wait(Some(HostTime(0)), boundary.room) {
@@ -230,7 +234,13 @@ impl<S: InputSource> Live<S> {
     }
 
     /// The next step of an idle guest: waits for an arrival or for its timer.
-    fn next_idle(&mut self, boundary: &Boundary, next_timer: Option<HostTime>) -> Step {
+    fn next_idle(
+        &mut self,
+        here: AtPoint,
+        boundary: &Boundary,
+        next_timer: Option<HostTime>,
+    ) -> Step {
+        let deliver = |arrival| Step::Here(here, PointStep::Deliver(arrival));
         loop {
             if let Some(asked) = self.source.take_asked() {
                 return asked_step(asked);
@@ -239,13 +249,13 @@ impl<S: InputSource> Live<S> {
             let timer_due = next_timer.is_some_and(|due| host >= due);
             if timer_due || self.must_sync {
                 self.clock.waited(host, boundary.point);
-                return self.sync(host, boundary);
+                return deliver(self.sync(host, boundary));
             }
             if let Some(arrival) = self.take_wall_clock(boundary) {
-                return Step::Deliver(arrival);
+                return deliver(arrival);
             }
             if let Some(arrival) = self.source.take_arrival(boundary.room) {
-                return Step::Deliver(arrival);
+                return deliver(arrival);
             }
             if self.source.wait(next_timer, boundary.room) {
                 // An arrival comes at the present, not at the time the guest went to sleep.
@@ -265,8 +275,8 @@ impl<S: InputSource> Inputs for Live<S> {
             return Ok(self.next_boot(boundary));
         }
         let timer = boundary.next_timer.map(|time| self.clock.due(time));
-        if boundary.idle {
-            return Ok(self.next_idle(boundary, timer));
+        if let Some(here) = boundary.here().filter(|here| here.idle) {
+            return Ok(self.next_idle(here, boundary, timer));
         }
         // An idle guest puts nothing out.
         let mut was_held = false;
@@ -284,17 +294,21 @@ impl<S: InputSource> Inputs for Live<S> {
             self.clock.waited(host, boundary.point);
             self.must_sync = true;
         }
-        if !boundary.is_point {
-            return Ok(Step::RunTo(self.bound_between(boundary, host, timer)));
-        }
+        let here = match boundary.place {
+            Place::Point(here) => here,
+            Place::Between { nearest } => {
+                return Ok(Step::RunTo(self.bound_between(boundary, nearest, host, timer)));
+            }
+        };
+        let deliver = |arrival| Ok(Step::Here(here, PointStep::Deliver(arrival)));
         self.stop_at = None;
         let timer_due = self.clock.scale().sync_for_timers && timer.is_some_and(|due| host >= due);
         if self.must_sync || timer_due || self.clock.sync_due(host) {
-            return Ok(self.sync(host, boundary));
+            return deliver(self.sync(host, boundary));
         }
         let arrival = self.take_wall_clock(boundary);
         if let Some(arrival) = arrival.or_else(|| self.source.take_arrival(boundary.room)) {
-            return Ok(Step::Deliver(arrival));
+            return deliver(arrival);
         }
         Ok(Step::RunTo(self.slice(boundary)))
     }

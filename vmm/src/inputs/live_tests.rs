@@ -38,17 +38,19 @@ impl InputSource for Waiting {
     }
 }
 
+const AT_POINT: Place = Place::Point(AtPoint { branch: None, idle: false });
+
 pub(in crate::inputs) fn boundary(is_point: bool) -> Boundary {
     let (sync_point, sync_time) = (ExecutionPoint::START, VirtualTime::ZERO);
     let rate = PointScale::EXITS.initial_rate;
     Boundary {
         point: ExecutionPoint::new(7),
-        is_point,
-        nearest: None,
-        branch: None,
+        place: match is_point {
+            true => AT_POINT,
+            false => Place::Between { nearest: None },
+        },
         time: VirtualTime::ZERO,
         clock: VirtualClock { sync_point, sync_time, rate },
-        idle: false,
         awaits_boot: false,
         resets: crate::inputs::Resets::default(),
         interrupt_pending: false,
@@ -67,7 +69,10 @@ fn step(asked: Option<Asked>, is_point: bool) -> Step {
 
 #[test]
 fn nothing_but_an_operator_is_served_where_there_is_no_point() {
-    assert!(matches!(step(None, true), Step::Deliver(Arrival::ClockSync { .. })));
+    assert!(matches!(
+        step(None, true),
+        Step::Here(_, PointStep::Deliver(Arrival::ClockSync { .. }))
+    ));
     assert!(matches!(step(None, false), Step::RunTo(bound) if bound > ExecutionPoint::new(7)));
     assert_eq!(step(Some(Asked::Pause), false), Step::Pause);
     let stop = Asked::Stop(StopReason::Operator);
@@ -124,7 +129,8 @@ fn a_guest_that_is_held_back_can_be_stopped_and_finds_the_time_when_it_goes_on()
     let mut stopped = live(Holding { left: 3, asked: Some(Asked::Pause) });
     assert_eq!(stopped.next(&here).expect("the world is well"), Step::Pause);
     let mut held = live(Holding { left: 3, asked: None });
-    let Ok(Step::Deliver(Arrival::ClockSync { time, .. })) = held.next(&here) else {
+    let Ok(Step::Here(_, PointStep::Deliver(Arrival::ClockSync { time, .. }))) = held.next(&here)
+    else {
         panic!("guest time is corrected first");
     };
     assert_eq!(time, here.clock.time_at(here.point).after_ns(1_000_000_000));
@@ -174,7 +180,7 @@ fn an_interrupt_that_no_exit_lets_in_is_overdue_after_a_while() {
     let pending = Boundary { interrupt_pending: true, ..quiet };
     let looks = (0..100).take_while(|_| !live.is_overdue(&pending)).count();
     assert_eq!(looks as u64, OVERDUE_NS / 1_000_000);
-    assert!(!live.is_overdue(&Boundary { is_point: true, ..pending }), "the guest takes it here");
+    assert!(!live.is_overdue(&Boundary { place: AT_POINT, ..pending }), "the guest takes it here");
 }
 
 #[test]
@@ -184,7 +190,7 @@ fn a_guest_spends_at_most_a_fifth_of_its_time_on_being_named() {
     let mut live = Live::new(Passing(0), clock);
     let waited = |live: &mut Live<Passing>| {
         // What waited is served where the place has its name.
-        assert!(!live.is_overdue(&Boundary { is_point: true, ..pending }));
+        assert!(!live.is_overdue(&Boundary { place: AT_POINT, ..pending }));
         (0..1_000).take_while(|_| !live.is_overdue(&pending)).count() as u64 * 1_000_000
     };
     assert_eq!(waited(&mut live), OVERDUE_NS);
@@ -246,8 +252,12 @@ fn told(wall_clock: WallClock, point: ExecutionPoint, moments: &[(u64, u64)]) ->
         *live.source() = Clocks { host: *host, wall: *wall };
         loop {
             match live.next(&here).expect("the world is well") {
-                Step::Deliver(Arrival::ClockSync { time, .. }) => here.time = time,
-                Step::Deliver(Arrival::WallClock { time }) => told.push(time.as_unix_ns()),
+                Step::Here(_, PointStep::Deliver(Arrival::ClockSync { time, .. })) => {
+                    here.time = time
+                }
+                Step::Here(_, PointStep::Deliver(Arrival::WallClock { time })) => {
+                    told.push(time.as_unix_ns())
+                }
                 Step::RunTo(_) => break,
                 other => panic!("{other:?}"),
             }
@@ -272,13 +282,19 @@ fn a_timer_that_is_due_on_the_host_corrects_guest_time_at_the_next_point() {
     let boundary = boundary(true);
     let clock = ClockControl::new(&boundary.clock, boundary.point, PointScale::EXITS);
     let mut live = Live::new(Waiting(None), clock);
-    let Ok(Step::Deliver(Arrival::ClockSync { time, .. })) = live.next(&boundary) else {
+    let Ok(Step::Here(_, PointStep::Deliver(Arrival::ClockSync { time, .. }))) =
+        live.next(&boundary)
+    else {
         panic!("the first step corrects guest time");
     };
     let after = Boundary { time, next_timer: Some(time.after_ns(1)), ..boundary };
     let step = live.next(&after).expect("the world is well");
-    assert_eq!(step, Step::Deliver(Arrival::ConsoleInput(b"x".to_vec())));
+    let typed = PointStep::Deliver(Arrival::ConsoleInput(b"x".to_vec()));
+    assert!(matches!(&step, Step::Here(_, here) if *here == typed), "{step:?}");
     let due = Boundary { next_timer: Some(time), ..boundary };
     let step = live.next(&due).expect("the world is well");
-    assert!(matches!(step, Step::Deliver(Arrival::ClockSync { .. })), "{step:?}");
+    assert!(
+        matches!(step, Step::Here(_, PointStep::Deliver(Arrival::ClockSync { .. }))),
+        "{step:?}"
+    );
 }

@@ -35,22 +35,12 @@ use vmft_log::point::{CodeAddress, ExecutionPoint, VirtualClock, VirtualTime};
 pub struct Boundary {
     /// The last point the machine has reached.
     pub point: ExecutionPoint,
-    /// True if the machine is at the point itself. False if the host made the engine come back
-    /// somewhere behind it: a place without a name, at which nothing may happen to the guest.
-    pub is_point: bool,
-    /// At a place without a name: the nearest point ahead that the guest can be stopped at although
-    /// it does not exit. `None` on an engine that stops at exits only.
-    pub nearest: Option<ExecutionPoint>,
-    /// At a point that lies behind a branch: where that branch is, if whoever comes this way is sure to
-    /// meet it there.
-    pub branch: Option<CodeAddress>,
+    /// Whether it is there still.
+    pub place: Place,
     /// Guest time here.
     pub time: VirtualTime,
     /// The function that gives it.
     pub clock: VirtualClock,
-    /// True if the guest waits in `HLT` and no interrupt is pending: it cannot run on
-    /// without an input.
-    pub idle: bool,
     /// True if the guest was reset and waits for what its disks boot. It is idle until then.
     pub awaits_boot: bool,
     /// How often the guest was reset.
@@ -63,6 +53,46 @@ pub struct Boundary {
     pub outputs: OutputSequence,
     /// What the devices can take now.
     pub room: Room,
+}
+
+/// Where a machine is, as a log can say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At the point itself.
+    Point(AtPoint),
+    /// Somewhere behind it, where the host made the engine come back: a place without a name, at which nothing
+    /// may happen to the guest.
+    Between {
+        /// The nearest point ahead that the guest can be stopped at although it does not exit. `None` on an
+        /// engine that stops at exits only.
+        nearest: Option<ExecutionPoint>,
+    },
+}
+
+/// A machine's word that it is at a point. What is done to a guest there needs it ([`Step::Here`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AtPoint {
+    /// If the point lies behind a branch: where that branch is, if whoever comes this way is sure to meet it
+    /// there.
+    pub branch: Option<CodeAddress>,
+    /// True if the guest waits in `HLT` and no interrupt is pending: it cannot run on without an input.
+    pub idle: bool,
+}
+
+impl Boundary {
+    /// The machine's word that it is at the point, if it is.
+    pub const fn here(&self) -> Option<AtPoint> {
+        match self.place {
+            Place::Point(here) => Some(here),
+            Place::Between { .. } => None,
+        }
+    }
+
+    /// True if the guest cannot run on without an input.
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.place, Place::Point(AtPoint { idle: true, .. }))
+    }
 }
 
 /// How often a guest was reset, as this side has seen it.
@@ -89,13 +119,8 @@ pub enum Step {
     /// Run, but not beyond this point, which lies after the boundary's. Never answered to an
     /// idle machine.
     RunTo(ExecutionPoint),
-    /// Apply this input here. Never answered where there is no point.
-    Deliver(Arrival),
-    /// Take a digest here and hand it to [`Inputs::digest`]. Never answered where there is no point.
-    Digest,
-    /// Forget what is cached of memory here, as the side did that logged it: a backup started from
-    /// here. Never answered where there is no point.
-    Flush,
+    /// Do this, at the point where the machine is.
+    Here(AtPoint, PointStep),
     /// Give this place a name by its state, and hand that to [`Inputs::checkpoint`]: something waits
     /// for the guest, and no point comes; or whoever follows is far behind.
     Checkpoint,
@@ -114,6 +139,17 @@ pub enum Step {
     Halt,
     /// No more log: replaying is over.
     LogEnded,
+}
+
+/// What is done to a guest at a point, and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PointStep {
+    /// Apply this input.
+    Deliver(Arrival),
+    /// Take a digest, and hand it to [`Inputs::digest`].
+    Digest,
+    /// Forget what is cached of memory, as the side did that logged it: a backup started from here.
+    Flush,
 }
 
 /// A request of a device that nobody outside can see.
@@ -172,7 +208,7 @@ pub trait Inputs {
     /// See [`InputError`].
     fn request(&mut self, request: DeviceRequest) -> Result<(), InputError>;
 
-    /// The digest asked for by [`Step::Digest`].
+    /// The digest asked for by [`PointStep::Digest`].
     ///
     /// # Errors
     /// [`InputError::Divergence`] if the log says something else.

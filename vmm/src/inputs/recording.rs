@@ -3,7 +3,7 @@
 use super::deltas;
 use super::exits::ExitEncoder;
 use super::live::{InputSource, Live};
-use super::{Boundary, DeviceRequest, InputError, Inputs, Step};
+use super::{Boundary, DeviceRequest, InputError, Inputs, PointStep, Step};
 use crate::machine::Delta;
 use crate::outputs::HeldOutputs;
 use std::sync::Arc;
@@ -206,9 +206,9 @@ impl<S: InputSource, L: LogSink> Recording<S, L> {
         let window = self.live.scale().mark_window;
         let by = *self.mark_by.get_or_insert(boundary.point.after(window));
         // A mark holds also where there is no point: outputs are made on the way to one.
-        if boundary.idle || boundary.point >= by || self.gate.has_urgent() {
+        if boundary.is_idle() || boundary.point >= by || self.gate.has_urgent() {
             // Without a window every byte of a console has a mark, and the log makes the batches.
-            let haste = match boundary.idle || window > 0 || self.gate.has_urgent() {
+            let haste = match boundary.is_idle() || window > 0 || self.gate.has_urgent() {
                 true => Haste::AtOnce,
                 false => Haste::WithCompany,
             };
@@ -223,7 +223,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
         if self.log.is_closed() {
             return self.live.next(boundary);
         }
-        let branch = boundary.branch.filter(|_| boundary.is_point);
+        let branch = boundary.here().and_then(|here| here.branch);
         self.landing = branch.map(|branch| (boundary.point, branch));
         if std::mem::take(&mut self.is_booting) {
             self.log_exits(boundary.point)?;
@@ -231,11 +231,12 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             return Ok(Step::Whole);
         }
         self.mark_if_due(boundary)?;
-        if boundary.is_point && boundary.point >= self.next_digest {
-            return Ok(Step::Digest);
+        let here = boundary.here();
+        if let Some(here) = here.filter(|_| boundary.point >= self.next_digest) {
+            return Ok(Step::Here(here, PointStep::Digest));
         }
         // Two bases are never at one point, which names them.
-        let wanted = self.for_jumps && boundary.is_point && boundary.point > self.base;
+        let wanted = self.for_jumps && here.is_some() && boundary.point > self.base;
         if wanted && self.log.wants_checkpoint()
             || self.named_by_state && self.live.is_overdue(boundary)
         {
@@ -244,7 +245,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
             return Ok(Step::Checkpoint);
         }
         let window = self.live.scale().progress_window;
-        if boundary.idle && boundary.point.since(self.last_entry) >= window {
+        if boundary.is_idle() && boundary.point.since(self.last_entry) >= window {
             self.log_exits(boundary.point)?;
             self.append(&Entry::Progress { point: boundary.point })?;
             self.log.flush().map_err(InputError::Log)?;
@@ -264,11 +265,11 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
                 };
                 Ok(Step::RunTo(bound.max(boundary.point.after(1))))
             }
-            Step::Deliver(arrival) => {
+            Step::Here(here, PointStep::Deliver(arrival)) => {
                 let entry = Entry::Arrival { point: boundary.point, arrival };
                 self.append(&entry)?;
                 let Entry::Arrival { arrival, .. } = entry else { unreachable!("made above") };
-                Ok(Step::Deliver(arrival))
+                Ok(Step::Here(here, PointStep::Deliver(arrival)))
             }
             // Whoever joins at a checkpoint taken here has none of these exits.
             Step::Pause => {
@@ -279,8 +280,7 @@ impl<S: InputSource, L: LogSink> Inputs for Recording<S, L> {
                 self.is_booting = true;
                 Ok(step)
             }
-            Step::Digest
-            | Step::Flush
+            Step::Here(_, PointStep::Digest | PointStep::Flush)
             | Step::Checkpoint
             | Step::Whole
             | Step::Adopt(_)

@@ -1,7 +1,7 @@
 //! Recording, with worlds and logs of its own.
 
 use super::*;
-use crate::inputs::{Asked, ClockControl, HostTime, PointScale, Room};
+use crate::inputs::{Asked, AtPoint, ClockControl, HostTime, Place, PointScale, Room};
 use crate::machine::BootSource;
 use crate::outputs::{Assurance, Output, OutputGate, OutputKind, Outside};
 use vmft_log::entry::{Arrival, Packet};
@@ -103,10 +103,7 @@ fn boundary(outputs: u64) -> Boundary {
         point: ExecutionPoint::START,
         time: VirtualTime::ZERO,
         clock,
-        is_point: true,
-        nearest: None,
-        branch: None,
-        idle: true,
+        place: Place::Point(AtPoint { branch: None, idle: true }),
         awaits_boot: false,
         resets: crate::inputs::Resets::default(),
         interrupt_pending: false,
@@ -219,13 +216,15 @@ fn an_arrival_is_in_the_log_before_the_guest_has_it() {
     let gate = Arc::new(HeldOutputs::open(seen));
     let log = KeepingLog::default();
     let mut inputs = Recording::new(live, log, gate, point, OutputSequence(0));
-    let running = Boundary { idle: false, ..boundary(0) };
-    while inputs.next(&running).expect("the log takes all") != Step::Deliver(arrival.clone()) {}
+    let here = AtPoint { branch: None, idle: false };
+    let running = Boundary { place: Place::Point(here), ..boundary(0) };
+    let delivered = Step::Here(here, PointStep::Deliver(arrival.clone()));
+    while inputs.next(&running).expect("the log takes all") != delivered {}
     assert_eq!(inputs.log().0.last(), Some(&Entry::Arrival { point, arrival }));
 }
 
 /// What is logged of an arrival at a point, at which something was put out as well.
-fn logged(is_point: bool, branch: Option<u64>) -> Vec<Entry> {
+fn logged(place: Place) -> Vec<Entry> {
     let seen: Arc<dyn Outside> = Arc::new(Seen::default());
     let arrival = Arrival::ConsoleInput(b"x".to_vec());
     let start = ExecutionPoint::START;
@@ -234,9 +233,8 @@ fn logged(is_point: bool, branch: Option<u64>) -> Vec<Entry> {
     let log = KeepingLog::default();
     let live = Live::new(Arrived(Some(arrival)), clock);
     let mut inputs = Recording::new(live, log, gate, start, OutputSequence(0));
-    let branch = branch.map(|branch| CodeAddress::try_from(branch).expect("canonical"));
     let point = ExecutionPoint::new(1030);
-    let here = Boundary { point, is_point, branch, idle: false, ..boundary(1) };
+    let here = Boundary { point, place, ..boundary(1) };
     while !matches!(inputs.next(&here), Ok(Step::RunTo(_))) {}
     // Nothing was logged at the next.
     let there = Boundary { point: point.after(7), ..here };
@@ -247,15 +245,14 @@ fn logged(is_point: bool, branch: Option<u64>) -> Vec<Entry> {
 #[test]
 fn a_branch_is_logged_once_in_front_of_all_that_is_logged_behind_it() {
     let point = ExecutionPoint::new(1030);
-    let without = logged(true, None);
+    let behind = |branch| Place::Point(AtPoint { branch, idle: false });
+    let without = logged(behind(None));
     assert!(without.len() > 2, "{without:?}");
     assert!(without.iter().all(|entry| entry.point() == Some(point)), "{without:?}");
     let branch = CodeAddress::try_from(0x1234).expect("canonical");
     let mut expected = without;
     expected.insert(0, Entry::Landing { point, branch });
-    assert_eq!(logged(true, Some(0x1234)), expected);
-    // A place without a name is no place to land on.
-    assert_eq!(logged(false, Some(0x1234)), logged(false, None));
+    assert_eq!(logged(behind(Some(branch))), expected);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::deltas::{Assembly, base_of};
 use super::exits::{self, ExitDifference};
-use super::{Boundary, DeviceRequest, Gauges, InputError, Inputs, Step};
+use super::{AtPoint, Boundary, DeviceRequest, Gauges, InputError, Inputs, PointStep, Step};
 use crate::machine::{Delta, differing_page};
 use crate::outputs::KeptOutputs;
 use std::fmt;
@@ -335,9 +335,15 @@ impl<L: LogSource> Replaying<L> {
     }
 
     /// The step for an entry at the boundary itself; `None` if it asks nothing of the machine.
-    fn apply(&mut self, entry: Entry, boundary: &Boundary) -> Result<Option<Step>, InputError> {
+    fn apply(
+        &mut self,
+        entry: Entry,
+        here: AtPoint,
+        boundary: &Boundary,
+    ) -> Result<Option<Step>, InputError> {
+        let at_point = |step| Ok(Some(Step::Here(here, step)));
         match entry {
-            Entry::Arrival { arrival, .. } => Ok(Some(Step::Deliver(arrival))),
+            Entry::Arrival { arrival, .. } => at_point(PointStep::Deliver(arrival)),
             Entry::OutputMark { output, .. } => {
                 if output == boundary.outputs {
                     return Ok(None);
@@ -347,7 +353,7 @@ impl<L: LogSource> Replaying<L> {
             }
             Entry::Digest { digest, .. } => {
                 self.expected = Some(digest);
-                Ok(Some(Step::Digest))
+                at_point(PointStep::Digest)
             }
             Entry::Exits { point, exits } => {
                 self.compare_exits(point, &exits)?;
@@ -357,7 +363,7 @@ impl<L: LogSource> Replaying<L> {
                 self.log_stopped = Some(reason);
                 Ok(Some(Step::Stop(reason)))
             }
-            Entry::Flush { .. } => Ok(Some(Step::Flush)),
+            Entry::Flush { .. } => at_point(PointStep::Flush),
             // The hint is of no use any more: this is the place.
             Entry::Landing { .. }
             | Entry::Progress { .. }
@@ -391,22 +397,21 @@ impl<L: LogSource> Inputs for Replaying<L> {
                 }
                 continue;
             };
-            if point < boundary.point {
-                let what = Difference::Past { next: point };
-                return Err(self.diverged(boundary.point, what).into());
-            }
             if point > boundary.point {
-                if boundary.idle {
+                if boundary.is_idle() {
                     let what = Difference::Idle { next: point };
                     return Err(self.diverged(boundary.point, what).into());
                 }
                 self.next = Some(entry);
                 return Ok(Step::RunTo(point));
             }
-            // Where there is no point, the next entry is known to lie ahead: the guest runs only
-            // towards one that does.
-            assert!(boundary.is_point, "an entry for a place without a name");
-            if let Some(step) = self.apply(entry, boundary)? {
+            // Where there is no point, one that lies ahead is awaited: that of the last point is past.
+            let here = boundary.here().filter(|_| point == boundary.point);
+            let Some(here) = here else {
+                let what = Difference::Past { next: point };
+                return Err(self.diverged(boundary.point, what).into());
+            };
+            if let Some(step) = self.apply(entry, here, boundary)? {
                 return Ok(step);
             }
         }

@@ -1,6 +1,7 @@
 //! The exit stream, from a recording side to a replaying one.
 
 use super::*;
+use crate::inputs::Place;
 use crate::inputs::exits::ExitEncoder;
 use std::collections::VecDeque;
 use vmft_cpu::memory::MIN_MEMORY;
@@ -37,16 +38,13 @@ fn boundary(point: u64) -> Boundary {
     use vmft_log::point::{VirtualClock, VirtualTime};
     Boundary {
         point: ExecutionPoint::new(point),
-        is_point: true,
-        nearest: None,
-        branch: None,
+        place: Place::Point(AtPoint { branch: None, idle: false }),
         time: VirtualTime::ZERO,
         clock: VirtualClock {
             sync_point: ExecutionPoint::START,
             sync_time: VirtualTime::ZERO,
             rate: PointScale::EXITS.initial_rate,
         },
-        idle: false,
         awaits_boot: false,
         resets: crate::inputs::Resets::default(),
         interrupt_pending: false,
@@ -137,7 +135,7 @@ fn an_exit_too_few_or_too_many_is_a_divergence() {
     let mut inputs = Replaying::new(log, kept, ExecutionPoint::START, MIN_MEMORY);
     let all: Vec<_> = (1..=6).map(exit).collect();
     inputs.exits(ExecutionPoint::new(6), &all).expect("few enough");
-    assert!(matches!(inputs.next(&boundary(6)), Ok(Step::Digest)));
+    assert!(matches!(inputs.next(&boundary(6)), Ok(Step::Here(_, PointStep::Digest))));
     let error = inputs.digest(ExecutionPoint::new(6), digest()).expect_err("one is left");
     assert!(error.to_string().contains("logged none"), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Where a machine is between two instructions, as its inputs are told.
 
 use super::Machine;
-use crate::inputs::{Boundary, Room};
+use crate::inputs::{AtPoint, Boundary, Place, Room};
 use vmft_log::point::VirtualTime;
 
 impl Machine {
@@ -24,19 +24,22 @@ impl Machine {
     }
 
     pub(super) fn boundary(&mut self) -> Boundary {
-        let (nearest, branch) = match self.engine.branch_points() {
-            Some(branches) if self.at_point => (None, branches.branch_before()),
-            Some(branches) => (branches.nearest_point(), None),
-            None => (None, None),
+        let (at_point, idle) = (self.at_point, self.is_idle());
+        let branches = self.engine.branch_points();
+        let place = match at_point {
+            true => {
+                let branch = branches.and_then(|branches| branches.branch_before());
+                Place::Point(AtPoint { branch, idle })
+            }
+            false => {
+                Place::Between { nearest: branches.and_then(|branches| branches.nearest_point()) }
+            }
         };
         Boundary {
             point: self.engine.point(),
-            is_point: self.at_point,
-            nearest,
-            branch,
+            place,
             time: self.time(),
             clock: self.clock,
-            idle: self.is_idle(),
             awaits_boot: self.awaits_boot,
             resets: self.history.resets(),
             interrupt_pending: self.board.interrupt_pending(),

@@ -44,7 +44,7 @@ pub(super) struct RunTo {
 impl Inputs for RunTo {
     fn next(&mut self, boundary: &Boundary) -> Result<Step, InputError> {
         assert!(!self.fails, "the inputs are not the machine");
-        if boundary.point.get() >= self.end || boundary.idle {
+        if boundary.point.get() >= self.end || boundary.is_idle() {
             return Ok(Step::Stop(StopReason::Operator));
         }
         let bound = boundary.point.after(self.step);

@@ -43,7 +43,7 @@ use crate::devices::reset::ResetCause;
 use crate::devices::virtio::block::completed::{CompletedWrites, WriteCount};
 use crate::devices::virtio::net::addresses::Addresses;
 use crate::engine::EngineError;
-use crate::inputs::{DeviceRequest, Inputs, PointScale, Step};
+use crate::inputs::{DeviceRequest, Inputs, PointScale, PointStep, Step};
 use crate::outputs::{Output, OutputGate, OutputKind};
 use crate::world::Repeats;
 use delta::SinceBase;
@@ -361,23 +361,8 @@ impl Machine {
             }
             let bound = match inputs.next(&self.boundary())? {
                 Step::RunTo(bound) => bound,
-                Step::Deliver(arrival) => {
-                    assert!(self.at_point, "an arrival at a place without a name");
-                    self.guarded(|machine| machine.deliver(&arrival))?;
-                    continue;
-                }
-                Step::Digest => {
-                    assert!(self.at_point, "a digest of a place without a name");
-                    let digest = self.guarded(|machine| Ok(machine.digest()))?;
-                    inputs.digest(self.engine.point(), digest)?;
-                    if inputs.is_base() {
-                        self.begin_delta();
-                    }
-                    continue;
-                }
-                Step::Flush => {
-                    assert!(self.at_point, "a flush at a place without a name");
-                    self.checkpoint();
+                Step::Here(_, step) => {
+                    self.step_at_point(step, inputs)?;
                     continue;
                 }
                 Step::Checkpoint => {
@@ -434,6 +419,26 @@ impl Machine {
             }
             ran?;
         }
+    }
+
+    /// Does what is done to a guest at a point.
+    fn step_at_point(
+        &mut self,
+        step: PointStep,
+        inputs: &mut dyn Inputs,
+    ) -> Result<(), MachineError> {
+        match step {
+            PointStep::Deliver(arrival) => self.guarded(|machine| machine.deliver(&arrival))?,
+            PointStep::Digest => {
+                let digest = self.guarded(|machine| Ok(machine.digest()))?;
+                inputs.digest(self.engine.point(), digest)?;
+                if inputs.is_base() {
+                    self.begin_delta();
+                }
+            }
+            PointStep::Flush => drop(self.checkpoint()),
+        }
+        Ok(())
     }
 
     /// Runs to `bound`, or to the first exit that needs the loop. If an interrupt is delivered,

@@ -7,7 +7,7 @@ use vmft_fuzzing::Random;
 use vmft_log::entry::{Arrival, Packet, StateDigest, StopReason};
 use vmft_log::point::{ClockRate, CodeAddress, ExecutionPoint, WallTime};
 use vmft_vmm::board::DiskOperation;
-use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, Step};
+use vmft_vmm::inputs::{Boundary, DeviceRequest, InputError, Inputs, PointStep, Step};
 use vmft_vmm::machine::Delta;
 use vmft_vmm::outputs::{Output, OutputGate};
 
@@ -63,8 +63,9 @@ impl Inputs for World {
             return Ok(Step::Pause);
         }
         self.steps -= 1;
-        if let Some(request) = self.requests.pop().filter(|_| boundary.is_point) {
-            return Ok(Step::Deliver(match request {
+        let here = boundary.here();
+        if let Some((here, request)) = here.and_then(|here| Some((here, self.requests.pop()?))) {
+            let arrival = match request {
                 DeviceRequest::Entropy { request, len } => {
                     Arrival::Entropy { request, data: vec![7; len as usize] }
                 }
@@ -75,17 +76,20 @@ impl Inputs for World {
                     };
                     Arrival::DiskCompletion { disk, request, status: 0, data: vec![5; len] }
                 }
-            }));
+            };
+            return Ok(Step::Here(here, PointStep::Deliver(arrival)));
         }
-        Ok(match self.random.below(12) {
-            _ if boundary.idle && boundary.is_point => Step::Deliver(self.arrival(boundary)),
-            0 if boundary.is_point => Step::Digest,
-            1 if boundary.is_point => Step::Flush,
-            2 => Step::Checkpoint,
-            3 if boundary.is_point => Step::Deliver(self.arrival(boundary)),
+        Ok(match (self.random.below(12), here) {
+            (_, Some(here)) if here.idle => {
+                Step::Here(here, PointStep::Deliver(self.arrival(boundary)))
+            }
+            (0, Some(here)) => Step::Here(here, PointStep::Digest),
+            (1, Some(here)) => Step::Here(here, PointStep::Flush),
+            (2, _) => Step::Checkpoint,
+            (3, Some(here)) => Step::Here(here, PointStep::Deliver(self.arrival(boundary))),
             _ => {
                 // A guest that starts again and again gets nowhere, and comes to no point.
-                let stands = boundary.is_point && boundary.point == self.last;
+                let stands = here.is_some() && boundary.point == self.last;
                 self.standing = if stands { self.standing + 1 } else { 0 };
                 assert!(self.standing < MOST_STANDING, "the guest is told to run and stands still");
                 self.last = boundary.point;
