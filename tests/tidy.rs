@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the project's text is.
-const FOLDERS: [&str; 15] = [
+const FOLDERS: [&str; 17] = [
     "boot-loader",
     "fuzzing",
     "sandbox",
@@ -17,11 +17,13 @@ const FOLDERS: [&str; 15] = [
     "guest-images",
     "kernel-gate",
     "logging-channel",
+    "nbd",
     "packaging",
     "scripts",
     "src",
     "stock-kvm",
     "tests",
+    "threads",
     "vmm",
 ];
 /// Folders that a path of the documents may begin in: those above, or one of these.

@@ -79,15 +79,27 @@ impl Terminal {
         }
     }
 
+    /// Takes all that a program has drawn that has ended.
+    fn take_rest(&mut self) {
+        // Names the window, and comes out behind everything else.
+        const LAST: &[u8] = b"\x1b]2;that was all\x07";
+        File::from(self.line.try_clone().unwrap()).write_all(LAST).unwrap();
+        let mut rest = Vec::new();
+        while !rest.ends_with(LAST) {
+            rest.extend(self.drawn.recv_timeout(LIMIT).unwrap());
+        }
+        self.picture.process(&rest);
+    }
+
     /// Waits until the terminal shows what is wanted.
     pub fn wait_shows(&mut self, wanted: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + LIMIT;
         while !wanted(&self.shown()) {
             if !self.look(POLL)
                 && let Some(end) = self.child.try_wait().unwrap()
-                && !self.look(POLL)
             {
-                panic!("it has ended ({end}) and shows\n{}", self.shown());
+                self.take_rest();
+                assert!(wanted(&self.shown()), "it has ended ({end}) and shows\n{}", self.shown());
             }
             assert!(Instant::now() < deadline, "it shows\n{}", self.shown());
         }
@@ -121,7 +133,7 @@ impl Terminal {
         loop {
             while self.look(POLL) {}
             if let Some(end) = self.child.try_wait().unwrap() {
-                while self.look(POLL) {}
+                self.take_rest();
                 return end;
             }
             assert!(Instant::now() < deadline, "it does not end, and shows\n{}", self.shown());

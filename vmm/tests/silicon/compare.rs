@@ -15,7 +15,7 @@
 //!   keeps the old ones until the end, and shows RF there, which the engine does not;
 //! - which operand of CMPS is read first, and so the address if both fault;
 //! - of 32-bit code, the upper halves of registers, and the registers it does not have;
-//! - on hosts that are not by Intel, what [`crate::vendor`] lists.
+//! - what [`crate::vendor`] lists for the host's vendor.
 
 use crate::case::{Case, Floating, Outcome, Ready, Stop};
 use crate::definedness::{self, Undefined};
@@ -84,7 +84,9 @@ pub fn compare(
     }
     let modifies = faulting.is_some_and(modifies_memory);
     let another = vendor::refused_the_other_operand(faulting, host, engine)
-        || vendor::refused_another_word(faulting, host, engine);
+        || vendor::refused_another_word(faulting, host, engine)
+        || vendor::reached_around_the_end(host, engine)
+        || vendor::bound_by_one(faulting, host, engine);
     if !another {
         stop(host, engine, modifies, allowed.fault_distance, &mut findings);
     }
