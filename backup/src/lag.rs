@@ -100,27 +100,38 @@ impl LagBound {
     }
 }
 
-/// Whether a primary is slowed, as it is told: one that is slowed now and then is slowed all the time.
+/// Whether a primary is slowed, as it is told: one that is slowed now and then is slowed all the time, and one
+/// that was slowed for a moment is not worth a word.
 #[derive(Debug, Default)]
-pub(crate) struct Slowness {
-    /// When it was slowed last, while that is told.
-    slowed: Option<Instant>,
+pub(crate) struct Slowness(Option<Spell>);
+
+/// A time in which a primary is slowed, now and then at least.
+#[derive(Debug)]
+struct Spell {
+    since: Instant,
+    /// When it was slowed last.
+    last: Instant,
+    is_told: bool,
 }
 
 impl Slowness {
     /// It is slowed at `now`, or is not. True if that is to be told as the beginning, false as the end.
     pub(crate) fn look(&mut self, is_slowed: bool, now: Instant) -> Option<bool> {
-        match (is_slowed, self.slowed) {
-            (true, last) => {
-                self.slowed = Some(now);
-                last.is_none().then_some(true)
-            }
-            (false, Some(last)) if now.saturating_duration_since(last) >= GRACE => {
-                self.slowed = None;
-                Some(false)
-            }
-            (false, _) => None,
+        let Some(spell) = &mut self.0 else {
+            self.0 = is_slowed.then_some(Spell { since: now, last: now, is_told: false });
+            return None;
+        };
+        if is_slowed {
+            spell.last = now;
+            let is_long = now.saturating_duration_since(spell.since) >= GRACE;
+            return (is_long && !std::mem::replace(&mut spell.is_told, is_long)).then_some(true);
         }
+        let is_over = now.saturating_duration_since(spell.last) >= GRACE;
+        let was_told = spell.is_told;
+        if is_over {
+            self.0 = None;
+        }
+        (is_over && was_told).then_some(false)
     }
 }
 
@@ -139,18 +150,30 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_that_is_slowed_now_and_then_is_told_of_once() {
+    fn a_primary_that_is_slowed_now_and_then_for_a_second_is_told_of_once() {
         let (mut slowness, start) = (Slowness::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert_eq!(slowness.look(false, at(0)), None);
-        assert_eq!(slowness.look(true, at(10)), Some(true));
-        for ms in (20..1000).step_by(10) {
+        for ms in (10..1010).step_by(10) {
+            assert_eq!(slowness.look(ms % 200 == 10, at(ms)), None);
+        }
+        assert_eq!(slowness.look(true, at(1010)), Some(true));
+        for ms in (1020..2000).step_by(10) {
             assert_eq!(slowness.look(ms % 200 == 0, at(ms)), None);
         }
-        assert_eq!(slowness.look(false, at(1799)), None);
-        assert_eq!(slowness.look(false, at(1800)), Some(false));
+        assert_eq!(slowness.look(false, at(2799)), None);
+        assert_eq!(slowness.look(false, at(2800)), Some(false));
         assert_eq!(slowness.look(false, at(9000)), None);
-        assert_eq!(slowness.look(true, at(9010)), Some(true));
+    }
+
+    #[test]
+    fn a_primary_that_is_slowed_for_a_moment_is_not_told_of() {
+        let (mut slowness, start) = (Slowness::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        for ms in (0..9000).step_by(10) {
+            let is_slowed = ms % 3000 < 900;
+            assert_eq!(slowness.look(is_slowed, at(ms)), None);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod greeting;
 mod keys;
 mod listener;
 mod lobby;
+mod pieces;
 mod primary;
 mod primary_session;
 mod refusals;

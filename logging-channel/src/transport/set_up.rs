@@ -4,6 +4,7 @@
 //! a guest of any size joins, on hosts however busy, as long as somebody works on it.
 
 use super::connection::{Connection, FrameReader, FrameWriter};
+use super::pieces::{Giver, Taker, pieces};
 use super::primary::CheckpointStream;
 use super::primary_session::{Context, PrimarySide};
 use super::session_loop::{Effect, SessionSide};
@@ -15,7 +16,6 @@ use crate::sender::SendError;
 use crate::session::{GoodbyeReason, Progress, Reign, SessionId};
 use crate::time::MonotonicTime;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use vmft_log::checkpoint::PieceKind;
 use vmft_log::entry::Generation;
 use vmft_sandbox::Task;
@@ -33,19 +33,19 @@ type Sealed = Result<(Vec<u8>, bool), TransportError>;
 fn pack(
     mut stream: Box<dyn CheckpointStream>,
     session: SessionId,
-) -> Result<mpsc::Receiver<Sealed>, TransportError> {
-    let (give, pieces) = mpsc::channel(PIECES_AHEAD);
+) -> Result<Taker<Sealed>, TransportError> {
+    let (giver, taker) = pieces(PIECES_AHEAD).map_err(TransportError::Thread)?;
     let pack = move || {
-        give_all(stream.as_mut(), session, give);
+        give_all(stream.as_mut(), session, giver);
         drop(stream);
     };
     vmft_sandbox::spawn(Task::Worker, "vmft-join", pack).map_err(TransportError::Thread)?;
-    Ok(pieces)
+    Ok(taker)
 }
 
 /// Gives the sealed pieces of a checkpoint to whoever sends them, until one of the two has no more to do.
 #[expect(clippy::needless_pass_by_value, reason = "the channel ends with the pieces")]
-fn give_all(stream: &mut dyn CheckpointStream, session: SessionId, give: mpsc::Sender<Sealed>) {
+fn give_all(stream: &mut dyn CheckpointStream, session: SessionId, giver: Giver<Sealed>) {
     loop {
         let sealed = match stream.next_piece() {
             Ok(None) => return,
@@ -57,7 +57,7 @@ fn give_all(stream: &mut dyn CheckpointStream, session: SessionId, give: mpsc::S
             }
         };
         let failed = sealed.is_err();
-        if give.blocking_send(sealed).is_err() || failed {
+        if !giver.give(sealed) || failed {
             return;
         }
     }
@@ -110,7 +110,7 @@ async fn send(
     side: &PrimarySide<'_>,
     writer: &mut FrameWriter,
     session: SessionId,
-    mut pieces: mpsc::Receiver<Sealed>,
+    mut pieces: Taker<Sealed>,
 ) -> Result<(), TransportError> {
     let every = PROGRESS_EVERY.min(context.config.setup_timeout / 4);
     let mut sent = Progress { pieces: 0 };
@@ -118,7 +118,7 @@ async fn send(
         if context.shared.lock().closing {
             return Err(TransportError::Closed { what: "the checkpoint" });
         }
-        let Some(piece) = clock::within(every, pieces.recv()).await else {
+        let Some(piece) = clock::within(every, pieces.next()).await else {
             writer.write(&Frame::Progress(sent).encode(session)?.seal()).await?;
             writer.flush().await?;
             continue;
