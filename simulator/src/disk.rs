@@ -134,6 +134,7 @@ impl World {
     /// A request arrives at the storage, or in its host's cache.
     pub(crate) fn land(&mut self, sent: Sent, request: RequestId, job: &Job) {
         let Sent { from: (side, incarnation), deaths } = sent;
+        self.note(|| format!("side {side}: {request:?} lands: {job:x?}"));
         let done = match (self.plan.cache, job) {
             (Cache::None, Job::Write(write)) => self.store(sent.from, *write),
             (Cache::None, Job::Flush | Job::Again(_)) => unreachable!("nothing is to be flushed"),
@@ -161,7 +162,9 @@ impl World {
             }
             return;
         }
-        if let Some(flush) = live.guest.flushing().filter(|flush| flush.request == request) {
+        // Where another side has the storage, what it holds is newer than this guest's.
+        let flush = live.guest.flushing().filter(|flush| flush.request == request);
+        if let Some(flush) = flush.filter(|_| self.storage.is_of(sent.from)) {
             self.oracle.check_flush(&live.guest, flush.covers, &self.storage);
         }
         let completion = Arrival::DiskCompletion { disk: 0, request, status: 0, data: Vec::new() };
@@ -171,6 +174,7 @@ impl World {
     fn store(&mut self, from: ProcessName, write: Write) -> bool {
         let fenced = self.plant != Some(Plant::NoFence);
         let taken = self.storage.write(from, write, fenced);
+        self.note(|| format!("storage: {write:x?} of {from:?}: {taken}"));
         if !taken {
             self.note(|| format!("a late write of side {} is refused", from.0));
             self.sides[from.0].refused = Some(from);

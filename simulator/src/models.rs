@@ -61,6 +61,11 @@ impl Storage {
         self.registered = Some(side);
     }
 
+    /// True if this side has registered last: nobody has written over what it has flushed.
+    pub fn is_of(&self, side: ProcessName) -> bool {
+        self.registered == Some(side)
+    }
+
     /// A write arrives. False if it is refused. `fenced`: whether the storage looks at who sends it.
     pub fn write(&mut self, side: ProcessName, write: Write, fenced: bool) -> bool {
         if fenced && self.registered != Some(side) {

@@ -1,6 +1,6 @@
 //! What must never happen, as seen by somebody who sees everything.
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Write};
 use crate::models::Storage;
 use std::collections::BTreeMap;
 use vmft_log::entry::{Generation, OutputSequence, RequestId};
@@ -122,9 +122,10 @@ impl Oracle {
                 .collect();
             let found = storage.sector(write.sector);
             if found.is_none_or(|value| value != write.value && !newer.contains(&value)) {
-                let sector = write.sector;
+                let Write { sector, value } = *write;
                 self.fail(format!(
-                    "a flush is answered, and sector {sector} is not on the storage"
+                    "a flush is answered, and sector {sector}, written as {value:#x}, is \
+                     {found:#x?} on the storage"
                 ));
             }
         }
