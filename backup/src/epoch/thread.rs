@@ -20,15 +20,15 @@ use vmft_vmm::machine::Machine;
 use vmft_vmm::outputs::HeldOutputs;
 use vmft_vmm::world::Mailbox;
 
-/// How long epochs stand back for a backup that wants to join between two of them.
-const JOIN_PATIENCE: Duration = Duration::from_millis(100);
+/// How long epochs stand back for whoever wants a place between two of them.
+const STAND_BACK: Duration = Duration::from_millis(100);
 
 /// What the machine's thread and the epochs' agree on.
 #[derive(Debug, Default)]
 struct Turn {
     /// An epoch was taken and its end is not in the log yet.
     under_way: AtomicBool,
-    /// A backup waits to join between two epochs.
+    /// Somebody waits for a place between two epochs: a backup that joins, or who hands the guest over.
     wanted: Mutex<bool>,
     changed: Condvar,
     /// Another backup has joined since the last epoch.
@@ -57,10 +57,11 @@ impl Turn {
         drop(self.changed.wait_timeout_while(self.wanted(), time, on));
     }
 
-    /// Lets a backup that waits join first.
+    /// Lets whoever waits for a place between two epochs go first. Who does not come in time asks again.
     fn give_way(&self) {
         let wanted = |wanted: &mut bool| *wanted && !self.is_over();
-        drop(self.changed.wait_timeout_while(self.wanted(), JOIN_PATIENCE, wanted));
+        let (mut wanted, _) = self.changed.wait_timeout_while(self.wanted(), STAND_BACK, wanted);
+        *wanted = false;
     }
 
     fn end(&self) {
