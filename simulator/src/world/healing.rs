@@ -103,9 +103,11 @@ impl World {
 
     /// A live side that says that it is protected, and the sides that protect it.
     fn protected(&self) -> Option<(usize, Vec<usize>)> {
+        let (latest, _) = self.arbiter.latest();
         (0..self.plan.sides).find_map(|side| {
             let Process::Live(live) = &self.sides[side].process else { return None };
-            if !live.says_protected() || self.is_frozen(side) {
+            // The word of one that was overtaken, and does not know yet, is of the past.
+            if !live.says_protected() || self.is_frozen(side) || live.generation != latest {
                 return None;
             }
             let protecting = live.peers.iter().filter_map(|peer| {
