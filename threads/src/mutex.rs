@@ -19,7 +19,8 @@ pub struct RawMutex {
     owner: AtomicU32,
 }
 
-/// The number of the calling thread.
+/// The number of the calling thread. It is asked for once: no process of ours goes on as a copy (`fork(2)`),
+/// whose thread would have another.
 fn own_number() -> u32 {
     thread_local! {
         static NUMBER: Cell<u32> = const { Cell::new(0) };
