@@ -104,11 +104,17 @@ pub struct Requests {
     queue: Mutex<Option<VecDeque<Request>>>,
     /// An operator wants the guest to stand still.
     is_paused: AtomicBool,
+    /// Who wants to hear when it does.
+    pausing: Mutex<Vec<Sender<()>>>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { queue: Mutex::new(Some(VecDeque::new())), is_paused: AtomicBool::new(false) }
+        Self {
+            queue: Mutex::new(Some(VecDeque::new())),
+            is_paused: AtomicBool::new(false),
+            pausing: Mutex::default(),
+        }
     }
 }
 
@@ -150,18 +156,28 @@ impl Requests {
     /// Has the guest stand still until [`Self::resume`]; the receiver hears when it does.
     pub fn pause(&self, mailbox: &Mailbox) -> Receiver<()> {
         let (reply, stands) = channel();
-        let tell = move |_: &mut Machine| {
+        // A machine that is over never stands still: then the reply is dropped, which is noticed.
+        if self.lock().is_some() {
+            self.pausing.lock().push(reply);
+        }
+        self.is_paused.store(true, Ordering::Release);
+        mailbox.ask(Asked::Pause);
+        stands
+    }
+
+    /// The guest stands still, and its side's status says so.
+    pub(crate) fn tell_paused(&self) {
+        for reply in self.pausing.lock().drain(..) {
             // Whoever asked may have gone.
             let _ = reply.send(());
-        };
-        self.is_paused.store(true, Ordering::Release);
-        self.put(Request::AtRest(AtRest(Box::new(tell))), mailbox);
-        stands
+        }
     }
 
     /// Has it go on; false if nobody had paused it.
     pub fn resume(&self, mailbox: &Mailbox) -> bool {
         let was_paused = self.is_paused.swap(false, Ordering::AcqRel);
+        // Who still waits for the pause need not.
+        self.tell_paused();
         mailbox.ask(Asked::Pause);
         was_paused
     }
@@ -263,6 +279,7 @@ impl Requests {
     /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
     pub(crate) fn close(&self) {
         self.lock().take();
+        self.pausing.lock().clear();
     }
 }
 

@@ -38,6 +38,9 @@ impl Side {
                 events::note(|| Event::GuestStopped { why: "an operator has paused it".into() });
             }
         }
+        if is_paused {
+            self.requests.tell_paused();
+        }
         if is_paused || self.disk_desk.stands_still() {
             standstill.since.get_or_insert_with(Instant::now);
             return Ok(match self.mailbox.wait_asked() {
