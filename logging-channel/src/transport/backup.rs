@@ -18,7 +18,6 @@ use crate::time::MonotonicTime;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::Notify;
 use vmft_log::checkpoint::{CheckpointError, CheckpointReader, CompleteCheckpoint, JoinSink};
 use vmft_log::entry::{Entry, EntrySequence, Generation};
 use vmft_log::point::ExecutionPoint;
@@ -249,8 +248,7 @@ async fn follow<S: JoinSink>(
     tell: mpsc::SyncSender<JoinResult<S>>,
 ) {
     let joined = join(&config, &mut sink).await.and_then(|joined| {
-        let waker = ThreadWaker::new().map_err(TransportError::Thread)?;
-        let wake_ups = waker.wake_ups().map_err(TransportError::Thread)?;
+        let (waker, wake_ups) = WakeUps::new().map_err(TransportError::Thread)?;
         Ok((joined, waker, wake_ups))
     });
     let ((connection, terms, checkpoint), waker, wake_ups) = match joined {
@@ -271,7 +269,7 @@ async fn follow<S: JoinSink>(
     if tell.send(Ok((Arc::clone(&shared), terms, checkpoint, sink))).is_err() {
         return;
     }
-    let side = BackupSide { shared: &shared, wake_ups, again: Notify::new() };
+    let side = BackupSide { shared: &shared, wake_ups };
     (config.on_session)();
     let detector = Detector::new(config.detector, begun);
     let session_loop::Ended { cause, last_contact } =
@@ -386,10 +384,7 @@ async fn connect(config: &BackupConfig) -> Result<Connection, TransportError> {
 /// The backup's session, for the loop.
 struct BackupSide<'a> {
     shared: &'a Shared,
-    /// What other threads have for it.
     wake_ups: WakeUps,
-    /// What this thread has for it.
-    again: Notify,
 }
 
 impl SessionSide for BackupSide<'_> {
@@ -401,7 +396,7 @@ impl SessionSide for BackupSide<'_> {
         Ok(match event {
             ReceiverEvent::Heartbeat => Effect::Continue,
             ReceiverEvent::Entries { stop, .. } => {
-                self.again.notify_one();
+                self.wake_ups.again();
                 if stop.is_some() { Effect::Stopped } else { Effect::Continue }
             }
             ReceiverEvent::Reign(generation) => {
@@ -435,10 +430,7 @@ impl SessionSide for BackupSide<'_> {
         false
     }
 
-    async fn woken(&self) {
-        tokio::select! {
-            () = self.wake_ups.next() => {}
-            () = self.again.notified() => {}
-        }
+    fn wake_ups(&self) -> &WakeUps {
+        &self.wake_ups
     }
 }

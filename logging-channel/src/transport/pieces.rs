@@ -40,8 +40,7 @@ pub(super) struct Taker<T> {
 /// # Errors
 /// The host's, for instance that no more files can be open.
 pub(super) fn pieces<T>(room: usize) -> io::Result<(Giver<T>, Taker<T>)> {
-    let waker = ThreadWaker::new()?;
-    let wake_ups = waker.wake_ups()?;
+    let (waker, wake_ups) = WakeUps::new()?;
     let queue = Mutex::new(Queue { pieces: VecDeque::new(), has_giver: true, has_taker: true });
     let shared = Arc::new(Shared { queue, changed: Condvar::new(), waker, room });
     Ok((Giver(Arc::clone(&shared)), Taker { shared, wake_ups }))

@@ -147,19 +147,15 @@ pub(super) async fn serve_backup(
 pub(super) struct PrimarySide<'a> {
     context: &'a Context,
     key: BackupKey,
-    /// What the guest's thread has for it.
     wake_ups: WakeUps,
-    /// What this thread has for it.
-    again: Notify,
 }
 
 impl<'a> PrimarySide<'a> {
     /// A backup begins to join.
     fn enter(context: &'a Context, terms: &SessionTerms) -> io::Result<Self> {
-        let waker = ThreadWaker::new()?;
-        let wake_ups = waker.wake_ups()?;
+        let (waker, wake_ups) = WakeUps::new()?;
         let key = context.shared.lock().backups.enter(terms.session, terms.generation, waker);
-        Ok(Self { context, key, wake_ups, again: Notify::new() })
+        Ok(Self { context, key, wake_ups })
     }
 
     fn ticket(&self) -> JoinTicket {
@@ -203,7 +199,7 @@ impl<'a> PrimarySide<'a> {
         let mut state = self.context.shared.lock();
         state.told = state.told.max(received);
         drop(state);
-        self.again.notify_one();
+        self.wake_ups.again();
     }
 }
 
@@ -253,10 +249,7 @@ impl SessionSide for PrimarySide<'_> {
         true
     }
 
-    async fn woken(&self) {
-        tokio::select! {
-            () = self.wake_ups.next() => {}
-            () = self.again.notified() => {}
-        }
+    fn wake_ups(&self) -> &WakeUps {
+        &self.wake_ups
     }
 }

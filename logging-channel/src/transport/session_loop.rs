@@ -1,6 +1,7 @@
 //! Carries one session over one connection, the same way on both sides: read, write, watch.
 
 use super::connection::{Connection, FrameReader, FrameWriter};
+use super::waker::WakeUps;
 use super::{EndCause, LINGER, Violation, clock};
 use crate::detector::{Detector, Verdict};
 use crate::frame::{Frame, UnsealedFrame};
@@ -46,8 +47,8 @@ pub(super) trait SessionSide {
     fn frame_sent(&self, bytes: Vec<u8>);
     /// True for the side that the other one replaces when it takes it for dead.
     fn is_watched(&self) -> bool;
-    /// Waits until [`Self::poll_transmit`] should be asked again.
-    async fn woken(&self);
+    /// When [`Self::poll_transmit`] should be asked again.
+    fn wake_ups(&self) -> &WakeUps;
 }
 
 /// How a session ended.
@@ -170,7 +171,7 @@ async fn write(
             Ok(Transmit::Wait(until)) => {
                 let flushed = writer.flush().await;
                 tokio::select! {
-                    () = side.woken() => {}
+                    () = side.wake_ups().next() => {}
                     () = clock::sleep_until(until) => {}
                 }
                 if let Some(late) =
