@@ -21,11 +21,14 @@ use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
 use vmft_backup::hand_over::HandOverError;
 use vmft_backup::requests::Requests;
@@ -66,8 +69,27 @@ pub struct SnapshotRequest {
     pub directory: PathBuf,
 }
 
-/// Serves the API on a thread of its own until the process ends.
-pub fn serve(path: &Path, api: Api) -> Result<()> {
+/// The thread that answers.
+#[derive(Debug)]
+pub struct Server {
+    /// Nobody else is to be let in.
+    end: Arc<Notify>,
+    /// Closed once everybody who was let in has an answer.
+    answered: Mutex<Receiver<Infallible>>,
+}
+
+impl Server {
+    /// Lets nobody else in, and waits until everybody who was has an answer, for at most `limit`: before a
+    /// process ends, which may be what was asked for.
+    pub fn finish(&self, limit: Duration) {
+        self.end.notify_one();
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let _: Result<Infallible, RecvTimeoutError> = answered.recv_timeout(limit);
+    }
+}
+
+/// Serves the API on a thread of its own until [`Server::finish`], or the process ends.
+pub fn serve(path: &Path, api: Api) -> Result<Server> {
     let listener = match bind_private_socket(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
             "API socket {} is in use by another process; stop that one, or name another",
@@ -89,19 +111,28 @@ pub fn serve(path: &Path, api: Api) -> Result<()> {
         .route("/api/v1/vm.resume", put(resume))
         .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
+    let end = Arc::new(Notify::new());
+    let (is_answering, answered) = channel();
+    let ending = Arc::clone(&end);
     let serve = move || {
         runtime.block_on(async move {
             let served = match UnixListener::from_std(listener) {
-                Ok(listener) => axum::serve(listener, router).await,
+                Ok(listener) => {
+                    let ending = async move { ending.notified().await };
+                    axum::serve(listener, router).with_graceful_shutdown(ending).await
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = served {
                 tracing::error!(%error, "the API is gone");
             }
         });
+        // Before the runtime is dropped, which waits for its threads.
+        drop(is_answering);
+        drop(runtime);
     };
     vmft_sandbox::spawn(Task::Api, "api", serve)?;
-    Ok(())
+    Ok(Server { end, answered: Mutex::new(answered) })
 }
 
 /// The status, with what takes a look at the whole process.

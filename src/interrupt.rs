@@ -1,12 +1,12 @@
 //! Ctrl-C, SIGTERM and the API: how a running side is reached from outside.
 
-use crate::api::{self, Api, ShutdownHook};
+use crate::api::{self, Api, Server, ShutdownHook};
 use crate::machine_options::SideOptions;
 use crate::metrics_server;
 use crate::service;
 use anyhow::Result;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::side::Side;
@@ -20,6 +20,16 @@ const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 
 /// How long the message about that may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+static API: OnceLock<Server> = OnceLock::new();
+
+/// Waits until who has asked this process's side for something has an answer, for at most `limit`: before a
+/// process ends.
+pub fn finish(limit: Duration) {
+    if let Some(api) = API.get() {
+        api.finish(limit);
+    }
+}
 
 #[derive(Debug)]
 struct NoHook;
@@ -54,7 +64,8 @@ pub fn serve_side_with(
             disk_desk: Arc::clone(&side.disk_desk),
             on_shutdown: Arc::clone(&on_shutdown),
         };
-        api::serve(path, api)?;
+        // A process has one side.
+        let _ = API.set(api::serve(path, api)?);
     }
     service::serve(side)?;
     let mailbox = Arc::clone(&side.mailbox);
@@ -68,6 +79,7 @@ pub fn serve_side_with(
         Some(first) if first.elapsed() >= SECOND_SIGNAL => {
             tell!("ended at once, on a second signal");
             events::note(|| Event::End { how: Ending::Failed("a second signal".into()) });
+            finish(LAST_WORDS);
             events::finish(LAST_WORDS);
             tell::finish(LAST_WORDS);
             process::exit(1);

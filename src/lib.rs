@@ -14,7 +14,7 @@ pub mod examples;
 pub mod explain;
 pub mod host_choice;
 pub mod image_import;
-mod interrupt;
+pub mod interrupt;
 pub mod machine_options;
 pub mod metrics;
 pub mod metrics_server;

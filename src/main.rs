@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use vmft::event_log::Troubles;
 use vmft::remedy::{Remedy, one_line};
-use vmft::{commands, examples, process, service};
+use vmft::{commands, examples, interrupt, process, service};
 use vmft_backup::events::{self, Ending, Event};
 use vmft_backup::tell;
 
@@ -247,6 +247,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }),
     };
+    interrupt::finish(LAST_WORDS);
     events::finish(LAST_WORDS);
     if !is_part {
         service::tell_end();

@@ -7,9 +7,11 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use vmft::api::{Api, ShutdownHook};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vmft::api::{Api, Server, ShutdownHook};
 use vmft_fuzzing::{Random, cases, change, damage};
 use vmft_log::foreign::ForeignText;
 
@@ -19,6 +21,8 @@ const CASES: u64 = 200;
 const EACH: usize = 10;
 /// More than any request that is served.
 const ENDLESS: usize = 64 << 20;
+/// For what a host does at once, however busy it is.
+const LIMIT: Duration = Duration::from_secs(600);
 /// What a side may take of a request that does not end, with what sockets hold.
 const MOST: usize = 8 << 20;
 
@@ -34,7 +38,7 @@ impl ShutdownHook for Stops {
 /// Panics of the API's thread: it goes on in a test, where the program would end.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-fn serve(path: &Path) {
+fn serve(path: &Path, on_shutdown: Arc<dyn ShutdownHook>) -> Server {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let name = std::thread::current().name().map(str::to_owned);
@@ -48,9 +52,9 @@ fn serve(path: &Path) {
         requests: Arc::default(),
         faults: Arc::default(),
         disk_desk: Arc::default(),
-        on_shutdown: Arc::new(Stops::default()),
+        on_shutdown,
     };
-    vmft::api::serve(path, api).unwrap();
+    vmft::api::serve(path, api).unwrap()
 }
 
 fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
@@ -129,7 +133,7 @@ fn gone_bad(random: &mut Random, good: &[Vec<u8>]) -> Vec<u8> {
 fn requests_gone_bad_are_answered_or_hung_up_on_and_the_next_one_is_served() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("api");
-    serve(&path);
+    let _server = serve(&path, Arc::new(Stops::default()));
     let good = good();
     for bytes in &good {
         assert!(exchange(&path, bytes, true).starts_with(b"HTTP/1.1 "));
@@ -156,7 +160,7 @@ fn requests_gone_bad_are_answered_or_hung_up_on_and_the_next_one_is_served() {
 fn a_request_without_an_end_is_not_taken_without_an_end() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("api");
-    serve(&path);
+    let _server = serve(&path, Arc::new(Stops::default()));
     let beginnings: [&[u8]; 3] = [
         b"GET /api/v1/vm.info HTTP/1.1\r\nX: ",
         b"GET /",
@@ -177,4 +181,38 @@ fn a_request_without_an_end_is_not_taken_without_an_end() {
         assert!(sent < MOST, "it took {sent} bytes of {:?}", beginning.escape_ascii().to_string());
         assert_serves(&path);
     }
+}
+
+/// Tells of a stop, and waits for a word before it is answered.
+#[derive(Debug)]
+struct Held {
+    asked: Sender<()>,
+    goes_on: Mutex<Receiver<()>>,
+}
+
+impl ShutdownHook for Held {
+    fn shutdown(&self) {
+        self.asked.send(()).unwrap();
+        self.goes_on.lock().unwrap().recv().unwrap();
+    }
+}
+
+#[test]
+fn who_has_asked_a_side_to_stop_is_answered_before_it_has_ended() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("api");
+    let (asked, is_asked) = channel();
+    let (go_on, goes_on) = channel();
+    let server = serve(&path, Arc::new(Held { asked, goes_on: Mutex::new(goes_on) }));
+    let mut stream = UnixStream::connect(&path).unwrap();
+    // Whoever asks for nothing is not waited for.
+    let _idle = UnixStream::connect(&path).unwrap();
+    stream.write_all(&request("PUT", "/api/v1/vm.shutdown", "")).unwrap();
+    is_asked.recv().unwrap();
+    go_on.send(()).unwrap();
+    server.finish(LIMIT);
+    stream.set_nonblocking(true).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer.escape_ascii().to_string(), "HTTP/1.1 204");
 }

@@ -101,36 +101,38 @@ impl JoinHost for NoBackups {
 #[derive(Debug)]
 pub struct Requests {
     /// `None` once the machine is over.
-    queue: Mutex<Option<VecDeque<Request>>>,
+    asked: Mutex<Option<AskedFor>>,
     /// An operator wants the guest to stand still.
     is_paused: AtomicBool,
-    /// Who wants to hear when it does.
-    pausing: Mutex<Vec<Sender<()>>>,
+}
+
+/// What is asked of a machine that is not over.
+#[derive(Debug, Default)]
+struct AskedFor {
+    queue: VecDeque<Request>,
+    /// Who wants to hear when the guest stands still.
+    pausing: Vec<Sender<()>>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self {
-            queue: Mutex::new(Some(VecDeque::new())),
-            is_paused: AtomicBool::new(false),
-            pausing: Mutex::default(),
-        }
+        Self { asked: Mutex::new(Some(AskedFor::default())), is_paused: AtomicBool::new(false) }
     }
 }
 
 impl Requests {
-    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Request>>> {
-        self.queue.lock()
+    fn lock(&self) -> MutexGuard<'_, Option<AskedFor>> {
+        self.asked.lock()
     }
 
     fn take(&self) -> Option<Request> {
-        self.lock().as_mut()?.pop_front()
+        self.lock().as_mut()?.queue.pop_front()
     }
 
     /// A request to a machine that is over is dropped, which whoever waits for it notices.
     fn put(&self, request: Request, mailbox: &Mailbox) {
-        if let Some(queue) = self.lock().as_mut() {
-            queue.push_back(request);
+        if let Some(asked) = self.lock().as_mut() {
+            asked.queue.push_back(request);
         }
         mailbox.ask(Asked::Pause);
     }
@@ -157,8 +159,8 @@ impl Requests {
     pub fn pause(&self, mailbox: &Mailbox) -> Receiver<()> {
         let (reply, stands) = channel();
         // A machine that is over never stands still: then the reply is dropped, which is noticed.
-        if self.lock().is_some() {
-            self.pausing.lock().push(reply);
+        if let Some(asked) = self.lock().as_mut() {
+            asked.pausing.push(reply);
         }
         self.is_paused.store(true, Ordering::Release);
         mailbox.ask(Asked::Pause);
@@ -167,7 +169,7 @@ impl Requests {
 
     /// The guest stands still, and its side's status says so.
     pub(crate) fn tell_paused(&self) {
-        for reply in self.pausing.lock().drain(..) {
+        for reply in self.lock().iter_mut().flat_map(|asked| asked.pausing.drain(..)) {
             // Whoever asked may have gone.
             let _ = reply.send(());
         }
@@ -279,7 +281,6 @@ impl Requests {
     /// Refuses what was asked and not done, and whatever is asked from now on: the machine is over.
     pub(crate) fn close(&self) {
         self.lock().take();
-        self.pausing.lock().clear();
     }
 }
 
