@@ -122,22 +122,20 @@ pub struct EngineOptions {
     pub compiler: CompilerOptions,
 }
 
-/// What a machine is for.
+/// Whether somebody replays what a machine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Nobody follows.
-    Alone,
-    /// A backup is kept by its state.
-    Checkpoint,
-    /// Its run is recorded, or a backup replays it.
-    Lockstep,
+pub enum RunKind {
+    /// Nobody does: nobody follows, or a backup is kept by the machine's state.
+    Free,
+    /// It is recorded, or a backup replays it.
+    Replayed,
 }
 
-impl From<Protection> for Purpose {
+impl From<Protection> for RunKind {
     fn from(protection: Protection) -> Self {
         match protection {
-            Protection::Lockstep => Self::Lockstep,
-            Protection::Checkpoint(_) => Self::Checkpoint,
+            Protection::Lockstep => Self::Replayed,
+            Protection::Checkpoint(_) => Self::Free,
         }
     }
 }
@@ -145,12 +143,12 @@ impl From<Protection> for Purpose {
 impl EngineOptions {
     /// The engine, if one is named: not with `auto`, for which this host has to be examined
     /// ([`crate::host_choice`]).
-    pub fn wanted(&self, purpose: Purpose) -> Result<Option<EngineKind>> {
-        let points = match (self.points, purpose) {
+    pub fn wanted(&self, run_kind: RunKind) -> Result<Option<EngineKind>> {
+        let points = match (self.points, run_kind) {
             (Some(PointsChoice::Pmu), _) => PointKind::Pmu,
             (Some(PointsChoice::Step), _) => PointKind::Step,
-            (Some(PointsChoice::Exit), _) | (None, Purpose::Lockstep) => PointKind::Exit,
-            (None, Purpose::Alone | Purpose::Checkpoint) => PointKind::Free,
+            (Some(PointsChoice::Exit), _) | (None, RunKind::Replayed) => PointKind::Exit,
+            (None, RunKind::Free) => PointKind::Free,
         };
         Ok(match self.engine {
             Some(EngineChoice::Soft) if self.points.is_some() => {

@@ -1,7 +1,7 @@
 //! The options that say what the machine is, and how they become one.
 
 use crate::disk_boot::{BootChoice, DiskBootOptions, Outlook};
-use crate::engine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, Purpose};
+use crate::engine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, RunKind};
 use crate::event_log;
 use crate::host_choice;
 use crate::metrics_server::MetricsOption;
@@ -330,20 +330,20 @@ impl MachineOptions {
 
     /// Reads what the guest boots from, or fetches it: before the sandbox, in which no program can be run
     /// that does so.
-    pub fn prepare(&self, purpose: Purpose) -> Result<Prepared> {
+    pub fn prepare(&self, run_kind: RunKind) -> Result<Prepared> {
         self.engine.compiler.apply()?;
         // Wrong options come before wrong files.
-        let wanted = self.engine.wanted(purpose)?;
-        self.check_cpus(wanted, purpose)?;
+        let wanted = self.engine.wanted(run_kind)?;
+        self.check_cpus(wanted, run_kind)?;
         let boot = self.restore.is_none().then(|| self.start()).transpose()?;
-        Ok(Prepared { wanted, boot, purpose })
+        Ok(Prepared { wanted, boot, run_kind })
     }
 
     /// The machine, ready to run, on `disks`.
     pub fn machine(&self, prepared: Prepared, disks: &[DiskFile]) -> Result<Machine> {
-        let purpose = prepared.purpose;
+        let run_kind = prepared.run_kind;
         let machine = self.make(prepared, disks)?;
-        if purpose == Purpose::Lockstep {
+        if run_kind == RunKind::Replayed {
             machine.check_lockstep()?;
         }
         Ok(machine)
@@ -355,9 +355,9 @@ impl MachineOptions {
     }
 
     /// Several CPUs are refused here where no engine could have them, before anything is looked at.
-    fn check_cpus(&self, wanted: Option<EngineKind>, purpose: Purpose) -> Result<()> {
+    fn check_cpus(&self, wanted: Option<EngineKind>, run_kind: RunKind) -> Result<()> {
         let cpus = self.cpus();
-        if cpus.is_several() && purpose == Purpose::Lockstep {
+        if cpus.is_several() && run_kind == RunKind::Replayed {
             bail!(
                 "a guest of {cpus} CPUs cannot be replayed, because it is more than one stream of \
                  instructions; a pair protects it with --engine kvm --protect checkpoint"
@@ -371,7 +371,7 @@ impl MachineOptions {
     }
 
     fn make(&self, prepared: Prepared, disks: &[DiskFile]) -> Result<Machine> {
-        let Prepared { wanted, boot, purpose } = prepared;
+        let Prepared { wanted, boot, run_kind } = prepared;
         let configs = disk_configs(disks);
         let Some(start) = boot else {
             let directory = self.restore.as_ref().expect("a guest is booted or restored");
@@ -379,7 +379,7 @@ impl MachineOptions {
                 .remedy(|| "--restore takes a directory that `vmft snapshot` has written")?;
             check_disks(&machine.config().board.disks, &configs)?;
             NetOption::check(self.net.as_ref(), machine.config().board.net.as_ref())?;
-            host_choice::check(machine.config().engine, purpose, machine.kernel())?;
+            host_choice::check(machine.config().engine, run_kind, machine.kernel())?;
             if let Err(why) = machine.become_a_copy(&fresh_bytes()?) {
                 tell!(
                     "warning: {why}, so this guest draws the random numbers that every other copy of its \
@@ -390,7 +390,7 @@ impl MachineOptions {
         };
         let boot = self.boot_files(start, disks)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock")?;
-        let engine = host_choice::choose(&self.engine, purpose, &boot.source.kernel)?;
+        let engine = host_choice::choose(&self.engine, run_kind, &boot.source.kernel)?;
         let BootFiles { kernel, initramfs, source, .. } = boot.on(engine);
         engine.check_cpus(self.cpus())?;
         let config = MachineConfig {
@@ -434,7 +434,7 @@ pub struct Prepared {
     wanted: Option<EngineKind>,
     /// `None` for one that is restored.
     boot: Option<Start>,
-    purpose: Purpose,
+    run_kind: RunKind,
 }
 
 /// What a machine starts from, as far as that is known before its disks are open.

@@ -1,6 +1,6 @@
 //! The options of a side of a pair.
 
-use crate::engine_options::Purpose;
+use crate::engine_options::RunKind;
 use crate::machine_options::fresh_id;
 use crate::nbd_disk;
 use crate::options::{ArbiterOption, ArbiterPlace, DiskOption, DiskPlace};
@@ -96,7 +96,7 @@ impl PairOptions {
     }
 
     /// What its machine is for.
-    pub fn purpose(&self) -> Purpose {
+    pub fn run_kind(&self) -> RunKind {
         self.protection().into()
     }
 

@@ -146,7 +146,7 @@ fn follow(
     let primaries = primaries.iter().map(used).collect::<Result<Vec<_>>>()?;
     let listen = listen.map(used).transpose()?;
     let arbiter_place = options.pair.arbiter_place(&options.disk)?;
-    let wanted = options.engine.wanted(options.pair.purpose())?;
+    let wanted = options.engine.wanted(options.pair.run_kind())?;
     let disks = open_disks(&disk_options, DisksOf::Joining, options.side.disk_policy())?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;

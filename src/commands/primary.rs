@@ -60,7 +60,7 @@ fn told_address(address: &LocalAddress) -> String {
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let max_lag = options.pair.max_lag()?;
-    let prepared = options.machine.prepare(options.pair.purpose())?;
+    let prepared = options.machine.prepare(options.pair.run_kind())?;
     let arbiter = ArbiterOf(&options.pair, &options.machine.disk);
     let files = files_of(&[&options.machine, &options.side, &options.listen, &arbiter]);
     options.side.sandbox.enter(files)?;

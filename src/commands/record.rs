@@ -1,7 +1,7 @@
 //! `vmft record`.
 
 use crate::disk_images::{DisksOf, open_disks};
-use crate::engine_options::Purpose;
+use crate::engine_options::RunKind;
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, fresh_id, make_side};
 use crate::remedy::Remedy;
@@ -37,7 +37,7 @@ pub struct RecordOptions {
 
 /// Runs a guest and records it.
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
-    let prepared = options.machine.prepare(Purpose::Lockstep)?;
+    let prepared = options.machine.prepare(RunKind::Replayed)?;
     options.side.sandbox.enter(files_of(&[&options.machine, &options.side]))?;
     let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
     if options.log.exists() {

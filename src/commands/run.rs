@@ -1,7 +1,7 @@
 //! `vmft run`.
 
 use crate::disk_images::{DisksOf, open_disks};
-use crate::engine_options::{ENGINE_REMEDY, Purpose};
+use crate::engine_options::{ENGINE_REMEDY, RunKind};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
 use crate::sandbox_options::{end_start, files_of};
@@ -28,7 +28,7 @@ pub struct RunOptions {
 
 /// Runs a guest unprotected.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
-    let prepared = options.machine.prepare(Purpose::Alone)?;
+    let prepared = options.machine.prepare(RunKind::Free)?;
     let files = files_of(&[&options.machine, &options.side]);
     options.side.sandbox.enter(files)?;
     let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;

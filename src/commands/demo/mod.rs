@@ -8,7 +8,7 @@ mod rounds;
 mod shell;
 
 use crate::commands;
-use crate::engine_options::{EngineOptions, Purpose};
+use crate::engine_options::{EngineOptions, RunKind};
 use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
 use crate::private_network::{self, PrivateNetwork};
 use crate::progress;
@@ -95,7 +95,7 @@ pub struct DemoOptions {
 
 impl DemoOptions {
     /// What the pair's machine is for.
-    fn purpose(&self) -> Purpose {
+    fn run_kind(&self) -> RunKind {
         self.protect.0.into()
     }
 
@@ -232,7 +232,7 @@ impl Stage {
             "--cmdline".to_owned(),
             cmdline,
         ];
-        let engine = options.engine.wanted(options.purpose())?.unwrap_or_default();
+        let engine = options.engine.wanted(options.run_kind())?.unwrap_or_default();
         let kernel = options.needs_lockstep_kernel(engine).then_some("--lockstep-kernel");
         let engine = kernel.into_iter().chain(options.engine.arguments()).map(OsString::from);
         let primary = words.into_iter().map(OsString::from).chain(engine);
@@ -263,7 +263,7 @@ struct Played {
 
 /// Runs the demo.
 pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
-    let engine = options.engine.wanted(options.purpose())?.unwrap_or_default();
+    let engine = options.engine.wanted(options.run_kind())?.unwrap_or_default();
     if options.rounds > 1 && options.guest != DemoGuest::Records {
         bail!("--rounds is for the guest with records: leave --guest away");
     }

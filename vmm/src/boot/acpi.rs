@@ -19,10 +19,17 @@
 //!                      └▶ MADT, with several CPUs
 //! ```
 
-use super::aml;
 use crate::board::{PCI_WINDOWS, POWER_MANAGEMENT_PORT, interrupt_of_slot};
 use crate::devices::pci::SLOTS;
 use crate::devices::power_management::{CONTROL_OFFSET, OFF, TIMER_OFFSET};
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, Name, Package, PackageBuilder,
+    ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::facs::FACS;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
 use vm_memory::GuestAddress;
 use vmft_cpu::CpuCount;
 use vmft_cpu::memory::GuestRam;
@@ -47,78 +54,57 @@ const MADT_LOCAL_NMI: u8 = 4;
 /// A MADT's CPU can be used.
 const MADT_ENABLED: u32 = 1;
 /// Length of the tables that have one length.
-const RSDP_LENGTH: usize = 36;
 const HEADER_LENGTH: usize = 36;
-const FACS_LENGTH: usize = 64;
 const FADT_LENGTH: usize = 244;
-
-/// A sum of all bytes with it is zero.
-fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
-}
+/// Who has made the tables.
+const OEM: [u8; 6] = *b"VMFT  ";
 
 /// A table: its header, and `body` behind it.
-fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(HEADER_LENGTH + body.len()).expect("a small table");
-    let mut bytes = Vec::with_capacity(HEADER_LENGTH + body.len());
-    bytes.extend(signature);
-    bytes.extend(length.to_le_bytes());
-    bytes.extend([revision, 0]);
-    bytes.extend(b"VMFT  VMFTPC  ");
-    bytes.extend(1u32.to_le_bytes());
-    bytes.extend(b"VMFT");
-    bytes.extend(1u32.to_le_bytes());
-    bytes.extend(body);
-    bytes[9] = checksum(&bytes);
-    bytes
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+    let mut table = Sdt::new(signature, HEADER_LENGTH as u32, revision, OEM, *b"VMFTPC  ", 1);
+    table.append_slice(body);
+    table.as_slice().to_vec()
 }
 
-/// What belongs to the bus: bus 0, and the addresses of its windows (ACPI 6.4, §6.4.3.5).
-fn bus_resources() -> Vec<u8> {
-    const FIXED: u8 = 0x0C;
-    const READ_WRITE: u8 = 0x01;
-    let (first, last) = (PCI_WINDOWS.start, PCI_WINDOWS.end - 1);
-    let mut bytes = vec![0x88, 13, 0, 2, FIXED, 0];
-    // Granularity, first, last, translation, count.
-    bytes.extend([0u16, 0, 0, 0, 1].iter().flat_map(|word| word.to_le_bytes()));
-    bytes.extend([0x87, 23, 0, 0, FIXED, READ_WRITE]);
-    bytes.extend([0, first, last, 0, last - first + 1].iter().flat_map(|word| word.to_le_bytes()));
-    bytes.extend([0x79, 0]);
+/// What a thing is in ACPI's own language, or in memory.
+fn bytes_of(thing: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    thing.to_aml_bytes(&mut bytes);
     bytes
 }
 
 /// Which line the first pin of each slot pulls.
-fn routing() -> Vec<u8> {
-    let slots = (1..SLOTS).map(|slot| {
-        let (address, pin, source) = (u32::from(slot) << 16 | 0xFFFF, 0, 0);
-        let line = u32::from(interrupt_of_slot(slot).number());
-        aml::package(&[address, pin, source, line].map(aml::integer))
-    });
-    aml::package(&slots.collect::<Vec<_>>())
+fn routing() -> PackageBuilder {
+    let mut slots = PackageBuilder::new();
+    for slot in 1..SLOTS {
+        // Any function of the slot.
+        let address = u32::from(slot) << 16 | 0xFFFF;
+        let (pin, source, line) = (ZERO, ZERO, interrupt_of_slot(slot).number());
+        slots.add_element(&Package::new(vec![&address, &pin, &source, &line]));
+    }
+    slots
 }
 
-/// The namespace: the PCI bus, and the sleep type that is off.
+/// The namespace: the PCI bus with its windows and lines, and the sleep type that is off.
 fn dsdt() -> Vec<u8> {
-    /// `EISAID ("PNP0A03")`: a PCI host bridge.
-    const HOST_BRIDGE: u32 = 0x030A_D041;
-    let bridge = [
-        aml::name(b"_HID", &aml::integer(HOST_BRIDGE)),
-        aml::name(b"_CRS", &aml::buffer(&bus_resources())),
-        aml::name(b"_PRT", &routing()),
-    ];
-    let off = aml::integer(OFF.into());
-    let s5 = aml::package(&[off.clone(), off, aml::integer(0), aml::integer(0)]);
-    let bus = aml::scope(b"_SB_", &aml::device(b"PCI0", &bridge.concat()));
-    table(b"DSDT", 2, &[bus, aml::name(b"_S5_", &s5)].concat())
+    let (first, last) = (PCI_WINDOWS.start, PCI_WINDOWS.end - 1);
+    let buses = AddressSpace::new_bus_number(0u16, 0u16);
+    let not_cached = AddressSpaceCacheable::NotCacheable;
+    let windows = AddressSpace::new_memory(not_cached, true, first, last, None);
+    let host_bridge = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&buses, &windows]));
+    let routing = Name::new("_PRT".into(), &routing());
+    let bridge = Device::new("PCI0".into(), vec![&host_bridge, &resources, &routing]);
+    let system_bus = Scope::new("\\_SB_".into(), vec![&bridge]);
+    let off = Name::new("_S5_".into(), &Package::new(vec![&OFF, &OFF, &ZERO, &ZERO]));
+    table(*b"DSDT", 2, &[bytes_of(&system_bus), bytes_of(&off)].concat())
 }
 
 /// What firmware and kernel share; nothing here.
 fn facs() -> Vec<u8> {
-    let mut bytes = vec![0; FACS_LENGTH];
-    bytes[..4].copy_from_slice(b"FACS");
-    bytes[4] = FACS_LENGTH as u8;
-    bytes[32] = 2;
-    bytes
+    let mut facs = FACS::new();
+    facs.version = 2;
+    bytes_of(&facs)
 }
 
 fn fadt(facs: u64, dsdt: u64, has_timer: bool) -> Vec<u8> {
@@ -157,7 +143,7 @@ fn fadt(facs: u64, dsdt: u64, has_timer: bool) -> Vec<u8> {
         put(91, &[4]);
         put(208, &port(POWER_MANAGEMENT_PORT + TIMER_OFFSET, 32, LONGS));
     }
-    table(b"FACP", 3, &body)
+    table(*b"FACP", 3, &body)
 }
 
 fn madt(cpus: CpuCount) -> Vec<u8> {
@@ -170,26 +156,14 @@ fn madt(cpus: CpuCount) -> Vec<u8> {
     }
     // On all CPUs the second local line is that of NMIs.
     body.extend([MADT_LOCAL_NMI, 6, 0xFF, 0, 0, 1]);
-    table(b"APIC", 1, &body)
-}
-
-fn rsdp(xsdt: u64) -> Vec<u8> {
-    let mut bytes = vec![0; RSDP_LENGTH];
-    bytes[..8].copy_from_slice(b"RSD PTR ");
-    bytes[9..15].copy_from_slice(b"VMFT  ");
-    bytes[15] = 2;
-    bytes[20] = RSDP_LENGTH as u8;
-    bytes[24..32].copy_from_slice(&xsdt.to_le_bytes());
-    bytes[8] = checksum(&bytes[..20]);
-    bytes[32] = checksum(&bytes);
-    bytes
+    table(*b"APIC", 1, &body)
 }
 
 /// All tables for so many CPUs, as they lie in memory from [`TABLES`] on.
 fn tables(cpus: CpuCount) -> Vec<u8> {
     /// Every table begins at a multiple of this, which the FACS needs.
     const ALIGN: usize = 64;
-    let mut all = vec![0; RSDP_LENGTH];
+    let mut all = vec![0; Rsdp::len()];
     let mut place = |table: &[u8]| {
         let at = all.len().next_multiple_of(ALIGN);
         all.resize(at, 0);
@@ -202,8 +176,8 @@ fn tables(cpus: CpuCount) -> Vec<u8> {
     if several {
         entries.extend(place(&madt(cpus)).to_le_bytes());
     }
-    let xsdt = place(&table(b"XSDT", 1, &entries));
-    all[..RSDP_LENGTH].copy_from_slice(&rsdp(xsdt));
+    let xsdt = place(&table(*b"XSDT", 1, &entries));
+    all[..Rsdp::len()].copy_from_slice(&bytes_of(&Rsdp::new(OEM, xsdt)));
     all
 }
 

@@ -17,7 +17,6 @@
 //! Reading files is not done here, nor is choosing a command line.
 
 mod acpi;
-mod aml;
 mod elf;
 mod entry;
 mod image;
