@@ -10,6 +10,7 @@
 //! | `PUT /api/v1/vm.switch` | hands the guest over to a backup |
 //! | `PUT /api/v1/vm.pause` | the guest stands still |
 //! | `PUT /api/v1/vm.resume` | it goes on; what disks have failed at is tried again |
+//! | `PUT /api/v1/vm.bounds` | body `{"max-lag": {"ms": N, "then": "slow"}}` or `{"interval": {"ms": N}}`: how far a backup may be behind from now on |
 //! | `PUT /api/v1/vm.fault` | body `{"fault": {"flip-bit": {"address": N, "bit": N}}, "live": BOOL}`, `{"hold-replay": {"ms": N}}` or `"fail"`: plants a fault at the next point, and answers `{"point": N}` |
 
 use crate::metrics;
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
+use vmft_backup::bounds::{BoundChange, Bounds};
 use vmft_backup::fault::{FaultDesk, FaultOrder, Faults, Planted};
 use vmft_backup::hand_over::HandOverError;
 use vmft_backup::requests::Requests;
@@ -50,6 +52,8 @@ pub struct Api {
     pub requests: Arc<Requests>,
     /// Where a fault goes.
     pub faults: Arc<Faults>,
+    /// How far a backup may be behind.
+    pub bounds: Arc<Bounds>,
     /// Where a guest is resumed that stands still because of a disk.
     pub disk_desk: Arc<DiskDesk>,
     /// What to do beside asking the machine to stop.
@@ -109,6 +113,7 @@ pub fn serve(path: &Path, api: Api) -> Result<Server> {
         .route("/api/v1/vm.switch", put(switch))
         .route("/api/v1/vm.pause", put(pause))
         .route("/api/v1/vm.resume", put(resume))
+        .route("/api/v1/vm.bounds", put(bounds))
         .route("/api/v1/vm.fault", put(fault))
         .with_state(api);
     let end = Arc::new(Notify::new());
@@ -270,6 +275,16 @@ async fn resume(State(api): State<Api>) -> Result<StatusCode, (StatusCode, Strin
         return Err((StatusCode::CONFLICT, why.to_owned()));
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn bounds(
+    State(api): State<Api>,
+    Json(change): Json<BoundChange>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    match api.bounds.change(change, &api.status) {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err((StatusCode::CONFLICT, error.to_string())),
+    }
 }
 
 async fn fault(

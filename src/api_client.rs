@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use vmft_backup::bounds::BoundChange;
 use vmft_backup::fault::{FaultOrder, Planted};
 use vmft_backup::status::SideStatus;
 use vmft_log::foreign::ForeignText;
@@ -66,6 +67,12 @@ pub fn resume(socket: &Path) -> Result<()> {
 /// Has the side at `socket` hand its guest over to a backup.
 pub fn switch(socket: &Path) -> Result<()> {
     ask(socket, Method::PUT, "/api/v1/vm.switch", Vec::new(), FAULT_TIMEOUT).map(|_| ())
+}
+
+/// Changes how far a backup of the side at `socket` may be behind.
+pub fn change_bound(socket: &Path, change: BoundChange) -> Result<()> {
+    let body = serde_json::to_vec(&change)?;
+    ask(socket, Method::PUT, "/api/v1/vm.bounds", body, STATUS_TIMEOUT).map(|_| ())
 }
 
 /// Plants a fault on the side at `socket`.

@@ -82,6 +82,16 @@ rest. That is a word to this side: if it is lost, or hands the guest over, the g
 
 Exit code 0 once the guest stands still.";
 
+/// For `vmft set`.
+pub const SET: &str = "\
+Examples:
+  vmft set --api-socket /run/vmft/web.api --max-lag 500ms
+  vmft set --api-socket /run/vmft/web.api --max-lag 200ms,then=unprotect
+  vmft set --api-socket /run/vmft/web.api --interval 100ms     (of a pair with --protect checkpoint)
+
+It holds until this side ends, and for no other side: one that takes over has what it was started
+with, or what it was told by this command while it followed. `vmft status` says what is in force.";
+
 /// For `vmft resume`.
 pub const RESUME: &str = "\
 Example:

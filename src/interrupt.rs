@@ -61,6 +61,7 @@ pub fn serve_side_with(
             mailbox: Arc::clone(&side.mailbox),
             requests: Arc::clone(&side.requests),
             faults: Arc::clone(&side.faults),
+            bounds: Arc::clone(&side.bounds),
             disk_desk: Arc::clone(&side.disk_desk),
             on_shutdown: Arc::clone(&on_shutdown),
         };

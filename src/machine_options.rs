@@ -264,6 +264,7 @@ pub fn make_side(
         status: Arc::new(StatusBoard::default()),
         requests: Arc::new(Requests::default()),
         faults: Arc::default(),
+        bounds: Arc::default(),
     })
 }
 

@@ -85,6 +85,9 @@ enum Command {
     /// Have a paused guest go on, and try again what a disk's storage has failed at
     #[command(after_help = examples::RESUME)]
     Resume(commands::control::ResumeOptions),
+    /// Change how far a backup may be behind, while the guest runs
+    #[command(after_help = examples::SET)]
+    Set(commands::control::SetOptions),
     /// Write a snapshot of a running guest
     #[command(after_help = examples::SNAPSHOT)]
     Snapshot(commands::control::SnapshotOptions),
@@ -186,6 +189,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Switch(options) => commands::control::switch(&options),
         Command::Pause(options) => commands::control::pause(&options),
         Command::Resume(options) => commands::control::resume(&options),
+        Command::Set(options) => commands::control::set(&options),
         Command::Snapshot(options) => commands::control::snapshot(&options),
         Command::Explain(options) => commands::explain::explain(&options),
         Command::Fault(options) => commands::fault::fault(&options),

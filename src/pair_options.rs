@@ -12,6 +12,7 @@ use clap::Args;
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
+use vmft_backup::bounds::Bounds;
 use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
@@ -71,11 +72,11 @@ impl PairOptions {
         self.protect.0
     }
 
-    /// How far a backup may be behind.
+    /// How far a backup may be behind, until an operator changes that.
     ///
     /// # Errors
     /// In checkpoint mode there is nothing to be bounded.
-    pub fn max_lag(&self) -> Result<LagBound> {
+    pub fn bounds(&self) -> Result<Arc<Bounds>> {
         let given = [
             ("--max-lag", self.max_lag.is_some()),
             ("--bound-replay", self.bound_replay.is_some()),
@@ -89,10 +90,13 @@ impl PairOptions {
             );
         }
         let bound = self.max_lag.map_or_else(LagBound::default, |LagOption(bound)| bound);
-        match self.bound_replay {
-            Some(TimeOption(replay)) => bound.with_replay_bound(replay).context("--bound-replay"),
-            None => Ok(bound),
-        }
+        let bound = match self.bound_replay {
+            Some(TimeOption(replay)) => {
+                bound.with_replay_bound(replay).context("--bound-replay")?
+            }
+            None => bound,
+        };
+        Ok(Arc::new(Bounds::new(self.protection(), bound)))
     }
 
     /// What its machine is for.

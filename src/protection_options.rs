@@ -45,6 +45,18 @@ impl FromStr for ProtectOption {
     }
 }
 
+/// `--interval 50ms`, of checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochIntervalOption(pub Interval);
+
+impl FromStr for EpochIntervalOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        Ok(Self(parse_time(text)?.try_into()?))
+    }
+}
+
 /// `--bound-replay 200ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeOption(pub Duration);

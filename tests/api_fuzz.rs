@@ -51,6 +51,7 @@ fn serve(path: &Path, on_shutdown: Arc<dyn ShutdownHook>) -> Server {
         mailbox: Arc::default(),
         requests: Arc::default(),
         faults: Arc::default(),
+        bounds: Arc::default(),
         disk_desk: Arc::default(),
         on_shutdown,
     };
@@ -71,6 +72,8 @@ fn good() -> Vec<Vec<u8>> {
         request("PUT", "/api/v1/vm.snapshot", r#"{"directory": "/nonexistent/snapshot"}"#),
         request("PUT", "/api/v1/vm.pause", ""),
         request("PUT", "/api/v1/vm.resume", ""),
+        request("PUT", "/api/v1/vm.bounds", r#"{"max-lag": {"ms": 200, "then": "stop"}}"#),
+        request("PUT", "/api/v1/vm.bounds", r#"{"interval": {"ms": 50}}"#),
         request("PUT", "/api/v1/vm.fault", r#"{"fault": "fail"}"#),
         request(
             "PUT",

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Where the project's text is.
 const FOLDERS: [&str; 17] = [
@@ -231,6 +232,61 @@ fn every_dependency_of_the_workspace_is_used() {
     };
     let unused: Vec<&str> = names.filter(|name| !is_used(name)).collect();
     assert!(unused.is_empty(), "nobody uses {unused:?}");
+}
+
+/// Licences under which others' code may be part of this program.
+const LICENCES: [&str; 8] =
+    ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "ISC", "MIT", "Unicode-3.0", "Zlib"];
+/// Where its code may come from.
+const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// What must not come in by the back door, and why.
+const BANNED: [(&str, &str); 5] = [
+    ("openssl-sys", "a second TLS, which is not memory-safe"),
+    ("native-tls", "a second TLS"),
+    ("async-std", "a second runtime"),
+    ("smol", "a second runtime"),
+    ("bincode", "it is not maintained, and its bytes are those of the log's past"),
+];
+
+/// True if one may have the code under licences of [`LICENCES`] alone.
+fn is_allowed(licence: &str) -> bool {
+    let all = licence.replace('/', " OR ").replace(['(', ')'], "");
+    let mut parts = all.split(" AND ");
+    parts.all(|part| part.split(" OR ").any(|one| LICENCES.contains(&one.trim())))
+}
+
+#[test]
+fn dependencies_have_allowed_licences_and_sources_and_none_is_banned() {
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .args(["--filter-platform", &platform])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let foreign: Vec<_> = packages.iter().filter(|package| !package["source"].is_null()).collect();
+    assert!(!foreign.is_empty());
+    for package in foreign {
+        let name = package["name"].as_str().unwrap();
+        assert_eq!(package["source"], REGISTRY, "{name} comes from elsewhere");
+        let licence = package["license"].as_str().unwrap_or_default();
+        assert!(is_allowed(licence), "{name} is licensed under {licence:?}");
+        let banned = BANNED.iter().find(|(banned, _)| *banned == name);
+        assert_eq!(banned, None, "{name} must not be a dependency");
+    }
+}
+
+#[test]
+fn a_licence_is_allowed_if_one_can_choose_it_so() {
+    for allowed in ["MIT", "Unlicense/MIT", "(GPL-3.0 OR MIT) AND Unicode-3.0"] {
+        assert!(is_allowed(allowed), "{allowed}");
+    }
+    for refused in ["", "GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0 WITH LLVM-exception"] {
+        assert!(!is_allowed(refused), "{refused}");
+    }
 }
 
 #[test]

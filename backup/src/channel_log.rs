@@ -1,5 +1,6 @@
 //! The channel as a log: where a primary records to, and a backup replays from.
 
+use crate::bounds::Bounds;
 use crate::events::{self, Event};
 use crate::lag::{GRACE, LagBound, LagPolicy, Slowness};
 use crate::periodic_kicks;
@@ -38,7 +39,9 @@ pub struct ChannelLog {
     channel: Arc<PrimaryChannel>,
     closed: bool,
     last_check: Instant,
-    bound: LagBound,
+    bounds: Arc<Bounds>,
+    /// Of the bounds; it is the same for the whole log.
+    replay_bound: Option<Duration>,
     slowness: Slowness,
     status: Arc<StatusBoard>,
     /// Since when the backup has been beyond the bound.
@@ -54,16 +57,18 @@ impl ChannelLog {
     /// The log of the session that has just begun.
     pub fn new(
         channel: Arc<PrimaryChannel>,
-        bound: LagBound,
+        bounds: Arc<Bounds>,
         machine: &Machine,
         status: Arc<StatusBoard>,
     ) -> Self {
         let _kicks = periodic_kicks::begin(machine);
+        let replay_bound = bounds.max_lag().replay_bound();
         Self {
             channel,
             closed: false,
             last_check: Instant::now(),
-            bound,
+            bounds,
+            replay_bound,
             slowness: Slowness::default(),
             status,
             beyond: None,
@@ -80,8 +85,8 @@ impl ChannelLog {
     }
 
     /// The backup is behind by `lag`: what is to be done beyond slowing. True if the guest may run on.
-    fn mind_bound(&mut self, lag: Duration) -> bool {
-        let (limit, policy) = (self.bound.limit(), self.bound.policy());
+    fn mind_bound(&mut self, bound: LagBound, lag: Duration) -> bool {
+        let (limit, policy) = (bound.limit(), bound.policy());
         if lag <= limit {
             if self.beyond.take().is_some_and(|since| since.elapsed() > GRACE) {
                 tell!("the backup is within {} ms of its primary again", limit.as_millis());
@@ -156,9 +161,9 @@ impl LogSink for ChannelLog {
         if self.channel.wait_room(ROOM_WAIT) == Room::Full {
             return false;
         }
-        let lag = self.channel.execution_lag();
-        self.far_behind = self.bound.replay_bound().is_some_and(|bound| lag > bound);
-        let percent = self.bound.held_back_percent(lag);
+        let (bound, lag) = (self.bounds.max_lag(), self.channel.execution_lag());
+        self.far_behind = self.replay_bound.is_some_and(|bound| lag > bound);
+        let percent = bound.held_back_percent(lag);
         if let Some(is_slowed) = self.slowness.look(percent > 0, self.last_check) {
             self.status.update(|status| status.guest_slowed = is_slowed);
             events::note(|| match is_slowed {
@@ -169,7 +174,7 @@ impl LogSink for ChannelLog {
         if percent > 0 {
             std::thread::sleep(ran.min(LAG_CHECK * 4) * percent / (100 - percent));
         }
-        if !self.mind_bound(lag) {
+        if !self.mind_bound(bound, lag) {
             return false;
         }
         self.last_check = Instant::now();
@@ -177,7 +182,7 @@ impl LogSink for ChannelLog {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        let Some(every) = self.bound.replay_bound().filter(|_| self.far_behind) else {
+        let Some(every) = self.replay_bound.filter(|_| self.far_behind) else {
             return false;
         };
         if self.last_checkpoint.is_some_and(|last| last.elapsed() < every)

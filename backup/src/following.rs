@@ -9,7 +9,6 @@ use crate::fault::Faulty;
 use crate::follower::ReplayGate;
 use crate::identity::{fingerprint, protecting};
 use crate::join_content::JoinContent;
-use crate::lag::LagBound;
 use crate::live::{LiveDuties, Succession};
 use crate::mending::Divergences;
 use crate::reign::{Fate, FollowEvent, FollowReign};
@@ -60,8 +59,6 @@ pub struct BackupDuties {
     pub memory: u64,
     /// How the pair protects its guest.
     pub protection: Protection,
-    /// How far the next backup may be behind after a go-live.
-    pub max_lag: LagBound,
     /// Where the next backup may join after a go-live; without it this side stays alone.
     pub listen: Option<PrimaryConfig>,
 }
@@ -183,7 +180,6 @@ impl Side {
                         listen,
                         wait_for_backups: 0,
                         protection: duties.protection,
-                        max_lag: duties.max_lag,
                     };
                     return self.run_live_from(machine, live, Some(succession));
                 }

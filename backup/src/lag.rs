@@ -4,6 +4,7 @@
 //! slowed, the more the further its backup falls behind (§2.4 of the paper), long before a full buffer
 //! would stop it.
 
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The shortest bound that may be asked for: acknowledgements tell of the lag some fifty times a second.
@@ -29,7 +30,8 @@ pub const MIN_REPLAY: Duration = Duration::from_millis(20);
 pub struct ReplayBoundError(pub Duration);
 
 /// What happens when slowing the primary does not keep its backup within the bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LagPolicy {
     /// It is slowed further, to a tenth of its speed at most. Only a full buffer stops it.
     #[default]
@@ -62,8 +64,16 @@ impl LagBound {
     /// # Errors
     /// [`LagError`].
     pub fn new(limit: Duration, policy: LagPolicy) -> Result<Self, LagError> {
+        Self::default().with_limit(limit, policy)
+    }
+
+    /// The same with another limit and another policy.
+    ///
+    /// # Errors
+    /// [`LagError`].
+    pub(crate) fn with_limit(self, limit: Duration, policy: LagPolicy) -> Result<Self, LagError> {
         let fits = (MIN_LAG..=MAX_LAG).contains(&limit);
-        if fits { Ok(Self { limit, policy, replay: None }) } else { Err(LagError(limit)) }
+        if fits { Ok(Self { limit, policy, ..self }) } else { Err(LagError(limit)) }
     }
 
     /// The same, and what a backup that is more than `replay` behind has to replay is bounded too: as

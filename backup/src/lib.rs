@@ -1,6 +1,7 @@
 //! Following and taking over: who may go live, what a side does when its peer is lost.
 
 pub mod arbiter;
+pub mod bounds;
 mod channel_log;
 pub mod checkpoint;
 mod copied;

@@ -8,7 +8,6 @@ use crate::epoch::{EpochSide, Epochs, Protection};
 use crate::events::{self, Event};
 use crate::hand_over::{HandOver, HandOverError};
 use crate::handler::Handler;
-use crate::lag::LagBound;
 use crate::policy::{LiveParts, LossPolicy};
 use crate::rate_probe::RateProbe;
 use crate::reign::{LiveEvent, Standing};
@@ -57,8 +56,6 @@ pub struct LiveDuties {
     pub wait_for_backups: usize,
     /// How backups follow.
     pub protection: Protection,
-    /// How far one that replays may be behind.
-    pub max_lag: LagBound,
 }
 
 /// What a side that has just won its peer's succession brings along.
@@ -103,7 +100,6 @@ struct LiveSide<'a> {
     policy: Arc<LossPolicy>,
     channel: Option<Arc<PrimaryChannel>>,
     protection: Protection,
-    max_lag: LagBound,
     /// In checkpoint mode, while somebody follows.
     epochs: Mutex<Option<Epochs>>,
 }
@@ -126,7 +122,7 @@ impl Side {
         if duties.protection == Protection::Lockstep {
             machine.check_lockstep()?;
         }
-        if duties.max_lag.replay_bound().is_some() {
+        if self.bounds.max_lag().replay_bound().is_some() {
             machine.keep_deltas();
         }
         let wait = duties.wait_for_backups;
@@ -192,7 +188,7 @@ impl Side {
         }));
         policy.hear_of_later_generations(overtaken).map_err(SideError::Host)?;
         let check = AdmissionCheck::new(move |peer| storage::check(&*storage, peer));
-        let (protection, max_lag) = (duties.protection, duties.max_lag);
+        let protection = duties.protection;
         let listen = duties.listen.map(|config| PrimaryConfig {
             check: Some(check),
             on_session: make_thread_urgent,
@@ -205,21 +201,9 @@ impl Side {
                 self.listen(config, followers, &output_path, &policy, protection)
             })
             .transpose()?;
-        if protection == Protection::Lockstep {
-            let bound = u64::try_from(max_lag.limit().as_millis()).expect("at most a minute");
-            self.status.update(|status| status.lag_bound_ms = Some(bound));
-        }
+        self.bounds.show(&self.status);
         let epochs = Mutex::default();
-        Ok(LiveSide {
-            side: self,
-            output_path,
-            fence,
-            policy,
-            channel,
-            protection,
-            max_lag,
-            epochs,
-        })
+        Ok(LiveSide { side: self, output_path, fence, policy, channel, protection, epochs })
     }
 
     fn listen(
@@ -442,7 +426,7 @@ impl LiveSide<'_> {
 
     /// In checkpoint mode: a backup's log has begun, and goes on by epochs.
     fn begin_epochs(&self, machine: &mut Machine) {
-        let Protection::Checkpoint(interval) = self.protection else { return };
+        let Protection::Checkpoint(_) = self.protection else { return };
         let Some(channel) = &self.channel else { return };
         let (side, channel) = (self.side, Arc::clone(channel));
         self.epochs().get_or_insert_with(|| {
@@ -452,8 +436,9 @@ impl LiveSide<'_> {
                 requests: Arc::clone(&side.requests),
                 mailbox: Arc::clone(&side.mailbox),
                 status: Arc::clone(&side.status),
+                bounds: Arc::clone(&side.bounds),
             };
-            Epochs::begin(machine, side, interval)
+            Epochs::begin(machine, side)
         });
     }
 
@@ -469,13 +454,13 @@ impl LiveSide<'_> {
         let channel = self.channel.as_ref().expect("a backup has joined through it");
         let log = ChannelLog::new(
             Arc::clone(channel),
-            self.max_lag,
+            Arc::clone(&self.side.bounds),
             machine,
             Arc::clone(&self.side.status),
         );
         let gate = Arc::clone(&self.output_path.gate);
         let recording = Recording::new(live, log, gate, machine.point(), machine.outputs());
-        let recording = match self.max_lag.replay_bound() {
+        let recording = match self.side.bounds.max_lag().replay_bound() {
             Some(_) => recording.with_jumps(),
             None => recording,
         };

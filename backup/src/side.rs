@@ -1,6 +1,7 @@
 //! One side: a process that runs, or may come to run, the guest.
 
 use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFence};
+use crate::bounds::Bounds;
 use crate::disk_care;
 use crate::fault::Faults;
 use crate::periodic_kicks;
@@ -117,6 +118,8 @@ pub struct Side {
     pub requests: Arc<Requests>,
     /// What is to go wrong.
     pub faults: Arc<Faults>,
+    /// How far its backups may be behind.
+    pub bounds: Arc<Bounds>,
 }
 
 /// A live machine's way out: what carries its outputs, and the gate in front of that.

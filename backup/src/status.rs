@@ -243,6 +243,9 @@ pub struct SideStatus {
     /// How far a backup that replays may be behind, in milliseconds, on a live side of a pair.
     #[serde(default)]
     pub lag_bound_ms: Option<u64>,
+    /// How far apart checkpoints are at most, in milliseconds, on a live side of a pair in checkpoint mode.
+    #[serde(default)]
+    pub interval_bound_ms: Option<u64>,
     /// Disks with which something is wrong now.
     #[serde(default)]
     pub disk_troubles: Vec<DiskTroubleStatus>,

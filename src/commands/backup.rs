@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use vmft_backup::arbiter::{Arbiter, ArbiterError, RemoteError};
 use vmft_backup::following::{BackupControl, BackupDuties, Patience};
 use vmft_backup::identity::{Joining, MICROCODE, PROTECTION};
-use vmft_backup::side::SideError;
+use vmft_backup::side::{Side, SideError};
 use vmft_backup::storage::is_storage_field;
 use vmft_backup::tell;
 use vmft_logging_channel::fingerprint::Identity;
@@ -134,7 +134,7 @@ fn follow(
     patience: Patience,
 ) -> Result<ExitCode> {
     options.engine.compiler.apply()?;
-    let max_lag = options.pair.max_lag()?;
+    let bounds = options.pair.bounds()?;
     let disk_options = disks_and_seed(&options.disk, options.seed.as_ref());
     let arbiter = ArbiterOf(&options.pair, &options.disk);
     let mut files = files_of(&[&disk_options, &options.side, &arbiter]);
@@ -152,6 +152,7 @@ fn follow(
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
     let role = if patience == Patience::Standby { "standby" } else { "backup" };
     let side = make_side(&options.side, disks, network, role, EarlyInput::Dropped)?;
+    let side = Side { bounds, ..side };
     let control = Arc::new(BackupControl::default());
     let hook: Arc<dyn ShutdownHook> = Arc::clone(&control) as _;
     interrupt::serve_side_with(&side, &options.side, hook)?;
@@ -182,8 +183,7 @@ fn follow(
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let memory = options.memory.size;
-    let duties =
-        BackupDuties { arbiter, channel, primaries, patience, memory, protection, max_lag, listen };
+    let duties = BackupDuties { arbiter, channel, primaries, patience, memory, protection, listen };
     end_start()?;
     let end = side.follow(duties, &control).map_err(with_remedy);
     drop(terminal);

@@ -1,16 +1,18 @@
-//! `vmft status`, `vmft stop` and `vmft snapshot`: asking a running side.
+//! `vmft status`, `vmft stop`, `vmft set` and the like: asking a running side.
 
 use crate::api_client;
 use crate::check::{Level, Limits, check};
-use crate::protection_options::TimeOption;
+use crate::protection_options::{EpochIntervalOption, LagOption, TimeOption};
 use crate::remedy::one_line;
 use crate::terminal::say;
 use crate::watch::{IntervalOption, watch};
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+use vmft_backup::bounds::BoundChange;
 use vmft_backup::status::{CompilerStatus, EpochReport, SideStatus};
 
 /// Options of `vmft status`.
@@ -92,6 +94,36 @@ pub struct ResumeOptions {
     api_socket: PathBuf,
 }
 
+/// Options of `vmft set`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("bound").required(true).multiple(false)))]
+pub struct SetOptions {
+    /// The side's --api-socket
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+    /// How far a backup that replays may be behind, as the option of `vmft primary`
+    #[arg(long, group = "bound", value_name = "TIME[,then=slow|unprotect|stop]")]
+    max_lag: Option<LagOption>,
+    /// How far apart the checkpoints of --protect checkpoint are: 2ms to 1s
+    #[arg(long, group = "bound", value_name = "TIME")]
+    interval: Option<EpochIntervalOption>,
+}
+
+/// Changes how far a backup may be behind.
+pub fn set(options: &SetOptions) -> Result<ExitCode> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).expect("at most a minute");
+    let lag = options.max_lag.map(|LagOption(bound)| BoundChange::MaxLag {
+        ms: ms(bound.limit()),
+        then: bound.policy(),
+    });
+    let interval = options
+        .interval
+        .map(|EpochIntervalOption(interval)| BoundChange::Interval { ms: ms(interval.get()) });
+    let change = lag.or(interval).expect("the command line has one of them");
+    api_client::change_bound(&options.api_socket, change)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Has the guest stand still.
 pub fn pause(options: &PauseOptions) -> Result<ExitCode> {
     api_client::pause(&options.api_socket)?;
@@ -153,8 +185,11 @@ pub fn snapshot(options: &SnapshotOptions) -> Result<ExitCode> {
 }
 
 /// The epochs of checkpoint mode; a backup knows only how many it has applied.
-fn describe_epochs(text: &mut String, epochs: &EpochReport) -> fmt::Result {
+fn describe_epochs(text: &mut String, epochs: &EpochReport, bound: Option<u64>) -> fmt::Result {
     write!(text, "epochs               {}", epochs.epochs)?;
+    if let Some(bound) = bound {
+        write!(text, ", {bound} ms apart")?;
+    }
     if let Some(interval) = epochs.interval_ms {
         write!(
             text,
@@ -231,7 +266,11 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
         status.output_delay_us, status.output_delay_worst_us
     )?;
     if let Some(channel) = &status.channel {
-        writeln!(text, "execution lag        {:.1} ms", channel.execution_lag_ms)?;
+        write!(text, "execution lag        {:.1} ms", channel.execution_lag_ms)?;
+        if let Some(bound) = status.lag_bound_ms {
+            write!(text, ", to be at most {bound} ms")?;
+        }
+        writeln!(text)?;
         writeln!(
             text,
             "log                  {:.3} Mbit/s, {} entries, {} bytes, {} buffered",
@@ -251,7 +290,7 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
         )?;
     }
     if let Some(epochs) = &status.epochs {
-        describe_epochs(&mut text, epochs)?;
+        describe_epochs(&mut text, epochs, status.interval_bound_ms)?;
     }
     if let Some(failover) = &status.failover {
         writeln!(

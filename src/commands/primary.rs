@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
 use vmft_backup::live::LiveDuties;
+use vmft_backup::side::Side;
 use vmft_backup::tell;
 use vmft_logging_channel::transport::{LocalAddress, PeerAddress};
 use vmft_vmm::machine::MachineConfig;
@@ -59,7 +60,7 @@ fn told_address(address: &LocalAddress) -> String {
 
 /// Runs a guest that a backup can follow.
 pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
-    let max_lag = options.pair.max_lag()?;
+    let bounds = options.pair.bounds()?;
     let prepared = options.machine.prepare(options.pair.run_kind())?;
     let arbiter = ArbiterOf(&options.pair, &options.machine.disk);
     let files = files_of(&[&options.machine, &options.side, &options.listen, &arbiter]);
@@ -72,6 +73,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
     let side = make_side(&options.side, disks, network, "primary", EarlyInput::Waits)?;
+    let side = Side { bounds, ..side };
     side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
 
@@ -100,7 +102,6 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
         listen: Some(listen),
         wait_for_backups: if options.no_wait { 0 } else { backups },
         protection,
-        max_lag,
     };
     end_start()?;
     let end = side.run_live(machine, duties);

@@ -4,6 +4,7 @@ use super::{Failover, Happening, Judged, Life, Moment, Story, judge_again};
 use std::fmt::{self, Write};
 use time::OffsetDateTime;
 use vmft_backup::arbiter::Verdict;
+use vmft_backup::bounds::BoundChange;
 use vmft_backup::events::{Ending, Event, Peer, Record};
 use vmft_backup::status::Role;
 use vmft_log::foreign::Printable;
@@ -187,6 +188,12 @@ pub fn describe(record: &Record) -> Option<String> {
         Event::Diverged(report) => format!("divergence: {}", report.text),
         Event::Mended => "the divergence is mended".to_owned(),
         Event::Slowed { lag_ms } => format!("slowed: the backup is {lag_ms:.1} ms behind"),
+        Event::BoundChanged(BoundChange::MaxLag { ms, .. }) => {
+            format!("its operator lets a backup be {ms} ms behind")
+        }
+        Event::BoundChanged(BoundChange::Interval { ms }) => {
+            format!("its operator has checkpoints {ms} ms apart")
+        }
         Event::FullSpeed => "at full speed again".to_owned(),
         Event::HeartbeatLate { late_ms } => {
             format!("this side's heartbeat was {late_ms:.1} ms late: its host did not let it run")

@@ -5,6 +5,8 @@ use crate::stage::{LIMIT, Pair, Setup};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 use vmft::pair::{Look, Which};
+use vmft_backup::bounds::BoundChange;
+use vmft_backup::lag::LagPolicy;
 use vmft_backup::status::{Role, SideStatus};
 
 /// Computes until a key is typed, and is seen to when it ends.
@@ -51,6 +53,23 @@ fn a_guest_that_may_not_outrun_its_backup_waits_for_it_and_goes_on() {
     pair.signal(Which::Backup, Signal::SIGCONT);
     let stopped_at = pair.status(Which::Primary).point;
     pair.primary.wait_status(LIMIT, |status| status.point > stopped_at + 1_000_000).unwrap();
+    end(&mut pair, &[Which::Primary, Which::Backup]);
+}
+
+#[test]
+fn a_guest_that_waits_for_its_backup_goes_on_where_its_operator_lets_it_be_further_behind() {
+    let mut pair = outrun("100ms,then=stop");
+    assert_eq!(instructions(&mut pair), 0, "the guest ran on; {}", pair.report());
+    let stopped_at = pair.status(Which::Primary).point;
+    let further = BoundChange::MaxLag { ms: 60_000, then: LagPolicy::Stop };
+    vmft::api_client::change_bound(&pair.primary.api(), further).unwrap();
+    let goes_on = |status: &SideStatus| status.point > stopped_at + 1_000_000;
+    let status = pair.primary.wait_status(LIMIT, goes_on).unwrap();
+    assert_eq!(status.lag_bound_ms, Some(60_000), "{status:?}");
+    let of_checkpoints = BoundChange::Interval { ms: 50 };
+    let refused = vmft::api_client::change_bound(&pair.primary.api(), of_checkpoints);
+    assert!(refused.unwrap_err().to_string().contains("--max-lag"));
+    pair.signal(Which::Backup, Signal::SIGCONT);
     end(&mut pair, &[Which::Primary, Which::Backup]);
 }
 

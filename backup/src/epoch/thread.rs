@@ -1,7 +1,8 @@
 //! The thread that asks a running machine for its epochs.
 
-use super::pace::{Cost, Interval};
+use super::pace::Cost;
 use super::sender::{EpochSender, NoBackup, Round, Sent, SentSoFar, take};
+use crate::bounds::Bounds;
 use crate::checkpoint::RamPages;
 use crate::copied::{CopiedPages, MOST_COPIED};
 use crate::requests::{Requests, SideGone};
@@ -89,14 +90,15 @@ pub(crate) struct EpochSide {
     pub(crate) requests: Arc<Requests>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) status: Arc<StatusBoard>,
+    pub(crate) bounds: Arc<Bounds>,
 }
 
 impl Epochs {
     /// Begins with the machine as it is, at rest: a backup is being given it.
-    pub(crate) fn begin(machine: &mut Machine, side: EpochSide, interval: Interval) -> Self {
+    pub(crate) fn begin(machine: &mut Machine, side: EpochSide) -> Self {
         let view = Arc::new(machine.watch_writes());
         let turn = Arc::new(Turn::default());
-        let EpochSide { channel, gate, requests, mailbox, status } = side;
+        let EpochSide { channel, gate, requests, mailbox, status, bounds } = side;
         let sender = Arc::new(Mutex::new(EpochSender::new(channel, Arc::clone(&gate), machine)));
         let pacer = Pacer {
             turn: Arc::clone(&turn),
@@ -106,7 +108,7 @@ impl Epochs {
             requests,
             mailbox,
             status,
-            interval,
+            bounds,
         };
         let thread = vmft_sandbox::spawn(Task::Worker, "epochs", move || pacer.run());
         let thread = thread.expect("a host that cannot start a thread cannot run a machine");
@@ -178,7 +180,7 @@ struct Pacer {
     requests: Arc<Requests>,
     mailbox: Arc<Mailbox>,
     status: Arc<StatusBoard>,
-    interval: Interval,
+    bounds: Arc<Bounds>,
 }
 
 impl Pacer {
@@ -260,7 +262,7 @@ impl Pacer {
 
     /// Waits until the next epoch is due; false when there is none.
     fn wait_due(&self, began: Instant, cost: Cost) -> bool {
-        let due = self.interval.after(cost);
+        let due = self.bounds.interval().after(cost);
         let told = self.sender.lock().told().outputs;
         self.turn.wait(due.with_outputs.saturating_sub(began.elapsed()));
         // An output's thread cannot tell this one that it is over; so that is looked at now and then.

@@ -1,6 +1,7 @@
 //! The schema of an event log: JSON, one record a line. `docs/operating.md` says it for readers.
 
 use crate::arbiter::Verdict;
+use crate::bounds::BoundChange;
 use crate::fault::Fault;
 use crate::reign::{FollowAction, FollowEvent, LiveAction, LiveEvent};
 use crate::status::{DivergenceReport, Role};
@@ -214,6 +215,8 @@ pub enum Event {
     },
     /// It is not any more.
     FullSpeed,
+    /// An operator has changed how far a backup may be behind.
+    BoundChanged(BoundChange),
     /// The channel's thread was late with what was due, heartbeats among it: with as much again, the other side
     /// suspects this one.
     HeartbeatLate {
