@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod api_client;
+pub mod arbiter_option;
 pub mod check;
 pub mod commands;
 pub mod disk_boot;

@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use vmft_backup::arbiter::MAX_MEMBERS;
 use vmft_backup::epoch::IntervalError;
 use vmft_backup::lag::LagError;
 use vmft_cpu::memory::{MAX_MEMORY, MIN_MEMORY};
@@ -103,10 +104,19 @@ pub enum OptionError {
     MetricsExposed(String),
     /// No arbiter.
     #[error(
-        "`{0}` is no arbiter; give dir=PATH on storage that both hosts share, or nbd=HOST:PORT/NAME of a \
-         `vmft disk serve`"
+        "`{0}` is no arbiter; give dir=PATH on storage that both hosts share, nbd=HOST:PORT/NAME of a \
+         `vmft disk serve`, or etcd=HOST:PORT,HOST:PORT,…,name=PAIR"
     )]
     Arbiter(String),
+    /// No members of an etcd.
+    #[error(
+        "`{0}` names no members of an etcd; write etcd=HOST:PORT,HOST:PORT,…,name=PAIR, with 1 to \
+         {MAX_MEMBERS} of them"
+    )]
+    Members(String),
+    /// Not what a pair is called in an etcd.
+    #[error("`{0}` is no name of a pair: letters, digits, dots and dashes, at most 64")]
+    PairName(String),
     /// No export of a server.
     #[error(
         "`{0}` is no export; write [tls:]HOST:PORT/NAME, tcp:HOST:PORT/NAME or unix:SOCKET/NAME"
@@ -288,7 +298,7 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    fn parse(text: &str, tls_dir: Option<&str>) -> Result<Self, OptionError> {
+    pub(crate) fn parse(text: &str, tls_dir: Option<&str>) -> Result<Self, OptionError> {
         let error = || OptionError::Export(text.to_owned());
         let (server, name) = text.rsplit_once('/').ok_or_else(error)?;
         if !is_export_name(name) {
@@ -406,49 +416,10 @@ impl FromStr for SerialOption {
     }
 }
 
-/// Where an arbiter is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ArbiterPlace {
-    /// In this directory.
-    Directory(PathBuf),
-    /// With this export of a disk's server.
-    Export(NbdExport),
-}
-
-impl fmt::Display for ArbiterPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(path) => path.display().fmt(f),
-            Self::Export(export) => export.fmt(f),
-        }
-    }
-}
-
-/// `--arbiter dir=PATH`, `--arbiter nbd=HOST:PORT/NAME,tls_dir=DIR`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ArbiterOption(pub ArbiterPlace);
-
-impl FromStr for ArbiterOption {
-    type Err = OptionError;
-
-    fn from_str(text: &str) -> Result<Self, OptionError> {
-        match text.split_once('=') {
-            Some(("dir", path)) if !path.is_empty() => {
-                Ok(Self(ArbiterPlace::Directory(path.into())))
-            }
-            Some(("nbd", _)) => {
-                let pairs = Pairs::parse(text, &["nbd", "tls_dir"])?;
-                let export = NbdExport::parse(pairs.need("nbd")?, pairs.get("tls_dir"))?;
-                Ok(Self(ArbiterPlace::Export(export)))
-            }
-            _ => Err(OptionError::Arbiter(text.to_owned())),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbiter_option::ArbiterOption;
     use vmft_vmm::world::OnError;
 
     #[test]

@@ -1,9 +1,10 @@
 //! The options of a side of a pair.
 
+use crate::arbiter_option::{ArbiterOption, ArbiterPlace};
 use crate::engine_options::RunKind;
 use crate::machine_options::fresh_id;
 use crate::nbd_disk;
-use crate::options::{ArbiterOption, ArbiterPlace, DiskOption, DiskPlace};
+use crate::options::{DiskOption, DiskPlace};
 use crate::pair_state;
 use crate::protection_options::{LagOption, ProtectOption, TimeOption};
 use crate::remedy::Remedy;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, Verdict};
+use vmft_backup::arbiter::{Arbiter, DirectoryArbiter, EtcdArbiter, Verdict};
 use vmft_backup::bounds::Bounds;
 use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
@@ -31,10 +32,15 @@ use vmft_vmm::world::DiskFile;
 /// How the two sides find out about each other and who may go on.
 #[derive(Debug, Clone, Args)]
 pub struct PairOptions {
-    /// Who decides which side goes on: a directory on storage that both hosts share, or the server of a
-    /// disk (nbd=HOST:PORT/NAME). Default: what goes with the first writable disk, its path with `.vmft`
-    /// added or its server
-    #[arg(long, value_name = "dir=PATH|nbd=HOST:PORT/NAME[,tls_dir=DIR]", help_heading = "Pair")]
+    /// Who decides which side goes on: a directory on storage that both hosts share, the server of a disk,
+    /// or the members of an etcd, where the pair has a name of its own; both with ,tls_dir=DIR for
+    /// certificates, an etcd with ,insecure=on for none. Default: what goes with the first writable disk,
+    /// its path with `.vmft` added or its server
+    #[arg(
+        long,
+        value_name = "dir=PATH|nbd=HOST:PORT/NAME|etcd=HOST:PORT,…,name=PAIR",
+        help_heading = "Pair"
+    )]
     pub arbiter: Option<ArbiterOption>,
     /// Take the peer for lost after so much silence, in milliseconds. A closed connection is noticed
     /// at once
@@ -213,7 +219,7 @@ impl ListenPlace {
 fn with_storage(fingerprint: Fingerprint, place: &ArbiterPlace, disks: &[DiskFile]) -> Fingerprint {
     let directory = match place {
         ArbiterPlace::Directory(path) => Some(path.as_path()),
-        ArbiterPlace::Export(_) => None,
+        ArbiterPlace::Export(_) | ArbiterPlace::Etcd(_) => None,
     };
     storage::on(fingerprint, directory, disks)
 }
@@ -232,6 +238,10 @@ pub fn begin_reign(
             "--arbiter dir=PATH names a directory on storage that both hosts share"
         }
         ArbiterPlace::Export(_) => "the arbiter of a disk's server comes from `vmft disk serve`",
+        ArbiterPlace::Etcd(_) => {
+            "--arbiter etcd= names the members of an etcd, and the pair by a name of its own; one whose sides \
+             have died is in use for 20 s more"
+        }
     })?;
     let name = arbiter.pair(&fresh_id()?)?;
     let generation = Generation(arbiter.latest()?.0 + 1);
@@ -259,6 +269,11 @@ pub fn find_pair(
     let arbiter: Arc<dyn Arbiter> = match place {
         ArbiterPlace::Directory(path) => Arc::new(DirectoryArbiter::open(path)?),
         ArbiterPlace::Export(export) => Arc::new(nbd_disk::open_arbiter(export)?),
+        ArbiterPlace::Etcd(etcd) => {
+            // Before anything is sent.
+            etcd.check()?;
+            Arc::new(EtcdArbiter::open(etcd)?)
+        }
     };
     let name = arbiter.pair_name()?;
     let fingerprint = protecting(joining_fingerprint(joining), protection);
@@ -276,7 +291,7 @@ fn identity(
     let pair = name
         .parse()
         .with_context(|| format!("the arbiter {place} is damaged"))
-        .remedy(|| "if no side of its pair is alive, remove its directory")?;
+        .remedy(|| "if no side of its pair is alive, remove its directory, or its keys in etcd")?;
     Ok(Identity { pair, generation, fingerprint })
 }
 

@@ -1,11 +1,13 @@
 //! Whether a pair is alive, as its arbiter knows.
 
+use crate::arbiter_option::ArbiterPlace;
 use crate::nbd_disk;
-use crate::options::ArbiterPlace;
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::Duration;
-use vmft_backup::arbiter::{Arbiter, ArbiterError, Candidate, DirectoryArbiter, RemoteError};
+use vmft_backup::arbiter::{
+    Arbiter, ArbiterError, Candidate, DirectoryArbiter, EtcdArbiter, RemoteError,
+};
 
 /// How often one that seems to be in use is looked at: another side may be looking, too.
 const LOOKS: u32 = 3;
@@ -44,6 +46,11 @@ fn try_take(place: &ArbiterPlace) -> Result<Arc<dyn Arbiter>> {
     Ok(match place {
         ArbiterPlace::Directory(path) => Arc::new(DirectoryArbiter::create(path)?),
         ArbiterPlace::Export(export) => Arc::new(nbd_disk::create_arbiter(export)?),
+        ArbiterPlace::Etcd(etcd) => {
+            // Before anything is sent.
+            etcd.check()?;
+            Arc::new(EtcdArbiter::create(etcd)?)
+        }
     })
 }
 
@@ -70,9 +77,17 @@ pub fn take(place: &ArbiterPlace) -> Result<Arc<dyn Arbiter>> {
 /// # Errors
 /// The arbiter cannot be asked.
 pub fn look(place: &ArbiterPlace) -> Result<PairState> {
-    if let ArbiterPlace::Directory(path) = place
-        && let Err(ArbiterError::Absent { .. }) = DirectoryArbiter::open(path)
-    {
+    let is_absent = match place {
+        ArbiterPlace::Directory(path) => {
+            matches!(DirectoryArbiter::open(path), Err(ArbiterError::Absent { .. }))
+        }
+        ArbiterPlace::Etcd(etcd) => {
+            etcd.check()?;
+            matches!(EtcdArbiter::open(etcd), Err(ArbiterError::Absent { .. }))
+        }
+        ArbiterPlace::Export(_) => false,
+    };
+    if is_absent {
         return Ok(PairState::New);
     }
     let arbiter = match take(place) {

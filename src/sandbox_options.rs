@@ -1,7 +1,8 @@
 //! The sandbox of a side: what of its command line it may use.
 
+use crate::arbiter_option::ArbiterPlace;
 use crate::machine_options::{MachineOptions, SideOptions};
-use crate::options::{ArbiterPlace, DiskOption, DiskPlace};
+use crate::options::{DiskOption, DiskPlace};
 use crate::pair_options::PairOptions;
 use crate::remedy::Remedy;
 use crate::service;
@@ -166,6 +167,9 @@ impl NamesFiles for ArbiterOf<'_> {
         match self.0.arbiter_place(self.1) {
             Ok(ArbiterPlace::Directory(directory)) => files.add(&directory, Use::Directory),
             Ok(ArbiterPlace::Export(export)) => export.address.name_files(files),
+            Ok(ArbiterPlace::Etcd(etcd)) => {
+                etcd.members.iter().for_each(|member| member.name_files(files));
+            }
             Err(_) => {}
         }
     }

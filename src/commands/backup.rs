@@ -1,6 +1,7 @@
 //! `vmft backup` and `vmft standby`.
 
 use crate::api::ShutdownHook;
+use crate::arbiter_option::ArbiterPlace;
 use crate::disk_images::{DisksOf, open_disks};
 use crate::engine_options::{ENGINE_REMEDY, EngineOptions};
 use crate::interrupt;
@@ -146,6 +147,7 @@ fn follow(
     let primaries = primaries.iter().map(used).collect::<Result<Vec<_>>>()?;
     let listen = listen.map(used).transpose()?;
     let arbiter_place = options.pair.arbiter_place(&options.disk)?;
+    arbiter_place.check()?;
     let wanted = options.engine.wanted(options.pair.run_kind())?;
     let disks = open_disks(&disk_options, DisksOf::Joining, options.side.disk_policy())?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
@@ -167,7 +169,8 @@ fn follow(
     let mac = options.net.as_ref().map(|net| net.mac);
     let joining = Joining { engine: wanted, disks: &configs, network: mac };
     let find = || pair_options::find_pair(&arbiter_place, joining, &side.disks, protection);
-    let Some((arbiter, identity)) = wait_for_pair(find, &control, patience)? else {
+    let may_come = |error: &anyhow::Error| may_come(error, &arbiter_place);
+    let Some((arbiter, identity)) = wait_for_pair(find, may_come, &control, patience)? else {
         return Ok(ExitCode::SUCCESS);
     };
     let backups = usize::from(options.backups);
@@ -183,9 +186,11 @@ fn follow(
     };
     let terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;
     let memory = options.memory.size;
+    let share = Arc::clone(&arbiter);
     let duties = BackupDuties { arbiter, channel, primaries, patience, memory, protection, listen };
     end_start()?;
     let end = side.follow(duties, &control).map_err(with_remedy);
+    share.leave();
     drop(terminal);
     Ok(super::run::report(&end?))
 }
@@ -194,6 +199,7 @@ fn follow(
 /// the side meanwhile.
 fn wait_for_pair(
     find: impl Fn() -> Result<(Arc<dyn Arbiter>, Identity)>,
+    may_come: impl Fn(&anyhow::Error) -> bool,
     control: &BackupControl,
     patience: Patience,
 ) -> Result<Option<(Arc<dyn Arbiter>, Identity)>> {
@@ -201,7 +207,7 @@ fn wait_for_pair(
     let mut told = false;
     while !control.is_leaving() {
         match find() {
-            Err(error) if !patience.is_over(started.elapsed()) && is_absent(&error) => {
+            Err(error) if !patience.is_over(started.elapsed()) && may_come(&error) => {
                 if !told && started.elapsed() > QUIET_WAIT {
                     tell!("{error:#}; {patience}");
                     told = true;
@@ -214,14 +220,17 @@ fn wait_for_pair(
     Ok(None)
 }
 
-fn is_absent(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(ArbiterError::Absent { .. }))
-        || matches!(
-            error.downcast_ref(),
-            Some(RemoteError::Arbiter(
-                ArbiterError::Absent { .. } | ArbiterError::Unreachable { .. }
-            ))
-        )
+/// True where the pair may be there later: its primary, or the service that is its arbiter, is starting.
+fn may_come(error: &anyhow::Error, place: &ArbiterPlace) -> bool {
+    let error = match error.downcast_ref() {
+        Some(RemoteError::Arbiter(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    match error {
+        Some(ArbiterError::Absent { .. }) => true,
+        Some(ArbiterError::Unreachable { .. }) => !matches!(place, ArbiterPlace::Directory(_)),
+        _ => false,
+    }
 }
 
 /// What to do about a primary that cannot be joined.

@@ -1,15 +1,16 @@
 //! `vmft primary`.
 
+use crate::arbiter_option::ArbiterPlace;
 use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
-use crate::options::ArbiterPlace;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::sandbox_options::{ArbiterOf, end_start, files_of};
 use crate::terminal;
 use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
+use std::sync::Arc;
 use vmft_backup::live::LiveDuties;
 use vmft_backup::side::Side;
 use vmft_backup::tell;
@@ -67,6 +68,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     options.side.sandbox.enter(files)?;
     let address = options.pair.address(&options.listen)?;
     let place = options.arbiter_place()?;
+    place.check()?;
     let disks = open_disks(&options.machine.disks(), DisksOf::NewPair, options.side.disk_policy())?;
     let listen_place = ListenPlace::take(&address)?;
     let machine = options.machine.machine(prepared, &disks)?;
@@ -96,6 +98,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
             }
         );
     }
+    let share = Arc::clone(&arbiter);
     let duties = LiveDuties {
         arbiter,
         generation,
@@ -105,6 +108,7 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     };
     end_start()?;
     let end = side.run_live(machine, duties);
+    share.leave();
     let end = end.map_err(|error| super::run::with_advice(error, engine))?;
     drop(terminal);
     Ok(super::run::report(&end))

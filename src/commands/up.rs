@@ -5,7 +5,7 @@
 //! place of follows that one, and one that waits where nobody is left begins the guest anew. It decides
 //! nothing itself: who begins, and who goes on, is the arbiter's test-and-set, which the side asks.
 
-use crate::options::ArbiterPlace;
+use crate::arbiter_option::ArbiterPlace;
 use crate::pair_file::{self, PairFile};
 use crate::pair_state::{PairState, look};
 use crate::process;

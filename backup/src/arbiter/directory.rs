@@ -58,11 +58,15 @@ fn generation_name(generation: Generation) -> String {
     format!("{PREFIX}{:010}", generation.0)
 }
 
-/// How far a candidate's file says that its log goes. One that says no number is none of ours.
+/// How far a candidate says that its log goes. One that says no number is none of ours.
+pub(super) fn announced_number(text: &str) -> Option<EntrySequence> {
+    text.parse().ok().filter(|number| *number <= MAX_COUNT).map(EntrySequence)
+}
+
+/// The same of a candidate's file.
 fn announced(path: &Path) -> io::Result<Option<EntrySequence>> {
-    let number = |text: String| text.parse().ok().filter(|number| *number <= MAX_COUNT);
     match read_text(path) {
-        Ok(text) => Ok(number(text).map(EntrySequence)),
+        Ok(text) => Ok(announced_number(&text)),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
         Err(error) => Err(error),
     }
@@ -269,8 +273,7 @@ impl DirectoryArbiter {
 
     /// What a token is called, if it is one.
     fn token(&self, token: &str) -> Option<PathBuf> {
-        let is_token = token.len() == TOKEN_DIGITS && token.bytes().all(|b| b.is_ascii_hexdigit());
-        is_token.then(|| self.path.join(format!("join-{token}")))
+        is_token(token).then(|| self.path.join(format!("join-{token}")))
     }
 }
 
@@ -304,8 +307,13 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// True for what can be the digits of a token.
+pub(super) fn is_token(text: &str) -> bool {
+    text.len() == TOKEN_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Digits that nobody else has.
-fn fresh_digits() -> io::Result<String> {
+pub(super) fn fresh_digits() -> io::Result<String> {
     let mut bytes = [0; TOKEN_DIGITS / 2];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -341,6 +349,10 @@ impl Arbiter for DirectoryArbiter {
             self.join(false)?;
         }
         self.prepare(who).map_err(|source| self.unreachable(source))
+    }
+
+    fn leave(&self) {
+        // What is held goes with the process.
     }
 
     fn leave_token(&self, _: &Candidate) -> Result<String, ArbiterError> {

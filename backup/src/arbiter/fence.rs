@@ -221,6 +221,9 @@ mod tests {
         fn share(&self, who: &Candidate) -> Result<(), ArbiterError> {
             self.storage.share(who)
         }
+        fn leave(&self) {
+            self.storage.leave();
+        }
         fn leave_token(&self, who: &Candidate) -> Result<String, ArbiterError> {
             self.storage.leave_token(who)
         }

@@ -6,11 +6,13 @@
 
 mod calls;
 mod directory;
+mod etcd;
 mod fence;
 mod remote;
 
 pub use calls::{Answer, Call, CallFormatError, Failure, PairCall};
 pub use directory::DirectoryArbiter;
+pub use etcd::{EtcdArbiter, EtcdPlace, ExposedMember, LEASE_SECONDS, MAX_MEMBERS};
 pub use fence::{FenceState, GenerationFence, RETRY};
 pub use remote::{RemoteArbiter, RemoteError};
 
@@ -132,6 +134,10 @@ pub trait Arbiter: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`ArbiterError::Unreachable`], or [`ArbiterError::InUse`] if a new pair is just taking it.
     fn share(&self, who: &Candidate) -> Result<(), ArbiterError>;
+
+    /// This side has ended, and asks nothing any more: its share is free at once, where the end of its
+    /// process does not do that.
+    fn leave(&self);
 
     /// Leaves something there that only who asks the same arbiter can find, and returns what it is called:
     /// the same as long as it is there. See [`Self::finds`].

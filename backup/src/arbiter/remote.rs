@@ -167,6 +167,10 @@ impl Arbiter for RemoteArbiter {
         }
     }
 
+    fn leave(&self) {
+        // What is held goes with the process.
+    }
+
     fn leave_token(&self, who: &Candidate) -> Result<String, ArbiterError> {
         self.text(PairCall::LeaveToken(who.clone()))
     }

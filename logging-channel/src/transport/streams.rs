@@ -7,7 +7,7 @@ pub use super::tls::{ServerIdentity, TlsError};
 
 use super::connection::open;
 use super::listener::Acceptor;
-use super::{Listener, Origin, PeerAddress, TransportError, tls};
+use super::{Listener, Origin, PeerAddress, Place, TransportError, tls};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -51,6 +51,23 @@ impl PeerAddress {
     ) -> Result<Option<(Arc<ClientConfig>, ServerName<'static>)>, TlsError> {
         let Some(dir) = &self.tls_dir else { return Ok(None) };
         Ok(Some((tls::client_config(dir)?, tls::side_name())))
+    }
+
+    /// Who this side is to somebody else's service, and the name that the service must have: its host's.
+    /// `None` without TLS.
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    pub fn service_identity(
+        &self,
+    ) -> Result<Option<(Arc<ClientConfig>, ServerName<'static>)>, TlsError> {
+        let (Some(dir), Place::Tcp { host, .. }) = (&self.tls_dir, &self.place) else {
+            return Ok(None);
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host)
+            .map_err(|error| TlsError::Unusable { dir: dir.clone(), problem: error.to_string() })?;
+        Ok(Some((tls::service_config(dir)?, name)))
     }
 }
 

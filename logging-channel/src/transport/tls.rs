@@ -176,19 +176,27 @@ fn pem_file<T: PemObject>(path: &Path) -> Result<Vec<T>, TlsError> {
     }
 }
 
-fn load(dir: &Path) -> Result<Credentials, TlsError> {
+fn roots(dir: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in pem_file(&dir.join(CA_FILE))? {
         roots.add(certificate).map_err(|error| unusable(dir, error))?;
     }
+    Ok(Arc::new(roots))
+}
+
+fn private_key(dir: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let path = dir.join(KEY_FILE);
     let mode = fs::metadata(&path).map_err(|error| file_error(&path, error))?.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(TlsError::OpenKey { path, mode });
     }
-    let key = PrivateKeyDer::from_pem_file(&path).map_err(|error| file_error(&path, error))?;
+    PrivateKeyDer::from_pem_file(&path).map_err(|error| file_error(&path, error))
+}
+
+fn load(dir: &Path) -> Result<Credentials, TlsError> {
+    let (roots, key) = (roots(dir)?, private_key(dir)?);
     let credentials = Credentials {
-        roots: Arc::new(roots),
+        roots,
         revoked: pem_file(&dir.join(REVOKED_FILE))?,
         chain: pem_file(&dir.join(CERTIFICATE_FILE))?,
         key,
@@ -256,6 +264,18 @@ pub(super) fn client_config(dir: &Path) -> Result<Arc<ClientConfig>, TlsError> {
         .and_then(|builder| {
             builder.with_webpki_verifier(verifier).with_client_auth_cert(chain, key)
         })
+        .map(Arc::new)
+        .map_err(|error| unusable(dir, error))
+}
+
+/// The configuration of a client of somebody else's service, by `ca.pem`, `cert.pem` and `key.pem` of a
+/// directory: certificates of the service's own authority, which nobody here revokes.
+pub(super) fn service_config(dir: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+    let (roots, key) = (roots(dir)?, private_key(dir)?);
+    let chain = pem_file(&dir.join(CERTIFICATE_FILE))?;
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .and_then(|builder| builder.with_root_certificates(roots).with_client_auth_cert(chain, key))
         .map(Arc::new)
         .map_err(|error| unusable(dir, error))
 }
