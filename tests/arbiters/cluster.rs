@@ -79,7 +79,9 @@ impl Cluster {
         let peer = |(member, host): (usize, &String)| format!("m{member}={}", url(host, PEERS));
         let peers: Vec<_> = self.hosts.iter().enumerate().map(peer).collect();
         let host = &self.hosts[member];
-        let spawned = Command::new("etcd")
+        // It ends with the test, however that ends.
+        let spawned = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "etcd"])
             .arg(format!("--name=m{member}"))
             .arg(format!("--data-dir={}", self.directory.path().join(member.to_string()).display()))
             .arg(format!("--listen-client-urls={}", url(host, CLIENTS)))
