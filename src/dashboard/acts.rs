@@ -60,7 +60,7 @@ impl Act {
             Self::Freeze => "Freeze",
             Self::Thaw => "Thaw",
             Self::Start => "Start again",
-            Self::Stop => "Stop the guest",
+            Self::Stop => "Stop",
         }
     }
 

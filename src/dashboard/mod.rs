@@ -203,12 +203,14 @@ async fn show(
     // Of which failover the event logs have been read, and whether all of it had happened.
     let mut read_for = None;
     let mut next = tokio::time::Instant::now() + REDRAW;
+    let mut heard_last = None;
     loop {
         let soon = tokio::time::Instant::now() + TOGETHER;
         tokio::select! {
             heard = news.recv() => match heard {
                 None => return,
                 Some(News::Sample(sample)) => {
+                    heard_last = Some(soon);
                     model.handle_sample(sample);
                     next = next.min(soon);
                 }
@@ -228,7 +230,9 @@ async fn show(
                 let looked_at_now = *readers.borrow_and_update() > 0;
                 if looked_at_now && !looked_at {
                     model.ask_again(Stamp::now(began));
-                    next = tokio::time::Instant::now() + REDRAW;
+                    // Where everybody has answered within the interval, nobody is about to.
+                    let is_fresh = heard_last.is_some_and(|heard| soon < heard + interval);
+                    next = if is_fresh { soon } else { soon + REDRAW };
                 }
                 looked_at = looked_at_now;
             }

@@ -249,8 +249,10 @@ function drawLinks() {
       texts.push({ link, x: to - (sign * gap) / 2, y: y - 22 - shift, beside: false });
     } else {
       const down = b.box.top > a.box.top;
-      // Under each other, or as near to that as rows of several boxes let them.
-      const x = b.box.left - origin.left + 40 + shift;
+      // Straight down where the boxes overlap; they do, but for rows of many.
+      const left = Math.max(a.box.left, b.box.left) - origin.left + 40 + shift;
+      const right = Math.min(a.box.right, b.box.right) - origin.left - 20;
+      const x = Math.min(left, Math.max(right, b.box.left - origin.left + 20));
       const fromX = Math.min(Math.max(x, a.box.left - origin.left + 20), a.box.right - origin.left - 20);
       const from = (down ? a.box.bottom : a.box.top) - origin.top;
       const to = (down ? b.box.top : b.box.bottom) - origin.top;

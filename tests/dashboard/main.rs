@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod door;
+mod fuzz;
 mod pairs;
 mod reader;
 mod sides;
