@@ -199,9 +199,9 @@ Examples:
   vmft dashboard --control --event-log a.events --event-log b.events a.api b.api
   ssh -L 8080:localhost:8080 hostA       and the page is at http://localhost:8080/ here, too
 
-The sides are asked once in an interval, however many look, and not at all while nobody does. Without
---control the page only shows. With it, the address that is printed has a key in it: whoever knows
-that may stop the guest. Ctrl-C ends it; the sides do not notice.";
+The sides are asked once in an interval, however many look, and not at all while nobody does.
+Without --control the page only shows. With it, the address that is printed has a key in it:
+whoever knows that may stop the guest. Ctrl-C ends it; the sides do not notice.";
 
 /// For `vmft stop`.
 pub const STOP: &str = "\
