@@ -204,19 +204,19 @@ async fn show(
     let mut read_for = None;
     let mut next = tokio::time::Instant::now() + REDRAW;
     let mut heard_last = None;
+    let soon = || tokio::time::Instant::now() + TOGETHER;
     loop {
-        let soon = tokio::time::Instant::now() + TOGETHER;
         tokio::select! {
             heard = news.recv() => match heard {
                 None => return,
                 Some(News::Sample(sample)) => {
-                    heard_last = Some(soon);
+                    heard_last = Some(soon());
                     model.handle_sample(sample);
-                    next = next.min(soon);
+                    next = next.min(soon());
                 }
                 Some(News::Story(told)) => {
                     model.handle_story(told);
-                    next = next.min(soon);
+                    next = next.min(soon());
                 }
             },
             line = next_line(&mut console) => match line {
@@ -231,8 +231,8 @@ async fn show(
                 if looked_at_now && !looked_at {
                     model.ask_again(Stamp::now(began));
                     // Where everybody has answered within the interval, nobody is about to.
-                    let is_fresh = heard_last.is_some_and(|heard| soon < heard + interval);
-                    next = if is_fresh { soon } else { soon + REDRAW };
+                    let is_fresh = heard_last.is_some_and(|heard| soon() < heard + interval);
+                    next = if is_fresh { soon() } else { soon() + REDRAW };
                 }
                 looked_at = looked_at_now;
             }
