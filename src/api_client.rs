@@ -30,8 +30,15 @@ pub fn status(socket: &Path) -> Result<SideStatus> {
 
 /// The same, for whoever asks again and again and knows why: an error says only what is wrong.
 pub(crate) fn look(socket: &Path) -> Result<SideStatus> {
-    let (status, body) =
-        exchange(socket, Method::GET, "/api/v1/vm.info", Vec::new(), STATUS_TIMEOUT)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(look_from_runtime(socket))
+}
+
+/// As [`look`], for whoever has a runtime.
+pub(crate) async fn look_from_runtime(socket: &Path) -> Result<SideStatus> {
+    // The memory map is not looked at, which costs a side some milliseconds.
+    let path = "/api/v1/vm.info?overhead=off";
+    let (status, body) = converse(socket, Method::GET, path, Vec::new(), STATUS_TIMEOUT).await?;
     ensure!(status == StatusCode::OK, "the side answers {status}");
     serde_json::from_slice(&body).context("the side's answer is no status")
 }
@@ -106,6 +113,16 @@ fn exchange(
     timeout: Duration,
 ) -> Result<(StatusCode, Vec<u8>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(converse(socket, method, path, body, timeout))
+}
+
+async fn converse(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> Result<(StatusCode, Vec<u8>)> {
     let exchange = async {
         let stream = UnixStream::connect(socket).await?;
         let (mut sender, connection) =
@@ -123,8 +140,8 @@ fn exchange(
         let body = body.collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes().to_vec();
         anyhow::Ok((status, body))
     };
-    runtime
-        .block_on(async { tokio::time::timeout(timeout, exchange).await })
+    tokio::time::timeout(timeout, exchange)
+        .await
         .context("the side does not answer")
         .and_then(|answer| answer)
 }

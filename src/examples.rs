@@ -8,6 +8,7 @@ Examples:
   vmft demo --rounds 5 --lines 300        five kills, a standby takes the place of each
   vmft demo --guest shell                 a shell on the pair; kill either side yourself
   vmft demo --guest probe --engine kvm    a tiny guest on the host's KVM
+  vmft demo --web                         three sides on a page, and buttons to kill and freeze them
   vmft demo --keep out --json             keep disk, consoles and messages; report as JSON
 
 Exit code 0 only if no line, record or console byte is missing or repeated and the file system is
@@ -190,6 +191,17 @@ Example:
   vmft status --api-socket primary.sock
   vmft status --api-socket primary.sock --json
   vmft status --watch --api-socket primary.sock --api-socket backup.sock";
+
+/// For `vmft dashboard`.
+pub const DASHBOARD: &str = "\
+Examples:
+  vmft dashboard /run/vmft/a.api /run/vmft/b.api
+  vmft dashboard --control --event-log a.events --event-log b.events a.api b.api
+  ssh -L 8080:localhost:8080 hostA       and the page is at http://localhost:8080/ here, too
+
+The sides are asked once in an interval, however many look, and not at all while nobody does.
+Without --control the page only shows. With it, the address that is printed has a key in it:
+whoever knows that may stop the guest. Ctrl-C ends it; the sides do not notice.";
 
 /// For `vmft stop`.
 pub const STOP: &str = "\

@@ -73,6 +73,9 @@ enum Command {
     /// Show what a running side is doing
     #[command(after_help = examples::STATUS)]
     Status(commands::control::StatusOptions),
+    /// Show the sides of a pair on a page, live, to browsers; with --control, with buttons
+    #[command(after_help = examples::DASHBOARD)]
+    Dashboard(commands::dashboard::DashboardOptions),
     /// Stop a side cleanly: a live one with its guest and its pair, a backup by itself
     #[command(after_help = examples::STOP)]
     Stop(commands::control::StopOptions),
@@ -185,6 +188,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Record(options) => commands::record::record(&options),
         Command::Replay(options) => commands::replay::replay(&options),
         Command::Status(options) => commands::control::status(&options),
+        Command::Dashboard(options) => commands::dashboard::dashboard(&options),
         Command::Stop(options) => commands::control::stop(&options),
         Command::Switch(options) => commands::control::switch(&options),
         Command::Pause(options) => commands::control::pause(&options),

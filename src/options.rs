@@ -102,6 +102,14 @@ pub enum OptionError {
     /// Metrics would be for everybody.
     #[error("`{0}` can be reached by other hosts: listen at 127.0.0.1, or add insecure=on")]
     MetricsExposed(String),
+    /// No address for a page.
+    #[error(
+        "`{0}` is no place for a page such as 127.0.0.1:8080 or 10.0.0.1:8080,insecure=on,name=HOST"
+    )]
+    Page(String),
+    /// A page would be for everybody.
+    #[error("`{0}` can be reached by other hosts: listen at 127.0.0.1, or add insecure=on")]
+    PageExposed(String),
     /// No arbiter.
     #[error(
         "`{0}` is no arbiter; give dir=PATH on storage that both hosts share, nbd=HOST:PORT/NAME of a \
@@ -151,6 +159,11 @@ impl<'a> Pairs<'a> {
             pairs.push((key, value));
         }
         Ok(Self { pairs })
+    }
+
+    /// Where none are given.
+    pub(crate) const fn none() -> Self {
+        Self { pairs: Vec::new() }
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&'a str> {

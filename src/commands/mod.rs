@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod console;
 pub mod control;
+pub mod dashboard;
 pub mod demo;
 pub mod disk;
 pub mod doctor;

@@ -14,7 +14,7 @@ const LIMITS: Limits =
 const DISKS: usize = 16;
 
 /// Text of whatever origin as it may be shown: cut, and nothing in it that a terminal obeys.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     ForeignText::from(text).to_string()
 }
 
@@ -24,7 +24,7 @@ pub(super) fn disks(status: &SideStatus) -> &[DiskTroubleStatus] {
 }
 
 /// How a side is, as a check would say.
-pub(super) fn level(status: &SideStatus) -> Level {
+pub(crate) fn level(status: &SideStatus) -> Level {
     check::check(status, LIMITS).0
 }
 

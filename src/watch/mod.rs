@@ -9,13 +9,14 @@
 //! | `draw.rs` | a view as a picture |
 //! | `screen.rs` | the terminal: its modes, its keys, and how it was before |
 //!
-//! All but the first and the last are pure: they are told the time, and neither wait nor write.
+//! All but the first and the last are pure: they are told the time, and neither wait nor write. A page
+//! (`src/dashboard/`) shows the same.
 
 mod ask;
 mod changes;
 mod draw;
 pub(crate) mod facts;
-mod model;
+pub(crate) mod model;
 pub mod screen;
 #[cfg(test)]
 mod tests;
@@ -68,7 +69,7 @@ enum Input {
 }
 
 /// How the sides are called: by their sockets' names, or whole paths where names are alike.
-fn names(sockets: &[PathBuf]) -> Vec<String> {
+pub(crate) fn names(sockets: &[PathBuf]) -> Vec<String> {
     let short =
         |socket: &PathBuf| socket.file_name().map(|name| printable(&name.to_string_lossy()));
     sockets

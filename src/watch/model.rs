@@ -21,22 +21,22 @@ const PAGE: usize = 5;
 
 /// A moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     /// Since the view began.
-    pub(super) at: Duration,
+    pub(crate) at: Duration,
     /// Seconds since 1970.
-    pub(super) unix_s: u64,
+    pub(crate) unix_s: u64,
 }
 
 impl Stamp {
     /// Now, of a view that began then.
-    pub(super) fn now(began: Instant) -> Self {
+    pub(crate) fn now(began: Instant) -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { at: began.elapsed(), unix_s: wall.as_secs() }
     }
 
     /// Hours, minutes and seconds of the day, UTC.
-    pub(super) fn time_of_day(self) -> String {
+    pub(crate) fn time_of_day(self) -> String {
         let of_day = self.unix_s % 86_400;
         format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
     }
@@ -44,15 +44,15 @@ impl Stamp {
 
 /// What a side has answered, or why it has not: one line, which a terminal may be shown.
 #[derive(Debug)]
-pub(super) struct Sample {
-    pub(super) side: usize,
-    pub(super) at: Stamp,
-    pub(super) answer: Result<Box<SideStatus>, String>,
+pub(crate) struct Sample {
+    pub(crate) side: usize,
+    pub(crate) at: Stamp,
+    pub(crate) answer: Result<Box<SideStatus>, String>,
 }
 
 /// What a key asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// The end.
     Quit,
     /// The view stands still, or goes on.
@@ -76,14 +76,14 @@ pub(super) enum Key {
 /// Whether there is more to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub(super) enum Flow {
+pub(crate) enum Flow {
     GoOn,
     End,
 }
 
 /// What is measured of a side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Measured {
+pub(crate) enum Measured {
     /// Milliseconds that the backup is behind.
     Lag,
     /// Megabits of log a second.
@@ -109,12 +109,12 @@ impl Measured {
 
 /// Values of the last minutes, oldest first.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Series {
-    pub(super) points: Vec<(Duration, f64)>,
+pub(crate) struct Series {
+    pub(crate) points: Vec<(Duration, f64)>,
     /// When the newest of them may have been.
-    pub(super) now: Duration,
+    pub(crate) now: Duration,
     /// From one to the next.
-    pub(super) interval: Duration,
+    pub(crate) interval: Duration,
 }
 
 /// How far back histories go.
@@ -126,7 +126,7 @@ impl Series {
     /// As so many columns, each with the largest value of its time, as a share of the largest of all in
     /// thousandths; `None` where nothing was measured. The columns' times do not move with the present, so a
     /// value stays in its column.
-    pub(super) fn columns(&self, width: usize) -> Vec<Option<u64>> {
+    pub(crate) fn columns(&self, width: usize) -> Vec<Option<u64>> {
         if width == 0 {
             return Vec::new();
         }
@@ -153,7 +153,7 @@ impl Series {
 
 /// A line of a side.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// Words.
     Text { label: String, level: Level, text: String },
     /// A number, and what it was before.
@@ -162,37 +162,37 @@ pub(super) enum Line {
 
 /// A side, as it is shown.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct SideView {
-    pub(super) name: String,
-    pub(super) level: Level,
+pub(crate) struct SideView {
+    pub(crate) name: String,
+    pub(crate) level: Level,
     /// What it is.
-    pub(super) head: String,
+    pub(crate) head: String,
     /// The most important first.
-    pub(super) lines: Vec<Line>,
+    pub(crate) lines: Vec<Line>,
 }
 
 /// Something that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EventLine {
-    pub(super) time: String,
-    pub(super) side: String,
-    pub(super) level: Level,
-    pub(super) text: String,
+pub(crate) struct EventLine {
+    pub(crate) time: String,
+    pub(crate) side: String,
+    pub(crate) level: Level,
+    pub(crate) text: String,
     /// Of what comes and goes: how often it has come. Only the last time is told.
-    pub(super) times: u32,
+    pub(crate) times: u32,
 }
 
 /// Everything that is shown.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct View {
-    pub(super) sides: Vec<SideView>,
+pub(crate) struct View {
+    pub(crate) sides: Vec<SideView>,
     /// Oldest first.
-    pub(super) events: Vec<EventLine>,
+    pub(crate) events: Vec<EventLine>,
     /// How many of the newest are below the last that is shown.
-    pub(super) newer: usize,
-    pub(super) is_paused: bool,
-    pub(super) shows_keys: bool,
-    pub(super) interval: Duration,
+    pub(crate) newer: usize,
+    pub(crate) is_paused: bool,
+    pub(crate) shows_keys: bool,
+    pub(crate) interval: Duration,
 }
 
 /// A side, as it is known.
@@ -208,10 +208,12 @@ struct Known {
 
 /// The sides, as far as they have told, and how they are looked at.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     sides: Vec<Known>,
     events: VecDeque<EventLine>,
     interval: Duration,
+    /// Since when they are asked without a break.
+    asked_since: Duration,
     newer: usize,
     shows_keys: bool,
     /// The view that stands still.
@@ -220,20 +222,33 @@ pub(super) struct Model {
 
 impl Model {
     /// Nothing is known yet of sides with these names, which are asked so often.
-    pub(super) fn new(names: Vec<String>, interval: Duration) -> Self {
+    pub(crate) fn new(names: Vec<String>, interval: Duration) -> Self {
         let known = |name| Known { name, status: None, away: None, points: VecDeque::new() };
         Self {
             sides: names.into_iter().map(known).collect(),
             events: VecDeque::new(),
             interval,
+            asked_since: Duration::ZERO,
             newer: 0,
             shows_keys: false,
             paused: None,
         }
     }
 
+    /// Nobody was asked for a while; from now on, all are again.
+    pub(crate) fn ask_again(&mut self, now: Stamp) {
+        self.asked_since = now.at;
+    }
+
+    /// What a side has said last, if it has; and whether it was there when it was asked last.
+    pub(crate) fn last(&self, side: usize) -> (Option<&SideStatus>, bool) {
+        let side = &self.sides[side];
+        let status = side.status.as_ref().map(|(_, status)| &**status);
+        (status, status.is_some() && side.away.is_none())
+    }
+
     /// A side was asked.
-    pub(super) fn handle_sample(&mut self, sample: Sample) -> Flow {
+    pub(crate) fn handle_sample(&mut self, sample: Sample) -> Flow {
         let Sample { side, at, answer } = sample;
         let changes = self.sides[side].learn(at, answer, span(self.interval));
         for change in changes {
@@ -273,7 +288,7 @@ impl Model {
     }
 
     /// A key was pressed.
-    pub(super) fn handle_key(&mut self, key: Key, now: Stamp) -> Flow {
+    pub(crate) fn handle_key(&mut self, key: Key, now: Stamp) -> Flow {
         match key {
             Key::Quit => return Flow::End,
             Key::Pause => {
@@ -301,13 +316,13 @@ impl Model {
     }
 
     /// What is to be shown.
-    pub(super) fn view(&self, now: Stamp) -> View {
+    pub(crate) fn view(&self, now: Stamp) -> View {
         let (newer, shows_keys) = (self.newer, self.shows_keys);
         if let Some(view) = &self.paused {
             return View { newer, shows_keys, ..view.clone() };
         }
         View {
-            sides: self.sides.iter().map(|side| side.view(now, self.interval)).collect(),
+            sides: self.sides.iter().map(|side| side.view(now, self)).collect(),
             events: self.events.iter().cloned().collect(),
             newer,
             is_paused: false,
@@ -392,7 +407,8 @@ impl Known {
         self.points.push_back((at.at, values));
     }
 
-    fn view(&self, now: Stamp, interval: Duration) -> SideView {
+    fn view(&self, now: Stamp, model: &Model) -> SideView {
+        let interval = model.interval;
         let name = self.name.clone();
         let text =
             |label: &str, level, text: String| Line::Text { label: label.to_owned(), level, text };
@@ -426,7 +442,8 @@ impl Known {
         }
         let mut lines = Vec::new();
         let mut level = facts::level(status);
-        if now.at.saturating_sub(answered.at) > SILENCE + interval * 2 {
+        let waits_since = answered.at.max(model.asked_since);
+        if now.at.saturating_sub(waits_since) > SILENCE + interval * 2 {
             level = level.max(Level::Warning);
             let so_long = format!("no answer for {}", time_between(*answered, now));
             lines.push(text("silent", Level::Warning, so_long));

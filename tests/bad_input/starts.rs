@@ -258,8 +258,17 @@ fn programs_that_nobody_answers_say_what_to_start() {
 fn help_has_an_example_for_whoever_begins_with_it() {
     let long = |command: &str| String::from_utf8(run([command, "--help"]).stdout).unwrap();
     for command in [
-        "demo", "run", "primary", "backup", "record", "replay", "status", "stop", "snapshot",
+        "demo",
+        "run",
+        "primary",
+        "backup",
+        "record",
+        "replay",
+        "status",
+        "stop",
+        "snapshot",
         "console",
+        "dashboard",
     ] {
         let help = long(command);
         assert!(help.contains("Example"), "{command}: {help}");

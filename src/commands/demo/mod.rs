@@ -6,8 +6,10 @@ mod probe;
 mod report;
 mod rounds;
 mod shell;
+mod web;
 
 use crate::commands;
+use crate::dashboard::ListenOption;
 use crate::engine_options::{EngineOptions, RunKind};
 use crate::pair::{Look, PairConsole, SideProcess, Which, disk_argument};
 use crate::private_network::{self, PrivateNetwork};
@@ -39,6 +41,10 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// How long a side may take to end after its guest.
 const EXIT_LIMIT: Duration = Duration::from_secs(30);
 
+/// Lines of a guest whose operator has named no number, and the most that may be named.
+const LINES: u32 = 60;
+const MOST_LINES: i64 = 100_000;
+
 /// Where, in the cache, the last demo leaves what its sides tell of it.
 const EXPLAINED: &str = "last-demo";
 
@@ -59,10 +65,9 @@ pub struct DemoOptions {
     /// What the guest does
     #[arg(long, value_enum, default_value_t = DemoGuest::Records)]
     guest: DemoGuest,
-    /// Numbered lines to print, and records to write
-    #[arg(long, value_name = "N", default_value_t = 60,
-          value_parser = clap::value_parser!(u32).range(2..=100_000))]
-    lines: u32,
+    /// Numbered lines to print, and records to write: 60, or with --web as many as there may be
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=MOST_LINES))]
+    lines: Option<u32>,
     /// Pause between two lines, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 100)]
     pause: u32,
@@ -77,6 +82,12 @@ pub struct DemoOptions {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "kill_after",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
+    /// On a page, with three sides, and buttons for what may happen to them: kill, freeze, thaw, flip a
+    /// bit, switch, pause. It prints the page's address, and lasts until Ctrl-C
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "127.0.0.1:8080",
+          conflicts_with_all = ["net", "rounds", "kill_after", "json"])]
+    web: Option<ListenOption>,
     #[command(flatten)]
     engine: EngineOptions,
     /// How the guest is protected: the backup replays it, or is sent what has changed
@@ -94,6 +105,11 @@ pub struct DemoOptions {
 }
 
 impl DemoOptions {
+    /// Numbered lines to print.
+    fn lines(&self) -> u32 {
+        self.lines.unwrap_or(if self.web.is_some() { MOST_LINES as u32 } else { LINES })
+    }
+
     /// What the pair's machine is for.
     fn run_kind(&self) -> RunKind {
         self.protect.0.into()
@@ -111,9 +127,9 @@ impl DemoOptions {
 
     /// After which line or record to kill.
     fn kill_after(&self) -> Result<u32> {
-        let kill_after = self.kill_after.unwrap_or(self.lines / 2);
-        if kill_after == 0 || kill_after > self.lines {
-            bail!("--kill-after {kill_after} is not between 1 and {} lines", self.lines);
+        let kill_after = self.kill_after.unwrap_or(self.lines() / 2);
+        if kill_after == 0 || kill_after > self.lines() {
+            bail!("--kill-after {kill_after} is not between 1 and {} lines", self.lines());
         }
         Ok(kill_after)
     }
@@ -284,15 +300,7 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     }
     let workplace = Workplace::new(options.keep.as_deref())?;
     let disk = workplace.path().join("disk.img");
-    let result = match options.guest {
-        DemoGuest::Shell => {
-            let stage = Stage::set_linux(&disk, options, Workload::Shell)?;
-            shell::play(stage, &disk)
-        }
-        DemoGuest::Records if options.rounds > 1 => rounds::play(options, &disk),
-        DemoGuest::Records => records(options, &disk),
-        DemoGuest::Probe => probe::play(options, workplace.path()),
-    };
+    let result = play(options, &workplace, &disk);
     let explained = match &workplace {
         Workplace::Kept(path) => {
             eprintln!("vmft: kept in {}", path.display());
@@ -308,9 +316,24 @@ pub fn demo(options: &DemoOptions) -> Result<ExitCode> {
     result
 }
 
+fn play(options: &DemoOptions, workplace: &Workplace, disk: &Path) -> Result<ExitCode> {
+    if let Some(listen) = &options.web {
+        return web::play(options, listen, workplace.path(), disk);
+    }
+    match options.guest {
+        DemoGuest::Shell => {
+            let stage = Stage::set_linux(disk, options, Workload::Shell)?;
+            shell::play(stage, disk)
+        }
+        DemoGuest::Records if options.rounds > 1 => rounds::play(options, disk),
+        DemoGuest::Records => records(options, disk),
+        DemoGuest::Probe => probe::play(options, workplace.path()),
+    }
+}
+
 fn records(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
     let kill_after = options.kill_after()?;
-    let workload = Workload::Demo { lines: options.lines, pause_ms: options.pause };
+    let workload = Workload::Demo { lines: options.lines(), pause_ms: options.pause };
     let started = Instant::now();
     let stage = Stage::set_linux(disk, options, workload)?;
     let played = kill_in_the_middle(stage, |ledger| ledger.synced() >= kill_after, false)?;
@@ -394,7 +417,7 @@ fn finish(
 ) -> Result<ExitCode> {
     let Played { stage, ledger, before, survivor, first_output } = played;
     let verdicts = Verdicts {
-        lines_wanted: options.lines,
+        lines_wanted: options.lines(),
         records,
         bytes_repeated_to_readers: stage.console.merger().repeated(),
         bytes_missing: stage.console.merger().missing(),

@@ -13,9 +13,9 @@ use vmft_guest_images::ProbeGuest;
 /// Runs the probe guest on a pair, and kills the primary in the middle.
 pub(super) fn play(options: &DemoOptions, workplace: &Path) -> Result<ExitCode> {
     let kill_after = options.kill_after()?;
-    let lines = NonZeroU32::new(options.lines).context("a guest without lines")?;
+    let lines = NonZeroU32::new(options.lines()).context("a guest without lines")?;
     // It does not end before the survivor is seen, however late this process is.
-    let hold = NonZeroU32::new(options.lines - 1).filter(|hold| hold.get() >= kill_after);
+    let hold = NonZeroU32::new(options.lines() - 1).filter(|hold| hold.get() >= kill_after);
     let guest = ProbeGuest { lines, hold: [hold, None], ..ProbeGuest::default() };
     let guest = guest.with_pause(options.pause);
     let kernel = workplace.join("probe.elf");

@@ -41,7 +41,7 @@ impl Rounds {
         make_disk(disk, DiskSize::DEMO, "vmft-demo")?;
         let program = std::env::current_exe().context("finding this program")?;
         let workplace = disk.parent().expect("a file in the workplace").to_owned();
-        let workload = Workload::Demo { lines: options.lines, pause_ms: options.pause };
+        let workload = Workload::Demo { lines: options.lines(), pause_ms: options.pause };
         let memory = format!("size={}", options.memory.size);
         let words = ["--listen", "tcp:127.0.0.1:0", "--memory", &memory, "--cmdline"];
         let mut arguments: Vec<OsString> = words.map(Into::into).into();
@@ -151,7 +151,7 @@ pub(super) fn play(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
     let waiting = progress::spinner("booting the guest on both sides");
     let mut before = SideStatus::default();
     for round in 1..=options.rounds {
-        let due = options.lines * round / (options.rounds + 1);
+        let due = options.lines() * round / (options.rounds + 1);
         while rounds.ledger.synced() < due && rounds.look()? {
             if rounds.ledger.printed() > 0 {
                 waiting.finish_and_clear();
@@ -176,7 +176,7 @@ pub(super) fn play(options: &DemoOptions, disk: &Path) -> Result<ExitCode> {
         disk: check_disk(disk)?,
     };
     let verdicts = Verdicts {
-        lines_wanted: options.lines,
+        lines_wanted: options.lines(),
         records: Some(records),
         bytes_repeated_to_readers: rounds.console.merger().repeated(),
         bytes_missing: rounds.console.merger().missing(),
