@@ -9,6 +9,8 @@ use serde::Serialize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use vmft_backup::arbiter::DirectoryArbiter;
+use vmft_backup::mirror;
+use vmft_backup::mirror::record::CopyState;
 use vmft_vmm::doctor::findings::{Finding, Grade};
 use vmft_vmm::world::{DiskFile, DiskFileError, HostCache, file_system};
 
@@ -30,6 +32,11 @@ const SHARED: [&str; 12] = [
 ];
 /// Those that take `O_DIRECT` and cache all the same, as far as is known.
 const CACHE_ALL_THE_SAME: [&str; 3] = ["zfs", "tmpfs", "btrfs"];
+
+/// What matters of storage that is shared.
+const SEEN: &str = "seen by other hosts";
+const LATE: &str = "late writes are refused";
+const BESIDE: &str = "arbiter beside it";
 
 /// What there is to say of one disk.
 #[derive(Debug, Serialize)]
@@ -60,6 +67,9 @@ struct ImageFacts {
 /// Looks at a disk.
 pub fn examine(option: &DiskOption) -> DiskReport {
     let (disk, findings) = match &option.place {
+        DiskPlace::Image(path) if option.mirror.is_some() => {
+            (path.display().to_string(), copy_findings(path, option))
+        }
         DiskPlace::Image(path) => {
             let facts = look_at_image(path, option);
             (path.display().to_string(), image_findings(&facts))
@@ -125,7 +135,7 @@ fn image_findings(facts: &ImageFacts) -> Vec<Finding> {
         Err(why) => Finding::new(fact, Bad, "no", expected, why),
     });
     let shared = SHARED.contains(&facts.file_system.as_str());
-    let fact = "seen by other hosts";
+    let fact = SEEN;
     all.push(if facts.is_device {
         let follows = "a pair on two hosts needs the same device on both: SAN, iSCSI, DRBD, …";
         Finding::new(fact, Note, "a block device", "", follows)
@@ -138,9 +148,9 @@ fn image_findings(facts: &ImageFacts) -> Vec<Finding> {
     });
     let follows = "a write that a frozen host had sent can land after a failover: each side looks at the \
                    arbiter before it sends one, and `vmft disk serve` refuses it";
-    all.push(Finding::new("late writes are refused", Note, "no", "", follows));
+    all.push(Finding::new(LATE, Note, "no", "", follows));
     let arbiter = facts.arbiter.display().to_string();
-    let fact = "arbiter beside it";
+    let fact = BESIDE;
     all.push(if facts.has_arbiter {
         Finding::new(fact, Good, "there", "", &arbiter)
     } else if facts.arbiter_can_be_made {
@@ -157,6 +167,47 @@ fn image_findings(facts: &ImageFacts) -> Vec<Finding> {
     all
 }
 
+/// What follows of a file that is one side's own copy of a disk.
+fn copy_findings(path: &Path, option: &DiskOption) -> Vec<Finding> {
+    use Grade::{Bad, Good, Note};
+    let size = option.mirror.and_then(|mirror| mirror.size);
+    if let (false, Some(size)) = (path.exists(), size) {
+        let follows = format!("`vmft primary` and `vmft standby` make one of {size} zero bytes");
+        return vec![Finding::new("copy", Good, "is not there yet", "", &follows)];
+    }
+    let facts = look_at_image(path, option);
+    let mut all = image_findings(&facts);
+    // Nobody else needs to see it.
+    let of_shared = [SEEN, LATE, BESIDE];
+    all.retain(|finding| !of_shared.contains(&finding.fact.as_str()));
+    if facts.is_device {
+        let follows = "there is no room for a record beside it: mirror=on takes a file";
+        all.push(Finding::new("copy", Bad, "a block device", "a file", follows));
+        return all;
+    }
+    all.push(match mirror::look(path) {
+        Ok(Some(record)) => {
+            let measured = format!("{}, generation {}", record.state, record.generation.0);
+            let follows = match record.state {
+                CopyState::Live | CopyState::Stopped => {
+                    "a guest begins on it unless another side has won a later generation"
+                }
+                CopyState::Following | CopyState::Filling => {
+                    "a backup's: no guest begins on it without force=on"
+                }
+            };
+            Finding::new("copy", Note, &measured, "", follows)
+        }
+        Ok(None) => {
+            let follows =
+                "a new pair begins on it; a backup copies over it only if it is all zeroes";
+            Finding::new("copy", Note, "of no pair yet", "", follows)
+        }
+        Err(error) => Finding::new("copy", Bad, "no record can be read", "", &error.to_string()),
+    });
+    all
+}
+
 fn export_findings(export: &NbdExport) -> Vec<Finding> {
     use Grade::{Bad, Good, Note};
     let disk = match nbd_disk::open(export, true, DisksOf::Alone) {
@@ -170,9 +221,9 @@ fn export_findings(export: &NbdExport) -> Vec<Finding> {
         Finding::new("server", Good, "answers", "", ""),
         Finding::new("size", Good, &size, "whole sectors", ""),
         Finding::new("past the host's cache", Good, "yes", "yes, for a pair", ""),
-        Finding::new("seen by other hosts", Good, "a server", "shared storage", ""),
+        Finding::new(SEEN, Good, "a server", "shared storage", ""),
     ];
-    let (late, arbiter) = ("late writes are refused", "arbiter of its own");
+    let (late, arbiter) = (LATE, "arbiter of its own");
     if disk.identity().is_some() {
         all.push(Finding::new(late, Good, "yes", "yes, for a pair", ""));
         all.push(Finding::new(arbiter, Good, "yes", "", ""));
@@ -187,6 +238,7 @@ fn export_findings(export: &NbdExport) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::MirrorOption;
 
     fn facts() -> ImageFacts {
         ImageFacts {
@@ -246,6 +298,15 @@ mod tests {
         let report = examine(&option);
         assert!(report.findings.iter().any(|one| one.fact == "size" && one.grade == Grade::Good));
         assert_eq!(std::fs::read(&path).expect("there"), vec![7; 4096]);
+        assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
+        let mirror = Some(MirrorOption { size: Some(4096), is_forced: false });
+        let copy = examine(&DiskOption { mirror, ..option });
+        let told = copy.findings.iter().find(|one| one.fact == "copy").expect("it is told");
+        assert!(told.follows.contains("a new pair begins on it"), "{told:?}");
+        assert!(!copy.findings.iter().any(|one| one.fact == SEEN), "nobody else needs to see it");
+        let none = DiskPlace::Image(directory.path().join("none.img"));
+        let to_be = examine(&DiskOption { mirror, ..DiskOption::at(none) });
+        assert!(to_be.findings[0].grade == Grade::Good, "{:?}", to_be.findings);
         assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
         let missing = DiskOption::at(DiskPlace::Image(directory.path().join("none.img")));
         let report = examine(&missing);

@@ -2,14 +2,15 @@
 //! follow, also for an image with data up to its last byte.
 
 use crate::nbd_disk;
-use crate::options::{DiskOption, DiskPlace};
+use crate::options::{DiskOption, DiskPlace, MirrorOption};
 use anyhow::{Result, anyhow, bail};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use vmft_backup::mirror::{Mirror, Mirrors};
 use vmft_vmm::world::image_format::{self, ImageFormat};
-use vmft_vmm::world::{DiskFile, DiskFileError, DiskPolicy, HostCache};
+use vmft_vmm::world::{DiskFile, DiskFileError, DiskPolicy, HostCache, OwnCopy};
 
 /// Whose disks are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +35,24 @@ impl DisksOf {
     }
 }
 
+/// Disks that are open.
+#[derive(Debug, Default)]
+pub struct OpenDisks {
+    /// All of them.
+    pub disks: Vec<DiskFile>,
+    /// Those of which each side of a pair has a copy.
+    pub mirrors: Mirrors,
+}
+
 /// Opens the disks. `policy`: how those deal with storage that fails of which nothing else is said.
-pub fn open_disks(
-    options: &[DiskOption],
-    of: DisksOf,
-    policy: DiskPolicy,
-) -> Result<Vec<DiskFile>> {
-    let open = |disk: &DiskOption| match &disk.place {
+pub fn open_disks(options: &[DiskOption], of: DisksOf, policy: DiskPolicy) -> Result<OpenDisks> {
+    let mut mirrors = Vec::new();
+    let mut open = |(number, disk): (u8, &DiskOption)| match &disk.place {
+        DiskPlace::Image(path) if disk.mirror.is_some() => {
+            let (opened, mirror) = open_copy(number, path, disk, of)?;
+            mirrors.push(mirror);
+            Ok(opened)
+        }
         DiskPlace::Image(path) => {
             check_format(path, disk.read_only, disk.is_raw)?;
             let cache = disk.cache.unwrap_or(of.cache());
@@ -52,8 +64,52 @@ pub fn open_disks(
         DiskPlace::Export(export) => nbd_disk::open(export, disk.read_only, of),
         DiskPlace::Seed(files) => files.open(),
     };
-    let with_policy = |disk: &DiskOption| Ok(open(disk)?.with_policy(disk.policy(policy)));
-    options.iter().map(with_policy).collect()
+    let with_policy = |(number, disk): (u8, &DiskOption)| {
+        Ok(open((number, disk))?.with_policy(disk.policy(policy)))
+    };
+    let disks = (0u8..).zip(options).map(with_policy).collect::<Result<_>>()?;
+    Ok(OpenDisks { disks, mirrors: Mirrors::new(mirrors) })
+}
+
+/// Opens this side's copy of a disk, and its record.
+fn open_copy(
+    number: u8,
+    path: &Path,
+    option: &DiskOption,
+    of: DisksOf,
+) -> Result<(DiskFile, Mirror)> {
+    use std::os::unix::fs::FileTypeExt;
+    let shown = path.display();
+    if of == DisksOf::Alone {
+        bail!("disk {shown}: mirror=on is for a pair; leave it out where nobody follows");
+    }
+    if path.metadata().is_ok_and(|data| data.file_type().is_block_device()) {
+        bail!(
+            "disk {shown} is a block device, beside which there is no room for the record of a copy; mirror=on \
+             takes a file"
+        );
+    }
+    check_format(path, false, option.is_raw)?;
+    let MirrorOption { size, is_forced } = option.mirror.expect("it is mirrored");
+    let cache = option.cache.unwrap_or(of.cache());
+    let opened = OwnCopy::open(path, cache, size).and_then(|(copy, is_new)| {
+        // Nobody else may have it: the other side least of all.
+        Ok((copy.disk()?, copy, is_new))
+    });
+    let (disk, copy, is_new) = opened.map_err(|error| {
+        let remedy = match &error {
+            DiskFileError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "; say size= to have a copy made, as large as the disk".to_owned()
+            }
+            DiskFileError::InUse { .. } => {
+                "; each side of a pair with mirror=on has a file of its own".to_owned()
+            }
+            error => disk_remedy(error, true),
+        };
+        anyhow!("{:#}{remedy}", anyhow::Error::from(error))
+    })?;
+    let mirror = Mirror::new(number, copy, is_new, is_forced)?;
+    Ok((disk, mirror))
 }
 
 /// Refuses a file that is no raw disk, before anything else is done with it. What cannot be read is left

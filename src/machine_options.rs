@@ -1,6 +1,7 @@
 //! The options that say what the machine is, and how they become one.
 
 use crate::disk_boot::{BootChoice, DiskBootOptions, Outlook};
+use crate::disk_images::OpenDisks;
 use crate::engine_options::{ENGINE_REMEDY, EngineChoice, EngineOptions, RunKind};
 use crate::event_log;
 use crate::host_choice;
@@ -66,10 +67,12 @@ pub struct MachineOptions {
     /// A raw disk image, or a block device; may be given several times. Both sides of a pair name the same
     /// image. A file that looks like anything else is refused, unless format=raw says that it is a raw disk.
     /// A pair's is used without the host's cache, unless cache=writeback accepts what is lost with a host.
-    /// on-error= and timeout= say of this disk what --on-error and --disk-timeout say of all
+    /// on-error= and timeout= say of this disk what --on-error and --disk-timeout say of all. With mirror=on
+    /// each side of a pair has a copy of its own, which size= makes where there is none; force=on begins on
+    /// one that may not have everything
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,…]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,mirror=on][,…]",
         help_heading = "Machine"
     )]
     pub disk: Vec<DiskOption>,
@@ -236,7 +239,7 @@ pub fn fresh_id() -> Result<String> {
 /// runs here.
 pub fn make_side(
     options: &SideOptions,
-    disks: Vec<DiskFile>,
+    open: OpenDisks,
     network: Option<Arc<NetPort>>,
     role: &str,
     early: EarlyInput,
@@ -256,7 +259,8 @@ pub fn make_side(
         mailbox: Arc::new(Mailbox::default()),
         console: ConsoleHub::open(&options.serial.0, early)
             .remedy(|| "--serial takes tty, null, file=PATH or socket=PATH")?,
-        disks,
+        disks: open.disks,
+        mirrors: Arc::new(open.mirrors),
         disk_desk: Arc::<DiskDesk>::default(),
         network,
         wall_clock: options.clock.into(),

@@ -133,6 +133,11 @@ pub enum OptionError {
     /// Nothing that can be served.
     #[error("`{0}` is no export; write NAME=FILE, with a name of letters, digits, dots and dashes")]
     Served(String),
+    /// A disk of which each side has a copy, and that nobody writes.
+    #[error(
+        "mirror=on is for disks that the guest writes: of one that it only reads, make copies by hand"
+    )]
+    MirrorReadOnly,
     /// A key that goes with images only.
     #[error("`{0}=` goes with path=; for an export its server says it")]
     NotOfExport(&'static str),
@@ -278,7 +283,7 @@ impl DiskPlace {
         match (pairs.get("path"), pairs.get("nbd")) {
             (None, Some(_)) => {
                 if let Some(key) =
-                    ["cache", "format"].into_iter().find(|key| pairs.get(key).is_some())
+                    ["cache", "format", "mirror"].into_iter().find(|key| pairs.get(key).is_some())
                 {
                     return Err(OptionError::NotOfExport(key));
                 }
@@ -364,13 +369,39 @@ pub struct DiskOption {
     pub on_error: Option<OnErrorChoice>,
     /// A request that takes longer is said to hang; else as the side has it.
     pub timeout: Option<DiskTimeoutOption>,
+    /// Each side of a pair has a copy of its own.
+    pub mirror: Option<MirrorOption>,
+}
+
+/// What is said of a disk of which each side has a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MirrorOption {
+    /// A copy that is not there is made with so many bytes.
+    pub size: Option<u64>,
+    /// The guest begins on it, whatever it is worth.
+    pub is_forced: bool,
+}
+
+impl MirrorOption {
+    fn parse(pairs: &Pairs<'_>) -> Result<Option<Self>, OptionError> {
+        let size = pairs.get("size").map(parse_size).transpose()?;
+        let force = pairs.get("force").map(parse_switch).transpose()?;
+        if pairs.get("mirror").map_or(Ok(false), parse_switch)? {
+            return Ok(Some(Self { size, is_forced: force.unwrap_or(false) }));
+        }
+        match (size, force) {
+            (None, None) => Ok(None),
+            _ => Err(OptionError::Missing("mirror=on, without which there is no size= and force")),
+        }
+    }
 }
 
 impl DiskOption {
     /// The disk there, and nothing more said of it.
     pub const fn at(place: DiskPlace) -> Self {
         let (read_only, is_raw) = (false, false);
-        Self { place, read_only, cache: None, is_raw, on_error: None, timeout: None }
+        let (on_error, timeout, mirror) = (None, None, None);
+        Self { place, read_only, cache: None, is_raw, on_error, timeout, mirror }
     }
 
     /// How it deals with storage that fails, on a side that deals with it so.
@@ -386,9 +417,16 @@ impl FromStr for DiskOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let known =
-            ["path", "nbd", "readonly", "cache", "format", "tls_dir", "on-error", "timeout"];
+        let known = [
+            "path", "nbd", "readonly", "cache", "format", "tls_dir", "on-error", "timeout",
+            "mirror", "size", "force",
+        ];
         let pairs = Pairs::parse(text, &known)?;
+        let mirror = MirrorOption::parse(&pairs)?;
+        let read_only = pairs.get("readonly").map_or(Ok(false), parse_switch)?;
+        if mirror.is_some() && read_only {
+            return Err(OptionError::MirrorReadOnly);
+        }
         let is_raw = match pairs.get("format") {
             None => false,
             Some("raw") => true,
@@ -396,7 +434,8 @@ impl FromStr for DiskOption {
         };
         Ok(Self {
             place: DiskPlace::parse(&pairs)?,
-            read_only: pairs.get("readonly").map_or(Ok(false), parse_switch)?,
+            read_only,
+            mirror,
             cache: pairs.get("cache").map(parse_cache).transpose()?,
             is_raw,
             on_error: pairs.get("on-error").map(parse_on_error).transpose()?,
@@ -484,6 +523,18 @@ mod tests {
         assert_eq!("path=".parse::<DiskOption>(), Err(OptionError::Missing("path")));
         assert!("path=a,path=b".parse::<DiskOption>().is_err());
         assert!("path=a,size=3".parse::<DiskOption>().is_err());
+        let mirror = |text: &str| text.parse::<DiskOption>().map(|disk| disk.mirror);
+        let plain = MirrorOption { size: None, is_forced: false };
+        assert_eq!(mirror("path=a,mirror=on"), Ok(Some(plain)));
+        assert_eq!(mirror("path=a,mirror=off"), Ok(None));
+        let all = MirrorOption { size: Some(20 << 30), is_forced: true };
+        assert_eq!(mirror("path=a,mirror=on,size=20G,force=on"), Ok(Some(all)));
+        for text in ["path=a,force=on", "path=a,mirror=off,size=1G", "path=a,mirror=yes"] {
+            assert!(mirror(text).is_err(), "{text}");
+        }
+        assert_eq!(mirror("path=a,mirror=on,readonly=on"), Err(OptionError::MirrorReadOnly));
+        let export = mirror("nbd=tcp:h:1/a,mirror=on");
+        assert_eq!(export, Err(OptionError::NotOfExport("mirror")));
     }
 
     #[test]

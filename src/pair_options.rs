@@ -18,6 +18,7 @@ use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
 use vmft_backup::side::Side;
+use vmft_backup::status::CopyRole;
 use vmft_backup::storage;
 use vmft_backup::tell;
 use vmft_log::entry::Generation;
@@ -123,6 +124,13 @@ impl PairOptions {
             }
         };
         let chosen = self.arbiter.as_ref().map(|ArbiterOption(place)| place.clone());
+        if chosen.is_none() && disks.iter().any(|disk| disk.mirror.is_some()) {
+            bail!(
+                "with mirror=on each side has disks of its own, and who goes on is decided elsewhere: name that \
+                 with --arbiter dir=PATH, on storage that both hosts share, nbd=HOST:PORT/NAME of a `vmft disk \
+                 serve`, or etcd=HOST:PORT,…,name=PAIR"
+            );
+        }
         let Some(place) = chosen.or_else(default) else {
             bail!(
                 "a pair without a writable disk needs --arbiter dir=PATH on shared storage, or that of a \
@@ -144,6 +152,20 @@ impl PairOptions {
             );
         }
         Ok(place)
+    }
+
+    /// What is said of the pair goes with disks of which each side has a copy.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_mirrors(&self, disks: &[DiskOption]) -> Result<()> {
+        if self.bound_replay.is_some() && disks.iter().any(|disk| disk.mirror.is_some()) {
+            bail!(
+                "--bound-replay spares a backup parts of the replay, and it would not hear of what is written \
+                 in them: it does not go with a disk's mirror=on"
+            );
+        }
+        Ok(())
     }
 
     /// When the peer is suspected.
@@ -244,11 +266,20 @@ pub fn begin_reign(
         }
     })?;
     let name = arbiter.pair(&fresh_id()?)?;
-    let generation = Generation(arbiter.latest()?.0 + 1);
+    let latest = arbiter.latest()?;
+    let winner = arbiter.winner(latest)?;
+    side.mirrors.check(&name, latest, winner.as_ref()).remedy(|| {
+        "start the side whose copy has everything, and this one as its standby; or say force=on with this \
+         disk, and lose that"
+    })?;
+    let generation = Generation(latest.0 + 1);
     let fingerprint = protecting(fingerprint(engine, board), protection);
     let fingerprint = with_storage(fingerprint, place, &side.disks);
     let identity = identity(place, &name, generation, fingerprint)?;
     arbiter.share(&side.who)?;
+    // Before the generation is won: then it is this side's copies alone that have what is written in it.
+    side.mirrors.begin_live(&name, latest, &side.who)?;
+    side.mirrors.show(&side.status, CopyRole::Live);
     if let Verdict::Lost { winner } = arbiter.try_win(generation, &side.who)? {
         bail!(
             "generation {} has just been won by {winner}; stop that one first, or join it with \

@@ -8,6 +8,7 @@ use std::time::Duration;
 use vmft_backup::arbiter::{
     Arbiter, ArbiterError, Candidate, DirectoryArbiter, EtcdArbiter, RemoteError,
 };
+use vmft_log::entry::Generation;
 
 /// How often one that seems to be in use is looked at: another side may be looking, too.
 const LOOKS: u32 = 3;
@@ -72,6 +73,21 @@ pub fn take(place: &ArbiterPlace) -> Result<Arc<dyn Arbiter>> {
     }
 }
 
+/// The pair's name, and its last generation with its winner. `None` for a pair that has not begun, or some side
+/// of which is alive.
+///
+/// # Errors
+/// The arbiter cannot be asked.
+pub fn last_reign(place: &ArbiterPlace) -> Result<Option<(String, Generation, Option<Candidate>)>> {
+    let PairState::Over { .. } = look(place)? else { return Ok(None) };
+    let arbiter = match take(place) {
+        Err(error) if is_in_use(&error) => return Ok(None),
+        other => other?,
+    };
+    let latest = arbiter.latest()?;
+    Ok(Some((arbiter.pair_name()?, latest, arbiter.winner(latest)?)))
+}
+
 /// Looks. What it says may be old at once: who begins is decided by the arbiter's own test-and-set.
 ///
 /// # Errors
@@ -106,7 +122,6 @@ pub fn look(place: &ArbiterPlace) -> Result<PairState> {
 mod tests {
     use super::*;
     use vmft_backup::arbiter::Verdict;
-    use vmft_log::entry::Generation;
 
     #[test]
     fn a_pair_is_new_then_alive_then_over() {

@@ -107,6 +107,8 @@ impl NamesFiles for Vec<DiskOption> {
     fn name_files(&self, files: &mut Files) {
         for disk in self {
             match &disk.place {
+                // Its record is beside it, and it may have to be made.
+                DiskPlace::Image(path) if disk.mirror.is_some() => files.add(path, Use::Directory),
                 DiskPlace::Image(path) => {
                     files.add(path, if disk.read_only { Use::Read } else { Use::Write });
                 }

@@ -1,6 +1,7 @@
 //! A machine as a checkpoint stream, and back.
 
 use crate::join_content::JoinContent;
+use crate::mirror::Taker;
 use std::sync::Arc;
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmft_cpu::memory::{self, DEVICE_HOLE_END, DEVICE_HOLE_START, GuestRam, PAGE_SIZE};
@@ -8,6 +9,7 @@ use vmft_log::checkpoint::{
     CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinSink, MemoryBase,
     PAGE_BYTES, Page, PageNumber, PageSource, SinkRefusal,
 };
+use vmft_log::disk_copy::{DiskPiece, DisksProgress};
 use vmft_log::entry::LogPosition;
 use vmft_log::point::ExecutionPoint;
 use vmft_threads::Mutex;
@@ -122,18 +124,31 @@ pub struct MachineSink {
     machine: Option<Box<Machine>>,
     /// Of such a backup: where the reason is left behind if it is not ready.
     stands_by: Option<NotReady>,
+    /// Of a side that has copies of disks.
+    taker: Option<Taker>,
 }
 
 impl MachineSink {
     /// For a machine with at most `limit` bytes of memory.
     pub const fn within(limit: u64) -> Self {
-        Self { limit, ram: None, machine: None, stands_by: None }
+        Self { limit, ram: None, machine: None, stands_by: None, taker: None }
     }
 
     /// The same, for a backup that is kept by its primary's state, and runs nothing until it is
     /// needed. It must be ready to before it joins; if it is not, the reason is left behind.
     pub(crate) fn standing_by(limit: u64, not_ready: &NotReady) -> Self {
         Self { stands_by: Some(Arc::clone(not_ready)), ..Self::within(limit) }
+    }
+
+    /// The same, and the disks that come with it go there.
+    #[must_use]
+    pub(crate) fn with_disks(self, taker: Option<Taker>) -> Self {
+        Self { taker, ..self }
+    }
+
+    /// Where they went.
+    pub(crate) fn take_disks(&mut self) -> Option<Taker> {
+        self.taker.take()
     }
 
     /// The machine of a complete checkpoint, whose state is this.
@@ -219,6 +234,7 @@ impl JoinSink for MachineSink {
     /// What a failover takes must be there before anybody counts on it: the engine, and that it
     /// takes the state.
     fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
+        self.taker.as_ref().map_or(Ok(()), Taker::check_whole)?;
         let Some(not_ready) = &self.stands_by else { return Ok(()) };
         let content = JoinContent::decode(&checkpoint.state).map_err(StateError::Encoding);
         match content.and_then(|content| self.restore(&checkpoint.fixed, &content.machine)) {
@@ -232,6 +248,15 @@ impl JoinSink for MachineSink {
                 Err(refusal)
             }
         }
+    }
+
+    fn disk(&mut self, piece: DiskPiece) -> Result<(), SinkRefusal> {
+        let none = || SinkRefusal("this side has no copies of disks".to_owned());
+        self.taker.as_mut().ok_or_else(none)?.take(piece)
+    }
+
+    fn poll_disks(&mut self) -> Result<DisksProgress, SinkRefusal> {
+        self.taker.as_ref().map_or_else(|| Ok(DisksProgress::none()), Taker::poll)
     }
 }
 

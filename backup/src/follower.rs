@@ -1,5 +1,6 @@
 //! The outputs of a replaying side.
 
+use crate::mirror::Feed;
 use std::sync::Arc;
 use std::time::Duration;
 use vmft_vmm::outputs::{KeptOutputs, Output, OutputGate, OutputKind};
@@ -17,17 +18,24 @@ pub struct ReplayGate {
     kept: Arc<KeptOutputs>,
     console: Arc<ConsoleHub>,
     show: bool,
+    /// Of a side that has copies of disks.
+    feed: Option<Arc<Feed>>,
 }
 
 impl ReplayGate {
     /// For a backup: the console remembers, for readers that attach after a go-live.
     pub fn keeping(kept: Arc<KeptOutputs>, console: Arc<ConsoleHub>) -> Self {
-        Self { kept, console, show: false }
+        Self { kept, console, show: false, feed: None }
+    }
+
+    /// The same, where a side's copies of disks are to hear what is asked of them.
+    pub(crate) fn feeding(self, feed: Option<Arc<Feed>>) -> Self {
+        Self { feed, ..self }
     }
 
     /// For an offline replay: the console shows.
     pub fn showing(kept: Arc<KeptOutputs>, console: Arc<ConsoleHub>) -> Self {
-        Self { kept, console, show: true }
+        Self { kept, console, show: true, feed: None }
     }
 }
 
@@ -47,7 +55,13 @@ impl OutputGate for ReplayGate {
                 self.console.remember(*offset, bytes);
                 self.kept.emit(output);
             }
-            OutputKind::Packet(_) | OutputKind::Disk { .. } => self.kept.emit(output),
+            OutputKind::Disk { disk, request, operation } => {
+                if let Some(feed) = &self.feed {
+                    feed.asked(*disk, *request, operation);
+                }
+                self.kept.emit(output);
+            }
+            OutputKind::Packet(_) => self.kept.emit(output),
         }
     }
 }

@@ -11,9 +11,10 @@ use crate::identity::{fingerprint, protecting};
 use crate::join_content::JoinContent;
 use crate::live::{LiveDuties, Succession};
 use crate::mending::Divergences;
+use crate::mirror::{Feed, Feeding, Taker};
 use crate::reign::{Fate, FollowEvent, FollowReign};
 use crate::side::{Side, SideEnd, SideError};
-use crate::status::{ChannelStatus, Role, ms};
+use crate::status::{ChannelStatus, CopyRole, Role, ms};
 use crate::storage::{self, Token};
 use crate::storage_look::StorageLook;
 use crate::succession::FollowPolicy;
@@ -153,7 +154,11 @@ impl Side {
                     self.follow_epochs(joined, &duties, control, &mut divergences)
                 }
             };
-            match followed? {
+            let followed = followed?;
+            if let Some(error) = self.mirrors.failure() {
+                return Err(error.into());
+            }
+            match followed {
                 Followed::End(end) => return Ok(end),
                 Followed::Again(known) => {
                     let generation = &mut duties.channel.identity.generation;
@@ -165,6 +170,9 @@ impl Side {
                 Followed::Won(won) => {
                     let (machine, succession) = *won;
                     let generation = Generation(succession.report.generation);
+                    // From here on the copies are the guest's disks, and say so.
+                    self.mirrors.take_over(generation)?;
+                    self.mirrors.show(&self.status, CopyRole::Live);
                     let mut listen = duties.listen;
                     if let Some(config) = &mut listen {
                         let machine = machine.config();
@@ -225,7 +233,7 @@ impl Side {
             let config =
                 BackupConfig { primary, identity, on_session, on_late, ..duties.channel.clone() };
             let attempt = Instant::now();
-            let joined = join_once(&config, duties.memory, duties.protection, control)?;
+            let joined = self.join_once(&config, duties, control)?;
             if attempt.elapsed() > config.setup_timeout {
                 // Longer than a greeting may take: it was had, and has sent a part of its checkpoint.
                 started = Instant::now();
@@ -258,6 +266,45 @@ impl Side {
         }
     }
 
+    /// Tries to join once. `None` if the operator stops the side meanwhile; the attempt then ends by
+    /// itself.
+    fn join_once(
+        &self,
+        config: &BackupConfig,
+        duties: &BackupDuties,
+        control: &BackupControl,
+    ) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
+        let (sender, outcome) = mpsc::channel();
+        let config = config.clone();
+        let not_ready = NotReady::default();
+        let sink = match duties.protection {
+            // One that replays has to run at once, and is lost if it cannot.
+            Protection::Lockstep => MachineSink::within(duties.memory),
+            Protection::Checkpoint(_) => MachineSink::standing_by(duties.memory, &not_ready),
+        };
+        let pair = config.identity.pair.to_string();
+        let taker = Taker::begin(&self.mirrors, &pair, &self.who.id, &self.status)?;
+        let sink = sink.with_disks(taker);
+        let join = move || {
+            // A side that has left meanwhile does not listen.
+            let _ = sender.send(BackupChannel::join(config, sink));
+        };
+        vmft_sandbox::spawn(Task::Channel, "join", join).map_err(SideError::Host)?;
+        loop {
+            if control.is_leaving() {
+                return Ok(None);
+            }
+            match outcome.recv_timeout(RETRY) {
+                Ok(outcome) => {
+                    let why = not_ready.lock().take();
+                    return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
+            }
+        }
+    }
+
     fn follow_session(
         &self,
         joined: Joined<MachineSink>,
@@ -265,9 +312,10 @@ impl Side {
         control: &Arc<BackupControl>,
         divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
-        let Joined { channel, terms, mut checkpoint, sink } = joined;
+        let Joined { channel, terms, mut checkpoint, mut sink } = joined;
         let channel = Arc::new(channel);
         let not_out = JoinContent::unpack(&mut checkpoint)?;
+        self.follow_disks(sink.take_disks(), terms.generation, control);
         let mut machine = sink.into_machine(&checkpoint)?;
         drop(checkpoint);
         let following = self.begin_following(
@@ -287,13 +335,15 @@ impl Side {
         let memory = machine.ram().size();
         let inputs = Replaying::new(source, Arc::clone(&kept), machine.point(), memory)
             .watched(Arc::clone(self.status.gauges()));
+        let feed = Feed::begin(&self.mirrors, machine.outstanding());
+        let (inputs, gate) = (Feeding::new(inputs, feed.clone()), gate.feeding(feed));
         let open = self.faults.lockstep();
         let mut faulty = Faulty::new(inputs, &self.faults, machine.ram().clone(), &channel);
         let watched = self.status.liveness().begin();
         let end = machine.run(&mut faulty, &gate);
         drop(watched);
         drop(open);
-        let inputs = faulty.inputs();
+        let inputs = faulty.inputs().inputs();
         let end = match end {
             Ok(RunEnd::Stopped(reason)) => inputs
                 .stopped(machine.point(), machine.outputs(), reason)
@@ -352,6 +402,23 @@ impl Side {
         let gate = ReplayGate::keeping(Arc::clone(&kept), Arc::clone(&self.console));
         let source = ChannelSource::new(Arc::clone(channel), Arc::clone(&policy));
         Ok(Following { policy, kept, gate, source })
+    }
+
+    /// The disks that a join has brought follow, from here on, a primary of this generation; where they
+    /// cannot, this side leaves.
+    pub(crate) fn follow_disks(
+        &self,
+        taker: Option<Taker>,
+        generation: Generation,
+        control: &Arc<BackupControl>,
+    ) {
+        let Some(taker) = taker else { return };
+        self.mirrors.follow(&taker, generation, &self.status);
+        let control = Arc::clone(control);
+        self.mirrors.on_failure(move |error| {
+            tell!("{}; this side leaves, and its primary goes on without it", error_text(error));
+            control.leave();
+        });
     }
 
     /// This side has joined a primary, at this point of its guest.
@@ -418,10 +485,15 @@ impl Side {
         let owes = !channel.peer_has_left() && !nothing_left;
         match policy.decide(channel, FollowEvent::MachineStopped { reason, owes }) {
             Fate::FinishOutputs(generation, _) => {
+                self.mirrors.take_over(generation)?;
                 self.finish_outputs(&machine, &duties.arbiter, generation, left)?;
+                self.mirrors.stopped(generation)?;
             }
             _ if owes => {}
-            _ => self.console.close(),
+            _ => {
+                self.mirrors.stop_following(machine.outstanding(), channel.generation())?;
+                self.console.close();
+            }
         }
         Ok(Followed::End(SideEnd::Stopped(reason)))
     }
@@ -455,42 +527,6 @@ impl Refusals {
     fn note(&mut self, with: String, why: String) {
         if self.is_news(&with, &why) {
             events::note(|| Event::JoinRefused { with: with.into(), why: why.into(), untold: 0 });
-        }
-    }
-}
-
-/// Tries to join once. `None` if the operator stops the side meanwhile; the attempt then ends by
-/// itself.
-fn join_once(
-    config: &BackupConfig,
-    memory: u64,
-    protection: Protection,
-    control: &BackupControl,
-) -> Result<Option<Result<Joined<MachineSink>, TransportError>>, SideError> {
-    let (sender, outcome) = mpsc::channel();
-    let config = config.clone();
-    let not_ready = NotReady::default();
-    let sink = match protection {
-        // One that replays has to run at once, and is lost if it cannot.
-        Protection::Lockstep => MachineSink::within(memory),
-        Protection::Checkpoint(_) => MachineSink::standing_by(memory, &not_ready),
-    };
-    let join = move || {
-        // A side that has left meanwhile does not listen.
-        let _ = sender.send(BackupChannel::join(config, sink));
-    };
-    vmft_sandbox::spawn(Task::Channel, "join", join).map_err(SideError::Host)?;
-    loop {
-        if control.is_leaving() {
-            return Ok(None);
-        }
-        match outcome.recv_timeout(RETRY) {
-            Ok(outcome) => {
-                let why = not_ready.lock().take();
-                return why.map_or(Ok(Some(outcome)), |why| Err(why.into()));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => unreachable!("the thread always answers"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::epoch::Protection;
 use crate::events::{self, Event, Peer};
 use crate::join::JoinStream;
+use crate::mirror::{DiskFill, Mirrors};
 use crate::policy::LossPolicy;
 use crate::reign::LiveEvent;
 use crate::requests::Requests;
@@ -31,6 +32,8 @@ pub(crate) struct Handler {
     pub(crate) status: Arc<StatusBoard>,
     pub(crate) followers: Followers,
     pub(crate) protection: Protection,
+    /// The disks that are sent to who joins.
+    pub(crate) mirrors: Arc<Mirrors>,
     /// Backups that left because they had diverged, and that nobody has come for yet.
     pub(crate) unmended: u32,
 }
@@ -52,7 +55,8 @@ impl PrimaryHandler for Handler {
         let status = Arc::clone(&self.status);
         let digests = self.protection == Protection::Lockstep;
         events::note(|| Event::JoinBegun { backup: ticket.key() });
-        Ok(Box::new(JoinStream::new(requests, mailbox, status, ticket, digests)))
+        let disks = DiskFill::begin(&self.mirrors, self.policy.generation(), &status);
+        Ok(Box::new(JoinStream::new(requests, mailbox, status, ticket, digests, disks)))
     }
 
     fn protected(&mut self, backup: BackupKey, protects: Protects) {

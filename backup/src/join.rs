@@ -18,6 +18,7 @@
 
 use crate::checkpoint::{RamPages, page_limit};
 use crate::copied::CopiedPages;
+use crate::mirror::DiskFill;
 use crate::requests::{Requests, SideGone};
 use crate::rounds::{Brake, Rounds};
 use crate::status::{JoinReport, StatusBoard, ms};
@@ -26,10 +27,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmft_cpu::memory::{self, GuestRam, PAGE_SIZE, WriteView};
 use vmft_log::checkpoint::{
-    CheckpointPiece, CheckpointWriter, MemoryBase, Page, PageEncoder, PageNumber, PageSource,
+    CheckpointPiece, CheckpointWriter, JoinPiece, MemoryBase, Page, PageEncoder, PageNumber,
+    PageSource,
 };
 use vmft_log::entry::LogPosition;
-use vmft_logging_channel::transport::{CheckpointStream, JoinTicket};
+use vmft_logging_channel::transport::{CheckpointStream, JoinTicket, TakesDigests};
 use vmft_vmm::machine::Machine;
 use vmft_vmm::world::Mailbox;
 
@@ -130,6 +132,8 @@ pub(crate) struct JoinStream {
     ended: bool,
     /// The log that begins has digests.
     digests: bool,
+    /// The disks of which the backup has copies: they come before memory, which changes sooner.
+    disks: DiskFill,
 }
 
 impl JoinStream {
@@ -139,6 +143,7 @@ impl JoinStream {
         status: Arc<StatusBoard>,
         ticket: JoinTicket,
         digests: bool,
+        disks: DiskFill,
     ) -> Self {
         Self {
             requests,
@@ -151,6 +156,7 @@ impl JoinStream {
             report: JoinReport::default(),
             ended: false,
             digests,
+            disks,
         }
     }
 
@@ -194,7 +200,8 @@ impl JoinStream {
             stream.unprepared = left.map_err(|gone| gone.to_string())?;
         }
         let (view, limit) = (Arc::clone(&stream.watched.view), stream.rounds.limit());
-        let end = self.requests.round(view, limit, self.ticket.clone(), &self.mailbox);
+        let ending = (self.ticket.clone(), self.disks.ends());
+        let end = self.requests.round(view, limit, ending, &self.mailbox);
         match end.map_err(|gone: SideGone| gone.to_string())? {
             RoundEnd::Written(pages) => {
                 let slowing = stream.rounds.next(pages.len());
@@ -220,13 +227,22 @@ impl JoinStream {
 }
 
 impl CheckpointStream for JoinStream {
-    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+    fn digests(&self) -> Option<Arc<dyn TakesDigests>> {
+        self.disks.digests()
+    }
+
+    fn next_piece(&mut self) -> Result<Option<JoinPiece>, String> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
-                return Ok(Some(piece));
+                return Ok(Some(piece.into()));
+            }
+            // What was written meanwhile comes as soon as it is known, so that little of it waits.
+            if let Some(piece) = self.disks.next_piece()? {
+                return Ok(Some(JoinPiece::Disk(piece)));
             }
             if self.ended {
                 self.report.total_ms = ms(self.begun.elapsed());
+                self.report.disk_bytes = self.disks.sent();
                 let report = self.report.clone();
                 self.status.update(|status| status.join = Some(report));
                 return Ok(None);

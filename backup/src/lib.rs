@@ -20,6 +20,7 @@ pub mod lag;
 pub mod live;
 pub mod liveness;
 mod mending;
+pub mod mirror;
 mod periodic_kicks;
 mod policy;
 mod rate_probe;

@@ -222,6 +222,7 @@ impl Side {
             status: Arc::clone(&self.status),
             followers: followers.clone(),
             protection,
+            mirrors: Arc::clone(&self.mirrors),
             unmended: 0,
         };
         let channel = Arc::new(PrimaryChannel::listen_for(followers, config, handler)?);
@@ -516,6 +517,7 @@ impl LiveSide<'_> {
     ) -> Result<SideEnd, SideError> {
         let Some(channel) = &self.channel else {
             self.side.finish(&self.output_path);
+            self.side.mirrors.stopped(self.policy.generation())?;
             return Ok(SideEnd::Stopped(reason));
         };
         channel.close_admission("the machine has stopped");
@@ -532,6 +534,7 @@ impl LiveSide<'_> {
             return Ok(halted);
         }
         self.side.finish(&self.output_path);
+        self.side.mirrors.stopped(self.policy.generation())?;
         self.leave(GoodbyeReason::Stopped, STOP_PATIENCE);
         self.side.status.set_role(Role::Stopped, self.policy.generation());
         Ok(SideEnd::Stopped(reason))

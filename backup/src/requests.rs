@@ -19,7 +19,7 @@ use vmft_vmm::inputs::Asked;
 use vmft_vmm::machine::{Machine, MachineState};
 use vmft_vmm::outputs::Output;
 use vmft_vmm::snapshot::{self, SnapshotError};
-use vmft_vmm::world::Mailbox;
+use vmft_vmm::world::{Mailbox, TapEnd};
 
 /// Pages looked at in one rest before a log begins.
 const PREPARED_PAGES: usize = 1024;
@@ -56,6 +56,8 @@ enum Request {
         /// If no more pages than this were written, it was the last.
         limit: usize,
         ticket: JoinTicket,
+        /// What is closed where the log begins.
+        taps: Vec<TapEnd>,
         reply: Sender<RoundEnd>,
     },
 }
@@ -220,16 +222,16 @@ impl Requests {
     }
 
     /// Asks for what was written since the last round; if that is no more than `limit` pages, the
-    /// backup's log begins. Waits for the machine.
+    /// backup's log begins, and the taps are closed. Waits for the machine.
     pub(crate) fn round(
         &self,
         view: Arc<WriteView>,
         limit: usize,
-        ticket: JoinTicket,
+        (ticket, taps): (JoinTicket, Vec<TapEnd>),
         mailbox: &Mailbox,
     ) -> Result<RoundEnd, SideGone> {
         let (reply, end) = channel();
-        self.put(Request::Round { view, limit, ticket, reply }, mailbox);
+        self.put(Request::Round { view, limit, ticket, taps, reply }, mailbox);
         end.recv().map_err(|_| SideGone)
     }
 
@@ -249,7 +251,7 @@ impl Requests {
                 Request::Prepare { reply } => {
                     let _ = reply.send(machine.prepare_digest(PREPARED_PAGES));
                 }
-                Request::Round { view, limit, ticket, reply } => {
+                Request::Round { view, limit, ticket, taps, reply } => {
                     let paused = Instant::now();
                     let written = machine.take_written(&view);
                     if written.len() > limit {
@@ -258,6 +260,8 @@ impl Requests {
                     }
                     match host.begin(machine, &ticket) {
                         Beginning::Here(position, state, outputs) => {
+                            // What is completed from here on, the backup knows by its log.
+                            taps.iter().for_each(TapEnd::close);
                             let mut pages = CopiedPages::default();
                             pages.copy(machine.ram(), &written);
                             let content = JoinContent { machine: state.encode(), outputs };

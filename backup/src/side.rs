@@ -4,6 +4,7 @@ use crate::arbiter::{Arbiter, ArbiterError, Candidate, FenceState, GenerationFen
 use crate::bounds::Bounds;
 use crate::disk_care;
 use crate::fault::Faults;
+use crate::mirror::{MirrorError, Mirrors};
 use crate::periodic_kicks;
 use crate::requests::{NoBackups, Requests};
 use crate::standstill::Standstill;
@@ -64,6 +65,9 @@ pub enum SideError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskFileError),
+    /// This side's copy of a disk.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
     /// The network.
     #[error(transparent)]
     Network(#[from] NetError),
@@ -104,6 +108,8 @@ pub struct Side {
     pub console: Arc<ConsoleHub>,
     /// The guest's disks.
     pub disks: Vec<DiskFile>,
+    /// Those of which each side has a copy of its own.
+    pub mirrors: Arc<Mirrors>,
     /// What is done when their storage fails.
     pub disk_desk: Arc<DiskDesk>,
     /// Where the guest's network device is connected, if it has one.

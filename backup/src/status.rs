@@ -85,6 +85,9 @@ pub struct JoinReport {
     pub slowed_ms: f64,
     /// What the pages came to, packed, in bytes.
     pub packed_bytes: u64,
+    /// Bytes of disks sent, where the backup has copies of its own.
+    #[serde(default)]
+    pub disk_bytes: u64,
 }
 
 /// The epochs of checkpoint mode, since the last join; on a backup, those applied, and nothing else.
@@ -206,6 +209,47 @@ impl DiskTroubleStatus {
     }
 }
 
+/// What becomes of a side's own copy of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyRole {
+    /// The guest runs on it.
+    Live,
+    /// The same, and it is being sent to a backup that joins.
+    Sending,
+    /// It is being filled from a primary's.
+    Filling,
+    /// It has what the replay has.
+    Following,
+}
+
+/// A side's own copy of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// The disk's number on the board.
+    pub disk: u8,
+    /// Where the copy is.
+    pub path: ForeignText,
+    /// What becomes of it.
+    pub role: CopyRole,
+    /// How much of it the backup that joins has, in percent, while it is sent or filled.
+    pub percent: Option<u8>,
+}
+
+impl CopyReport {
+    /// What becomes of it, for people.
+    pub fn text(&self) -> String {
+        let percent = self.percent.unwrap_or_default();
+        let what = match self.role {
+            CopyRole::Live => "the guest's".to_owned(),
+            CopyRole::Sending => format!("the guest's, synchronising a backup's copy: {percent} %"),
+            CopyRole::Filling => format!("synchronising with the primary's: {percent} %"),
+            CopyRole::Following => "follows the primary's".to_owned(),
+        };
+        format!("{}: {what}", self.path)
+    }
+}
+
 /// A side, for `vmft status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SideStatus {
@@ -249,6 +293,9 @@ pub struct SideStatus {
     /// Disks with which something is wrong now.
     #[serde(default)]
     pub disk_troubles: Vec<DiskTroubleStatus>,
+    /// This side's own copies of disks, where disks are not shared.
+    #[serde(default)]
+    pub disk_copies: Vec<CopyReport>,
     /// Why the console's sink takes nothing, if it says so.
     #[serde(default)]
     pub console_trouble: Option<String>,

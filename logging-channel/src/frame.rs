@@ -16,6 +16,7 @@ use std::fmt;
 use vmft_log::checkpoint::{CheckpointPiece, MAX_STATE_CHUNK, PieceKind};
 use vmft_log::codec::{BATCH_COST, BatchEncoder, EncodeError, EntryBatch, MAX_ENTRY_BYTES};
 use vmft_log::control::{ControlMessage, decode_control};
+use vmft_log::disk_copy::{DiskDigests, DiskPiece, MAX_DISK_DIGESTS, MAX_DISK_PIECE};
 use vmft_log::wire::DecodeError;
 
 /// The version of everything in this crate that is written to a wire or a file.
@@ -33,6 +34,10 @@ pub const MAX_ENTRIES_PAYLOAD: usize = BATCH_COST as usize + MAX_ENTRY_BYTES + 3
 pub const MAX_CONTROL_PAYLOAD: usize = 64 << 10;
 /// Longest payload of a `CheckpointPages` frame: its pages as they are, and their numbers.
 pub const MAX_PAGES_PAYLOAD: usize = (256 << 10) + (1 << 10);
+/// Longest payload of a `Disk` frame: its bytes, and where they go.
+pub const MAX_DISK_PAYLOAD: usize = MAX_DISK_PIECE + 64;
+/// Longest payload of a `DiskDigests` frame.
+pub const MAX_DIGESTS_PAYLOAD: usize = 16 * MAX_DISK_DIGESTS + 32;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +73,14 @@ pub enum FrameKind {
     Reign = 14,
     /// How far a join is.
     Progress = 15,
+    /// A piece of a disk of which the backup has a copy.
+    Disk = 16,
+    /// What a backup's copy of a disk holds.
+    DiskDigests = 17,
 }
 
 impl FrameKind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Hello,
         Self::HelloReply,
         Self::HelloConfirm,
@@ -87,6 +96,8 @@ impl FrameKind {
         Self::LogHeader,
         Self::Reign,
         Self::Progress,
+        Self::Disk,
+        Self::DiskDigests,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -104,6 +115,8 @@ impl FrameKind {
             Self::Entries => MAX_ENTRIES_PAYLOAD,
             Self::CheckpointState => MAX_STATE_CHUNK,
             Self::CheckpointPages => MAX_PAGES_PAYLOAD,
+            Self::Disk => MAX_DISK_PAYLOAD,
+            Self::DiskDigests => MAX_DIGESTS_PAYLOAD,
             Self::Hello | Self::HelloReply | Self::LogHeader => MAX_CONTROL_PAYLOAD,
             Self::Refusal | Self::Goodbye => 2048,
             Self::HelloConfirm
@@ -206,6 +219,8 @@ pub enum Frame {
     LogHeader(LogHeader),
     Reign(Reign),
     Progress(Progress),
+    Disk(DiskPiece),
+    DiskDigests(DiskDigests),
 }
 
 impl Frame {
@@ -229,6 +244,8 @@ impl Frame {
             Self::LogHeader(_) => FrameKind::LogHeader,
             Self::Reign(_) => FrameKind::Reign,
             Self::Progress(_) => FrameKind::Progress,
+            Self::Disk(_) => FrameKind::Disk,
+            Self::DiskDigests(_) => FrameKind::DiskDigests,
         }
     }
 
@@ -250,6 +267,8 @@ impl Frame {
             Self::Reign(message) => put_control(message, bytes)?,
             Self::Progress(message) => put_control(message, bytes)?,
             Self::Checkpoint(piece) => piece.encode(bytes),
+            Self::Disk(piece) => piece.encode(bytes),
+            Self::DiskDigests(digests) => digests.encode(bytes),
             Self::Entries(batch) => {
                 let mut encoder = BatchEncoder::new(bytes, batch.first, batch.base);
                 for costed in &batch.entries {
@@ -278,6 +297,8 @@ impl Frame {
             FrameKind::LogHeader => Self::LogHeader(decode_control(payload)?),
             FrameKind::Reign => Self::Reign(decode_control(payload)?),
             FrameKind::Progress => Self::Progress(decode_control(payload)?),
+            FrameKind::Disk => Self::Disk(DiskPiece::decode(payload)?),
+            FrameKind::DiskDigests => Self::DiskDigests(DiskDigests::decode(payload)?),
         })
     }
 }

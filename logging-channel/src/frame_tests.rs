@@ -6,6 +6,7 @@ use crate::time::MonotonicTime;
 use proptest::prelude::*;
 use vmft_log::checkpoint::{CheckpointEnd, CheckpointHeader, MemoryBase, PageNumber};
 use vmft_log::codec::{BATCH_COST, BatchEncoder, CostedEntry};
+use vmft_log::disk_copy::{CopyId, DiskCopyHeader, DiskDigest};
 use vmft_log::entry::{
     Arrival, Entry, EntrySequence, Generation, LogPosition, MAX_DISK_DATA, OutputSequence,
     RequestId,
@@ -83,6 +84,22 @@ fn every_frame() -> Vec<Frame> {
         }),
         Frame::Reign(Reign { generation: Generation(4) }),
         Frame::Progress(Progress { pieces: 300 }),
+        Frame::Disk(DiskPiece::Begin(DiskCopyHeader {
+            disk: 1,
+            size: 1 << 30,
+            chunk: 1 << 16,
+            generation: Generation(4),
+            copy: CopyId([3; 16]),
+        })),
+        Frame::Disk(DiskPiece::Data { disk: 1, offset: 512, data: [[7, 8]; 256].concat() }),
+        Frame::Disk(DiskPiece::Zeroes { disk: 1, offset: 1024, len: 1 << 20 }),
+        Frame::Disk(DiskPiece::Reached { disk: 1, offset: 1 << 21 }),
+        Frame::DiskDigests(DiskDigests {
+            disk: 1,
+            seed: 5,
+            first: 300,
+            digests: vec![DiskDigest::ZEROES, DiskDigest([6; 16])],
+        }),
     ]
 }
 
@@ -230,7 +247,7 @@ fn raw_header(kind: u8, len: u32) -> Vec<u8> {
 
 #[test]
 fn unknown_kinds_and_excessive_lengths_are_refused_from_the_header_alone() {
-    assert_eq!(decode(SESSION, &raw_header(16, 0)), Err(FrameError::Kind { found: 16 }));
+    assert_eq!(decode(SESSION, &raw_header(18, 0)), Err(FrameError::Kind { found: 18 }));
     let (kind, len, limit) = (FrameKind::Heartbeat, 65, 64);
     assert_eq!(decode(SESSION, &raw_header(6, 65)), Err(FrameError::Length { kind, len, limit }));
 }

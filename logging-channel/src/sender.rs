@@ -105,6 +105,9 @@ pub enum SendError {
     /// A frame that a backup does not send.
     #[error("{0} frame from a backup")]
     Unexpected(FrameKind),
+    /// What it says of its disks cannot be.
+    #[error("digests of a disk's chunks {0}")]
+    Digests(&'static str),
     /// The backup lives, but does not acknowledge.
     #[error("entry {} not acknowledged for {} ms", entry.0, waited.as_millis())]
     Stalled {

@@ -10,8 +10,9 @@ use common::{
 };
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
-use vmft_log::checkpoint::CheckpointPiece;
+use vmft_log::checkpoint::{CheckpointPiece, JoinPiece};
 use vmft_log::entry::{Entry, EntrySequence, Generation, StopReason};
 use vmft_log::point::ExecutionPoint;
 use vmft_logging_channel::backups::{BackupKey, Protects};
@@ -23,7 +24,7 @@ use vmft_logging_channel::session::{GoodbyeReason, SessionId};
 use vmft_logging_channel::transport::{
     BackupChannel, CheckpointStream, Delivery, EndCause, JoinTicket, Joined, Origin, PeerAddress,
     PrimaryChannel, PrimaryConfig, PrimaryHandler, PrimaryPushError, Room, SessionEnd,
-    TransportError, now,
+    TakesDigests, TransportError, now,
 };
 
 fn join(primary: &PrimaryChannel) -> Joined<ToyMemory> {
@@ -394,9 +395,13 @@ fn a_backup_that_dies_before_it_says_that_it_has_the_checkpoint_may_have_it() {
 fn a_checkpoint_that_cannot_be_made_costs_the_backup_and_nothing_else() {
     struct Broken(JoinTicket);
     impl CheckpointStream for Broken {
-        fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+        fn next_piece(&mut self) -> Result<Option<JoinPiece>, String> {
             self.0.begin(ExecutionPoint::new(50)).map_err(|error| error.to_string())?;
             Err("the machine has stopped".to_owned())
+        }
+
+        fn digests(&self) -> Option<Arc<dyn TakesDigests>> {
+            None
         }
     }
     struct Once(std::sync::mpsc::Sender<Told>, bool);

@@ -23,10 +23,12 @@ use vmft_backup::identity::{Joining, MICROCODE, PROTECTION};
 use vmft_backup::side::{Side, SideError};
 use vmft_backup::storage::is_storage_field;
 use vmft_backup::tell;
-use vmft_logging_channel::fingerprint::Identity;
+use vmft_log::foreign::ForeignText;
+use vmft_logging_channel::fingerprint::{Identity, Mismatch};
 use vmft_logging_channel::receiver::ReceiverConfig;
 use vmft_logging_channel::transport::{BackupConfig, PeerAddress, TransportError};
 use vmft_vmm::machine::StateError;
+use vmft_vmm::world::OWN_COPY;
 use vmft_vmm::world::console::EarlyInput;
 
 /// How long to wait for the pair without a word about it, and between two looks.
@@ -75,10 +77,11 @@ struct FollowOptions {
           value_parser = clap::value_parser!(u8).range(1..=8), help_heading = "Pair")]
     backups: u8,
     /// A raw disk image, the same as the primary's; may be given several times. It is used without the
-    /// host's cache, unless cache=writeback accepts what is lost with a host
+    /// host's cache, unless cache=writeback accepts what is lost with a host. With mirror=on it is this
+    /// side's own copy, filled from the primary's; size= makes one where there is none
     #[arg(
         long,
-        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw]",
+        value_name = "path=FILE[,readonly=on|off][,cache=none|writeback][,format=raw][,mirror=on][,…]",
         help_heading = "Machine"
     )]
     disk: Vec<DiskOption>,
@@ -149,6 +152,7 @@ fn follow(
     let arbiter_place = options.pair.arbiter_place(&options.disk)?;
     arbiter_place.check()?;
     let wanted = options.engine.wanted(options.pair.run_kind())?;
+    options.pair.check_mirrors(&options.disk)?;
     let disks = open_disks(&disk_options, DisksOf::Joining, options.side.disk_policy())?;
     let network = NetOption::port_of_follower(options.net.as_ref())?;
     let place = listen.as_ref().map(ListenPlace::take).transpose()?;
@@ -233,6 +237,12 @@ fn may_come(error: &anyhow::Error, place: &ArbiterPlace) -> bool {
     }
 }
 
+/// True if one side has a copy of the disk, and the other does not say so.
+fn is_half_mirrored(mismatch: &Mismatch) -> bool {
+    let is_copy = |told: &Option<ForeignText>| told.as_ref().is_some_and(|told| *told == *OWN_COPY);
+    is_copy(&mismatch.primary) != is_copy(&mismatch.backup)
+}
+
 /// What to do about a primary that cannot be joined.
 fn with_remedy(error: SideError) -> anyhow::Error {
     use vmft_logging_channel::handshake::{HandshakeError, Refusal};
@@ -261,6 +271,11 @@ fn with_remedy(error: SideError) -> anyhow::Error {
             Refusal::Fingerprint(mismatch) if mismatch.field.starts_with("network") => {
                 "name with --net where the guest's network is connected on this host, without mac=, \
                  if the primary has one"
+            }
+            Refusal::Fingerprint(mismatch)
+                if is_storage_field(&mismatch.field.to_string()) && is_half_mirrored(mismatch) =>
+            {
+                "say mirror=on of that disk on both sides, or on none"
             }
             Refusal::Fingerprint(mismatch) if is_storage_field(&mismatch.field.to_string()) => {
                 "the image here is another file than the primary's, perhaps a copy: both sides must name \

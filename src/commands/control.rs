@@ -255,6 +255,9 @@ fn describe(status: &SideStatus) -> Result<String, fmt::Error> {
             disk.remedy()
         )?;
     }
+    for copy in &status.disk_copies {
+        writeln!(text, "copy of disk {:<8}{}", copy.disk, copy.text())?;
+    }
     if let Some(why) = &status.guest_waits_for {
         writeln!(text, "guest stopped        until {why}")?;
     } else if let Some(trouble) = &status.console_trouble {

@@ -4,6 +4,7 @@ use crate::arbiter_option::ArbiterPlace;
 use crate::disk_images::{DisksOf, open_disks};
 use crate::interrupt;
 use crate::machine_options::{MachineOptions, SideOptions, make_side};
+use crate::options::DiskOption;
 use crate::pair_options::{self, ListenPlace, PairOptions};
 use crate::sandbox_options::{ArbiterOf, end_start, files_of};
 use crate::terminal;
@@ -42,6 +43,11 @@ pub struct PrimaryOptions {
 }
 
 impl PrimaryOptions {
+    /// Its copies of disks, of which each side has one.
+    pub fn copies(&self) -> Vec<DiskOption> {
+        self.machine.disk.iter().filter(|disk| disk.mirror.is_some()).cloned().collect()
+    }
+
     /// Where the arbiter is.
     ///
     /// # Errors
@@ -69,12 +75,13 @@ pub fn primary(options: &PrimaryOptions) -> Result<ExitCode> {
     let address = options.pair.address(&options.listen)?;
     let place = options.arbiter_place()?;
     place.check()?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::NewPair, options.side.disk_policy())?;
+    options.pair.check_mirrors(&options.machine.disk)?;
+    let open = open_disks(&options.machine.disks(), DisksOf::NewPair, options.side.disk_policy())?;
     let listen_place = ListenPlace::take(&address)?;
-    let machine = options.machine.machine(prepared, &disks)?;
+    let machine = options.machine.machine(prepared, &open.disks)?;
     let MachineConfig { engine, board } = machine.config().clone();
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "primary", EarlyInput::Waits)?;
+    let side = make_side(&options.side, open, network, "primary", EarlyInput::Waits)?;
     let side = Side { bounds, ..side };
     side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;

@@ -39,14 +39,14 @@ pub struct RecordOptions {
 pub fn record(options: &RecordOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(RunKind::Replayed)?;
     options.side.sandbox.enter(files_of(&[&options.machine, &options.side]))?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
+    let open = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
     if options.log.exists() {
         bail!("log {} exists; logs are not overwritten, name a new file", options.log.display());
     }
-    let mut machine = options.machine.machine(prepared, &disks)?;
+    let mut machine = options.machine.machine(prepared, &open.disks)?;
     let engine = machine.config().engine;
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "recorder", EarlyInput::Waits)?;
+    let side = make_side(&options.side, open, network, "recorder", EarlyInput::Waits)?;
     side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
 

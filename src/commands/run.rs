@@ -31,10 +31,10 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let prepared = options.machine.prepare(RunKind::Free)?;
     let files = files_of(&[&options.machine, &options.side]);
     options.side.sandbox.enter(files)?;
-    let disks = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
-    let machine = options.machine.machine(prepared, &disks)?;
+    let open = open_disks(&options.machine.disks(), DisksOf::Alone, options.side.disk_policy())?;
+    let machine = options.machine.machine(prepared, &open.disks)?;
     let network = options.machine.network(&machine)?;
-    let side = make_side(&options.side, disks, network, "machine", EarlyInput::Waits)?;
+    let side = make_side(&options.side, open, network, "machine", EarlyInput::Waits)?;
     side.status.set_machine(&machine);
     interrupt::serve_side(&side, &options.side)?;
     let _terminal = terminal::attach(&options.side.serial.0, &side.console, &side.mailbox)?;

@@ -6,8 +6,9 @@
 //! nothing itself: who begins, and who goes on, is the arbiter's test-and-set, which the side asks.
 
 use crate::arbiter_option::ArbiterPlace;
+use crate::options::{DiskOption, DiskPlace};
 use crate::pair_file::{self, PairFile};
-use crate::pair_state::{PairState, look};
+use crate::pair_state::{PairState, last_reign, look};
 use crate::process;
 use crate::service;
 use crate::terminal::say;
@@ -20,6 +21,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use vmft_backup::mirror::standing::may_begin;
+use vmft_backup::mirror::{self, MirrorError};
 use vmft_backup::tell;
 
 /// How often the side is looked at, and the arbiter while the side waits.
@@ -107,6 +110,8 @@ struct Up {
     place: ArbiterPlace,
     is_first: bool,
     begin_after: Duration,
+    /// This side's copies of disks.
+    copies: Vec<DiskOption>,
     begin: Vec<String>,
     follow: Vec<String>,
     first: String,
@@ -127,6 +132,7 @@ pub fn up(options: &UpOptions, globals: Vec<OsString>) -> Result<ExitCode> {
         place: begins.options.arbiter_place()?,
         is_first: file.first() == options.side,
         begin_after: file.begin_after()?,
+        copies: begins.options.copies(),
         begin: begins.words,
         follow: follows.words,
         first: file.first().to_owned(),
@@ -163,6 +169,10 @@ impl Up {
                 self.say("a side of the pair is alive; this one follows whichever is live");
                 return Ok(Some(Part::Follow));
             }
+            if let Some(why) = self.unfit()? {
+                self.say(&format!("{why}; this one follows whichever side begins"));
+                return Ok(Some(Part::Follow));
+            }
             if self.is_first || started.elapsed() >= self.begin_after {
                 self.say(&match state {
                     PairState::Over { generation, winner } => {
@@ -188,6 +198,29 @@ impl Up {
             std::thread::sleep(STEP * 10);
         }
         Ok(None)
+    }
+
+    /// Why no guest begins on this side's copies of disks, if none does. Only a look: the side that begins
+    /// looks again.
+    fn unfit(&self) -> Result<Option<MirrorError>> {
+        let copies = self.copies.iter().filter_map(|disk| match &disk.place {
+            DiskPlace::Image(path) if disk.mirror.is_some_and(|mirror| !mirror.is_forced) => {
+                Some(path)
+            }
+            _ => None,
+        });
+        let copies: Vec<_> = copies.collect();
+        if copies.is_empty() {
+            return Ok(None);
+        }
+        let Some((name, latest, winner)) = last_reign(&self.place)? else { return Ok(None) };
+        let why = copies.iter().find_map(|path| match mirror::look(path) {
+            Ok(record) => may_begin(record.as_ref(), &name, latest, winner.as_ref())
+                .err()
+                .map(|why| MirrorError::Unfit { path: path.to_path_buf(), why }),
+            Err(error) => Some(error.into()),
+        });
+        Ok(why)
     }
 
     fn start(&self, part: Part) -> Result<()> {
@@ -236,7 +269,8 @@ impl Up {
             looked = Instant::now();
             // A side that has joined is alive itself.
             match look(&self.place) {
-                Ok(PairState::Over { .. }) => {
+                // A side whose copies are no good begins nothing.
+                Ok(PairState::Over { .. }) if self.unfit()?.is_none() => {
                     let since: Instant = *alone.get_or_insert_with(Instant::now);
                     let patience = if self.is_first { Duration::ZERO } else { self.begin_after };
                     if since.elapsed() >= patience {

@@ -13,6 +13,7 @@ mod events;
 mod failed;
 mod kill;
 mod lag;
+mod mirrored;
 mod output_rule;
 mod partition;
 mod pause;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vmft::pair::{Lines, Look, PairConsole, SideProcess, Which, disk_argument};
 use vmft_backup::status::{Role, SideStatus};
-use vmft_guest_images::disk::{check_disk, read_disk_file};
+use vmft_guest_images::disk::{DiskSize, check_disk, read_disk_file};
 use vmft_guest_images::workload::{DemoLine, RECORDS_FILE, count_records};
 
 /// What the guest does until a key is typed: numbered lines, and records with their fsync.
@@ -33,6 +33,8 @@ pub struct Relay {
     next: usize,
     more: Vec<OsString>,
     disk: PathBuf,
+    /// Each side has a copy of the disk, and these are not their own numbers'.
+    copies: Option<BTreeMap<usize, PathBuf>>,
     pub directory: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -40,6 +42,15 @@ pub struct Relay {
 impl Relay {
     /// The saved guest, live and alone on side 0, `more` on the command line of every side.
     pub fn start(more: &[&str]) -> Self {
+        Self::start_with(more, None)
+    }
+
+    /// The same, where each side has a copy of the disk.
+    pub fn start_mirrored(more: &[&str]) -> Self {
+        Self::start_with(more, Some(BTreeMap::new()))
+    }
+
+    fn start_with(more: &[&str], copies: Option<BTreeMap<usize, PathBuf>>) -> Self {
         let saved = booted();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
@@ -53,9 +64,13 @@ impl Relay {
             next: 0,
             more: more.iter().map(Into::into).collect(),
             disk,
+            copies,
             directory,
             _turn: turn,
         };
+        if relay.copies.is_some() {
+            std::fs::rename(&relay.disk, relay.copy(0)).unwrap();
+        }
         let mut arguments: Vec<OsString> = vec!["--no-wait".into(), "--restore".into()];
         arguments.push(saved.snapshot.clone().into());
         relay.add("primary", &arguments);
@@ -70,7 +85,7 @@ impl Relay {
         self.next += 1;
         let mut all = arguments.to_vec();
         all.extend(["--listen".into(), "tcp:127.0.0.1:0".into(), "--disk".into()]);
-        all.push(disk_argument(&self.disk));
+        all.extend(self.disk_words(number));
         all.extend(self.more.iter().cloned());
         // The console wants a name of two; each side's files have its number.
         let name = (Which::Primary, &*format!("side-{number}"));
@@ -79,6 +94,47 @@ impl Relay {
             SideProcess::start_named(program(), subcommand, name, directory, &all).unwrap();
         self.console.attach(&mut side).unwrap();
         self.sides.insert(number, side);
+        number
+    }
+
+    /// Where a side's copy is.
+    pub fn copy(&self, number: usize) -> PathBuf {
+        let copies = self.copies.as_ref().expect("each side has one");
+        let own = || self.directory.path().join(format!("copy-{number}.img"));
+        copies.get(&number).cloned().unwrap_or_else(own)
+    }
+
+    /// The next side that starts has the copy that side `of` had.
+    pub fn next_has_copy_of(&mut self, of: usize) {
+        let (copy, next) = (self.copy(of), self.next);
+        self.copies.as_mut().expect("each side has one").insert(next, copy);
+    }
+
+    /// What stands behind `--disk` for a side.
+    pub fn disk_words(&self, number: usize) -> Vec<OsString> {
+        if self.copies.is_none() {
+            return vec![disk_argument(&self.disk)];
+        }
+        let copy = self.copy(number);
+        // What its file system can do, one that is there says.
+        let there = disk_argument(&booted().disk).into_string().unwrap();
+        let cache = if there.ends_with("cache=writeback") { ",cache=writeback" } else { "" };
+        let size = DiskSize::DEMO.bytes();
+        let disk = format!("path={},mirror=on,size={size}{cache}", copy.display());
+        let arbiter = format!("dir={}", self.directory.path().join("arbiter").display());
+        vec![disk.into(), "--arbiter".into(), arbiter.into()]
+    }
+
+    /// The saved guest again, on the copy that a side had, as a side of its own; its number.
+    pub fn begin_on_copy_of(&mut self, of: usize) -> usize {
+        let saved = booted();
+        self.next_has_copy_of(of);
+        self.console = PairConsole::starting_at(saved.console_offset);
+        self.text.clear();
+        let restore: Vec<OsString> =
+            vec!["--no-wait".into(), "--restore".into(), saved.snapshot.clone().into()];
+        let number = self.add("primary", &restore);
+        self.wait(number, |status| status.role == Role::Alone);
         number
     }
 
@@ -213,9 +269,10 @@ impl Relay {
         let shown = self.shown();
         let records = shown.synced.len() as u32;
         assert_eq!(shown.lines.len() as u32, records, "{}", self.report());
-        let file = read_disk_file(&self.disk, RECORDS_FILE).unwrap();
+        let disk = if self.copies.is_some() { self.copy(live) } else { self.disk.clone() };
+        let file = read_disk_file(&disk, RECORDS_FILE).unwrap();
         assert_eq!(count_records(&file), Ok(records), "{}", self.report());
-        let check = check_disk(&self.disk).unwrap();
+        let check = check_disk(&disk).unwrap();
         assert!(check.clean, "{}", check.report);
     }
 

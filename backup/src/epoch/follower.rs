@@ -1,6 +1,8 @@
 //! A backup's copy of the machine, brought up to each whole epoch.
 
 use super::content::{EpochContent, EpochNumber};
+use crate::mirror::Mirrors;
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmft_cpu::memory::{GuestRam, PAGE_SIZE};
 use vmft_log::checkpoint::{
@@ -9,6 +11,7 @@ use vmft_log::checkpoint::{
 };
 use vmft_log::point::{ExecutionPoint, VirtualTime};
 use vmft_log::wire::DecodeError;
+use vmft_vmm::devices::virtio::block::completed::CompletedWrites;
 use vmft_vmm::machine::{Machine, MachineState, StateError};
 use vmft_vmm::outputs::{Output, are_a_guests};
 
@@ -33,6 +36,9 @@ pub(super) enum EpochError {
     /// The guest's past would change.
     #[error("an epoch at point {found} came after one at {last}")]
     Point { last: ExecutionPoint, found: ExecutionPoint },
+    /// Writes are missing of which a copy of a disk has not heard.
+    #[error("an epoch does not tell of all writes to disk {disk}")]
+    Gap { disk: usize },
     /// It is another machine's.
     #[error("an epoch is of a machine made otherwise")]
     Config,
@@ -77,6 +83,8 @@ pub(super) struct EpochFollower {
     /// The last epoch applied; none since this side joined, if none.
     last: Option<EpochNumber>,
     epochs: u64,
+    /// This side's copies of disks, which are brought up to each epoch as well.
+    mirrors: Arc<Mirrors>,
 }
 
 impl EpochFollower {
@@ -89,7 +97,13 @@ impl EpochFollower {
         let state = MachineState::decode(&checkpoint.state)?;
         let staged = StagedPages::new(RamBase(ram.clone()));
         let reader = CheckpointReader::new();
-        Ok(Self { machine, ram, state, reader, staged, last: None, epochs: 0 })
+        let mirrors = Arc::default();
+        Ok(Self { machine, ram, state, reader, staged, last: None, epochs: 0, mirrors })
+    }
+
+    /// The same, of a side that has copies of disks.
+    pub(super) fn with_mirrors(self, mirrors: Arc<Mirrors>) -> Self {
+        Self { mirrors, ..self }
     }
 
     pub(super) const fn ram(&self) -> &GuestRam {
@@ -146,6 +160,8 @@ impl EpochFollower {
         if !are_a_guests(&content.outputs, state.outputs()) {
             return Err(StateError::OtherMachine.into());
         }
+        let told = state.completed_writes().to_vec();
+        self.check_gap(&told)?;
         let state = state.with_earlier_writes(self.state.completed_writes())?;
         if self.epochs.is_multiple_of(REHEARSE_EVERY) {
             // Memory does not matter to it, and is still that of the epoch before.
@@ -159,10 +175,34 @@ impl EpochFollower {
                 .expect("a page that could be staged is memory");
         }
         self.staged.clear();
+        self.complete_writes(&told, &state);
         self.state = state;
         self.last = Some(found);
         self.epochs += 1;
         Ok(content.outputs)
+    }
+
+    /// A side with copies needs every write that was completed, also of those that a flush has covered since.
+    fn check_gap(&self, told: &[CompletedWrites]) -> Result<(), EpochError> {
+        let had = self.state.completed_writes();
+        let is_gap = told.iter().zip(had).position(|(told, had)| told.before > had.end());
+        match is_gap.filter(|_| !self.mirrors.is_empty()) {
+            Some(disk) => Err(EpochError::Gap { disk }),
+            None => Ok(()),
+        }
+    }
+
+    /// Has this side's copies brought up to the epoch, whose end is `state` and which told of these writes.
+    fn complete_writes(&self, told: &[CompletedWrites], state: &MachineState) {
+        let had = self.state.completed_writes();
+        let disks = (0u8..).zip(told.iter().zip(had).zip(state.completed_writes()));
+        for (disk, ((told, had), now)) in disks {
+            // Of one that has joined meanwhile, some may have come with the join.
+            let known =
+                usize::try_from(had.end().0.saturating_sub(told.before.0)).unwrap_or(usize::MAX);
+            let new: Vec<_> = told.writes.iter().skip(known).cloned().collect();
+            self.mirrors.completed_by_epoch(disk, &new, now.before > had.before);
+        }
     }
 
     /// The machine at the last whole epoch; what has come of another is dropped. The time this takes does not depend on

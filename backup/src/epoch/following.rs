@@ -38,11 +38,13 @@ impl Side {
         control: &Arc<BackupControl>,
         divergences: &mut Divergences,
     ) -> Result<Followed, SideError> {
-        let Joined { channel, terms, mut checkpoint, sink } = joined;
+        let Joined { channel, terms, mut checkpoint, mut sink } = joined;
         let channel = Arc::new(channel);
         let not_out = JoinContent::unpack(&mut checkpoint)?;
+        self.follow_disks(sink.take_disks(), terms.generation, control);
         let machine = sink.into_machine_at_once(&checkpoint)?;
-        let mut follower = EpochFollower::new(machine, &checkpoint)?;
+        let mirrors = Arc::clone(&self.mirrors);
+        let mut follower = EpochFollower::new(machine, &checkpoint)?.with_mirrors(mirrors);
         drop(checkpoint);
         let (shown, ram) = (follower.console_offset(), follower.ram());
         let following = self.begin_following(&channel, shown, ram, duties, control)?;

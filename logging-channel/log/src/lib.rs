@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod codec;
 pub mod control;
+pub mod disk_copy;
 pub mod entry;
 pub mod foreign;
 pub mod point;

@@ -23,6 +23,9 @@ use vmft_log::entry::{Entry, EntrySequence, Generation};
 use vmft_log::point::ExecutionPoint;
 use vmft_threads::{Condvar, Mutex, MutexGuard};
 
+/// How often a backup's own storage is looked at while it is waited for.
+const STORAGE_POLL: Duration = Duration::from_millis(2);
+
 /// What a backup's channel is to be.
 #[derive(Debug, Clone)]
 pub struct BackupConfig {
@@ -305,21 +308,44 @@ pub(super) async fn take_checkpoint(
     let (what, every) = ("the checkpoint", PROGRESS_EVERY.min(limit / 4));
     let mut reader = CheckpointReader::new();
     let (mut heard, mut said, mut taken) = (Wait::begin(), Wait::begin(), Progress { pieces: 0 });
+    let mut complete: Option<CompleteCheckpoint> = None;
     loop {
         if said.left(every).is_zero() {
             let frame = Frame::Progress(taken).encode(session)?;
             connection.writer.send(frame, limit, "hearing of the join's progress").await?;
             said = Wait::begin();
         }
+        let disks = sink.poll_disks().map_err(CheckpointError::Sink)?;
+        if let Some(digests) = disks.digests {
+            let frame = Frame::DiskDigests(digests).encode(session)?;
+            connection.writer.send(frame, limit, "hearing what its disks hold").await?;
+        }
+        if let Some(checkpoint) = complete.take_if(|_| disks.is_settled) {
+            sink.ready(&checkpoint).map_err(CheckpointError::Sink)?;
+            return Ok(checkpoint);
+        }
+        if complete.is_some() || !disks.has_room {
+            // Its own storage is what is waited for.
+            Wait::begin().over(STORAGE_POLL).await;
+            heard = Wait::begin();
+            continue;
+        }
         let frame = connection.reader.buffered_frame().map_err(TransportError::from_frame_error)?;
         let piece = match frame {
             Some(Frame::Checkpoint(piece)) => piece,
+            Some(Frame::Disk(piece)) => {
+                taken.pieces += 1;
+                sink.disk(piece).map_err(CheckpointError::Sink)?;
+                continue;
+            }
             Some(Frame::Progress(_)) => continue,
             Some(Frame::Goodbye(reason)) => return Err(TransportError::Departed(reason)),
             Some(other) => {
                 return Err(Violation::from(ReceiveError::Unexpected(other.kind())).into());
             }
             None => {
+                let due = said.left(every);
+                let due = if disks.is_settled { due } else { due.min(STORAGE_POLL) };
                 tokio::select! {
                     biased;
                     filled = connection.reader.fill() => {
@@ -328,17 +354,14 @@ pub(super) async fn take_checkpoint(
                         }
                         heard = Wait::begin();
                     }
-                    () = said.over(every) => {}
+                    () = Wait::begin().over(due) => {}
                     () = heard.over(limit) => return Err(TransportError::TimedOut { what, limit }),
                 }
                 continue;
             }
         };
         taken.pieces += 1;
-        if let Some(checkpoint) = reader.handle_piece(piece, sink)? {
-            sink.ready(&checkpoint).map_err(CheckpointError::Sink)?;
-            return Ok(checkpoint);
-        }
+        complete = reader.handle_piece(piece, sink)?;
     }
 }
 

@@ -35,6 +35,7 @@ pub use keys::{
 pub use listener::{Listener, LocalAddress, Origin};
 pub use primary::{
     CheckpointStream, Followers, JoinTicket, PrimaryChannel, PrimaryConfig, PrimaryHandler, Room,
+    TakesDigests,
 };
 pub use tls::{CertificateRefusal, Date, TlsError};
 

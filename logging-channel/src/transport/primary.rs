@@ -14,13 +14,14 @@ use crate::backups::{BackupKey, Backups, Begun, PrimaryPushError, Protects, Wake
 use crate::detector::DetectorConfig;
 use crate::fingerprint::Identity;
 use crate::handshake::SessionTerms;
-use crate::sender::{SenderConfig, SenderStats};
+use crate::sender::{SendError, SenderConfig, SenderStats};
 use crate::session::GoodbyeReason;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Notify;
-use vmft_log::checkpoint::CheckpointPiece;
+use vmft_log::checkpoint::JoinPiece;
+use vmft_log::disk_copy::DiskDigests;
 use vmft_log::entry::{Entry, EntrySequence, Generation};
 use vmft_log::point::ExecutionPoint;
 use vmft_threads::{Condvar, Mutex, MutexGuard};
@@ -103,7 +104,22 @@ pub trait CheckpointStream: Send {
     ///
     /// # Errors
     /// A text that is reported as the reason for not going on with this backup.
-    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String>;
+    fn next_piece(&mut self) -> Result<Option<JoinPiece>, String>;
+
+    /// Who is told of what the backup's copies of disks hold, where it has copies.
+    fn digests(&self) -> Option<Arc<dyn TakesDigests>>;
+}
+
+/// Takes what a backup says of its copies, on the channel's thread.
+pub trait TakesDigests: Send + Sync {
+    /// It says this.
+    ///
+    /// # Errors
+    /// Why it cannot be said.
+    fn take(&self, digests: DiskDigests) -> Result<(), SendError>;
+
+    /// It says no more.
+    fn end(&self);
 }
 
 /// What the channel tells the primary, on the channel's thread: nothing else happens there

@@ -5,18 +5,19 @@
 
 use super::connection::{Connection, FrameReader, FrameWriter};
 use super::pieces::{Giver, Taker, pieces};
-use super::primary::CheckpointStream;
+use super::primary::{CheckpointStream, TakesDigests};
 use super::primary_session::{Context, PrimarySide};
 use super::session_loop::{Effect, SessionSide};
 use super::{PROGRESS_EVERY, TransportError, Violation, clock};
 use crate::backups::BackupSession;
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameKind};
 use crate::handshake::SessionTerms;
 use crate::sender::SendError;
 use crate::session::{GoodbyeReason, Progress, Reign, SessionId};
 use crate::time::MonotonicTime;
+use std::sync::Arc;
 use std::time::Duration;
-use vmft_log::checkpoint::PieceKind;
+use vmft_log::checkpoint::{JoinPiece, PieceKind};
 use vmft_log::entry::Generation;
 use vmft_sandbox::Task;
 
@@ -39,7 +40,8 @@ fn pack(
         give_all(stream.as_mut(), session, giver);
         drop(stream);
     };
-    vmft_sandbox::spawn(Task::Worker, "vmft-join", pack).map_err(TransportError::Thread)?;
+    // It reads disks of which the backup has copies.
+    vmft_sandbox::spawn(Task::Disk, "vmft-join", pack).map_err(TransportError::Thread)?;
     Ok(taker)
 }
 
@@ -51,8 +53,13 @@ fn give_all(stream: &mut dyn CheckpointStream, session: SessionId, giver: Giver<
             Ok(None) => return,
             Err(reason) => Err(TransportError::NoCheckpoint(reason)),
             Ok(Some(piece)) => {
-                let last = piece.kind() == PieceKind::End;
-                let frame = Frame::Checkpoint(piece).encode(session);
+                let (last, frame) = match piece {
+                    JoinPiece::Checkpoint(piece) => {
+                        (piece.kind() == PieceKind::End, Frame::Checkpoint(piece))
+                    }
+                    JoinPiece::Disk(piece) => (false, Frame::Disk(piece)),
+                };
+                let frame = frame.encode(session);
                 frame.map(|frame| (frame.seal(), last)).map_err(TransportError::from)
             }
         };
@@ -72,6 +79,7 @@ pub(super) async fn set_up(
     stream: Box<dyn CheckpointStream>,
 ) -> Result<MonotonicTime, TransportError> {
     let limit = context.config.setup_timeout;
+    let digests = Digests(stream.digests());
     let pieces = pack(stream, terms.session)?;
     let Connection { reader, writer } = connection;
     // Nothing but news is to be read before the whole checkpoint is sent. Frames are never left half
@@ -79,7 +87,7 @@ pub(super) async fn set_up(
     tokio::select! {
         biased;
         sent = send(context, side, writer, terms.session, pieces) => sent?,
-        error = hear(reader, limit) => return Err(error),
+        error = hear(reader, limit, &digests) => return Err(error),
     }
     let mut told = terms.generation;
     loop {
@@ -137,11 +145,29 @@ async fn send(
     }
 }
 
+/// Who is told of a backup's digests, and of their end.
+struct Digests(Option<Arc<dyn TakesDigests>>);
+
+impl Drop for Digests {
+    fn drop(&mut self) {
+        if let Some(taker) = &self.0 {
+            taker.end();
+        }
+    }
+}
+
 /// Hears of the backup's progress; ends when it is silent for `limit`, or says something else.
-async fn hear(reader: &mut FrameReader, limit: Duration) -> TransportError {
+async fn hear(reader: &mut FrameReader, limit: Duration, digests: &Digests) -> TransportError {
     loop {
         match reader.next_frame(limit, "taking the checkpoint").await {
             Ok(Frame::Progress(_)) => {}
+            Ok(Frame::DiskDigests(said)) => {
+                let unexpected = SendError::Unexpected(FrameKind::DiskDigests);
+                let taken = digests.0.as_ref().ok_or(unexpected);
+                if let Err(error) = taken.and_then(|taker| taker.take(said)) {
+                    return Violation::from(error).into();
+                }
+            }
             Ok(Frame::Goodbye(reason)) => return TransportError::Departed(reason),
             Ok(other) => return Violation::from(SendError::Unexpected(other.kind())).into(),
             Err(error) => return error,

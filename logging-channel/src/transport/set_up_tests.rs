@@ -17,9 +17,10 @@ use tokio::io::duplex;
 use tokio::task::{JoinHandle, LocalSet, spawn_blocking, spawn_local};
 use tokio::time::Instant;
 use vmft_log::checkpoint::{
-    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
-    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
+    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinPiece, JoinSink,
+    Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
 };
+use vmft_log::disk_copy::{DiskPiece, DisksProgress};
 use vmft_log::entry::{EntrySequence, LogPosition};
 use vmft_log::point::ExecutionPoint;
 
@@ -67,6 +68,14 @@ impl JoinSink for NoMemory {
     fn ready(&mut self, _: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
         Ok(())
     }
+
+    fn disk(&mut self, _: DiskPiece) -> Result<(), SinkRefusal> {
+        Err(SinkRefusal("it has no disks of its own".to_owned()))
+    }
+
+    fn poll_disks(&mut self) -> Result<DisksProgress, SinkRefusal> {
+        Ok(DisksProgress::none())
+    }
 }
 
 /// Begins when it is told to; gone once all its pieces have been given.
@@ -106,13 +115,17 @@ impl Start {
 }
 
 impl CheckpointStream for Stream {
-    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+    fn next_piece(&mut self) -> Result<Option<JoinPiece>, String> {
         if let Some(ticket) = self.ticket.take() {
             self.told.go.recv().map_err(|error| error.to_string())?;
             ticket.begin(Machine.position().point).map_err(|error| error.to_string())?;
             self.pieces = Some(WholeCheckpoint::new(Machine).expect("small"));
         }
-        Ok(self.pieces.as_mut().expect("begun").next())
+        Ok(self.pieces.as_mut().expect("begun").next().map(JoinPiece::from))
+    }
+
+    fn digests(&self) -> Option<Arc<dyn TakesDigests>> {
+        None
     }
 }
 
@@ -176,7 +189,7 @@ async fn take_all(connection: &mut Connection, session: SessionId) {
     loop {
         match connection.reader.next_frame(LIMIT, "a piece").await.expect("it is sent") {
             Frame::Progress(progress) => say(connection, session, Frame::Progress(progress)).await,
-            Frame::Checkpoint(CheckpointPiece::End(_)) => return,
+            Frame::Checkpoint(vmft_log::checkpoint::CheckpointPiece::End(_)) => return,
             Frame::Checkpoint(_) => {}
             other => panic!("{other:?}"),
         }

@@ -5,12 +5,14 @@
 
 pub mod golden;
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use vmft_log::checkpoint::{
-    CheckpointHeader, CheckpointPiece, CheckpointSink, CheckpointSource, CompleteCheckpoint,
-    JoinSink, Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
+    CheckpointHeader, CheckpointSink, CheckpointSource, CompleteCheckpoint, JoinPiece, JoinSink,
+    Page, PageNumber, PageSource, SinkRefusal, WholeCheckpoint,
 };
+use vmft_log::disk_copy::{DiskPiece, DisksProgress};
 use vmft_log::entry::{
     Arrival, Entry, EntrySequence, Generation, LogPosition, OutputSequence, RequestId,
 };
@@ -20,7 +22,7 @@ use vmft_logging_channel::fingerprint::{Fingerprint, Identity};
 use vmft_logging_channel::handshake::SessionTerms;
 use vmft_logging_channel::transport::{
     BackupConfig, CheckpointStream, JoinTicket, Origin, PeerAddress, PrimaryChannel, PrimaryConfig,
-    PrimaryHandler, SessionEnd, TransportError,
+    PrimaryHandler, SessionEnd, TakesDigests, TransportError,
 };
 
 /// Longer than anything takes that is going to happen at all.
@@ -83,8 +85,12 @@ pub fn toy_stream(ticket: JoinTicket) -> Box<dyn CheckpointStream> {
 struct ToyStream(WholeCheckpoint<ToyMachine>);
 
 impl CheckpointStream for ToyStream {
-    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
-        Ok(self.0.next())
+    fn next_piece(&mut self) -> Result<Option<JoinPiece>, String> {
+        Ok(self.0.next().map(JoinPiece::from))
+    }
+
+    fn digests(&self) -> Option<Arc<dyn TakesDigests>> {
+        None
     }
 }
 
@@ -102,12 +108,16 @@ impl LateStream {
 }
 
 impl CheckpointStream for LateStream {
-    fn next_piece(&mut self) -> Result<Option<CheckpointPiece>, String> {
+    fn next_piece(&mut self) -> Result<Option<JoinPiece>, String> {
         if let Some(ticket) = self.ticket.take() {
             self.go.recv_timeout(PATIENCE).expect("it should have been told by now");
             self.stream = Some(toy_stream(ticket));
         }
         self.stream.as_mut().expect("begun").next_piece()
+    }
+
+    fn digests(&self) -> Option<Arc<dyn TakesDigests>> {
+        None
     }
 }
 
@@ -133,6 +143,14 @@ impl CheckpointSink for ToyMemory {
 impl JoinSink for ToyMemory {
     fn ready(&mut self, _checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal> {
         Ok(())
+    }
+
+    fn disk(&mut self, _: DiskPiece) -> Result<(), SinkRefusal> {
+        Err(SinkRefusal("it has no disks of its own".to_owned()))
+    }
+
+    fn poll_disks(&mut self) -> Result<DisksProgress, SinkRefusal> {
+        Ok(DisksProgress::none())
     }
 }
 

@@ -14,6 +14,7 @@ mod fence;
 mod image;
 mod job;
 mod order;
+mod own;
 mod queue;
 mod rewrite;
 mod watch;
@@ -22,6 +23,7 @@ pub use desk::{DiskDesk, DiskNews, DiskPolicy, DiskTrouble, OnError};
 
 pub use fence::{Fence, FenceError, NoFence, Permit};
 pub use image::{HostCache, Image, Storage, WriteError, file_system};
+pub use own::{OWN_COPY, Overrun, OwnCopy, Tap, TapEnd, TappedWrite};
 pub(super) use queue::DiskQueue;
 pub(super) use watch::Watch;
 

@@ -17,7 +17,8 @@ mod watermark;
 
 pub use disk::{
     DiskDesk, DiskFile, DiskFileError, DiskNews, DiskPolicy, DiskReader, DiskTrouble, Fence,
-    FenceError, HostCache, Image, NoFence, OnError, Permit, Storage, WriteError, file_system,
+    FenceError, HostCache, Image, NoFence, OWN_COPY, OnError, Overrun, OwnCopy, Permit, Storage,
+    Tap, TapEnd, TappedWrite, WriteError, file_system,
 };
 pub use disk_boot::{DiskBootError, FromDisk, boot_from_disks, guests_name};
 pub use file_lock::{FileLock, try_join_file, try_lock_file};

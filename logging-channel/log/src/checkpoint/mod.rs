@@ -28,6 +28,7 @@ pub use staged::{PageBase, StagedPages};
 pub use writer::{CheckpointSource, CheckpointWriter, PageSource, WholeCheckpoint};
 
 use crate::control::{ControlMessage, decode_control};
+use crate::disk_copy::{DiskPiece, DisksProgress};
 use crate::entry::LogPosition;
 use crate::wire::{DecodeError, check_count};
 use serde::{Deserialize, Serialize};
@@ -225,6 +226,32 @@ pub trait JoinSink: CheckpointSink {
     /// # Errors
     /// [`SinkRefusal`] if it is not to be had; the backup does not join.
     fn ready(&mut self, checkpoint: &CompleteCheckpoint) -> Result<(), SinkRefusal>;
+    /// A piece of a disk, for a backup that has copies of its own. Does not wait for storage:
+    /// [`Self::poll_disks`] says when there is room.
+    ///
+    /// # Errors
+    /// [`SinkRefusal`] if there is no such disk, or its copy is not to be written.
+    fn disk(&mut self, piece: DiskPiece) -> Result<(), SinkRefusal>;
+    /// How the copies get on.
+    ///
+    /// # Errors
+    /// [`SinkRefusal`] if their storage has failed.
+    fn poll_disks(&mut self) -> Result<DisksProgress, SinkRefusal>;
+}
+
+/// A piece of what a backup joins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinPiece {
+    /// Of the machine.
+    Checkpoint(CheckpointPiece),
+    /// Of a disk.
+    Disk(DiskPiece),
+}
+
+impl From<CheckpointPiece> for JoinPiece {
+    fn from(piece: CheckpointPiece) -> Self {
+        Self::Checkpoint(piece)
+    }
 }
 
 /// The running digest of a stream.

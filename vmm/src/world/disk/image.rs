@@ -197,6 +197,20 @@ impl Image {
         })
     }
 
+    /// The first place from `offset` on that is no hole; `None` if all is one. Where the file system does not
+    /// say, everything is data (lseek(2), SEEK_DATA).
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        match nix::unistd::lseek(&self.file, offset, nix::unistd::Whence::SeekData) {
+            Ok(at) => u64::try_from(at).map(Some).map_err(io::Error::other),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Zeroes `len` bytes from `offset` on; where `keep` is false, by giving their room back if the
     /// file system can do that.
     ///
