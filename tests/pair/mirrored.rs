@@ -11,6 +11,10 @@ use vmft::pair::disk_argument;
 use vmft_backup::mirror::record::{CopyState, Record};
 use vmft_backup::status::{CopyRole, Role};
 
+/// So many records fill a block of the guest's file system. What was flushed while somebody followed, and is not
+/// written again, is on the survivor's copy only if the replay has put it there.
+const BLOCK_OF_RECORDS: usize = 40;
+
 /// A guest that writes and syncs until a key is typed, on side 0's copy.
 fn writing(more: &[&str]) -> Relay {
     let mut relay = Relay::start_mirrored(more);
@@ -55,7 +59,7 @@ fn survives(more: &[&str]) {
     let copies = relay.wait(one, |status| status.role == Role::Backup).disk_copies;
     assert_eq!(copies.iter().map(|copy| copy.role).collect::<Vec<_>>(), [CopyRole::Following]);
     assert_eq!(record(&relay, 0).state, CopyState::Live);
-    relay.read_records(4);
+    relay.read_records(BLOCK_OF_RECORDS);
     relay.kill(0);
     relay.wait(one, |status| status.role == Role::Alone);
     assert_eq!(record(&relay, one).state, CopyState::Live);
@@ -67,7 +71,7 @@ fn survives(more: &[&str]) {
     let two = relay.add_standby(&[one]);
     let again = relay.wait_followed(one, 1).join.expect("a backup has joined");
     assert!(again.disk_bytes < join.disk_bytes, "{again:?} after {join:?}");
-    relay.read_records(2);
+    relay.read_records(BLOCK_OF_RECORDS);
     relay.kill(one);
     relay.wait(two, |status| status.role == Role::Alone);
     relay.read_records(2);
