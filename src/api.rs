@@ -266,8 +266,8 @@ async fn pause(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String
 async fn resume(State(api): State<Api>) -> Result<StatusCode, (StatusCode, String)> {
     let tried_again = api.disk_desk.resume();
     // The machine's thread waits for something to be asked: this is, too.
-    let was_paused = api.requests.resume(&api.mailbox);
-    if tried_again == 0 && !was_paused {
+    let goes_on = api.requests.resume(&api.mailbox);
+    if tried_again == 0 && goes_on.is_none() {
         let why = match api.status.status().role {
             Role::Starting | Role::Joining | Role::Backup => NOT_THE_GUEST,
             _ => {
@@ -277,7 +277,11 @@ async fn resume(State(api): State<Api>) -> Result<StatusCode, (StatusCode, Strin
         };
         return Err((StatusCode::CONFLICT, why.to_owned()));
     }
-    Ok(StatusCode::NO_CONTENT)
+    let wait = move || goes_on.map_or(Ok(()), |goes_on| goes_on.recv());
+    match tokio::task::spawn_blocking(wait).await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        _ => Err((StatusCode::GONE, "the guest is over".to_owned())),
+    }
 }
 
 async fn bounds(

@@ -68,7 +68,7 @@ pub fn pause(socket: &Path) -> Result<()> {
 
 /// Has the guest of the side at `socket` go on, and what its disks have failed at tried again.
 pub fn resume(socket: &Path) -> Result<()> {
-    ask(socket, Method::PUT, "/api/v1/vm.resume", Vec::new(), STATUS_TIMEOUT).map(|_| ())
+    ask(socket, Method::PUT, "/api/v1/vm.resume", Vec::new(), FAULT_TIMEOUT).map(|_| ())
 }
 
 /// Has the side at `socket` hand its guest over to a backup.

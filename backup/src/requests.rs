@@ -114,6 +114,8 @@ struct AskedFor {
     queue: VecDeque<Request>,
     /// Who wants to hear when the guest stands still.
     pausing: Vec<Sender<()>>,
+    /// Who wants to hear when it goes on.
+    resuming: Vec<Sender<()>>,
 }
 
 impl Default for Requests {
@@ -165,6 +167,8 @@ impl Requests {
             asked.pausing.push(reply);
         }
         self.is_paused.store(true, Ordering::Release);
+        // Who still waits for it to go on need not.
+        self.tell_resumed();
         mailbox.ask(Asked::Pause);
         stands
     }
@@ -177,13 +181,26 @@ impl Requests {
         }
     }
 
-    /// Has it go on; false if nobody had paused it.
-    pub fn resume(&self, mailbox: &Mailbox) -> bool {
+    /// The guest is not paused, and its side's status says so.
+    pub(crate) fn tell_resumed(&self) {
+        for reply in self.lock().iter_mut().flat_map(|asked| asked.resuming.drain(..)) {
+            // Whoever asked may have gone.
+            let _ = reply.send(());
+        }
+    }
+
+    /// Has it go on; the receiver hears when it is not paused any more. `None` if nobody had paused it.
+    pub fn resume(&self, mailbox: &Mailbox) -> Option<Receiver<()>> {
+        let (reply, goes_on) = channel();
         let was_paused = self.is_paused.swap(false, Ordering::AcqRel);
         // Who still waits for the pause need not.
         self.tell_paused();
+        if let Some(asked) = self.lock().as_mut().filter(|_| was_paused) {
+            asked.resuming.push(reply);
+        }
+        // Behind that: the machine's thread comes by once more.
         mailbox.ask(Asked::Pause);
-        was_paused
+        was_paused.then_some(goes_on)
     }
 
     /// An operator wants the guest to stand still.

@@ -38,8 +38,9 @@ impl Side {
                 events::note(|| Event::GuestStopped { why: "an operator has paused it".into() });
             }
         }
-        if is_paused {
-            self.requests.tell_paused();
+        match is_paused {
+            true => self.requests.tell_paused(),
+            false => self.requests.tell_resumed(),
         }
         if is_paused || self.disk_desk.stands_still() {
             standstill.since.get_or_insert_with(Instant::now);

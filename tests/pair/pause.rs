@@ -32,6 +32,7 @@ fn stands_still_protected(both: &[&'static str]) {
     let after = pair.status(Which::Primary);
     assert_eq!((after.role, after.point), (Role::Primary, before.point), "{}", pair.report());
     api_client::resume(&pair.primary.api()).unwrap();
+    assert!(!pair.status(Which::Primary).is_paused, "it is answered when it is so");
     let goes_on = |status: &SideStatus| !status.is_paused && status.guest_waits_for.is_none();
     pair.primary.wait_status(LIMIT, goes_on).unwrap();
     pair.type_in("\n");
