@@ -5,6 +5,7 @@ pub mod api_client;
 pub mod arbiter_option;
 pub mod check;
 pub mod commands;
+mod connections;
 pub mod dashboard;
 pub mod disk_boot;
 mod disk_doctor;

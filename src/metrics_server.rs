@@ -3,6 +3,7 @@
 //! Whoever may connect may read them, so the address is this host's alone unless the operator says otherwise;
 //! and nobody who connects may cost a side more than a few connections.
 
+use crate::connections;
 use crate::metrics;
 use crate::options::{OptionError, Pairs, parse_switch};
 use crate::remedy::Remedy;
@@ -18,7 +19,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use vmft_backup::status::StatusBoard;
 use vmft_backup::tell;
 use vmft_sandbox::Task;
@@ -27,8 +27,6 @@ use vmft_sandbox::Task;
 const CONNECTIONS: usize = 16;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long nobody is let in after an error of the host's.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// `--metrics-listen ADDRESS:PORT[,insecure=on]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,30 +103,23 @@ pub fn serve(option: MetricsOption, status: Arc<StatusBoard>) -> Result<SocketAd
 }
 
 async fn accept(listener: tokio::net::TcpListener, status: Arc<StatusBoard>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let status = Arc::clone(&status);
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let answer = answer(&request, &status);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .max_buf_size(16 << 10)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
-            // What goes wrong with a reader is the reader's.
-            let _ = tokio::time::timeout(PATIENCE, connection).await;
-            drop(place);
-        });
-    }
+    let serve = |stream| serve_connection(stream, Arc::clone(&status));
+    connections::accept(listener, CONNECTIONS, serve).await;
+}
+
+async fn serve_connection(stream: tokio::net::TcpStream, status: Arc<StatusBoard>) {
+    let service = service_fn(|request| {
+        let answer = answer(&request, &status);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(16 << 10)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // What goes wrong with a reader is the reader's.
+    let _ = tokio::time::timeout(PATIENCE, connection).await;
 }
 
 #[cfg(test)]

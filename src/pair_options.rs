@@ -17,8 +17,8 @@ use vmft_backup::bounds::Bounds;
 use vmft_backup::epoch::Protection;
 use vmft_backup::identity::{Joining, fingerprint, joining_fingerprint, protecting};
 use vmft_backup::lag::LagBound;
+use vmft_backup::mirror::report::CopyRole;
 use vmft_backup::side::Side;
-use vmft_backup::status::CopyRole;
 use vmft_backup::storage;
 use vmft_backup::tell;
 use vmft_log::entry::Generation;
@@ -267,11 +267,13 @@ pub fn begin_reign(
     })?;
     let name = arbiter.pair(&fresh_id()?)?;
     let latest = arbiter.latest()?;
-    let winner = arbiter.winner(latest)?;
-    side.mirrors.check(&name, latest, winner.as_ref()).remedy(|| {
-        "start the side whose copy has everything, and this one as its standby; or say force=on with this \
-         disk, and lose that"
-    })?;
+    if !side.mirrors.is_empty() {
+        let winner = arbiter.winner(latest)?;
+        side.mirrors.check(&name, latest, winner.as_ref()).remedy(|| {
+            "start the side whose copy has everything, and this one as its standby; or say force=on with \
+             this disk, and lose that"
+        })?;
+    }
     let generation = Generation(latest.0 + 1);
     let fingerprint = protecting(fingerprint(engine, board), protection);
     let fingerprint = with_storage(fingerprint, place, &side.disks);

@@ -73,26 +73,15 @@ pub fn take(place: &ArbiterPlace) -> Result<Arc<dyn Arbiter>> {
     }
 }
 
-/// The pair's name, and its last generation with its winner. `None` for a pair that has not begun, or some side
-/// of which is alive.
-///
-/// # Errors
-/// The arbiter cannot be asked.
-pub fn last_reign(place: &ArbiterPlace) -> Result<Option<(String, Generation, Option<Candidate>)>> {
-    let PairState::Over { .. } = look(place)? else { return Ok(None) };
-    let arbiter = match take(place) {
-        Err(error) if is_in_use(&error) => return Ok(None),
-        other => other?,
-    };
-    let latest = arbiter.latest()?;
-    Ok(Some((arbiter.pair_name()?, latest, arbiter.winner(latest)?)))
+/// What is found at an arbiter.
+enum Found {
+    New,
+    Alive,
+    /// Nobody else has it, and this is its pair's last generation.
+    Over(Arc<dyn Arbiter>, Generation),
 }
 
-/// Looks. What it says may be old at once: who begins is decided by the arbiter's own test-and-set.
-///
-/// # Errors
-/// The arbiter cannot be asked.
-pub fn look(place: &ArbiterPlace) -> Result<PairState> {
+fn find(place: &ArbiterPlace) -> Result<Found> {
     let is_absent = match place {
         ArbiterPlace::Directory(path) => {
             matches!(DirectoryArbiter::open(path), Err(ArbiterError::Absent { .. }))
@@ -104,18 +93,39 @@ pub fn look(place: &ArbiterPlace) -> Result<PairState> {
         ArbiterPlace::Export(_) => false,
     };
     if is_absent {
-        return Ok(PairState::New);
+        return Ok(Found::New);
     }
     let arbiter = match take(place) {
         Ok(arbiter) => arbiter,
-        Err(error) if is_in_use(&error) => return Ok(PairState::Alive),
+        Err(error) if is_in_use(&error) => return Ok(Found::Alive),
         Err(error) => return Err(error),
     };
     let generation = arbiter.latest()?;
-    if generation.0 == 0 {
-        return Ok(PairState::New);
-    }
-    Ok(PairState::Over { generation: generation.0, winner: arbiter.winner(generation)? })
+    Ok(if generation.0 == 0 { Found::New } else { Found::Over(arbiter, generation) })
+}
+
+/// The pair's name, and its last generation with its winner. `None` for a pair that has not begun, or some side
+/// of which is alive.
+///
+/// # Errors
+/// The arbiter cannot be asked.
+pub fn last_reign(place: &ArbiterPlace) -> Result<Option<(String, Generation, Option<Candidate>)>> {
+    let Found::Over(arbiter, latest) = find(place)? else { return Ok(None) };
+    Ok(Some((arbiter.pair_name()?, latest, arbiter.winner(latest)?)))
+}
+
+/// Looks. What it says may be old at once: who begins is decided by the arbiter's own test-and-set.
+///
+/// # Errors
+/// The arbiter cannot be asked.
+pub fn look(place: &ArbiterPlace) -> Result<PairState> {
+    Ok(match find(place)? {
+        Found::New => PairState::New,
+        Found::Alive => PairState::Alive,
+        Found::Over(arbiter, generation) => {
+            PairState::Over { generation: generation.0, winner: arbiter.winner(generation)? }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -11,15 +11,16 @@ use crate::identity::{fingerprint, protecting};
 use crate::join_content::JoinContent;
 use crate::live::{LiveDuties, Succession};
 use crate::mending::Divergences;
+use crate::mirror::report::CopyRole;
 use crate::mirror::{Feed, Feeding, Taker};
+use crate::refusals::Refusals;
 use crate::reign::{Fate, FollowEvent, FollowReign};
 use crate::side::{Side, SideEnd, SideError};
-use crate::status::{ChannelStatus, CopyRole, Role, ms};
+use crate::status::{ChannelStatus, Role, ms};
 use crate::storage::{self, Token};
 use crate::storage_look::StorageLook;
 use crate::succession::FollowPolicy;
 use crate::tell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -514,23 +515,6 @@ pub(crate) fn won(machine: Machine, policy: &FollowPolicy, kept: &KeptOutputs) -
     Followed::Won(Box::new((machine, succession)))
 }
 
-/// Why this side was not let join, by whom: for the event log.
-#[derive(Debug, Default)]
-struct Refusals(BTreeMap<String, String>);
-
-impl Refusals {
-    /// True if it is not what it was the last time there.
-    fn is_news(&mut self, with: &str, why: &str) -> bool {
-        self.0.insert(with.to_owned(), why.to_owned()).is_none_or(|last| last != why)
-    }
-
-    fn note(&mut self, with: String, why: String) {
-        if self.is_news(&with, &why) {
-            events::note(|| Event::JoinRefused { with: with.into(), why: why.into(), untold: 0 });
-        }
-    }
-}
-
 impl Patience {
     /// True if it has been tried for long enough.
     pub fn is_over(self, tried: Duration) -> bool {
@@ -582,20 +566,5 @@ fn is_temporary(error: &TransportError) -> bool {
             matches!(refusal, Refusal::HasBackup | Refusal::NotAccepting(_))
         }
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_standby_that_asks_in_turn_again_and_again_notes_each_refusal_once() {
-        let mut refusals = Refusals::default();
-        assert!(refusals.is_news("a", "refused") && refusals.is_news("b", "no place"));
-        for _ in 0..100 {
-            assert!(!refusals.is_news("a", "refused") && !refusals.is_news("b", "no place"));
-        }
-        assert!(refusals.is_news("a", "no place") && !refusals.is_news("b", "no place"));
     }
 }

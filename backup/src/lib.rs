@@ -25,6 +25,7 @@ mod periodic_kicks;
 mod policy;
 mod rate_probe;
 pub mod recorded;
+mod refusals;
 pub mod reign;
 pub mod requests;
 mod rounds;

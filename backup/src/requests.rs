@@ -175,15 +175,16 @@ impl Requests {
 
     /// The guest stands still, and its side's status says so.
     pub(crate) fn tell_paused(&self) {
-        for reply in self.lock().iter_mut().flat_map(|asked| asked.pausing.drain(..)) {
-            // Whoever asked may have gone.
-            let _ = reply.send(());
-        }
+        self.tell(|asked| &mut asked.pausing);
     }
 
     /// The guest is not paused, and its side's status says so.
     pub(crate) fn tell_resumed(&self) {
-        for reply in self.lock().iter_mut().flat_map(|asked| asked.resuming.drain(..)) {
+        self.tell(|asked| &mut asked.resuming);
+    }
+
+    fn tell(&self, who: impl Fn(&mut AskedFor) -> &mut Vec<Sender<()>>) {
+        for reply in self.lock().iter_mut().flat_map(|asked| who(asked).drain(..)) {
             // Whoever asked may have gone.
             let _ = reply.send(());
         }

@@ -11,6 +11,7 @@
 
 use super::acts::{Act, Hands};
 use super::door::{Door, Refusal};
+use crate::connections;
 use crate::machine_options::fresh_id;
 use crate::remedy::one_line;
 use axum::http::header::{self, HeaderName};
@@ -47,8 +48,6 @@ const ACT_PATIENCE: Duration = Duration::from_secs(60);
 const ACTS: usize = 4;
 /// Most bytes that a button sends.
 const ORDER: usize = 256;
-/// How long nobody is let in after an error of the host's.
-const PAUSE: Duration = Duration::from_millis(100);
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -300,17 +299,6 @@ async fn serve_connection(stream: tokio::net::TcpStream, served: Arc<Served>) {
 
 /// Serves until the process ends.
 pub(super) async fn accept(listener: TcpListener, served: Arc<Served>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let served = Arc::clone(&served);
-        tokio::spawn(async move {
-            serve_connection(stream, served).await;
-            drop(place);
-        });
-    }
+    let serve = |stream| serve_connection(stream, Arc::clone(&served));
+    connections::accept(listener, CONNECTIONS, serve).await;
 }

@@ -4,8 +4,7 @@ use crate::reader::Page;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use vmft_backup::status::{Role, SideStatus};
@@ -25,14 +24,14 @@ fn answer(mut stream: UnixStream) {
     let _ = stream.write_all(format!("{head}\r\nContent-Length: {len}\r\n\r\n{body}").as_bytes());
 }
 
-/// A side that answers; counts how often it is asked.
-fn side(path: &Path) -> Arc<AtomicUsize> {
+/// A side that answers; tells each time that it is asked.
+fn side(path: &Path) -> Receiver<()> {
     let listener = UnixListener::bind(path).unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
+    let (tell, asked) = channel();
     thread::spawn(move || {
         for stream in listener.incoming() {
-            count.fetch_add(1, Ordering::SeqCst);
+            // Not every test wants to know.
+            let _ = tell.send(());
             answer(stream.unwrap());
         }
     });
@@ -71,29 +70,24 @@ fn sides_are_asked_once_for_all_who_look_and_not_at_all_for_nobody() {
     let asked = side(&socket);
     let page = page(&[&socket]);
     let mut readers: Vec<_> = (0..8).map(|_| page.pictures()).collect();
-    let (began, before) = (Instant::now(), asked.load(Ordering::SeqCst));
+    let began = Instant::now();
+    asked.try_iter().for_each(drop);
     for _ in 0..20 {
         readers.iter_mut().for_each(|pictures| drop(pictures.next()));
     }
-    let times = asked.load(Ordering::SeqCst) - before;
+    let times = asked.try_iter().count();
     // One answer under way at each end.
     let most = began.elapsed().as_millis() / INTERVAL.as_millis() + 2;
     assert!((1..=most).contains(&(times as u128)), "asked {times} times, for {most} at most");
     drop(readers);
     // Whoever has left is noticed at the next picture, or the one after it; then nobody asks.
     let deadline = Instant::now() + crate::reader::LIMIT;
-    loop {
-        let before = asked.load(Ordering::SeqCst);
-        thread::sleep(QUIET);
-        if asked.load(Ordering::SeqCst) == before {
-            break;
-        }
+    while asked.recv_timeout(QUIET).is_ok() {
         assert!(Instant::now() < deadline, "it is asked although nobody looks");
     }
-    let last = asked.load(Ordering::SeqCst);
     // What it shows first may be what it knew.
     let mut pictures = page.pictures();
-    pictures.wait(|_| asked.load(Ordering::SeqCst) > last);
+    pictures.wait(|_| asked.try_recv().is_ok());
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::PoisonError;
 use vmft::pair::disk_argument;
 use vmft_backup::mirror::record::{CopyState, Record};
-use vmft_backup::status::{CopyRole, Role};
+use vmft_backup::mirror::report::CopyRole;
+use vmft_backup::status::Role;
 
 /// So many records fill a block of the guest's file system. What was flushed while somebody followed, and is not
 /// written again, is on the survivor's copy only if the replay has put it there.

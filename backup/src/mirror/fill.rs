@@ -6,7 +6,8 @@
 
 use super::take::percent;
 use super::{Mirror, Mirrors};
-use crate::status::{CopyReport, CopyRole, StatusBoard};
+use crate::mirror::report::{CopyReport, CopyRole};
+use crate::status::StatusBoard;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;

@@ -18,6 +18,7 @@
 mod feed;
 mod fill;
 pub mod record;
+pub mod report;
 pub mod standing;
 mod take;
 #[cfg(test)]
@@ -30,8 +31,9 @@ pub(crate) use take::Taker;
 
 use crate::arbiter::Candidate;
 use crate::identity::nonce;
-use crate::status::{CopyReport, CopyRole, StatusBoard};
+use crate::status::StatusBoard;
 use record::{CopyState, RecordError, RecordFile};
+use report::{CopyReport, CopyRole};
 use standing::{Unfit, may_begin};
 use std::io;
 use std::path::{Path, PathBuf};
